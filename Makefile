@@ -1,0 +1,55 @@
+# Two commands do everything: `make quickstart` trains a model, `make test` runs the tests.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --constraint constraints.txt
+
+.PHONY: help quickstart test test-all lint format install constraints clean
+
+help:  ## Show what there is to make
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+quickstart: $(VENV)/.installed  ## Install, then train a small GPT on the Python library's own sources
+	$(BIN)/llmscale train configs/quickstart.yaml
+
+test: $(VENV)/.installed-test  ## Run the tests that are not slow
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: $(VENV)/.installed-test  ## Run all tests
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-test  ## Check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-test  ## Rewrite the files in the house style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+install: $(VENV)/.installed  ## Install into .venv
+
+# torch comes first and by the constraint: installed as somebody's dependency it would be whatever is newest.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "llmscale needs Python 3.10 or newer, but $(PYTHON) is $$($(PYTHON) --version); run make with PYTHON=python3.12" >&2; exit 2; }
+	@echo "installing into $(VENV), which takes one to three minutes ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch uv
+	@$(INSTALL) --editable '.[plots]'
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	@$(INSTALL) --editable '.[test]'
+	@touch $@
+
+constraints: $(VENV)/.installed  ## Bring constraints.txt up to date; torch and deepspeed stay where they are
+	@grep -E '^(torch|deepspeed)==' constraints.txt > constraints.pinned
+	@{ grep '^#' constraints.txt; \
+	   $(BIN)/uv pip compile pyproject.toml --extra test --universal --python-version 3.10 --quiet \
+	     --no-header --no-annotate --constraint constraints.pinned | grep -vE '^(nvidia-|cuda-|triton)'; \
+	   echo "uv==$$($(BIN)/uv --version | cut -d' ' -f2)"; } > constraints.new
+	@mv constraints.new constraints.txt && rm constraints.pinned
+
+clean:  ## Remove the environment and caches; runs stay
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info
