@@ -1,0 +1,77 @@
+"""The one batch that every objective reads, and the samples it is stacked from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+
+
+@dataclass
+class Batch:
+    """Samples of one micro batch, B of them, as torch tensors. What an objective does not use is None.
+
+    Corruption (masking, spans) has happened already; `llmscale.objectives` only compute losses.
+    """
+
+    inputs: torch.Tensor
+    """(B, T) int64: token ids that the decoder (or the encoder of an encoder-only model) reads."""
+    targets: torch.Tensor
+    """(B, T) int64: the token to predict at each position; any valid id where the weight is 0."""
+    weights: torch.Tensor
+    """(B, T) float32: how much each target counts; 0 where nothing is predicted."""
+    sample_ids: torch.Tensor
+    """(B,) int64: the global sample number k; -1 for fill."""
+    segment_ids: torch.Tensor | None = None
+    """(B, T) int64: number of the document within the sample, from 0; -1 for fill; token types for next-sentence
+    pairs."""
+    positions: torch.Tensor | None = None
+    """(B, T) int64: position of each token, where it is not 0..T-1."""
+    encoder_inputs: torch.Tensor | None = None
+    """(B, S) int64: token ids that the encoder of an encoder-decoder reads."""
+    encoder_weights: torch.Tensor | None = None
+    """(B, S) float32: 1 for encoder tokens, 0 for padding; of `inputs` in an encoder-only model."""
+    encoder_segment_ids: torch.Tensor | None = None
+    """(B, S) int64: number of the document of each encoder token."""
+    next_sentence_labels: torch.Tensor | None = None
+    """(B,) int64: 0 when the second segment follows the first, 1 when not, -1 for neither and for fill."""
+    prefix_lengths: torch.Tensor | None = None
+    """(B,) int64: how many tokens from the start all see each other (prefix LM)."""
+
+    @property
+    def size(self) -> int:
+        """Samples in the batch, fill included."""
+        return self.inputs.shape[0]
+
+    def map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+        """The batch with `function` applied to every tensor."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Batch(**{name: None if value is None else function(value) for name, value in values.items()})
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The batch on `device`; copies from pinned memory do not wait."""
+        return self.map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def split(self, micro_batch: int) -> list[Batch]:
+        """Micro batches of at most `micro_batch` samples, in order."""
+        return [
+            self.map(lambda tensor, start=start: tensor[start : start + micro_batch])  # type: ignore[misc]
+            for start in range(0, self.size, micro_batch)
+        ]
+
+
+def make_batch(arrays: Mapping[str, np.ndarray], numbers: np.ndarray) -> Batch:
+    """The batch of an objective's rows, which have the global sample numbers `numbers` (-1 for fill)."""
+    tensors = {name: torch.from_numpy(array.astype(_dtype(name), copy=False)) for name, array in arrays.items()}
+    tokens = tensors.pop("tokens", None)
+    if tokens is not None:
+        tensors |= {"inputs": tokens[:, :-1], "targets": tokens[:, 1:]}
+    if "weights" not in tensors:
+        tensors["weights"] = torch.ones(()).expand(tensors["targets"].shape)
+    return Batch(sample_ids=torch.from_numpy(numbers), **tensors)
+
+
+def _dtype(name: str) -> type:
+    return np.float32 if name in ("weights", "encoder_weights") else np.int64

@@ -1,0 +1,178 @@
+"""Settings of the data pipeline: sources, tokenizer and stream."""
+
+import re
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from data_pipeline.cleaning.config import CleaningStep, DeduplicationConfig
+from data_pipeline.section import Section
+
+
+class SourceConfig(Section):
+    """Where documents come from."""
+
+    kind: Literal["text", "jsonl", "csv", "tsv", "parquet", "arrow", "datasets", "tokens"] = "text"
+    """text: plain files; jsonl: one JSON object a line; csv, tsv: rows under a header row; parquet: rows; arrow: IPC
+    files or streams, such as `datasets` saves; datasets: anything that the Hugging Face `datasets` library can stream.
+    Files of kinds text, jsonl, csv and tsv may be compressed: `.gz` or `.zst`. tokens: prefixes of `.bin` and `.idx`
+    files, as `llmscale data prepare`, Megatron-LM and GPT-NeoX write them."""
+    paths: list[str] = []
+    """Files or glob patterns (`**` crosses folders), relative to the working directory, or URLs that fsspec opens such
+    as `s3://bucket/*.jsonl`. `{python_stdlib}` stands for the folder of this Python installation's standard library."""
+    exclude: list[str] = []
+    """Path components to leave out: a file is skipped when any folder or file name on its path below the pattern's
+    fixed part matches one of these patterns (such as `__pycache__` or `*.min.js`)."""
+    document: Literal["file", "line"] = "file"
+    """What one document is, for kind text without a `delimiter`."""
+    delimiter: str | None = Field(default=None, min_length=1)
+    """For kind text: what stands between documents, such as `<|endoftext|>`; everything else belongs to them."""
+    quote: str = Field(default='"', max_length=1)
+    """For csv and tsv: the character around fields that hold separators or newlines. Empty: quotes are ordinary
+    characters, as in many TSV files, and every newline ends a row."""
+    field: str = "text"
+    """The field that holds the text, for all kinds but text; or a template such as `"{title}\\n{body}"` that is filled
+    from several fields."""
+    target_field: str | None = None
+    """The field, or a template, that holds the target text of a pair (objective seq2seq), for all kinds but text."""
+    name: str | None = None
+    """For kind datasets: a hub name, or a builder such as `json` or `text` together with `paths`."""
+    subset: str | None = None
+    """For kind datasets: the configuration of the data set, where it has several."""
+    split: str = "train"
+    """For kind datasets: the split to read."""
+    label: str | None = None
+    """What reports and `data.mixture` call the source; its number in the list when not given."""
+    weight: float | None = Field(default=None, gt=0)
+    """Share of the samples that comes from this source, relative to the weights of the others. Give one to all
+    sources (a weight or `epochs`), or to none: then they are read as one, in proportion to their size."""
+    epochs: float | None = Field(default=None, gt=0)
+    """Instead of `weight`: how often this source is read for each time that a source with `epochs: 1` is read once;
+    its share is proportional to its bytes times this."""
+
+
+ROLES = ("bos", "eos", "pad", "unk", "cls", "sep", "mask", "fim_prefix", "fim_middle", "fim_suffix")
+"""Roles of special tokens, besides sentinel_0, sentinel_1 and so on."""
+
+
+class TokenizerTraining(Section):
+    """How to train a SentencePiece tokenizer from the training sources."""
+
+    model: Literal["bpe", "unigram"] = "bpe"
+    """The SentencePiece algorithm."""
+    vocab_size: int = Field(default=8192, ge=300)
+    """Number of pieces, special tokens and the 256 byte pieces included."""
+    character_coverage: float = Field(default=1.0, gt=0, le=1)
+    """Fraction of characters that get a piece of their own; the rest falls back to bytes. 0.9995 suits Chinese."""
+    max_bytes: int = Field(default=5_000_000, gt=0)
+    """Training text, in bytes: an even sample over the training documents up to this size."""
+
+
+class TokenizerConfig(Section):
+    """Which tokenizer the run uses. The run keeps its own copy in its directory."""
+
+    kind: Literal["sentencepiece", "huggingface", "gpt2", "wordpiece", "bytes"] = "sentencepiece"
+    """sentencepiece: a SentencePiece model, given or trained; huggingface: a `tokenizer.json` of the `tokenizers`
+    library; gpt2: byte-level BPE from `vocab.json` and `merges.txt`; wordpiece: BERT's `vocab.txt`; bytes: one token
+    per UTF-8 byte."""
+    path: str | None = None
+    """The tokenizer's file: a `.model`, `tokenizer.json`, `vocab.json` (or `encoder.json`) or `vocab.txt`, by kind.
+    A SentencePiece model is trained as `train` says where this is not given."""
+    merges: str | None = None
+    """For kind gpt2: the file with the merges; `merges.txt` or `vocab.bpe` beside `path` where not given."""
+    lower_case: bool = True
+    """For kind wordpiece: lower-case the text and strip its accents, as uncased BERT does."""
+    special: dict[str, str] = {}
+    """Which token has which role, such as `{eos: "<|endoftext|>"}`, where that is not told by the files or by a name
+    that is in common use. Roles: bos eos pad unk cls sep mask fim_prefix fim_middle fim_suffix sentinel_0 and so on.
+    eos separates documents and must exist."""
+    train: TokenizerTraining = TokenizerTraining()
+    """How to train the tokenizer when no `path` is given."""
+
+    @field_validator("special")
+    @classmethod
+    def _known_roles(cls, special: dict[str, str]) -> dict[str, str]:
+        for role in special:
+            if role not in ROLES and not re.fullmatch(r"sentinel_(0|[1-9]\d*)", role):
+                raise ValueError(f"{role!r} is no role; use one of {', '.join(ROLES)}, sentinel_0, sentinel_1 ...")
+        return special
+
+    @model_validator(mode="after")
+    def _path_as_the_kind_needs(self) -> "TokenizerConfig":
+        if self.path is None and self.kind in ("huggingface", "gpt2", "wordpiece"):
+            raise ValueError(f"kind {self.kind} needs a path, since only sentencepiece can be trained; name the file")
+        if self.path is not None and self.kind == "bytes":
+            raise ValueError(f"kind bytes has no file, but path is {self.path}; leave path out or name its kind")
+        return self
+
+
+class MixtureStage(Section):
+    """Shares that hold from some point of the training on."""
+
+    from_tokens: int = Field(gt=0)
+    """Target tokens of the whole run after which this stage begins; rounded down to whole samples."""
+    weights: dict[str, float]
+    """Weight of each source by its label; a source that is left out gives no samples."""
+
+
+class MixtureConfig(Section):
+    """How several sources share the samples."""
+
+    temperature: float = Field(default=1.0, gt=0)
+    """Shares are made proportional to (bytes x epochs)^(1 / temperature), or weight^(1 / temperature): above 1, small
+    sources count for more (Raffel et al. 2020, section 3.5.2)."""
+    stages: list[MixtureStage] = []
+    """Later shares, by increasing `from_tokens`."""
+
+
+class DataConfig(Section):
+    """What the model reads, and in which order."""
+
+    sources: list[SourceConfig] = Field(min_length=1)
+    """Training documents; all sources are read in proportion to their size in bytes."""
+    evaluation: list[SourceConfig] = []
+    """Documents to evaluate on, besides those that `holdout` sets aside."""
+    holdout: float = Field(default=0.0, ge=0, lt=1)
+    """Fraction of the training documents to set aside for evaluation: whole files by a hash of their path (kinds text
+    with one document a file), else single documents by a hash of file and position."""
+    order: Literal["stream", "permutation"] = "stream"
+    """stream: documents are tokenised while they are read, and lanes are shuffled a block at a time. permutation: all
+    documents are tokenised first, into a cache of the run, and every epoch is a random order of all samples, each
+    exactly once; for fine-tuning and other small data. Sources of kind tokens are always read by permutation."""
+    mixture: MixtureConfig = MixtureConfig()
+    """How sources with a `weight` or `epochs` share the samples."""
+    cleaning: list[CleaningStep] = []
+    """Steps that every document goes through, in this order, training and evaluation documents alike."""
+    deduplication: DeduplicationConfig | None = None
+    """Which documents to leave out because they repeat earlier ones; done by `llmscale data prepare` only, since it
+    needs the whole corpus."""
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    """The tokenizer."""
+    sequence_length: int = Field(default=1024, gt=0)
+    """Target tokens per sample."""
+    lanes: int = Field(default=960, gt=0)
+    """Independent streams that the documents are dealt to. Every data-parallel size that divides it reads the same
+    samples in the same order. Small data needs fewer."""
+    span_bytes: int = Field(default=1 << 20, gt=0)
+    """Most bytes of a line-oriented file that are dealt to a lane at a time; a small source is cut finer, into about
+    four parts a lane. Row groups, record batches, compressed files and whole-file documents are not split."""
+    max_document_bytes: int = Field(default=1 << 26, gt=0)
+    """A record that is longer is a bad one."""
+    on_bad_record: Literal["skip", "fail"] = "skip"
+    """What to do about a record that cannot be used as it is (malformed, too long, without the field): skip counts it
+    and notes its place, and replaces invalid UTF-8 by U+FFFD; fail stops with its path and line. Empty records
+    are never bad ones, and a file that cannot be read at all always stops the run."""
+    bad_record_warning: float = Field(default=0.01, ge=0, le=1)
+    """Fraction of bad records above which the run warns."""
+    shuffle_buffer: int = Field(default=4096, ge=0)
+    """Samples held for shuffling, over all lanes together."""
+    workers: int = Field(default=2, ge=0)
+    """Loader processes per rank; the largest number not above this that divides the rank's lanes is used.
+    Changes nothing but speed."""
+    prefetch: int = Field(default=4, gt=0)
+    """Steps' worth of samples that the loader prepares ahead."""
+
+    @property
+    def finite(self) -> bool:
+        """Whether samples are read by permutation, so that there is an end to an epoch."""
+        return self.order == "permutation" or any(source.kind == "tokens" for source in self.sources)

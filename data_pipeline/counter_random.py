@@ -1,0 +1,48 @@
+"""Random numbers that are a function of a key and of nothing else: no state, the same in every version and layout."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import xxhash
+
+
+def uniforms(count: int, *key: int | str) -> np.ndarray:
+    """`count` float64 numbers in [0, 1) that depend on nothing but `key`.
+
+    SplitMix64 (Steele, Lea and Flood 2014, figure 15) from the xxh64 of the key: number i needs none of the others.
+    """
+    return (split_mix(_seed(key), np.arange(1, count + 1)) >> np.uint64(11)) * 2.0**-53
+
+
+def split_mix(seed: int | np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """Numbers `numbers` (any shape, int64) of the SplitMix64 sequence of a 64-bit seed, as uint64; all are different.
+
+    Several seeds (uint64) are broadcast against the numbers.
+    """
+    x = numbers.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.asarray(seed, dtype=np.uint64)
+    x ^= x >> np.uint64(30)
+    x *= np.uint64(0xBF58476D1CE4E5B9)
+    x ^= x >> np.uint64(27)
+    x *= np.uint64(0x94D049BB133111EB)
+    x ^= x >> np.uint64(31)
+    return x
+
+
+def choose(count: int, total: int, *key: int | str) -> np.ndarray:
+    """Sorted indices of `count` different numbers below `total`, every set as likely as any other."""
+    return choose_each(count, total, [key])[0]
+
+
+def choose_each(count: int, total: int, keys: Sequence[tuple[int | str, ...]]) -> np.ndarray:
+    """What `choose` gives for each key: (len(keys), count), in much less time."""
+    if count in (0, total):
+        return np.tile(np.arange(count), (len(keys), 1))
+    seeds = np.array([_seed(key) for key in keys], dtype=np.uint64)
+    draws = split_mix(seeds[:, None], np.arange(1, total + 1))
+    return np.sort(np.argpartition(draws, count - 1, axis=1)[:, :count], axis=1)
+
+
+def _seed(key: Iterable[int | str]) -> int:
+    return xxhash.xxh64_intdigest(",".join(map(str, key)).encode())

@@ -1,0 +1,32 @@
+"""The one exception for mistakes that the user can mend, and errors of writing that name the file."""
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Error numbers of a disk, a quota or a file that can take no more."""
+
+
+class UserError(ValueError):
+    """A mistake in the config, the files or the command line.
+
+    The message is one sentence that names the field or file, both values and the fix. The command line
+    prints it without a traceback and exits with code 2.
+    """
+
+    everywhere = True
+    """Every rank meets the same mistake, so that rank 0 alone reports it; set to False where only one rank does."""
+
+
+@contextlib.contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """Errors of the operating system within the block, such as a full disk, name `path`, which write() does not."""
+    try:
+        yield
+    except OSError as error:
+        # numpy reports a short write without any errno.
+        number = error.errno or errno.ENOSPC
+        raise OSError(number, os.strerror(number), error.filename or str(path)) from None

@@ -1,0 +1,230 @@
+"""Held-out documents as a finite set of samples, tokenised once and memory-mapped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from data_pipeline.batch import Batch, make_batch
+from data_pipeline.config import DataConfig
+from data_pipeline.errors import UserError, writing
+from data_pipeline.indexed.format import token_dtype
+from data_pipeline.indexed.materialise import tokenized
+from data_pipeline.indexed.shards import Shards
+from data_pipeline.indexed.writer import IndexedWriter
+from data_pipeline.indexed_samples import fill_rows, make_view
+from data_pipeline.objective_config import CausalObjective, ObjectiveConfig
+from data_pipeline.objectives import Objective, build_objective
+from data_pipeline.sources import Corpus, Document
+from data_pipeline.tokenizer import Tokenizer, load_tokenizer
+from data_pipeline.training_samples import prepared_prefixes
+
+PREFIX = "documents"
+
+
+@dataclass
+class _Size:
+    """How much there is to predict, apart from what the objective leaves out."""
+
+    documents: int = 0
+    tokens: int = 0
+    bytes: int = 0
+
+
+class EvaluationSet:
+    """Samples of an objective over the documents in their order. For causal models that is the stream eos, document,
+    eos, document, eos, ...: every token of every document, and the eos after it, is a target exactly once."""
+
+    def __init__(self, directory: str | Path, objective: Objective, seed: int) -> None:
+        """Maps what `build_evaluation_set` wrote; `seed` decides what the objective draws."""
+        self._view = make_view(Shards([Path(directory) / PREFIX]), objective, seed)
+        self._objective = objective
+        size = _Size(**json.loads((Path(directory) / "meta.json").read_text()))
+        self.documents = size.documents
+        """Number of documents; a pair is one."""
+        self.tokens = size.tokens
+        """Tokens of the documents (of pairs: of their targets), an eos after each included."""
+        self.bytes = size.bytes
+        """UTF-8 bytes of the same."""
+
+    def __len__(self) -> int:
+        """Number of samples; the last one may be partly padding."""
+        return len(self._view)
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        """Samples by number; a number that is -1 or not below `len` gives fill of weight 0 (sample id -1)."""
+        real = [index for index in indices if 0 <= index < len(self)]
+        shown = real or [0]
+        arrays = self._objective.arrays([self._view.sample(index, index) for index in shown], shown)
+        rows = fill_rows(arrays, len(real), len(indices) - len(real))
+        # Fill stands where it was asked for.
+        order = np.empty(len(indices), dtype=np.int64)
+        kept = np.array([0 <= index < len(self) for index in indices], dtype=bool)
+        order[kept], order[~kept] = np.arange(len(real)), np.arange(len(real), len(indices))
+        numbers = np.where(kept, np.array(indices, dtype=np.int64), -1)
+        return make_batch({name: array[order] for name, array in rows.items()}, numbers)
+
+
+def build_evaluation_set(
+    config: DataConfig,
+    tokenizer_dir: str | Path,
+    cache: str | Path,
+    *,
+    objective: ObjectiveConfig = CausalObjective(),  # noqa: B008
+    seed: int = 0,
+    everything: bool = False,
+) -> EvaluationSet:
+    """The documents to evaluate on, tokenised once under `cache` in a folder named by a digest of its contents.
+
+    Args:
+        config: held out are what `config.holdout` sets aside and the documents of `config.evaluation`.
+        tokenizer_dir: a folder that `prepare_tokenizer` filled.
+        cache: where to keep it; several processes may build the same one at once.
+        objective: what the model is to predict. Documents are never rearranged to fill in their middle.
+        seed: decides what the objective draws.
+        everything: evaluate on all documents of `config.sources` instead.
+
+    Raises:
+        UserError: there are no such documents, or a file cannot be read.
+    """
+    tokenizer = load_tokenizer(tokenizer_dir)
+    if isinstance(objective, CausalObjective):
+        objective = objective.model_copy(update={"fim_rate": 0.0})
+    made = build_objective(objective, tokenizer, config.sequence_length, seed)
+    whole = config.model_copy(update={"holdout": 0.0})
+    parts = _training_parts(whole, tokenizer) if everything else _heldout_parts(config, tokenizer)
+    lead, pairs = made.overlap == 1, made.unit == "pair"
+    key = hashlib.sha256(f"{tokenizer.digest} {lead} {pairs}".encode())
+    for part in parts:
+        key.update(part.digest.encode())
+    directory = Path(cache) / f"evaluation-{key.hexdigest()[:16]}"
+    if not directory.exists():
+        fix = "name other files" if everything else "raise data.holdout or name files in data.evaluation"
+        _write(parts, tokenizer, directory, lead, pairs, fix)
+    return EvaluationSet(directory, made, seed)
+
+
+def training_documents(config: DataConfig, tokenizer: Tokenizer) -> Iterator[str]:
+    """The text of every training document once, file by file."""
+    for part in _training_parts(config, tokenizer):
+        yield from part.texts(tokenizer)
+
+
+def heldout_documents(config: DataConfig, tokenizer: Tokenizer) -> Iterator[str]:
+    """The text of every held-out document: those that `holdout` sets aside, then those of `evaluation`."""
+    for part in _heldout_parts(config, tokenizer):
+        yield from part.texts(tokenizer)
+
+
+class _Text:
+    """Documents of a corpus, on one side of the held-out split."""
+
+    def __init__(self, corpus: Corpus, held_out: bool) -> None:
+        self.corpus = corpus
+        self.held_out = held_out
+        self.digest = f"{corpus.digest} {held_out}"
+
+    def texts(self, tokenizer: Tokenizer) -> Iterator[str]:
+        return (document.text for document in self._documents())
+
+    def tokens(self, tokenizer: Tokenizer, pairs: bool) -> Iterator[tuple[list[np.ndarray], int]]:
+        """The arrays of each document, and the bytes of its text, or of its target."""
+        for batch in tokenized(self._documents(), tokenizer, pairs):
+            for text in batch:
+                counted = text.document.target if pairs else text.document.text
+                yield text.arrays, len((counted or "").encode(errors="surrogatepass"))
+
+    def _documents(self) -> Iterator[Document]:
+        return self.corpus.documents(held_out=self.held_out)
+
+
+class _Tokens:
+    """Documents that are tokenised already."""
+
+    def __init__(self, prefixes: list[str]) -> None:
+        self.shards = Shards(prefixes)
+        self.digest = self.shards.digest
+
+    def texts(self, tokenizer: Tokenizer) -> Iterator[str]:
+        return (tokenizer.decode(self.shards.document(i)) for i in range(self.shards.document_count))
+
+    def tokens(self, tokenizer: Tokenizer, pairs: bool) -> Iterator[tuple[list[np.ndarray], int]]:
+        step = 2 if pairs else 1
+        for first in range(0, self.shards.document_count, step):
+            arrays = [self.shards.document(first + i).astype(np.int32) for i in range(step)]
+            yield arrays, len(tokenizer.decode(arrays[-1]).encode())
+
+
+def _training_parts(config: DataConfig, tokenizer: Tokenizer) -> list[_Text | _Tokens]:
+    if all(source.kind == "tokens" for source in config.sources):
+        paths = [path for source in config.sources for path in source.paths]
+        return [_Tokens(prepared_prefixes(paths, "data.sources", tokenizer))]
+    return [_Text(Corpus.training(config), False)]
+
+
+def _heldout_parts(config: DataConfig, tokenizer: Tokenizer) -> list[_Text | _Tokens]:
+    tokens = [source.kind == "tokens" for source in config.sources]
+    parts: list[_Text | _Tokens] = []
+    if config.holdout > 0:
+        if any(tokens):
+            raise UserError(
+                f"data.holdout is {config.holdout}, but tokens cannot be held out any more; set it to 0, and name what"
+                f" data prepare held out in data.evaluation (kind: tokens, paths: [OUT/heldout])"
+            )
+        parts.append(_Text(Corpus.training(config), True))
+    text = [source for source in config.evaluation if source.kind != "tokens"]
+    if text:
+        corpus = Corpus(
+            text,
+            span_bytes=config.span_bytes,
+            where="data.evaluation",
+            cleaning=config.cleaning,
+            max_document_bytes=config.max_document_bytes,
+            on_bad_record=config.on_bad_record,
+        )
+        parts.append(_Text(corpus, False))
+    for index, source in enumerate(config.evaluation):
+        if source.kind == "tokens":
+            parts.append(_Tokens(prepared_prefixes(source.paths, f"data.evaluation[{index}]", tokenizer)))
+    if not parts:
+        raise UserError("data.holdout is 0 and data.evaluation is empty, so nothing is held out; give either")
+    return parts
+
+
+def _write(
+    parts: Iterable[_Text | _Tokens], tokenizer: Tokenizer, directory: Path, lead: bool, pairs: bool, fix: str
+) -> None:
+    """Write documents.bin, .idx and meta.json; the folder appears whole or not at all."""
+    size = _Size()
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+    try:
+        with writing(directory), IndexedWriter(temporary / PREFIX, token_dtype(tokenizer.vocab_size)) as writer:
+            if lead:
+                # So that the first token of the first document has one to be predicted from.
+                writer.add([np.array([tokenizer.special["eos"]])])
+            for part in parts:
+                for arrays, count in part.tokens(tokenizer, pairs):
+                    writer.add(arrays)
+                    size.documents += 1
+                    size.tokens += len(arrays[-1])
+                    size.bytes += count
+        if not size.documents:
+            raise UserError(f"the documents to evaluate on hold no text; {fix}")
+        with writing(directory):
+            (temporary / "meta.json").write_text(json.dumps(asdict(size)))
+            os.rename(temporary, directory)
+    except OSError:
+        # Another rank may have been faster; the contents are the same.
+        if not directory.exists():
+            raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -1,0 +1,83 @@
+"""The text of a record: one field, or a template over several; and the second text of a pair likewise."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from data_pipeline.config import SourceConfig
+from data_pipeline.errors import UserError
+
+_KINDS = {dict: "an object", list: "a list", bool: "a truth value", int: "a number", float: "a number"}
+
+
+class TextField:
+    """Takes a text out of a record by a field's name, or by a template such as `"{title}\\n{body}"`."""
+
+    def __init__(self, field: str, where: str, option: str = "field") -> None:
+        """`where` and `option` name the setting in messages; raises UserError for a template that cannot be parsed."""
+        self.setting = f"{where}.{option}"
+        self.template = field if "{" in field else None
+        try:
+            parts = list(string.Formatter().parse(field)) if self.template else []
+        except ValueError as error:
+            raise UserError(f"{self.setting}: {field!r} is not a valid template: {error}") from None
+        named = [name for _, name, _, _ in parts if name is not None]
+        self.names = list(dict.fromkeys(filter(None, named))) if self.template else [field]
+        if not self.names:
+            raise UserError(f"{self.setting}: {field!r} names no field; write it as '{{title}}' or plain title")
+        unfit = [name for name in named if not name or name.isdigit() or set(name) & set(".[")]
+        if unfit:
+            raise UserError(
+                f"{self.setting}: {field!r} is not a valid template: {unfit[0]!r} is no plain field name;"
+                f" write it as {{title}}, without number, index or attribute"
+            )
+
+    def require(self, present: Iterable[str], path: str) -> None:
+        """Raise UserError, naming the fields there are, unless every field this needs is among `present`."""
+        known = list(present)
+        for name in self.names:
+            if name not in known:
+                raise UserError(
+                    f"{self.setting}: {path} has no field {name!r} but {', '.join(map(repr, known)) or 'none'};"
+                    f" set {self.setting} to one of them"
+                )
+
+    def text(self, record: Mapping[str, Any]) -> str | None:
+        """The record's text; None where a field is missing or holds no string."""
+        if self.template is None:
+            text = record.get(self.names[0])
+            return text if isinstance(text, str) else None
+        values = {name: record.get(name) for name in self.names}
+        if not all(isinstance(value, str) for value in values.values()):
+            return None
+        return self.template.format(**values)
+
+    def problem(self, record: Any) -> str:
+        """Why a record has no text."""
+        if not isinstance(record, dict):
+            return f"the record is {_kind(record)}, not an object"
+        name = next((name for name in self.names if not isinstance(record.get(name), str)), self.names[0])
+        return f"{name!r} is {_kind(record[name])}, not a string" if name in record else f"it has no {name!r}"
+
+
+class Fields:
+    """The text of a source's records and, for pairs, their second text."""
+
+    def __init__(self, source: SourceConfig, where: str) -> None:
+        """Raises UserError for a template that cannot be parsed."""
+        self.text = TextField(source.field, where)
+        self.target = TextField(source.target_field, where, "target_field") if source.target_field else None
+        self.both = [self.text] if self.target is None else [self.text, self.target]
+        self.names = list(dict.fromkeys(name for field in self.both for name in field.names))
+
+    def require(self, present: Iterable[str], path: str) -> None:
+        """Raise UserError, naming the fields there are, unless every field needed is among `present`."""
+        known = list(present)
+        for field in self.both:
+            field.require(known, path)
+
+
+def _kind(value: Any) -> str:
+    return "null" if value is None else _KINDS.get(type(value), f"of type {type(value).__name__}")

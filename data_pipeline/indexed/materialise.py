@@ -1,0 +1,163 @@
+"""Documents to .bin/.idx prefixes: tokenised in batches, an eos after each text."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from data_pipeline.errors import UserError, writing
+from data_pipeline.indexed.format import IndexedDataset, token_dtype
+from data_pipeline.indexed.writer import IndexedWriter, temporary_path
+from data_pipeline.sources import Document
+from data_pipeline.tokenizer import Tokenizer
+
+BATCH_DOCUMENTS = 256
+BATCH_CHARACTERS = 1 << 18
+
+
+@dataclass
+class Counts:
+    """How much of something there is."""
+
+    documents: int = 0
+    """Documents of the source; a pair is one."""
+    tokens: int = 0
+    """Tokens, each eos included."""
+    bytes: int = 0
+    """UTF-8 bytes of the texts."""
+
+    def add(self, other: Counts) -> None:
+        """Add the numbers of `other`."""
+        self.documents += other.documents
+        self.tokens += other.tokens
+        self.bytes += other.bytes
+
+
+class TokenizedText(NamedTuple):
+    """A document of a source as what is stored of it."""
+
+    document: Document
+    arrays: list[np.ndarray]
+    """Token ids with eos: of the text, and of the target of a pair."""
+
+    @property
+    def counts(self) -> Counts:
+        """What it adds to the numbers of its set."""
+        size = len(self.document.text.encode(errors="surrogatepass"))
+        size += len((self.document.target or "").encode(errors="surrogatepass"))
+        return Counts(1, sum(map(len, self.arrays)), size)
+
+
+def tokenized(documents: Iterable[Document], tokenizer: Tokenizer, pairs: bool) -> Iterator[list[TokenizedText]]:
+    """Documents in batches of up to 256 (fewer when they are long), in order.
+
+    Args:
+        documents: all of them pairs (with `target`), or none.
+        tokenizer: must have an eos.
+        pairs: which of the two.
+
+    Raises:
+        ValueError: a document is a pair where it should not be, or the other way round.
+    """
+    eos = np.array([tokenizer.special["eos"]], dtype=np.int32)
+    for batch in _batches(documents):
+        texts: list[str] = []
+        for document in batch:
+            if (document.target is not None) != pairs:
+                raise ValueError(f"the document at {document.position} of file {document.file} fits not pairs={pairs}")
+            texts += [document.text] if document.target is None else [document.text, document.target]
+        arrays = [np.concatenate([ids, eos]) for ids in tokenizer.encode_batch(texts)]
+        step = 2 if pairs else 1
+        yield [TokenizedText(document, arrays[i * step : (i + 1) * step]) for i, document in enumerate(batch)]
+
+
+def write_tokenized(writer: IndexedWriter, batch: Sequence[TokenizedText]) -> None:
+    """Append a batch to a writer that keeps places; a pair becomes two consecutive documents."""
+    places = [(text.document.file, text.document.position) for text in batch for _ in text.arrays]
+    writer.add([array for text in batch for array in text.arrays], np.array(places, dtype=np.int64).reshape(-1, 2))
+
+
+def materialise(
+    documents: Iterable[Document], tokenizer: Tokenizer, prefix: str | Path, *, digest: str, pairs: bool = False
+) -> Counts:
+    """Write documents as one prefix, in this process, unless it is there already.
+
+    PREFIX.json says what the prefix was made of; it comes last. Several processes may do this at once, since all
+    write the same.
+
+    Args:
+        documents: not touched where the prefix is there already.
+        tokenizer: its digest counts too.
+        prefix: where the files are to appear; the folder is made.
+        digest: changes whenever the documents do, such as `Corpus.digest` and the side of the split.
+        pairs: whether documents have targets; then document 2 i is the text of pair i and 2 i + 1 its target.
+
+    Raises:
+        UserError: what a reader of documents found wrong.
+        OSError: names the file, if it cannot be written.
+    """
+    record = Path(f"{prefix}.json")
+    key = hashlib.sha256(f"1 {digest} {tokenizer.digest} {pairs}".encode()).hexdigest()
+    known = _recorded(record, prefix, key)
+    if known is not None:
+        return known
+    record.unlink(missing_ok=True)
+    counts = Counts()
+    with IndexedWriter(prefix, token_dtype(tokenizer.vocab_size), places=True) as writer:
+        for batch in tokenized(documents, tokenizer, pairs):
+            write_tokenized(writer, batch)
+            for text in batch:
+                counts.add(text.counts)
+    write_json(record, {"digest": key, **asdict(counts)})
+    return counts
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file, which appears whole or not at all; raises OSError that names it."""
+    temporary = temporary_path(path)
+    with writing(path):
+        with open(temporary, "w", encoding="utf-8") as file:
+            json.dump(value, file, indent=1, ensure_ascii=False)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds; None where it is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _recorded(record: Path, prefix: str | Path, key: str) -> Counts | None:
+    found = read_json(record)
+    if not isinstance(found, dict) or found.pop("digest", None) != key:
+        return None
+    try:
+        IndexedDataset(prefix)
+        return Counts(**found)
+    except (UserError, TypeError):
+        return None
+
+
+def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    batch: list[Document] = []
+    characters = 0
+    for document in documents:
+        batch.append(document)
+        characters += len(document.text) + len(document.target or "")
+        if len(batch) == BATCH_DOCUMENTS or characters >= BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch

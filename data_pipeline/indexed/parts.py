@@ -1,0 +1,214 @@
+"""What `prepare` does with a part of the corpus: consecutive spans, tokenised into files of their own."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from data_pipeline.cleaning.deduplication import Signer, without_duplicates
+from data_pipeline.config import DataConfig
+from data_pipeline.errors import UserError, writing
+from data_pipeline.indexed.format import bin_path, idx_path, token_dtype
+from data_pipeline.indexed.materialise import Counts, read_json, tokenized, write_json, write_tokenized
+from data_pipeline.indexed.workers import Report
+from data_pipeline.indexed.writer import IndexedWriter, sync_directory, temporary_path
+from data_pipeline.readers import Span
+from data_pipeline.readers.bad_records import BadRecord
+from data_pipeline.sources import Corpus, Document
+from data_pipeline.tokenizer import Tokenizer, load_tokenizer
+
+VERSION = 1
+SIDES = ("train", "heldout")
+PART_BYTES = 1 << 20
+"""Least size of a part: about a second of tokenising, so that little is lost when a process is killed."""
+MOST_PARTS = 4096
+
+
+class Plan(NamedTuple):
+    """What is prepared from what, and how it is divided. Depends on neither processes nor ranks."""
+
+    parts: list[list[Span]]
+    """Consecutive spans, in the order of the corpus."""
+    made_of: dict[str, Any]
+    """All that decides the output, in the words of the config."""
+    digest: str
+    """SHA-256 of `made_of`."""
+    pairs: bool
+    """Whether documents have targets."""
+
+
+def make_plan(config: DataConfig, corpus: Corpus, tokenizer: Tokenizer, part_bytes: int = PART_BYTES) -> Plan:
+    """Divide a corpus into at most 4,096 parts of `part_bytes` or more.
+
+    Raises:
+        UserError: only some of the sources have a `target_field`.
+    """
+    targets = [source.target_field is not None for source in config.sources]
+    if any(targets) and not all(targets):
+        number = targets.index(False)
+        raise UserError(
+            f"data.sources[{number}] has no target_field, but data.sources[{targets.index(True)}] has"
+            f" {config.sources[targets.index(True)].target_field!r}; give one to all sources or to none"
+        )
+    least = max(part_bytes, sum(span.size for span in corpus.spans) // MOST_PARTS)
+    parts: list[list[Span]] = [[]]
+    size = 0
+    for span in corpus.spans:
+        if size >= least:
+            parts.append([])
+            size = 0
+        parts[-1].append(span)
+        size += span.size
+    made_of = {
+        "version": VERSION,
+        "sources": corpus.digest,
+        "tokenizer": tokenizer.digest,
+        "deduplication": config.deduplication.model_dump(mode="json") if config.deduplication else None,
+        "part_bytes": part_bytes,
+    }
+    digest = hashlib.sha256(repr(sorted(made_of.items())).encode()).hexdigest()
+    return Plan(parts, made_of, digest, any(targets))
+
+
+class PartFiles(NamedTuple):
+    """The files of one part."""
+
+    folder: Path
+    number: int
+
+    def prefix(self, side: str) -> Path:
+        """Prefix of the tokens of "train" or "heldout"."""
+        return self.folder / f"{side}-{self.number:05d}"
+
+    @property
+    def marker(self) -> Path:
+        """Says that the part is finished."""
+        return self.folder / f"{self.number:05d}.json"
+
+    @property
+    def signatures(self) -> Path:
+        """What deduplication compares: finished when it is there."""
+        return self.folder / f"signatures-{self.number:05d}.npy"
+
+    @property
+    def duplicates(self) -> Path:
+        """What deduplication found."""
+        return self.folder / f"duplicates-{self.number:05d}.npy"
+
+    def result(self, digest: str) -> dict[str, Any] | None:
+        """The marker's contents; None where the part is not finished for this plan, or its files have changed size."""
+        found = read_json(self.marker)
+        if not isinstance(found, dict) or found.get("digest") != digest:
+            return None
+        for name, size in found["files"].items():
+            path = self.folder / name
+            if not path.is_file() or path.stat().st_size != size:
+                return None
+        return found
+
+
+class PartWorker:
+    """Signs and tokenises parts. Each process makes its own, since readers keep files open."""
+
+    def __init__(self, config: DataConfig, plan: Plan, tokenizer_dir: Path, folder: Path, corpus: Corpus) -> None:
+        self._config = config
+        self._plan = plan
+        self._folder = folder
+        self._corpus = corpus
+        self._tokenizer = load_tokenizer(tokenizer_dir)
+
+    def sign(self, number: int, report: Report) -> None:
+        """Write the signatures of a part's documents, both sides of the split in one."""
+        assert self._config.deduplication is not None
+        signatures = Signer(self._config.deduplication).sign(self._documents(number, report, []))
+        save_array(PartFiles(self._folder, number).signatures, signatures)
+
+    def tokenize(self, number: int, report: Report) -> None:
+        """Write the prefixes of a part, and its marker last."""
+        files = PartFiles(self._folder, number)
+        self._corpus.dropped.clear()
+        bad: list[BadRecord] = []
+        documents = self._documents(number, report, bad)
+        dropped: Counter[str] = Counter()
+        if self._config.deduplication is not None:
+            documents = without_duplicates(documents, np.load(files.duplicates), dropped)
+        counts = self._write(files, documents, report)
+        paths = [path(files.prefix(side)) for side in self._sides for path in (bin_path, idx_path)]
+        marker = {
+            "digest": self._plan.digest,
+            "files": {path.name: path.stat().st_size for path in paths},
+            "counts": counts,
+            "dropped": dict(sorted((self._corpus.dropped + dropped).items())),
+            "bad": [record._asdict() for record in bad],
+        }
+        write_json(files.marker, marker)
+
+    @property
+    def _sides(self) -> Sequence[str]:
+        return SIDES if self._config.holdout > 0 else SIDES[:1]
+
+    def _write(self, files: PartFiles, documents: Iterator[Document], report: Report) -> dict[str, dict[str, Any]]:
+        """The prefixes; returns the counts by side and number of the source."""
+        dtype = token_dtype(self._tokenizer.vocab_size)
+        counts: dict[str, dict[str, Counts]] = {side: {} for side in self._sides}
+        writers = {side: IndexedWriter(files.prefix(side), dtype, places=True) for side in self._sides}
+        try:
+            for batch in tokenized(documents, self._tokenizer, self._plan.pairs):
+                tokens = 0
+                held = [self._corpus.is_held_out(text.document) for text in batch]
+                for side, writer in writers.items():
+                    chosen = [text for text, out in zip(batch, held, strict=True) if out == (side == "heldout")]
+                    if not chosen:
+                        continue
+                    write_tokenized(writer, chosen)
+                    for text in chosen:
+                        source = str(self._corpus.files[text.document.file].source)
+                        counts[side].setdefault(source, Counts()).add(text.counts)
+                        tokens += text.counts.tokens
+                report(0, tokens)
+            for writer in writers.values():
+                writer.close()
+        finally:
+            for writer in writers.values():
+                writer.discard()
+        return {side: {source: asdict(numbers) for source, numbers in of.items()} for side, of in counts.items()}
+
+    def _documents(self, number: int, report: Report, bad: list[BadRecord]) -> Iterator[Document]:
+        """The documents of a part, cleaned, of both sides of the split; `bad` gets the bad records."""
+        for span in self._plan.parts[number]:
+            position: int | None = span.start
+            seen = span.start
+            while position is not None:
+                documents, position = self._corpus.read(span, position, held_out=None)
+                bad += self._corpus.take_bad()
+                yield from documents
+                now = span.stop if position is None else min(position, span.stop)
+                # Rows and examples count by their share of the span's bytes.
+                width = max(1, span.stop - span.start)
+                report(span.size * (now - span.start) // width - span.size * (seen - span.start) // width, 0)
+                seen = now
+
+
+def save_array(path: Path, array: np.ndarray) -> None:
+    """Write a .npy file, which appears whole or not at all; raises OSError that names it."""
+    temporary = temporary_path(path)
+    with writing(path):
+        with open(temporary, "wb") as file:
+            np.save(file, array, allow_pickle=False)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        sync_directory(path.parent)
+
+
+def total_bytes(plan: Plan, numbers: Sequence[int]) -> int:
+    """Size of some parts as their spans weigh."""
+    return sum(span.size for span in itertools.chain.from_iterable(plan.parts[number] for number in numbers))

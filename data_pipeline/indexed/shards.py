@@ -1,0 +1,94 @@
+"""Several .bin/.idx prefixes read as one list of documents."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import xxhash
+
+from data_pipeline.errors import UserError
+from data_pipeline.indexed.format import IndexedDataset, bin_path, idx_path
+
+ENDS_BYTES = 1 << 16
+READ_BYTES = 1 << 22
+
+
+class Location(NamedTuple):
+    """Where documents are; three arrays of one shape."""
+
+    shard: np.ndarray
+    """Number of the prefix."""
+    local: np.ndarray
+    """Number of the document in it."""
+
+
+class Shards:
+    """Prefixes in the order given. Documents are numbered through, from 0."""
+
+    def __init__(self, prefixes: Sequence[str | Path]) -> None:
+        """Opens and checks all prefixes.
+
+        Raises:
+            UserError: no prefix, or one whose files are missing or damaged.
+        """
+        if not prefixes:
+            raise UserError("no .bin/.idx prefix is given; name at least one")
+        self.datasets = [IndexedDataset(prefix) for prefix in prefixes]
+        """One per prefix."""
+        self.first_documents = offsets(dataset.document_count for dataset in self.datasets)
+        """(prefixes + 1,) int64: number of each prefix's first document; the last entry is `document_count`."""
+        self.document_count = int(self.first_documents[-1])
+        """Documents of all prefixes, empty ones included."""
+        self.token_count = sum(len(dataset.tokens) for dataset in self.datasets)
+        """Tokens of all prefixes."""
+        self._digest: str | None = None
+
+    @property
+    def digest(self) -> str:
+        """32 hexadecimal digits that change when the contents do: xxh3 over each prefix's dtype, sizes, whole .idx and
+        the first and last 64 KiB of its .bin. File names do not count. Reads every .idx on first use."""
+        if self._digest is None:
+            state = xxhash.xxh3_128()
+            for dataset in self.datasets:
+                state.update(f"{dataset.dtype.name} {len(dataset.tokens)} {dataset.document_count}\n".encode())
+                with open(idx_path(dataset.prefix), "rb") as stream:
+                    while block := stream.read(READ_BYTES):
+                        state.update(block)
+                with open(bin_path(dataset.prefix), "rb") as stream:
+                    state.update(stream.read(ENDS_BYTES))
+                    stream.seek(max(0, dataset.tokens.nbytes - ENDS_BYTES))
+                    state.update(stream.read(ENDS_BYTES))
+            self._digest = state.hexdigest()
+        return self._digest
+
+    def locate(self, documents: np.ndarray) -> Location:
+        """The prefix and the number in it of documents of any shape; raises IndexError beyond the last one."""
+        documents = np.asarray(documents)
+        check_range(documents, self.document_count)
+        shard = np.searchsorted(self.first_documents, documents, "right") - 1
+        return Location(shard, documents - self.first_documents[shard])
+
+    def document(self, number: int) -> np.ndarray:
+        """The tokens of a document: a view of the file, not to be written to."""
+        shard, local = self.locate(np.array(number))
+        return self.datasets[int(shard)].document(int(local))
+
+    def place(self, number: int) -> tuple[int, int] | None:
+        """Source file number and position of a document; None where the prefix was written without."""
+        shard, local = self.locate(np.array(number))
+        places = self.datasets[int(shard)].places
+        return None if places is None else (int(places[int(local), 0]), int(places[int(local), 1]))
+
+
+def offsets(counts: Iterable[int]) -> np.ndarray:
+    """Running sums of some counts, from 0: (n + 1,) int64."""
+    return np.concatenate([[0], np.cumsum(np.fromiter(counts, dtype=np.int64))]).astype(np.int64)
+
+
+def check_range(numbers: np.ndarray, count: int) -> None:
+    """Raise IndexError unless all numbers are in range(count)."""
+    if numbers.size and not 0 <= numbers.min() <= numbers.max() < count:
+        raise IndexError(f"numbers {numbers.min()} to {numbers.max()} are not all in range({count})")

@@ -1,0 +1,166 @@
+"""The ledger: what every step was trained on, checkable to the bit and replayable."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from data_pipeline.config import DataConfig
+from data_pipeline.cursor import LedgerSum
+from data_pipeline.errors import UserError, writing
+from data_pipeline.objective_config import CausalObjective, ObjectiveConfig
+from data_pipeline.packing import Sample
+from data_pipeline.records import RecordWriter, read_records
+from data_pipeline.samples import Samples
+from data_pipeline.tokenizer import load_tokenizer
+from data_pipeline.training_samples import open_samples
+
+
+class LedgerWriter:
+    """Appends a row per step to `ledger.jsonl` and keeps cursor snapshots under `ledger/`. Rank 0 writes."""
+
+    def __init__(self, run_dir: str | Path, attempt: int, snapshot_interval: int, continues: int | None = None) -> None:
+        """
+        Args:
+            snapshot_interval: steps between snapshots, the most that `replay` has to go through again.
+            continues: the step that this attempt continues from.
+        """
+        self._rows = RecordWriter(Path(run_dir) / "ledger.jsonl", attempt, continues)
+        self._snapshots = Path(run_dir) / "ledger"
+        self._interval = snapshot_interval
+
+    def write(self, step: int, first_sample: int, last_sample: int, total: LedgerSum) -> None:
+        """The row of a step: its first and last sample number, and the sum over all ranks (taken modulo 2^64)."""
+        total %= 1 << 64
+        row = {"step": step, "first_sample": first_sample, "last_sample": last_sample, "sum": f"{total:016x}"}
+        self._rows.write(row)
+
+    def wants_snapshot(self, step: int) -> bool:
+        """Whether `snapshot` should be called after this step."""
+        return step % self._interval == 0
+
+    def snapshot(self, cursor: dict[str, Any]) -> None:
+        """Keep a merged cursor. The file appears whole or not at all."""
+        self._snapshots.mkdir(exist_ok=True)
+        path = self._snapshots / f"cursor-{cursor['next_sample']:012d}.json"
+        temporary = path.with_suffix(".tmp")
+        with writing(path):
+            temporary.write_text(json.dumps(cursor, separators=(",", ":")))
+            os.replace(temporary, path)
+
+    def close(self) -> None:
+        """Close the file; rows are written already."""
+        self._rows.close()
+
+
+class SeenPiece(NamedTuple):
+    """A part of a document that a step saw."""
+
+    sample: int
+    """Global sample number k."""
+    path: str
+    """File or data set shard."""
+    position: int
+    """Position of the document in it: byte offset of a line, row, example; 0 for a whole file."""
+    first_token: int
+    """First token of the part in the document; -1 for the eos in front of the document."""
+    tokens: list[int]
+    """The tokens. The last one of a sample is also the first of the lane's next one."""
+
+
+def replay(
+    run_dir: str | Path,
+    config: DataConfig,
+    tokenizer_dir: str | Path,
+    *,
+    objective: ObjectiveConfig = CausalObjective(),  # noqa: B008
+    seed: int,
+    step: int,
+    cache: str | Path | None = None,
+    epochs: float | None = None,
+) -> Iterator[SeenPiece]:
+    """What a step saw, produced again from the nearest snapshot and checked against the ledger's sum.
+
+    Args:
+        run_dir: the run, of whose config the other settings are; see `open_samples` for `cache` and `epochs`.
+
+    Raises:
+        UserError: the ledger has no such step, or the files or settings are no longer those of the run.
+    """
+    rows = read_records(Path(run_dir) / "ledger.jsonl")
+    row = next((row for row in rows if row["step"] == step), None)
+    if row is None:
+        have = f"it has steps {rows[0]['step']} to {rows[-1]['step']}" if rows else "it is empty"
+        raise UserError(f"the ledger of {run_dir} has no step {step}: {have}")
+    tokenizer = load_tokenizer(tokenizer_dir)
+    source = open_samples(config, tokenizer, objective, seed=seed, cache=cache, epochs=epochs)
+    samples = list(_samples(Path(run_dir), source, config.lanes, row))
+    total = sum(source.digest_of(sample, k) for k, sample in samples) % (1 << 64)
+    if f"{total:016x}" != row["sum"]:
+        raise UserError(
+            f"step {step} of {run_dir} has ledger sum {row['sum']}, but its data give {total:016x} now; restore the"
+            f" files and settings of the run"
+        )
+    for k, sample in samples:
+        place = 0
+        for piece in sample.pieces:
+            tokens = sample.tokens[place : place + piece.length].tolist()
+            yield SeenPiece(k, source.path(piece.file), piece.position, piece.start - 1, tokens)
+            place += piece.length
+
+
+def _samples(run_dir: Path, source: Samples, lanes: int, row: dict[str, Any]) -> Iterator[tuple[int, Sample]]:
+    first, last = row["first_sample"], row["last_sample"]
+    if source.total is not None:
+        last = min(last, source.total - 1)
+    start = 0
+    path = _nearest_snapshot(run_dir, first)
+    if path is not None:
+        cursor = json.loads(path.read_text())
+        start = cursor["next_sample"]
+        source.open(cursor, start, range(lanes))
+    source.samples(range(start, first))
+    yield from enumerate(source.samples(range(first, last + 1)), start=first)
+    source.close()
+
+
+def _nearest_snapshot(run_dir: Path, sample: int) -> Path | None:
+    paths = sorted((run_dir / "ledger").glob("cursor-*.json"))
+    before = [path for path in paths if int(path.stem.removeprefix("cursor-")) <= sample]
+    return before[-1] if before else None
+
+
+class Difference(NamedTuple):
+    """The first step at which two ledgers differ, with its rows; None where a run has no such step."""
+
+    step: int
+    row_a: dict[str, Any] | None
+    row_b: dict[str, Any] | None
+
+
+def first_difference(run_a: str | Path, run_b: str | Path) -> Difference | None:
+    """The first step that two runs trained on different samples; None when one ledger is the beginning of the other.
+
+    Raises:
+        UserError: a run without a ledger.
+    """
+    ledgers = []
+    for run in (run_a, run_b):
+        rows = {row["step"]: row for row in read_records(Path(run) / "ledger.jsonl")}
+        if not rows:
+            raise UserError(f"{run} has no ledger (ledger.jsonl); give a run directory")
+        ledgers.append(rows)
+    a, b = ledgers
+    last = min(max(a), max(b))
+    for step in sorted(step for step in {*a, *b} if step <= last):
+        row_a, row_b = a.get(step), b.get(step)
+        if row_a is None or row_b is None or _said(row_a) != _said(row_b):
+            return Difference(step, row_a, row_b)
+    return None
+
+
+def _said(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name != "attempt"}

@@ -1,0 +1,121 @@
+"""Causal and prefix language modelling: windows of the packed stream, each token predicted from those before it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from data_pipeline.counter_random import uniforms
+from data_pipeline.objective_config import CausalObjective, PrefixObjective
+from data_pipeline.objectives.objective import Arrays, Objective, filled, stack
+from data_pipeline.packing import OpenPacker, Sample, WindowPacker
+from data_pipeline.tokenizer import Tokenizer
+
+FIM_ROLES = ("fim_prefix", "fim_middle", "fim_suffix")
+
+
+class Windows(Objective):
+    """Windows of sequence_length + 1 tokens that overlap by one: every token is a target exactly once."""
+
+    unit = "window"
+    overlap = 1
+
+    def __init__(self, sequence_length: int) -> None:
+        self.length = sequence_length + 1
+
+    @property
+    def targets_per_sample(self) -> int:
+        return self.length - 1
+
+    def packer(self) -> OpenPacker:
+        return lambda documents, token, _: WindowPacker(documents, token, self.length, self.overlap)
+
+    def rows(self, tokens: Sequence[np.ndarray]) -> Arrays:
+        """`tokens`, and `weights` where a row is too short."""
+        if all(len(row) == self.length for row in tokens):
+            return {"tokens": np.stack(tokens)}
+        short = [row[:-1] for row in tokens]
+        return {"tokens": stack(tokens, self.length), "weights": filled(short, self.length - 1)}
+
+
+class Causal(Windows):
+    """Next-token prediction, with documents kept apart or rearranged where the settings ask for it."""
+
+    def __init__(self, config: CausalObjective, tokenizer: Tokenizer, sequence_length: int, seed: int) -> None:
+        super().__init__(sequence_length)
+        self.config = config
+        self.seed = seed
+        self.roles = FIM_ROLES if config.fim_rate else ()
+        self.plain = not config.fim_rate and not config.separate_documents
+        self._marks = np.array([tokenizer.special[role] for role in self.roles], dtype=np.int32)
+        self._eos = tokenizer.special["eos"]
+
+    def arrays(self, samples: Sequence[Sample], numbers: Sequence[int]) -> Arrays:
+        if not self.config.fim_rate and not self.config.separate_documents:
+            return self.rows([sample.tokens for sample in samples])
+        parts = [self._parts(sample, k) for sample, k in zip(samples, numbers, strict=True)]
+        arrays = self.rows([np.concatenate(part)[: self.length] for part in parts])
+        if self.config.separate_documents:
+            # An input belongs to the document of its target: the eos before a document is that one's first input.
+            segments = [_targets_numbers([len(piece) for piece in part])[: self.length - 1] for part in parts]
+            arrays["segment_ids"] = stack(segments, self.length - 1, fill=-1)
+            arrays["positions"] = np.stack([_restarts(row) for row in arrays["segment_ids"]])
+        return arrays
+
+    def _parts(self, sample: Sample, k: int) -> list[np.ndarray]:
+        """The tokens of each document's part, rearranged where its lot says so."""
+        edges = np.cumsum([piece.length for piece in sample.pieces])[:-1]
+        parts = np.split(sample.tokens, edges)
+        if not self.config.fim_rate:
+            return parts
+        draws = uniforms(4 * len(parts), "fim", self.seed, k).reshape(-1, 4)
+        return [self._rearranged(part, *draw) for part, draw in zip(parts, draws, strict=True)]
+
+    def _rearranged(self, part: np.ndarray, chosen: float, order: float, *cuts: float) -> np.ndarray:
+        """prefix, middle, suffix with their marks: Bavarian et al. 2022, sections 3 and 3.1 (SPM as in appendix D)."""
+        head, tail = int(part[0] == self._eos), len(part) - int(part[-1] == self._eos)
+        text = part[head:tail]
+        if chosen >= self.config.fim_rate or len(text) < 2:
+            return part
+        first, second = sorted(int(cut * (len(text) + 1)) for cut in cuts)
+        prefix, middle, suffix = text[:first], text[first:second], text[second:]
+        begin, mid, end = self._marks[:, None]
+        if order < self.config.fim_suffix_first_rate:
+            moved = [begin, end, suffix, mid, prefix, middle]
+        else:
+            moved = [begin, prefix, end, suffix, mid, middle]
+        return np.concatenate([part[:head], *moved, part[tail:]])
+
+
+class Prefix(Windows):
+    """A prefix that is read in both directions, and the rest predicted from it."""
+
+    def __init__(self, config: PrefixObjective, sequence_length: int, seed: int) -> None:
+        super().__init__(sequence_length)
+        self.config = config
+        self.seed = seed
+
+    def arrays(self, samples: Sequence[Sample], numbers: Sequence[int]) -> Arrays:
+        arrays = self.rows([sample.tokens for sample in samples])
+        shares = np.array([uniforms(1, "prefix", self.seed, k)[0] for k in numbers])
+        shares = self.config.least_share + shares * (1 - 2 * self.config.least_share)
+        sizes = np.array([len(sample.tokens) - 1 for sample in samples])
+        prefix = np.maximum(1, (shares * sizes).astype(np.int64))
+        # The last token of the prefix predicts the first one after it.
+        predicted = np.arange(self.length - 1) >= prefix[:, None] - 1
+        weights = arrays.get("weights", np.ones(predicted.shape, dtype=np.float32))
+        return {**arrays, "weights": weights * predicted, "prefix_lengths": prefix}
+
+
+def _targets_numbers(lengths: list[int]) -> np.ndarray:
+    """The number of each target's document, from 0: of all tokens but the first."""
+    numbers = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)[1:]
+    return numbers - numbers[0]
+
+
+def _restarts(segments: np.ndarray) -> np.ndarray:
+    """0, 1, 2, ... beginning anew wherever the number changes."""
+    place = np.arange(len(segments), dtype=np.int32)
+    starts = np.concatenate([[True], segments[1:] != segments[:-1]])
+    return place - np.maximum.accumulate(np.where(starts, place, 0))

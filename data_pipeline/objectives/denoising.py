@@ -1,0 +1,125 @@
+"""T5's span corruption: spans are cut out, a sentinel stands for each, and the model gives the spans."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from data_pipeline.counter_random import choose_each
+from data_pipeline.objective_config import DenoisingObjective
+from data_pipeline.objectives.objective import Arrays, Objective, decoder_inputs
+from data_pipeline.packing import OpenPacker, Sample, WindowPacker
+from data_pipeline.tokenizer import Tokenizer
+
+
+class Denoising(Objective):
+    """Windows long enough that what is left of them fills exactly sequence_length tokens of the encoder.
+
+    With S sentinels, n of L tokens cut out: the encoder reads L - n + S + 1 tokens, the decoder gives n + S + 1
+    (Raffel et al. 2020, section 3.1.4; each ends with eos).
+    """
+
+    unit = "window"
+
+    def __init__(self, config: DenoisingObjective, tokenizer: Tokenizer, sequence_length: int, seed: int) -> None:
+        self.config = config
+        self.seed = seed
+        self.sequence_length = sequence_length
+        self.length = window_length(config, sequence_length)
+        cut, spans = noise(config, self.length)
+        self.target_length = cut + spans + 1
+        self.roles = denoising_roles(config, sequence_length)
+        self._sentinels = np.array([tokenizer.special[f"sentinel_{i}"] for i in range(spans)], dtype=np.int32)
+        self._eos = tokenizer.special["eos"]
+        self._pad = tokenizer.special["pad"]
+
+    @property
+    def targets_per_sample(self) -> int:
+        return self.target_length
+
+    def packer(self) -> OpenPacker:
+        return lambda documents, token, _: WindowPacker(documents, token, self.length, self.overlap)
+
+    def arrays(self, samples: Sequence[Sample], numbers: Sequence[int]) -> Arrays:
+        encoder: np.ndarray = np.full((len(samples), self.sequence_length), self._pad, dtype=np.int32)
+        targets: np.ndarray = np.full((len(samples), self.target_length), self._pad, dtype=np.int32)
+        sizes = np.array([len(sample.tokens) for sample in samples])
+        given, wanted = np.empty_like(sizes), np.empty_like(sizes)
+        # Windows of a stream all have one length, those at the end of a file have their own.
+        for size in np.unique(sizes):
+            rows = np.flatnonzero(sizes == size).tolist()
+            left, right = self._cut(np.stack([samples[row].tokens for row in rows]), [numbers[row] for row in rows])
+            encoder[rows, : left.shape[1]], given[rows] = left, left.shape[1]
+            targets[rows, : right.shape[1]], wanted[rows] = right, right.shape[1]
+        return {
+            "encoder_inputs": encoder,
+            "encoder_weights": (np.arange(self.sequence_length) < given[:, None]).astype(np.float32),
+            # The decoder starts from the pad token, as T5's does.
+            "inputs": decoder_inputs(targets, self._pad),
+            "targets": targets,
+            "weights": (np.arange(self.target_length) < wanted[:, None]).astype(np.float32),
+        }
+
+    def _cut(self, tokens: np.ndarray, numbers: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """What the encoder reads, and what the decoder gives, of (B, L) tokens: (B, S) and (B, T), eos included."""
+        batch, length = tokens.shape
+        cut, spans = noise(self.config, length)
+        kept = length - cut
+        eos = np.full((batch, 1), self._eos, dtype=np.int32)
+        if min(cut, kept) == 0:
+            return np.concatenate([tokens, eos], axis=1), eos
+        # Kept and cut segments take turns, a kept one first.
+        keeps = _segments(kept, spans, [("spans", self.seed, k, 0) for k in numbers])
+        cuts = _segments(cut, spans, [("spans", self.seed, k, 1) for k in numbers])
+        turns = np.tile([False, True], batch * spans)
+        noisy = np.repeat(turns, np.stack([keeps, cuts], axis=2).reshape(-1)).reshape(batch, length)
+        # A sentinel comes before each cut span in the targets, and in its stead in the inputs.
+        before = np.arange(spans)
+        left = self._with_sentinels(tokens[~noisy], np.cumsum(keeps, axis=1) + before)
+        right = self._with_sentinels(tokens[noisy], np.cumsum(cuts, axis=1) - cuts + before)
+        return np.concatenate([left, eos], axis=1), np.concatenate([right, eos], axis=1)
+
+    def _with_sentinels(self, tokens: np.ndarray, places: np.ndarray) -> np.ndarray:
+        """Rows of `tokens` (all rows one after the other) with the sentinels at (B, spans) places of the result."""
+        batch, spans = places.shape
+        rows: np.ndarray = np.empty((batch, len(tokens) // batch + spans), dtype=np.int32)
+        marked = np.zeros(rows.shape, dtype=bool)
+        np.put_along_axis(marked, places, True, axis=1)
+        rows[marked] = np.tile(self._sentinels[:spans], batch)
+        rows[~marked] = tokens
+        return rows
+
+
+def noise(config: DenoisingObjective, length: int) -> tuple[int, int]:
+    """(tokens to cut out, spans) of a window of `length` tokens."""
+    if length < 2:
+        return 0, 0
+    cut = min(max(round(length * config.rate), 1), length - 1)
+    spans = min(max(round(cut / config.mean_span), 1), cut, length - cut)
+    return cut, spans
+
+
+def window_length(config: DenoisingObjective, sequence_length: int) -> int:
+    """The longest window of which, spans cut out, at most `sequence_length` tokens are left for the encoder."""
+
+    def left(length: int) -> int:
+        cut, spans = noise(config, length)
+        return length - cut + spans + 1
+
+    length = sequence_length - 1
+    while left(length + 1) <= sequence_length:
+        length += 1
+    return length
+
+
+def denoising_roles(config: DenoisingObjective, sequence_length: int) -> tuple[str, ...]:
+    """pad, and as many sentinels as a sample can need; never fewer than T5's hundred."""
+    _, spans = noise(config, window_length(config, sequence_length))
+    return ("pad", *(f"sentinel_{i}" for i in range(max(100, spans))))
+
+
+def _segments(total: int, parts: int, keys: Sequence[tuple[int | str, ...]]) -> np.ndarray:
+    """(len(keys), parts): `total` cut into `parts` positive lengths, every such cut as likely as any other."""
+    cuts = choose_each(parts - 1, total - 1, keys) + 1
+    return np.diff(cuts, prepend=0, append=total, axis=1)

@@ -1,0 +1,10 @@
+"""Reading records of one span from any position, of every kind of file, with few files open.
+
+A block is what a reader hands over at once: about 64 KiB of text. A reader is asked for the block at a position and
+says where the next one starts, so whoever reads needs to remember nothing but that position.
+"""
+
+from data_pipeline.readers.bad_records import BadRecord, BadRecords
+from data_pipeline.readers.base import BLOCK_BYTES, ENDLESS, Block, Reader, RecentlyUsed, Record, Span
+
+__all__ = ["BLOCK_BYTES", "ENDLESS", "BadRecord", "BadRecords", "Block", "Reader", "RecentlyUsed", "Record", "Span"]

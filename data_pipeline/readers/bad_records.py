@@ -1,0 +1,121 @@
+"""Records that cannot be used as they are: counted by reason and noted by place, or an error at once."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections import Counter
+from typing import NamedTuple, Protocol
+
+from data_pipeline.errors import UserError
+
+NOTED = 1000
+"""Most bad records that are noted between two calls of `take`; all are counted."""
+COUNTED_BYTES = 1 << 30
+"""Most bytes that are gone through to find a line number."""
+EMPTY = "empty"
+"""The one reason to drop a record that does not make it a bad one."""
+MENDED = "invalid UTF-8 replaced"
+"""The one reason for which a bad record is kept: its invalid bytes are U+FFFD."""
+
+
+class BadRecord(NamedTuple):
+    """A record that was left out or mended."""
+
+    reason: str
+    """As counted in `Corpus.dropped`."""
+    path: str
+    line: int | None
+    """Line of the file, from 1; None where the file has no lines, or the line is over 1 GiB away from a known one."""
+    row: int | None
+    """Row of a table or example of a shard, from 0; None where the file has none."""
+    position: int
+    """Byte offset (after decompression), row or example."""
+    detail: str
+    """What is wrong with it; may be empty."""
+
+    @property
+    def place(self) -> str:
+        """`path:line`, or the path with row or byte."""
+        if self.line is not None:
+            return f"{self.path}:{self.line}"
+        return f"{self.path} (row {self.row})" if self.row is not None else f"{self.path} (byte {self.position})"
+
+
+class BadRecords:
+    """Counts and notes bad records, or raises an error at the first."""
+
+    def __init__(self, dropped: Counter[str], policy: str = "skip") -> None:
+        """
+        Args:
+            dropped: gets a count by reason, bad or empty.
+            policy: skip or fail.
+        """
+        self.dropped = dropped
+        self.fail = policy == "fail"
+        self.noted: list[BadRecord] = []
+        self.records_read = 0
+
+    @property
+    def wants_place(self) -> bool:
+        """Whether the next record is noted, so that its line number is worth finding."""
+        return self.fail or len(self.noted) < NOTED
+
+    def note(
+        self,
+        reason: str,
+        path: str,
+        position: int,
+        detail: str = "",
+        *,
+        lines: LineNumbers | None = None,
+        row: int | None = None,
+    ) -> None:
+        """A bad record; `lines` finds its line number. Raises UserError when the policy is to fail."""
+        self.dropped[reason] += 1
+        if not self.wants_place:
+            return
+        line = lines.at(position) if lines is not None else None
+        bad = BadRecord(reason, path, line, row, position, detail)
+        if self.fail:
+            more = f" ({detail})" if detail else ""
+            raise UserError(f"{bad.place}: {reason}{more}; repair the file, or set data.on_bad_record to skip")
+        self.noted.append(bad)
+
+    def take(self) -> list[BadRecord]:
+        """The bad records noted since the last call."""
+        taken, self.noted[:] = list(self.noted), []
+        return taken
+
+
+class ByteSource(Protocol):
+    """The bytes of a file after decompression."""
+
+    def fetch(self, offset: int, size: int) -> bytes:
+        """`size` bytes from `offset` on; fewer only at the end."""
+        ...
+
+
+class LineNumbers:
+    """Line numbers of byte offsets in one file, counted from the nearest place known before."""
+
+    def __init__(self, source: ByteSource) -> None:
+        self._source = source
+        self._known = [(0, 1)]
+
+    def at(self, position: int) -> int | None:
+        """The number, from 1, of the line that holds a byte; None where more than 1 GiB would have to be read."""
+        place, line = self._known[bisect_left(self._known, (position + 1, 0)) - 1]
+        if position - place > COUNTED_BYTES:
+            return None
+        while place < position:
+            data = self._source.fetch(place, min(1 << 20, position - place))
+            if not data:
+                break
+            line += data.count(b"\n")
+            place += len(data)
+        known = (position, line)
+        if self._known[-1] < known:
+            self._known.append(known)
+        else:
+            insort(self._known, known)
+        return line

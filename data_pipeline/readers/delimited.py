@@ -1,0 +1,277 @@
+"""CSV and TSV files with a header row (RFC 4180): quoted fields may hold newlines, separators and doubled quotes.
+
+Whether a newline ends a record is known only from a record's start on. So where quotes are possible, spans begin at
+records, and an unknown position is reached by parsing from the span's start.
+"""
+
+from __future__ import annotations
+
+import csv
+import itertools
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from data_pipeline.files import FileEntry
+from data_pipeline.readers.bad_records import EMPTY, MENDED, BadRecords, LineNumbers
+from data_pipeline.readers.base import BLOCK_BYTES, ENDLESS, Block, RecentlyUsed, Span, no_records, unreadable
+from data_pipeline.readers.extract import Extractor, Note, decode
+from data_pipeline.readers.separated import BOM, DAMAGED
+from data_pipeline.readers.storage import CACHED_BYTES, DecompressedBytes, Files, PlainBytes, is_compressed
+
+SCANNED_BYTES = 1 << 26
+"""Quoted files of one source up to this size together are parsed once at the start to cut them at records; where there
+is more, each file is one span."""
+_KNOWN_STARTS = 1 << 16
+_LINE_COUNTERS = 16
+MALFORMED = "malformed row"
+
+
+class Dialect(NamedTuple):
+    """How fields are told apart."""
+
+    separator: str
+    quote: str
+    """One character; empty where quotes are ordinary characters and every newline ends a record."""
+
+
+class Row(NamedTuple):
+    """A record, or why there is none."""
+
+    start: int
+    """Offset of its first byte."""
+    values: list[str] | None
+    problem: str
+    mended: str = ""
+    """Which of its bytes were not UTF-8."""
+
+
+class RowParser:
+    """Cuts bytes into rows."""
+
+    def __init__(self, dialect: Dialect, max_bytes: int) -> None:
+        self._dialect = dialect
+        self._max_bytes = max_bytes
+        # The limit is the process's; a smaller one would make a long text an error of its own.
+        csv.field_size_limit(max(csv.field_size_limit(), max_bytes))
+
+    def rows(self, data: bytes, base: int, at_end: bool) -> tuple[list[Row], int]:
+        """The rows that begin and end in `data`, which starts with a row.
+
+        Args:
+            base: offset of the first byte.
+            at_end: the file ends here, so that the last row needs no newline.
+
+        Returns:
+            Rows in order, and the offset of the first byte behind them.
+        """
+        *whole, last = data.split(b"\n")
+        lines = [line + b"\n" for line in whole] + [last] * (at_end and bool(last))
+        ends = list(itertools.accumulate(map(len, lines), initial=base))
+        mended: dict[int, str] = {}
+        try:
+            texts = [line.decode() for line in lines]
+        except UnicodeDecodeError:
+            texts = [decode(line, i, lambda at, _, detail: mended.update({at: detail})) for i, line in enumerate(lines)]
+        rows: list[Row] = []
+        place = 0
+        while place < len(lines):
+            for count, values, problem in self._parse(texts[place:]):
+                if problem == _UNFINISHED:
+                    if not at_end and ends[-1] - ends[place] <= self._max_bytes:
+                        return rows, ends[place]
+                    # What follows in `data` may be much more than a block.
+                    return [*rows, Row(ends[place], None, "a quote is not closed")], ends[place + 1]
+                details = (mended[line] for line in range(place, place + count) if line in mended)
+                rows.append(Row(ends[place], values, problem, next(details, "") if mended else ""))
+                place += count
+        return rows, ends[place]
+
+    def _parse(self, texts: list[str]) -> Iterator[tuple[int, list[str] | None, str]]:
+        """Lines taken and values of each row; of the first bad row one line and the reason, and then no more."""
+        reader = csv.reader(
+            texts,
+            delimiter=self._dialect.separator,
+            quotechar=self._dialect.quote or None,
+            quoting=csv.QUOTE_MINIMAL if self._dialect.quote else csv.QUOTE_NONE,
+            strict=True,
+        )
+        taken = 0
+        try:
+            for values in reader:
+                yield reader.line_num - taken, values, ""
+                taken = reader.line_num
+        except csv.Error as error:
+            yield 1, None, str(error)
+
+
+_UNFINISHED = "unexpected end of data"
+
+
+class DelimitedReader:
+    """Rows of CSV and TSV files."""
+
+    def __init__(self, files: Files, dialect: Dialect, extractor: Extractor, bad: BadRecords) -> None:
+        self._files = files
+        self._extractor = extractor
+        self._bad = bad
+        self._parser = RowParser(dialect, extractor.max_bytes)
+        self._quoted = bool(dialect.quote)
+        self._headers: dict[str, list[str]] = {}
+        self._decoders: RecentlyUsed[str, DecompressedBytes] = RecentlyUsed(CACHED_BYTES)
+        self._starts: RecentlyUsed[tuple[str, int], bool] = RecentlyUsed(_KNOWN_STARTS)
+        self._lines: RecentlyUsed[str, LineNumbers] = RecentlyUsed(_LINE_COUNTERS)
+
+    def spans(self, files: list[FileEntry], limit: int) -> list[Span]:
+        """Spans of about `limit` bytes at most where files can be cut, else one span a file.
+
+        Raises:
+            UserError: a file without header row, or whose header lacks a field.
+        """
+        plain = sum(file.size for file in files if not is_compressed(file.path))
+        cut = not self._quoted or plain <= SCANNED_BYTES
+        spans = []
+        for index, file in enumerate(files):
+            if not file.size:
+                continue
+            first, header = self.read_header(file)
+            self._extractor.fields.require(header, file.path)
+            if is_compressed(file.path):
+                spans.append(Span(index, first, ENDLESS, file.size))
+            elif first < file.size:
+                edges = self._edges(file, first, limit) if cut else [first, file.size]
+                spans += [Span(index, start, stop, stop - start) for start, stop in itertools.pairwise(edges)]
+        return spans
+
+    def read(self, file: FileEntry, span: Span, position: int) -> Block:
+        source = self._source(file)
+        known = self._quoted and (position == span.start or self._starts.take((file.path, position)) is not None)
+        start = position if known else self._next_start(file, source, span, position)
+        if start is None or start >= span.stop:
+            return no_records(None)
+        rows, end = self._rows(source, start)
+        if not rows and source.problem is not None:
+            self._note(file)(start, DAMAGED, source.problem)
+        next_position = end if end < span.stop and rows else None
+        if next_position is not None:
+            self._starts.put((file.path, next_position), True)
+        return self._block(file, [row for row in rows if row.start < span.stop], next_position)
+
+    def close(self) -> None:
+        self._decoders.close()
+        self._lines.close()
+        self._files.close()
+
+    def read_header(self, file: FileEntry) -> tuple[int, list[str]]:
+        """The offset behind the header row, and the names in it."""
+        source = self._source(file)
+        skip = len(BOM) if source.fetch(0, 3) == BOM else 0
+        size = BLOCK_BYTES
+        while True:
+            data = source.fetch(skip, size)
+            rows, end = self._parser.rows(data, skip, len(data) < size)
+            if rows or len(data) < size:
+                break
+            size *= 2
+        if not rows or not rows[0].values:
+            problem = source.problem or (rows[0].problem if rows else "") or "its first line is empty"
+            raise unreadable(file.path, f"it has no header row: {problem}")
+        return (rows[1].start if len(rows) > 1 else end), rows[0].values
+
+    def _rows(self, source: PlainBytes | DecompressedBytes, start: int) -> tuple[list[Row], int]:
+        """About a block of rows from a record's start on, and where the next one starts."""
+        size, limit = BLOCK_BYTES, self._extractor.max_bytes
+        while True:
+            data = source.fetch(start, size)
+            ended = len(data) < size
+            rows, end = self._parser.rows(data, start, ended and source.problem is None)
+            if rows or ended:
+                return rows, end
+            if len(data) > limit:
+                behind = _behind_newline(source, start + len(data))
+                return [Row(start, None, f"more than data.max_document_bytes ({limit})")], behind or ENDLESS
+            size *= 2
+
+    def _next_start(
+        self, file: FileEntry, source: PlainBytes | DecompressedBytes, span: Span, position: int
+    ) -> int | None:
+        """The first record's start at or after a position that may be none; None at the file's end."""
+        if self._quoted:
+            start = span.start
+            while start < position:
+                rows, end = self._rows(source, start)
+                if not rows:
+                    return None
+                start = next((row.start for row in rows if row.start >= position), end)
+            return start
+        return _behind_newline(source, position - 1)
+
+    def _edges(self, file: FileEntry, first: int, limit: int) -> list[int]:
+        """Where the spans of a file begin and end."""
+        if not self._quoted:
+            count = -(-(file.size - first) // limit)
+            return [first + (file.size - first) * i // count for i in range(count + 1)]
+        source, edges, place = self._source(file), [first], first
+        while place < file.size:
+            rows, end = self._rows(source, place)
+            for before, after in itertools.pairwise([*(row.start for row in rows), end]):
+                if after > edges[-1] + limit and before > edges[-1]:
+                    edges.append(before)
+            place = max(end, place + 1) if rows else file.size
+        return [*edges, file.size]
+
+    def _block(self, file: FileEntry, rows: list[Row], next_position: int | None) -> Block:
+        note, header = self._note(file), self._header(file)
+        kept: list[Row] = []
+        for row in rows:
+            if row.mended:
+                note(row.start, MENDED, row.mended)
+            if row.values and len(row.values) == len(header):
+                kept.append(row)
+                continue
+            self._bad.records_read += 1
+            if row.values:
+                note(row.start, MALFORMED, f"{len(row.values)} fields where the header has {len(header)}")
+            elif row.values is None:
+                note(row.start, MALFORMED, row.problem)
+            else:
+                self._bad.dropped[EMPTY] += 1
+        columns = {
+            name: [row.values[place] for row in kept if row.values]
+            for place, name in enumerate(header)
+            if name in self._extractor.fields.names
+        }
+        positions = [row.start for row in kept]
+        return self._extractor.columns(positions, columns, note, next_position)
+
+    def _header(self, file: FileEntry) -> list[str]:
+        if file.path not in self._headers:
+            self._headers[file.path] = self.read_header(file)[1]
+        return self._headers[file.path]
+
+    def _note(self, file: FileEntry) -> Note:
+        def note(position: int, reason: str, detail: str) -> None:
+            lines = self._lines.get(file.path)
+            if lines is None:
+                source = DecompressedBytes if is_compressed(file.path) else PlainBytes
+                lines = self._lines.put(file.path, LineNumbers(source(self._files, file)))
+            self._bad.note(reason, file.path, position, detail, lines=lines)
+
+        return note
+
+    def _source(self, file: FileEntry) -> PlainBytes | DecompressedBytes:
+        if not is_compressed(file.path):
+            return PlainBytes(self._files, file)
+        source = self._decoders.get(file.path)
+        if source is None:
+            source = DecompressedBytes(self._files, file)
+            self._decoders.put(file.path, source, source.weight)
+        return source
+
+
+def _behind_newline(source: PlainBytes | DecompressedBytes, place: int) -> int | None:
+    """The offset behind the first newline at or after a place; None where there is none."""
+    while data := source.fetch(place, BLOCK_BYTES):
+        if (found := data.find(b"\n")) >= 0:
+            return place + found + 1
+        place += len(data)
+    return None

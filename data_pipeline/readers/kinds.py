@@ -1,0 +1,152 @@
+"""The reader and the spans of each kind of source."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from data_pipeline.config import SourceConfig
+from data_pipeline.errors import UserError
+from data_pipeline.fields import Fields
+from data_pipeline.files import FileEntry, list_files
+from data_pipeline.hub import DatasetReader, StreamedDataset
+from data_pipeline.readers.arrow import ArrowReader, arrow_spans
+from data_pipeline.readers.bad_records import BadRecords
+from data_pipeline.readers.base import Reader, Span
+from data_pipeline.readers.delimited import DelimitedReader, Dialect
+from data_pipeline.readers.extract import Extractor
+from data_pipeline.readers.parquet import ParquetReader, parquet_spans
+from data_pipeline.readers.separated import JsonParser, SeparatedReader, TextParser, byte_spans, check_first_object
+from data_pipeline.readers.storage import Files
+from data_pipeline.readers.whole_files import FileReader, file_spans
+
+SMALLEST_SPAN = 1 << 12
+"""Bytes below which a small source is not cut for the sake of many lanes."""
+_UNREAD_SUFFIXES = (".bz2", ".xz", ".zip", ".tar", ".lz4", ".7z")
+
+
+class ReadSettings(NamedTuple):
+    """How sources are cut and what is done about bad records."""
+
+    span_bytes: int
+    """Largest span of a line-oriented file."""
+    lanes: int | None
+    """Lanes that the spans are dealt to; None where they are not dealt."""
+    max_document_bytes: int
+    """A longer document is a bad record."""
+
+
+class OpenSource(NamedTuple):
+    """A source that can be read."""
+
+    files: list[FileEntry]
+    spans: list[Span]
+    """Their `file` is the number among `files`."""
+    reader: Reader
+
+
+def is_whole_file(source: SourceConfig) -> bool:
+    """Whether each file is one document."""
+    return source.kind == "text" and source.document == "file" and source.delimiter is None
+
+
+def open_source(source: SourceConfig, index: int, where: str, settings: ReadSettings, bad: BadRecords) -> OpenSource:
+    """Lists, fingerprints and cuts the files of a source.
+
+    Args:
+        source: what to read.
+        index: its number among the sources.
+        where: its place in the config, for messages.
+        settings: how to cut it.
+        bad: gets the records that cannot be used.
+
+    Raises:
+        UserError: no file, an unreadable one, a missing field, or settings that do not fit together.
+    """
+    _require_fitting(source, where)
+    fields = Fields(source, where)
+    extractor = Extractor(fields, bad, settings.max_document_bytes)
+    if source.kind == "datasets":
+        streamed = StreamedDataset(source, index, where, settings.span_bytes, fields)
+        return OpenSource(streamed.files, streamed.spans, DatasetReader(extractor, streamed))
+    files = list_files(source, index, where)
+    for file in files:
+        if file.path.endswith(_UNREAD_SUFFIXES):
+            raise UserError(f"{where}.paths: {file.path} is compressed in a way that is not read; use .gz or .zst")
+    return OpenSource(files, *_KINDS[source.kind](source, files, settings, extractor))
+
+
+def _require_fitting(source: SourceConfig, where: str) -> None:
+    if source.kind == "tokens":
+        raise UserError(f"{where} has kind tokens, but text is needed here; name the files that the tokens are from")
+    if source.kind == "text" and source.target_field is not None:
+        raise UserError(
+            f"{where}.target_field is {source.target_field!r}, but kind text has no fields; use jsonl or csv"
+        )
+    if source.delimiter is not None and (source.kind != "text" or source.document == "line"):
+        what = f"kind {source.kind}" if source.kind != "text" else "document: line"
+        raise UserError(f"{where}.delimiter is {source.delimiter!r}, but {where} has {what}; leave out one of the two")
+
+
+def _text(
+    source: SourceConfig, files: list[FileEntry], settings: ReadSettings, extractor: Extractor
+) -> tuple[list[Span], Reader]:
+    bad, limit = extractor.bad, settings.max_document_bytes
+    if is_whole_file(source):
+        return file_spans(files, limit), FileReader(Files(), bad, limit)
+    separator = b"\n" if source.delimiter is None else source.delimiter.encode()
+    parser = TextParser(bad, lines=source.delimiter is None)
+    return byte_spans(files, _span_limit(files, settings)), SeparatedReader(Files(), separator, parser, bad, limit)
+
+
+def _jsonl(
+    source: SourceConfig, files: list[FileEntry], settings: ReadSettings, extractor: Extractor
+) -> tuple[list[Span], Reader]:
+    stored = Files()
+    for file in files:
+        check_first_object(stored, file, extractor.fields)
+    reader = SeparatedReader(stored, b"\n", JsonParser(extractor), extractor.bad, settings.max_document_bytes)
+    return byte_spans(files, _span_limit(files, settings)), reader
+
+
+def _delimited(
+    source: SourceConfig, files: list[FileEntry], settings: ReadSettings, extractor: Extractor
+) -> tuple[list[Span], Reader]:
+    dialect = Dialect("\t" if source.kind == "tsv" else ",", source.quote)
+    reader = DelimitedReader(Files(), dialect, extractor, extractor.bad)
+    return reader.spans(files, _span_limit(files, settings)), reader
+
+
+def _parquet(
+    source: SourceConfig, files: list[FileEntry], settings: ReadSettings, extractor: Extractor
+) -> tuple[list[Span], Reader]:
+    stored = Files()
+    spans = [span for i, file in enumerate(files) for span in parquet_spans(stored, file, i, extractor.fields)]
+    return spans, ParquetReader(stored, extractor, extractor.bad)
+
+
+def _arrow(
+    source: SourceConfig, files: list[FileEntry], settings: ReadSettings, extractor: Extractor
+) -> tuple[list[Span], Reader]:
+    stored = Files()
+    spans = [span for i, file in enumerate(files) for span in arrow_spans(stored, file, i, extractor.fields)]
+    return spans, ArrowReader(stored, extractor, extractor.bad)
+
+
+def _span_limit(files: list[FileEntry], settings: ReadSettings) -> int:
+    """A small source is cut into about four spans a lane."""
+    if settings.lanes is None:
+        return settings.span_bytes
+    fair = -(-sum(file.size for file in files) // (4 * settings.lanes))
+    return min(settings.span_bytes, max(SMALLEST_SPAN, fair))
+
+
+_Opener = Callable[[SourceConfig, list[FileEntry], ReadSettings, Extractor], tuple[list[Span], Reader]]
+_KINDS: dict[str, _Opener] = {
+    "text": _text,
+    "jsonl": _jsonl,
+    "csv": _delimited,
+    "tsv": _delimited,
+    "parquet": _parquet,
+    "arrow": _arrow,
+}

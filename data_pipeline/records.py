@@ -1,0 +1,107 @@
+"""Append-only JSON lines with attempts: written by one process, read whatever instant it died at."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from data_pipeline.errors import writing
+
+_START = "continues"
+"""Marks the row that an attempt starts with."""
+
+
+class RecordWriter:
+    """Appends rows to a JSON-lines file, each with the number of the attempt (the start of the run) that wrote it.
+
+    A row is in the operating system's hands when `write` returns. A tail that a dead writer left torn is closed
+    with a newline first, so it can spoil no row but its own.
+    """
+
+    def __init__(self, path: str | Path, attempt: int, continues: int | None = None) -> None:
+        """Opens `path` for appending, creating it and its folder; raises OSError where that fails.
+
+        Args:
+            attempt: number of this start of the run; a later start has a larger one.
+            continues: the step that this attempt continues from. A row that says so is written at once, and from
+                then on earlier attempts' rows of later steps do not count.
+        """
+        self.path = Path(path)
+        self.attempt = attempt
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = open(self.path, "ab+", buffering=0)  # noqa: SIM115
+        self._torn = self._ends_torn()
+        if continues is not None:
+            self.write({"step": continues, _START: True})
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Append one row; raises OSError (a full disk, say) that names the file, and a later call may try again."""
+        line = json.dumps({**row, "attempt": self.attempt}, ensure_ascii=False).encode() + b"\n"
+        data = memoryview(b"\n" + line if self._torn else line)
+        self._torn = True
+        with writing(self.path):
+            while data:
+                data = data[self._file.write(data) :]
+        self._torn = False
+
+    def close(self) -> None:
+        """Close the file; rows are written already."""
+        self._file.close()
+
+    def __enter__(self) -> RecordWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _ends_torn(self) -> bool:
+        size = self._file.seek(0, os.SEEK_END)
+        if size == 0:
+            return False
+        self._file.seek(size - 1)
+        return self._file.read(1) != b"\n"
+
+
+def read_records(path: str | Path, key: str = "step") -> list[dict[str, Any]]:
+    """The rows that count, in the order of `key` (rows of one step in the order they were written).
+
+    A run that resumes writes again what came after its checkpoint. So earlier attempts' rows of steps beyond the one
+    that a later attempt continued from are left out, even those the later attempt has not reached yet. An attempt
+    that did not say where it continued from replaces all from its first row's step on.
+    Several rows of one step by one attempt (training and evaluation) are all kept. Lines that are torn, not
+    JSON, or without `key` and `attempt` are left out. A missing file has no rows.
+    """
+    try:
+        lines = Path(path).read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return []
+    rows = [row for row in map(_parse, lines) if row is not None and _counts(row, key)]
+    kept_until: dict[int, float] = {}
+    said = {row["attempt"]: row[key] for row in rows if _START in row}
+    for row in rows:
+        until = said.get(row["attempt"], row[key] - 1)
+        kept_until[row["attempt"]] = min(kept_until.get(row["attempt"], until), until)
+    ends: dict[int, float] = {}
+    end = float("inf")
+    for attempt in sorted(kept_until, reverse=True):
+        ends[attempt] = end
+        end = min(end, kept_until[attempt])
+    counted = (row for row in rows if _START not in row and row[key] <= ends[row["attempt"]])
+    return sorted(counted, key=lambda row: row[key])
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def _counts(row: dict[str, Any], key: str) -> bool:
+    return all(isinstance(row.get(name), int) for name in (key, "attempt"))

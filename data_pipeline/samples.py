@@ -1,0 +1,174 @@
+"""Samples by number, as chunks that travel from a worker to the loader."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from data_pipeline.config import DataConfig
+from data_pipeline.cursor import Files, open_cursor
+from data_pipeline.errors import UserError
+from data_pipeline.lanes import Lanes, LaneState
+from data_pipeline.objectives import Arrays, Objective
+from data_pipeline.packing import Sample
+from data_pipeline.readers import BadRecord
+from data_pipeline.sources import Corpus
+from data_pipeline.tokenizer import Tokenizer
+
+
+class Chunk(NamedTuple):
+    """Some samples of one worker. Arrays, since they travel through a pipe: no shared memory to run out of."""
+
+    arrays: Arrays
+    """Rows, C of each."""
+    digests: np.ndarray
+    """(C,) uint64: ledger terms."""
+    states: np.ndarray
+    """(C, 6) int64: the group of sources and its lane's state after each sample; (C, 0) where none is needed."""
+    dropped: dict[str, int]
+    """Documents dropped or mended since the last chunk, by reason."""
+    bad: list[BadRecord]
+    """Bad records met since the last chunk, at most 1,000."""
+    records: int
+    """Records read since the last chunk, good and bad ones."""
+
+
+class Samples(Files, Protocol):
+    """Everything there is to train on, by sample number. One process's own: it keeps files open."""
+
+    settings: dict[str, Any]
+    """What decides the samples besides the files: must be the same when a run goes on."""
+    total: int | None
+    """Samples in all; None: no end."""
+    immediate: bool
+    """Whether samples are made faster than they could be passed on by a worker."""
+
+    def sources(self, samples: int) -> dict[str, int]:
+        """How many of the first `samples` samples each group of sources gives, by its label."""
+        ...
+
+    def samples(self, numbers: Sequence[int]) -> list[Sample]:
+        """What `make` makes its rows of, for a look at where they come from."""
+        ...
+
+    def digest_of(self, sample: Sample, k: int) -> int:
+        """The ledger's term of sample k, 64 bits."""
+        ...
+
+    def path(self, file: int) -> str:
+        """Where a piece's file lies."""
+        ...
+
+    def make(self, numbers: Sequence[int]) -> Chunk:
+        """The samples of these global numbers. Raises UserError for what cannot be read."""
+        ...
+
+    def open(self, cursor: dict[str, Any], first_sample: int, lanes: Sequence[int]) -> None:
+        """Go to a cursor, for some lanes. Raises UserError for a cursor of other files or settings."""
+        ...
+
+    def skip_to(self, first_sample: int, rank: int, ranks: int) -> None:
+        """Go on from a sample without a cursor, which takes as long as making all those before it."""
+        ...
+
+    def cursor_lanes(self, lanes: Sequence[int]) -> dict[str, Any]:
+        """Where these lanes stand, as a cursor keeps it; before any sample is made."""
+        ...
+
+    def close(self) -> None:
+        """Close the files. Called before a fork."""
+        ...
+
+
+class StreamSamples:
+    """Samples of raw text: the lanes, with an objective."""
+
+    total: int | None = None
+    immediate: bool = False
+
+    def __init__(self, config: DataConfig, tokenizer: Tokenizer, objective: Objective, seed: int) -> None:
+        """Lists the files. Raises UserError as `Corpus` and `Lanes` do, or for sources that lack the targets."""
+        if objective.unit == "pair":
+            require_targets(config)
+        self.corpus = Corpus.training(config)
+        self.lanes = Lanes(self.corpus, tokenizer, config, objective, seed)
+        self._objective = objective
+        self._records = 0
+        self.digest = self.corpus.digest
+        self.settings = {
+            "lanes": config.lanes,
+            "sequence_length": config.sequence_length,
+            "shuffle_buffer": config.shuffle_buffer,
+            "span_bytes": config.span_bytes,
+            "holdout": config.holdout,
+            "seed": seed,
+            "tokenizer": tokenizer.digest[:16],
+        }
+
+    def make(self, numbers: Sequence[int]) -> Chunk:
+        made: list[Sample] = []
+        states = np.empty((len(numbers), 6), dtype=np.int64)
+        for row, k in enumerate(numbers):
+            sample, group, state = self.lanes.next(k)
+            made.append(sample)
+            states[row] = (group, *state)
+        digests = np.array([sample.digest(k) for k, sample in zip(numbers, made, strict=True)], dtype=np.uint64)
+        dropped = dict(self.corpus.dropped)
+        self.corpus.dropped.clear()
+        records = self.corpus.records_read - self._records
+        self._records += records
+        arrays = self._objective.arrays(made, numbers)
+        return Chunk(arrays, digests, states, dropped, self.corpus.take_bad(), records)
+
+    def sources(self, samples: int) -> dict[str, int]:
+        mixture = self.lanes.mixture
+        return dict(zip(mixture.labels, mixture.counts(samples), strict=True))
+
+    def samples(self, numbers: Sequence[int]) -> list[Sample]:
+        return [self.lanes.next(k)[0] for k in numbers]
+
+    def digest_of(self, sample: Sample, k: int) -> int:
+        return sample.digest(k)
+
+    def path(self, file: int) -> str:
+        return self.corpus.files[file].path
+
+    def open(self, cursor: dict[str, Any], first_sample: int, lanes: Sequence[int]) -> None:
+        found = open_cursor(cursor, self, self.settings, first_sample, lanes)
+        self.lanes.states = {
+            (lane, group): LaneState(*state) for lane, states in found.items() for group, *state in states
+        }
+
+    def skip_to(self, first_sample: int, rank: int, ranks: int) -> None:
+        for k in range(rank, first_sample, ranks):
+            self.lanes.next(k)
+        self.lanes.close()
+
+    def cursor_lanes(self, lanes: Sequence[int]) -> dict[str, Any]:
+        kept: dict[str, Any] = {str(lane): [] for lane in lanes}
+        for (lane, group), state in sorted(self.lanes.states.items()):
+            if str(lane) in kept:
+                kept[str(lane)].append([group, *state])
+        return kept
+
+    def fingerprints(self) -> str:
+        return self.corpus.fingerprints()
+
+    def check(self, recorded: dict[str, Any]) -> None:
+        """Refuse a cursor of other files, as `Corpus.check` does."""
+        self.corpus.check(recorded)
+
+    def close(self) -> None:
+        self.lanes.close()
+
+
+def require_targets(config: DataConfig) -> None:
+    """Raise UserError unless every source that is text has targets."""
+    for index, source in enumerate(config.sources):
+        if source.target_field is None and source.kind != "tokens":
+            raise UserError(
+                f"objective.name is seq2seq, but data.sources.{index} has no target_field; name the field that holds"
+                f" the target text"
+            )

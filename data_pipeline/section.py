@@ -1,0 +1,9 @@
+"""The base of every config section, shared by the data pipeline and by llmscale.config."""
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Section(BaseModel):
+    """A frozen group of settings. Unknown keys are refused; each field is documented right beneath it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)

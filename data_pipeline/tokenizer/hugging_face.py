@@ -1,0 +1,238 @@
+"""Tokenizers that the `tokenizers` library runs: any `tokenizer.json`, GPT-2's and BERT's files."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from data_pipeline.errors import UserError
+from data_pipeline.tokenizer.base import StoredTokenizer
+from data_pipeline.tokenizer.roles import known_roles
+from data_pipeline.tokenizer.vocabulary_files import read_json, read_merges, read_vocabulary, read_wordpieces
+from data_pipeline.tokenizer.words import begins_word
+
+if TYPE_CHECKING:
+    import tokenizers
+
+TOKENIZER_FILE = "tokenizer.json"
+VOCABULARY_FILE = "vocab.json"
+MERGES_FILE = "merges.txt"
+WORDPIECE_FILE = "vocab.txt"
+CACHED_WORDS = 100_000
+"""Words whose tokens a BPE model remembers; the library's 10,000 are soon full, which makes it a fifth slower."""
+RARE_LETTER = "\ua66e"
+
+
+def byte_characters() -> dict[int, str]:
+    """The character that byte-level BPE writes for each byte (Radford et al. 2019, `bytes_to_unicode`): itself where it
+    is visible, else the next one from U+0100 on."""
+    visible = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    hidden = [byte for byte in range(256) if byte not in visible]
+    return {byte: chr(byte) for byte in visible} | {byte: chr(0x100 + i) for i, byte in enumerate(hidden)}
+
+
+class LibraryTokenizer(StoredTokenizer):
+    """What the kinds that the `tokenizers` library runs have in common.
+
+    The library reads TOKENIZERS_PARALLELISM at each call. It is set to false for this process, and so for those it
+    starts: loader workers are the parallelism, and the library's threads would not survive their fork.
+    """
+
+    def __init__(
+        self,
+        files: Mapping[str, bytes],
+        name: str,
+        backend: tokenizers.Tokenizer,
+        *,
+        byte_level: bool = False,
+        continuation: str | None = None,
+        options: Mapping[str, bool] | None = None,
+    ) -> None:
+        """Takes over the `backend`'s settings.
+
+        Args:
+            files: contents by the names they are saved under.
+            name: what messages call the tokenizer.
+            backend: made of those files.
+            byte_level: tokens are spelled in `byte_characters`.
+            continuation: what tokens that go on with a word begin with, where the vocabulary marks them.
+            options: settings that `encode` depends on.
+
+        Raises:
+            UserError: some text could not be encoded, or would lose characters without a trace.
+        """
+        if os.environ.get("TOKENIZERS_PARALLELISM") != "false":
+            os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        self._use(backend)
+        self._continuation = continuation
+        self._bytes = {character: byte for byte, character in byte_characters().items()} if byte_level else None
+        size = max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        self._require_complete(name)
+        super().__init__(files, name, size, self._own_roles(), options)
+
+    def token_id(self, text: str) -> int | None:
+        return self._backend.token_to_id(text)
+
+    def _own_roles(self) -> dict[str, int]:
+        return known_roles(self.token_id)
+
+    def _use(self, backend: tokenizers.Tokenizer) -> None:
+        backend.no_truncation()
+        backend.no_padding()
+        # Text that looks like a special token is text.
+        backend.encode_special_tokens = True
+        if hasattr(backend.model, "_resize_cache"):
+            backend.model._resize_cache(CACHED_WORDS)
+        self._backend = backend
+        self._added = backend.get_added_tokens_decoder()
+
+    def _require_complete(self, name: str) -> None:
+        fix = "give a tokenizer with an unknown token or with all bytes"
+        try:
+            lost = not self._encode([RARE_LETTER])[0].size
+        except Exception as error:  # the library has none of its own
+            raise UserError(f"{name} cannot encode every text ({error}); {fix}") from None
+        if self._bytes is not None and getattr(self._backend.model, "unk_token", None) is None:
+            # 0xC0, 0xC1 and those from 0xF5 on are in no UTF-8 text.
+            possible = {*range(0xC0), *range(0xC2, 0xF5)}
+            missing = [c for c, byte in self._bytes.items() if byte in possible and self.token_id(c) is None]
+            lost = bool(missing)
+        if lost:
+            raise UserError(f"{name} drops characters that are not in its vocabulary without a trace; {fix}")
+
+    def _encode(self, texts: list[str]) -> list[np.ndarray]:
+        encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
+        return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
+
+    def _decode(self, tokens: list[int]) -> str:
+        return self._backend.decode(tokens, skip_special_tokens=True)
+
+    def _own_text(self, token: int) -> str:
+        return self._backend.id_to_token(token) or ""
+
+    def _special_tokens(self) -> set[int]:
+        return super()._special_tokens() | {token for token, added in self._added.items() if added.special}
+
+    def _begins_word(self, token: int) -> bool:
+        text = self._own_text(token)
+        if self._continuation is not None:
+            return not text.startswith(self._continuation)
+        if token in self._added:
+            return self._added[token].special or begins_word(text.encode())
+        if self._bytes is not None and all(character in self._bytes for character in text):
+            return begins_word(bytes(self._bytes[character] for character in text))
+        if len(text) == 6 and text.startswith("<0x"):
+            return begins_word(bytes([int(text[1:-1], 16)]))
+        return begins_word(text.replace("\u2581", " ").encode())
+
+    def _spell(self, text: str) -> list[int]:
+        written = byte_characters()
+        units = [written[byte] for byte in text.encode()] if self._bytes is not None else list(text)
+        try:
+            return [token.id for unit in units for token in self._backend.model.tokenize(unit)]
+        except Exception:  # as above: a model without an unknown token
+            return []
+
+
+class HuggingFaceTokenizer(LibraryTokenizer):
+    """Any `tokenizer.json` of the `tokenizers` library. Special tokens are those it has as added tokens. Added tokens
+    that are not special and have no role, such as runs of spaces, are matched in text as the library does."""
+
+    kind = "huggingface"
+
+    def __init__(self, contents: bytes, name: str = TOKENIZER_FILE) -> None:
+        """`contents` of the file; `name` is for messages. Raises UserError if the library cannot use it."""
+        import tokenizers
+
+        self._layout = read_json(contents, name, "give a tokenizer.json of the tokenizers library")
+        model = self._layout.get("model")
+        if not isinstance(model, dict):
+            raise UserError(f"{name} has no model, so it is no tokenizer.json of the tokenizers library; give one")
+        steps = json.dumps([self._layout.get("pre_tokenizer"), self._layout.get("decoder")])
+        with _faults_explained(name):
+            super().__init__(
+                {TOKENIZER_FILE: contents},
+                name,
+                tokenizers.Tokenizer.from_str(contents.decode()),
+                byte_level='"ByteLevel"' in steps,
+                continuation=model.get("continuing_subword_prefix") if model.get("type") == "WordPiece" else None,
+            )
+
+    def _own_roles(self) -> dict[str, int]:
+        """By name among the added tokens; unk and the ends of a sentence pair as the file's own settings have them."""
+        found = known_roles({added.content: token for token, added in self._added.items()}.get)
+        processor = self._layout.get("post_processor") or {}
+        for role in ("cls", "sep"):  # RoBERTa's and BERT's processors
+            if isinstance(pair := processor.get(role), list):
+                found[role] = int(pair[1])
+        model: dict[str, Any] = self._layout["model"]
+        unknown = self.token_id(model["unk_token"]) if model.get("unk_token") else model.get("unk_id")
+        return found if unknown is None else {**found, "unk": int(unknown)}
+
+    def assign_roles(self, special: Mapping[str, int], appended: Sequence[str] = ()) -> None:
+        import tokenizers
+
+        plain = [token for token in special.values() if token in self._added and not self._added[token].special]
+        if plain:
+            # Published files have end-of-text tokens that are not marked special, which text would then become.
+            for entry in self._layout["added_tokens"]:
+                entry["special"] = entry["special"] or entry["id"] in plain
+            self._use(tokenizers.Tokenizer.from_str(json.dumps(self._layout)))
+        super().assign_roles(special, appended)
+
+
+class GPT2Tokenizer(LibraryTokenizer):
+    """GPT-2's byte-level BPE (Radford et al. 2019), from a vocabulary and its merges."""
+
+    kind = "gpt2"
+
+    def __init__(self, vocabulary: bytes, merges: bytes, name: str = VOCABULARY_FILE) -> None:
+        """Contents of `vocab.json` (or `encoder.json`) and of `merges.txt` (or `vocab.bpe`); `name` of the first is for
+        messages. Raises UserError if they are not such files or do not fit each other."""
+        import tokenizers
+
+        entries = read_vocabulary(vocabulary, name)
+        pairs = read_merges(merges, f"the merges of {name}", entries)
+        backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=entries, merges=pairs))
+        backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+        backend.decoder = tokenizers.decoders.ByteLevel()
+        super().__init__({VOCABULARY_FILE: vocabulary, MERGES_FILE: merges}, name, backend, byte_level=True)
+
+
+class WordPieceTokenizer(LibraryTokenizer):
+    """BERT's WordPiece (Devlin et al. 2019), from a `vocab.txt`; eos is [SEP] and bos is [CLS]. Like BERT it drops
+    control characters, treats all white space alike and, with `lower_case`, strips accents too."""
+
+    kind = "wordpiece"
+
+    def __init__(self, vocabulary: bytes, name: str = WORDPIECE_FILE, *, lower_case: bool = True) -> None:
+        """Contents of the file; `name` is for messages. Raises UserError if it is not one, or has no [UNK]."""
+        import tokenizers
+
+        entries = read_wordpieces(vocabulary, name)
+        backend = tokenizers.Tokenizer(tokenizers.models.WordPiece(vocab=entries, unk_token="[UNK]"))
+        backend.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=lower_case)
+        backend.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+        backend.decoder = tokenizers.decoders.WordPiece(prefix="##")
+        files = {WORDPIECE_FILE: vocabulary}
+        super().__init__(files, name, backend, continuation="##", options={"lower_case": lower_case})
+
+
+@contextlib.contextmanager
+def _faults_explained(name: str) -> Iterator[None]:
+    """What the library finds wrong with a `tokenizer.json`, as a UserError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except BaseException as error:
+        # The library has no errors of its own, and its panics are not even an Exception.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{name} is no tokenizer.json that the library can use ({reason}); give one") from None

@@ -1,0 +1,95 @@
+"""SentencePiece models: our own and those of others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from data_pipeline.errors import UserError
+from data_pipeline.tokenizer.base import StoredTokenizer
+from data_pipeline.tokenizer.roles import known_roles
+from data_pipeline.tokenizer.words import begins_word
+
+MODEL_FILE = "tokenizer.model"
+SPACE_MARK = "\u2581"
+"""What SentencePiece writes for a space, so it cannot tell the two apart in a text."""
+
+
+class SentencePieceTokenizer(StoredTokenizer):
+    """A SentencePiece model (Kudo and Richardson 2018). Models that this project trains lose nothing; others may change
+    the text by their own normalisation, drop repeated spaces, or lack some roles."""
+
+    kind = "sentencepiece"
+
+    def __init__(self, model: bytes, name: str = MODEL_FILE) -> None:
+        """`model` is the contents of a `.model` file; `name` is for messages. Raises UserError if it is not one."""
+        import sentencepiece
+
+        try:
+            if not model:
+                raise RuntimeError("the library takes an empty model for none at all")
+            self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+            self._pieces: list[str] = self._processor.id_to_piece(list(range(self._processor.get_piece_size())))
+        except (RuntimeError, UnicodeDecodeError):
+            raise UserError(f"{name} is not a SentencePiece model; give a .model file") from None
+        processor = self._processor
+        special = known_roles(self.token_id)
+        # What the model itself declares counts for more than names; its unknown token always exists.
+        declared = {"bos": processor.bos_id(), "eos": processor.eos_id(), "pad": processor.pad_id()}
+        special |= {role: token for role, token in declared.items() if token >= 0}
+        special["unk"] = processor.unk_id()
+        self._mark = self._space_mark_bytes()
+        super().__init__({MODEL_FILE: model}, name, len(self._pieces), special)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        if self._mark is None:
+            return super().encode_batch(texts)
+        marked = {i for i, text in enumerate(texts) if SPACE_MARK in text}
+        encoded = super().encode_batch(["" if i in marked else text for i, text in enumerate(texts)])
+        for i in marked:
+            encoded[i] = self._encode_marked(texts[i])
+        return encoded
+
+    def token_id(self, text: str) -> int | None:
+        token = self._processor.piece_to_id(text)
+        return token if self._pieces[token] == text else None
+
+    def _encode(self, texts: list[str]) -> list[np.ndarray]:
+        # One thread: loader workers and ranks are the parallelism.
+        return self._processor.encode_as_numpy(texts, num_threads=1)
+
+    def _decode(self, tokens: list[int]) -> str:
+        return self._processor.decode(tokens)
+
+    def _own_text(self, token: int) -> str:
+        return self._pieces[token]
+
+    def _begins_word(self, token: int) -> bool:
+        piece = self._own_text(token)
+        if self._processor.is_byte(token):
+            return begins_word(bytes([int(piece[1:-1], 16)]))
+        return self._processor.is_control(token) or begins_word(piece.replace(SPACE_MARK, " ").encode())
+
+    def _spell(self, text: str) -> list[int]:
+        return [token for character in text for token in self._spell_character(character)]
+
+    def _spell_character(self, character: str) -> list[int]:
+        token = self.token_id(character)
+        if token is not None:
+            return [token]
+        found = [self.token_id(f"<0x{byte:02X}>") for byte in character.encode()]
+        return [self.special["unk"] if byte is None else byte for byte in found]
+
+    def _encode_marked(self, text: str) -> np.ndarray:
+        """A text with the space mark in it: the mark goes in as its three UTF-8 bytes, which decode to itself."""
+        assert self._mark is not None
+        first, *rest = super().encode_batch(text.split(SPACE_MARK))
+        return np.concatenate([first, *(part for piece in rest for part in (self._mark, piece))])
+
+    def _space_mark_bytes(self) -> np.ndarray | None:
+        """Byte tokens of the space mark; None for models that change the text anyway (normalisation, prefix)."""
+        probe = " a  b\n"
+        ids = [self.token_id(f"<0x{byte:02X}>") for byte in SPACE_MARK.encode()]
+        lossless = self._processor.decode(self._processor.encode(probe)) == probe
+        return np.array(ids, dtype=np.int32) if lossless and None not in ids else None

@@ -1,0 +1,265 @@
+"""Tokenizers on disk: what the config names, and the copy that a run keeps."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.config import DataConfig, TokenizerConfig
+from data_pipeline.errors import FULL, UserError, writing
+from data_pipeline.tokenizer.base import META_FILE, StoredTokenizer, Tokenizer
+from data_pipeline.tokenizer.bytes_tokenizer import BytesTokenizer
+from data_pipeline.tokenizer.hugging_face import (
+    MERGES_FILE,
+    TOKENIZER_FILE,
+    VOCABULARY_FILE,
+    WORDPIECE_FILE,
+    GPT2Tokenizer,
+    HuggingFaceTokenizer,
+    WordPieceTokenizer,
+)
+from data_pipeline.tokenizer.roles import appending_order
+from data_pipeline.tokenizer.sentence_piece import MODEL_FILE, SentencePieceTokenizer
+from data_pipeline.tokenizer.training import train_sentencepiece
+
+FILES: dict[str, tuple[str, ...]] = {
+    "sentencepiece": (MODEL_FILE,),
+    "huggingface": (TOKENIZER_FILE,),
+    "gpt2": (VOCABULARY_FILE, MERGES_FILE),
+    "wordpiece": (WORDPIECE_FILE,),
+    "bytes": (),
+}
+"""The files of each kind in a saved copy; `data.tokenizer.path` names the first."""
+MERGES_NAMES = ("merges.txt", "vocab.bpe")
+SETTINGS_BESIDE = "tokenizer_config.json"
+"""The file in which Hugging Face directories name the special tokens."""
+
+
+def load_tokenizer(directory: str | Path) -> Tokenizer:
+    """The tokenizer that `prepare_tokenizer` or `save` wrote.
+
+    Raises:
+        UserError: no tokenizer there, or its contents are not those that were written.
+    """
+    meta = _read_meta(directory)
+    if meta is None:
+        raise UserError(f"{directory} holds no tokenizer (no {META_FILE}); give a run directory's tokenizer folder")
+    return _load(Path(directory), meta)
+
+
+def prepare_tokenizer(
+    config: DataConfig,
+    directory: str | Path,
+    progress: Callable[[str], None] | None = None,
+    roles: Sequence[str] = (),
+) -> Tokenizer:
+    """The run's tokenizer: loaded where `directory` holds a finished one, else copied or trained, and kept there.
+
+    The directory appears in one piece or not at all, so a killed run leaves no half tokenizer, and of several
+    processes that prepare it at once all load the same.
+
+    Args:
+        progress: is told what takes time.
+        roles: roles that the tokenizer must have. Those it lacks get a token each at the end of the vocabulary,
+            sentinels in descending order, so that sentinel_0 has the highest id.
+
+    Raises:
+        UserError: the directory's tokenizer is not the config's, `path` cannot be used, a token of `special` does not
+            exist, no token ends documents, or training is impossible.
+    """
+    directory = Path(directory)
+    settings = config.tokenizer
+    given = _read_given(settings)
+    if _read_meta(directory) is None:
+        if given is not None:
+            made = _open(settings.kind, given, settings.path or settings.kind, settings.lower_case)
+        else:
+            if progress is not None:
+                progress(f"training a {settings.train.model} tokenizer of {settings.train.vocab_size} tokens")
+            made = SentencePieceTokenizer(train_sentencepiece(config), "the trained tokenizer")
+            made.trained = settings.train.model_dump()
+        _give_roles(made, settings, roles)
+        _publish(made, directory)
+    meta = _read_meta(directory)
+    assert meta is not None
+    loaded = _load(directory, meta)
+    _check(loaded, settings, given, roles, directory)
+    return loaded
+
+
+def _open(kind: str, files: Mapping[str, bytes], name: str, lower_case: bool) -> StoredTokenizer:
+    if kind == "sentencepiece":
+        return SentencePieceTokenizer(files[MODEL_FILE], name)
+    if kind == "huggingface":
+        return HuggingFaceTokenizer(files[TOKENIZER_FILE], name)
+    if kind == "gpt2":
+        return GPT2Tokenizer(files[VOCABULARY_FILE], files[MERGES_FILE], name)
+    if kind == "wordpiece":
+        return WordPieceTokenizer(files[WORDPIECE_FILE], name, lower_case=lower_case)
+    return BytesTokenizer()
+
+
+def _load(directory: Path, meta: dict[str, Any]) -> StoredTokenizer:
+    try:
+        kind, written = meta["kind"], meta["digest"]
+        files = {name: _read(directory / name, f"restore {directory}") for name in FILES[kind]}
+        name = str(directory / FILES[kind][0]) if FILES[kind] else str(directory)
+        tokenizer = _open(kind, files, name, meta["options"].get("lower_case", False))
+        appended = meta["appended"]
+        own = {role: token for role, token in meta["special"].items() if role not in appended}
+        tokenizer.assign_roles(own, appended)
+        tokenizer.trained = meta["trained"]
+    except (KeyError, TypeError, AttributeError, IndexError):
+        raise UserError(f"{directory / META_FILE} is damaged; restore {directory}") from None
+    if tokenizer.digest != written:
+        raise UserError(f"{name} has digest {tokenizer.digest[:12]} but was written as {written[:12]}; restore it")
+    return tokenizer
+
+
+def _give_roles(tokenizer: StoredTokenizer, settings: TokenizerConfig, roles: Sequence[str]) -> None:
+    special = dict(tokenizer.special)
+    for role, text in _named_beside(settings).items():
+        token = tokenizer.token_id(text)
+        if token is not None:
+            special[role] = token
+    for role, text in settings.special.items():
+        token = tokenizer.token_id(text)
+        if token is None:
+            raise UserError(
+                f"data.tokenizer.special.{role}: {tokenizer.name} has no token {text!r} among its"
+                f" {tokenizer.vocab_size}; name one that it has"
+            )
+        special[role] = token
+    if special.get("unk") in [token for role, token in special.items() if role != "unk"]:
+        del special["unk"]  # as GPT-2's, which never stands for anything unknown
+    if "eos" not in special and "eos" not in roles:
+        raise UserError(
+            f"{tokenizer.name} has no token known to end a text, which separates documents; name one in"
+            " data.tokenizer.special.eos"
+        )
+    tokenizer.assign_roles(special, appending_order([role for role in roles if role not in special]))
+
+
+def _named_beside(settings: TokenizerConfig) -> dict[str, str]:
+    """Special tokens by role, as a Hugging Face directory's settings name them."""
+    path = Path(settings.path).with_name(SETTINGS_BESIDE) if settings.path else None
+    if path is None or not path.is_file():
+        return {}
+    try:
+        found = json.loads(_read(path, "repair it or remove it"))
+        named = {role: found.get(f"{role}_token") for role in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")}
+    except (ValueError, AttributeError):
+        raise UserError(f"{path} is not a JSON object; repair it or remove it") from None
+    texts = {role: value.get("content") if isinstance(value, dict) else value for role, value in named.items()}
+    return {role: text for role, text in texts.items() if isinstance(text, str)}
+
+
+def _check(
+    tokenizer: StoredTokenizer,
+    settings: TokenizerConfig,
+    given: Mapping[str, bytes] | None,
+    roles: Sequence[str],
+    directory: Path,
+) -> None:
+    """Raise UserError unless `directory` holds the tokenizer that the config asks for."""
+    fix = "start a new run, or set it back"
+    if tokenizer.kind != settings.kind:
+        raise UserError(
+            f"{directory} holds a {tokenizer.kind} tokenizer, but data.tokenizer.kind is {settings.kind}; {fix}"
+        )
+    for name, contents in (given or {}).items():
+        new, old = (hashlib.sha256(data).hexdigest()[:12] for data in (contents, tokenizer.files[name]))
+        if new != old:
+            raise UserError(
+                f"data.tokenizer.path: {name} of {settings.path} ({new}) is not that of {directory} ({old}); {fix}"
+            )
+    wanted: dict[str, Any] = {f"train.{key}": value for key, value in settings.train.model_dump().items()}
+    had: dict[str, Any] = {f"train.{key}": value for key, value in (tokenizer.trained or {}).items()}
+    if given is not None or not had:
+        wanted, had = {}, {}
+    if settings.kind == "wordpiece":
+        wanted["lower_case"], had["lower_case"] = settings.lower_case, tokenizer.options["lower_case"]
+    for role, text in settings.special.items():
+        wanted[f"special.{role}"] = text
+        had[f"special.{role}"] = tokenizer.token_text(tokenizer.special[role]) if role in tokenizer.special else None
+    for key, value in wanted.items():
+        if had.get(key) != value:
+            raise UserError(
+                f"data.tokenizer.{key} is {value!r}, but the tokenizer in {directory} has {had.get(key)!r}; {fix}"
+            )
+    lacking = [role for role in roles if role not in tokenizer.special]
+    if lacking:
+        raise UserError(
+            f"the tokenizer in {directory} has no token for {lacking[0]}, which this objective needs; start a new run"
+        )
+
+
+def _read_given(settings: TokenizerConfig) -> dict[str, bytes] | None:
+    """The files that the config names, by the names of a saved copy; None where one is to be trained."""
+    if settings.kind == "bytes":
+        return {}
+    if settings.path is None:
+        return None
+    path = Path(settings.path)
+    first, *others = FILES[settings.kind]
+    if path.is_dir():
+        raise UserError(f"data.tokenizer.path: {path} is a folder; name the file in it, such as {path / first}")
+    found = {first: _read(path, "name a readable file", "data.tokenizer.path: ")}
+    for name in others:
+        merges = settings.merges or next((str(p) for n in MERGES_NAMES if (p := path.with_name(n)).is_file()), None)
+        if merges is None:
+            raise UserError(
+                f"data.tokenizer.merges: there is no {' or '.join(MERGES_NAMES)} beside {path}; name the file"
+            )
+        found[name] = _read(Path(merges), "name a readable file", "data.tokenizer.merges: ")
+    return found
+
+
+def _read(path: Path, fix: str, where: str = "") -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{where}cannot read {path}: {error.strerror}; {fix}") from None
+
+
+def _publish(tokenizer: StoredTokenizer, directory: Path) -> None:
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        temporary = tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent)
+    except OSError as error:
+        if error.errno in FULL:
+            raise
+        raise UserError(f"cannot make {directory}: {error.strerror}; name a folder that you may write") from None
+    try:
+        with writing(directory):
+            tokenizer.save(temporary)
+            os.chmod(temporary, 0o755)
+            os.rename(temporary, directory)
+    except OSError:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if _read_meta(directory) is not None:
+            return  # another process was faster
+        if directory.exists():
+            raise UserError(f"{directory} exists and is no tokenizer; name a new folder, or remove it") from None
+        raise
+
+
+def _read_meta(directory: str | Path) -> dict[str, Any] | None:
+    path = Path(directory) / META_FILE
+    try:
+        meta = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; make it readable") from None
+    except ValueError:
+        raise UserError(f"{path} is damaged; restore {directory}") from None
+    if not isinstance(meta, dict):
+        raise UserError(f"{path} is damaged; restore {directory}")
+    return meta

@@ -1,0 +1,120 @@
+"""The samples that a config trains on: of raw text as it is read, or of documents that are tokenised already."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from data_pipeline.config import DataConfig
+from data_pipeline.errors import UserError
+from data_pipeline.indexed.format import idx_path
+from data_pipeline.indexed.materialise import materialise, read_json
+from data_pipeline.indexed.shards import Shards
+from data_pipeline.indexed_samples import IndexedSamples
+from data_pipeline.mixture import Mixture
+from data_pipeline.objective_config import ObjectiveConfig
+from data_pipeline.objectives import build_objective
+from data_pipeline.samples import StreamSamples, require_targets
+from data_pipeline.sources import Corpus
+from data_pipeline.tokenizer import Tokenizer
+
+
+def open_samples(
+    config: DataConfig,
+    tokenizer: Tokenizer,
+    objective: ObjectiveConfig,
+    *,
+    seed: int,
+    cache: str | Path | None,
+    epochs: float | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> StreamSamples | IndexedSamples:
+    """The samples of `config.sources`.
+
+    Args:
+        config: the data section.
+        tokenizer: has the roles that the objective needs.
+        objective: what is made of the documents.
+        seed: decides order and random choices.
+        cache: where tokenised documents are kept, for raw text that is read by permutation; several processes may
+            write it at once.
+        epochs: see `IndexedSamples`.
+        progress: told what takes time.
+
+    Raises:
+        UserError: unusable files or settings, or tokens of another tokenizer.
+    """
+    made = build_objective(objective, tokenizer, config.sequence_length, seed)
+    if not config.finite:
+        if epochs is not None:
+            raise UserError(
+                f"train.epochs ({epochs}) needs data that have an end; set data.order=permutation, or give train.steps"
+            )
+        return StreamSamples(config, tokenizer, made, seed)
+    if made.unit == "pair":
+        require_targets(config)
+    kinds = {source.kind == "tokens" for source in config.sources}
+    if len(kinds) > 1:
+        raise UserError(
+            "data.sources: some are of kind tokens and some are text; tokenise the text first (llmscale data prepare)"
+        )
+    if kinds == {True}:
+        sources = [
+            prepared_prefixes(source.paths, f"data.sources[{index}]", tokenizer)
+            for index, source in enumerate(config.sources)
+        ]
+    else:
+        assert cache is not None
+        if progress is not None:
+            progress(f"tokenising the training documents into {cache}")
+        sources = [
+            [_tokenised(config, index, tokenizer, cache, made.unit == "pair")] for index in range(len(config.sources))
+        ]
+    sizes = [sum(Path(f"{prefix}.bin").stat().st_size for prefix in prefixes) for prefixes in sources]
+    mixture = Mixture(config, sizes, made.targets_per_sample, seed)
+    groups = [
+        Shards(
+            [
+                prefix
+                for source, prefixes in enumerate(sources)
+                if mixture.group_of_source[source] == group
+                for prefix in prefixes
+            ]
+        )
+        for group in range(mixture.groups)
+    ]
+    return IndexedSamples(groups, mixture, made, seed, tokenizer.vocab_size, epochs)
+
+
+def _tokenised(config: DataConfig, index: int, tokenizer: Tokenizer, cache: str | Path, pairs: bool) -> str:
+    """The prefix of one source's training documents, written unless it is there."""
+    corpus = Corpus.training(config.model_copy(update={"sources": [config.sources[index]]}))
+    prefix = Path(cache) / f"training-{corpus.digest[:12]}-{tokenizer.digest[:8]}-{int(pairs)}"
+    prefix.parent.mkdir(parents=True, exist_ok=True)
+    materialise(corpus.documents(), tokenizer, prefix, digest=f"{corpus.digest} training", pairs=pairs)
+    return str(prefix)
+
+
+def prepared_prefixes(paths: Sequence[str], where: str, tokenizer: Tokenizer) -> list[str]:
+    """The prefixes that a source's patterns name, by pattern and then by name.
+
+    Raises:
+        UserError: a pattern that matches nothing, or tokens that another tokenizer than `tokenizer` made.
+    """
+    prefixes: list[str] = []
+    for pattern in paths:
+        bare = pattern.removesuffix(".idx").removesuffix(".bin")
+        found = sorted(path.removesuffix(".idx") for path in glob.glob(str(idx_path(bare)), recursive=True))
+        if not found:
+            raise UserError(f"{where}.paths: no file matches {bare}.idx; give the prefix of .bin and .idx files")
+        prefixes += [prefix for prefix in found if prefix not in prefixes]
+    for prefix in prefixes:
+        meta = read_json(Path(prefix).with_name("meta.json"))
+        digest = meta.get("tokenizer") if isinstance(meta, dict) else None
+        if digest not in (None, tokenizer.digest):
+            raise UserError(
+                f"{prefix} was made with another tokenizer (digest {str(digest)[:12]}) than the run's"
+                f" ({tokenizer.digest[:12]}); set data.tokenizer to the one in {Path(prefix).parent}/tokenizer"
+            )
+    return prefixes
