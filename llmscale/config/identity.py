@@ -1,0 +1,60 @@
+"""What makes a run the same run: the part of the config that may not change between two starts."""
+
+import hashlib
+import json
+from typing import Any
+
+from data_pipeline.errors import UserError
+from llmscale.config.root import RunConfig
+
+# The samples and their order do not depend on these.
+_FREE_DATA_KEYS = {"workers", "prefetch", "evaluation", "on_bad_record", "bad_record_warning"}
+
+
+def identity(config: RunConfig) -> dict[str, Any]:
+    """The settings that decide what is learned, flattened to dotted keys.
+
+    Layout, engine, micro batch, workers, logging, checkpoints and evaluation are left out: they may change
+    whenever a run starts again. `train.steps` belongs to it only where the schedule depends on it.
+    """
+    whole = config.model_dump(mode="json")
+    kept: dict[str, Any] = {name: whole[name] for name in ("model", "objective", "optimizer", "schedule")}
+    kept["data"] = {key: value for key, value in whole["data"].items() if key not in _FREE_DATA_KEYS}
+    kept["run"] = {"seed": whole["run"]["seed"]}
+    kept["train"] = {key: whole["train"][key] for key in ("global_batch", "batch_ramp", "init_from", "epochs")}
+    if config.schedule.name == "cosine" and config.train.epochs is None:
+        kept["train"]["steps"] = config.train.steps
+    return dict(sorted(flatten(kept)))
+
+
+def identity_digest(config: RunConfig) -> str:
+    """SHA-256 of the identity, as hexadecimal text."""
+    return hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest()
+
+
+def require_same_identity(config: RunConfig, recorded: dict[str, Any], where: str) -> None:
+    """Refuse to continue a run under another identity.
+
+    Raises:
+        UserError: names the first setting that differs, both values and what to do.
+    """
+    current = identity(config)
+    differing = [key for key in sorted({*current, *recorded}) if current.get(key) != recorded.get(key)]
+    if not differing:
+        return
+    key = differing[0]
+    more = f" (and {len(differing) - 1} more: {', '.join(differing[1:4])})" if len(differing) > 1 else ""
+    raise UserError(
+        f"{where} was trained with {key} = {recorded.get(key)!r}, but the config says {current.get(key)!r}{more};"
+        f" set it back, or give the new run its own run.directory"
+        f" (train.init_from={where} starts it from these weights)"
+    )
+
+
+def flatten(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    """(dotted key, value) of every setting of a dumped config."""
+    if isinstance(value, dict):
+        return [item for key, child in value.items() for item in flatten(child, f"{prefix}{key}.")]
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return [item for index, child in enumerate(value) for item in flatten(child, f"{prefix}{index}.")]
+    return [(prefix[:-1], value)]

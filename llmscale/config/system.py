@@ -1,0 +1,78 @@
+"""Where and how the run executes: nothing here changes what is learned, except the seed."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from data_pipeline.section import Section
+
+
+class RunSection(Section):
+    """The run itself."""
+
+    directory: str
+    """Where the run keeps its config, metrics, ledger and checkpoints; relative to the working directory."""
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    """Decides initial weights and data order."""
+    threads: int | None = Field(default=None, ge=1)
+    """CPU threads of each rank. When not given: OMP_NUM_THREADS, else the cores that the process may use divided by
+    the ranks of this machine. Recorded, since the last bits of a loss depend on it."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto takes CUDA when there is a GPU."""
+
+
+class ParallelConfig(Section):
+    """How the run is laid out over ranks."""
+
+    data: int | None = Field(default=None, ge=1)
+    """Data-parallel size; the number of ranks when not given, and must equal it when given."""
+
+
+class EngineConfig(Section):
+    """DeepSpeed and numerics."""
+
+    zero_stage: Literal[1, 2, 3] = 1
+    """What DeepSpeed ZeRO shards over the data-parallel ranks: 1 optimizer states, 2 gradients too, 3 weights too."""
+    dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of the forward and backward pass; masters and moments stay fp32. auto: bf16 on CUDA, fp32 on CPU."""
+    bucket_elements: int = Field(default=50_000_000, ge=1)
+    """Gradient elements per communication bucket."""
+    compile: bool = False
+    """torch.compile each layer: slower to start, faster to run. Not at zero_stage 3, which takes the weights apart."""
+
+
+class EvaluationConfig(Section):
+    """When and how the held-out loss is measured."""
+
+    interval: int = Field(default=0, ge=0)
+    """Steps between evaluations; 0: only at the end."""
+    batch: int = Field(default=8, ge=1)
+    """Samples of one forward pass of one rank."""
+    max_samples: int | None = Field(default=None, ge=1)
+    """Most samples of an evaluation during training, an even sample; the final one uses all."""
+    baselines: bool = False
+    """At the end, compare with xz and with a unigram model of the training tokens."""
+
+
+class CheckpointConfig(Section):
+    """When checkpoints are written and which are kept. The last step always is written."""
+
+    interval: int = Field(default=1000, ge=0)
+    """Steps between checkpoints; 0: only at the end."""
+    keep: int = Field(default=3, ge=1)
+    """Newest checkpoints to keep."""
+    keep_every: int = Field(default=0, ge=0)
+    """Keep besides them each checkpoint whose step is a multiple of this; 0: none."""
+
+
+class LoggingConfig(Section):
+    """What the run reports."""
+
+    interval: int = Field(default=10, ge=1)
+    """Steps between rows of metrics.jsonl."""
+    trackers: list[Literal["tensorboard", "wandb", "mlflow"]] = []
+    """Experiment trackers to feed through accelerate; each must be installed."""
+    ledger_snapshot_interval: int = Field(default=100, ge=1)
+    """Steps between cursor snapshots beside the ledger: the most that `llmscale data ledger` has to replay."""
+    sample_prompts: list[str] = []
+    """Prompts that the trained model continues at the end, printed with the result."""

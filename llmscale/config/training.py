@@ -1,0 +1,108 @@
+"""How the model learns: optimizer, schedule, steps."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from data_pipeline.section import Section
+
+DecayRate = Annotated[float, Field(ge=0, lt=1)]
+
+
+class OptimizerConfig(Section):
+    """How gradients become updates."""
+
+    name: Literal["adamw", "sgd"] = "adamw"
+    """adamw: torch's fused AdamW; sgd: plain SGD with momentum (it shows errors of gradient scale that AdamW hides)."""
+    lr: float = Field(default=3e-4, gt=0)
+    """Peak learning rate."""
+    betas: tuple[DecayRate, DecayRate] = (0.9, 0.95)
+    """Decay rates of AdamW's two moments."""
+    eps: float = Field(default=1e-8, gt=0)
+    """AdamW's epsilon."""
+    momentum: float = Field(default=0.0, ge=0, lt=1)
+    """Momentum of SGD."""
+    weight_decay: float = Field(default=0.1, ge=0)
+    """Decoupled weight decay, on matrices only (not on norms and biases)."""
+    clip: float = Field(default=1.0, ge=0)
+    """Largest norm of the whole gradient; 0 turns clipping off."""
+
+
+class ScheduleConfig(Section):
+    """How the learning rate moves over the steps."""
+
+    name: Literal["cosine", "wsd", "constant"] = "cosine"
+    """cosine: half a cosine to the final fraction; wsd: warm-up, stable, linear decay (MiniCPM, section 4);
+    constant: flat after warm-up."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Steps of linear warm-up from 0."""
+    decay_steps: int = Field(default=0, ge=0)
+    """Steps of the final decay of wsd."""
+    final_fraction: float = Field(default=0.1, ge=0, le=1)
+    """Learning rate at the last step, as a fraction of the peak (cosine and wsd)."""
+
+
+class BatchRamp(Section):
+    """A global batch that grows in equal steps (GPT-3, section 2.3)."""
+
+    start: int = Field(ge=1)
+    """Samples of the first steps."""
+    increment: int = Field(ge=1)
+    """Samples by which the batch grows each time; `global_batch` - `start` is a multiple of it."""
+    samples: int = Field(ge=1)
+    """Samples of the run after which the batch is `global_batch`."""
+
+
+class TrainConfig(Section):
+    """How long, and how many samples at a time."""
+
+    steps: int = Field(default=1000, ge=1)
+    """Optimizer steps. With `epochs` they follow from the data."""
+    epochs: float | None = Field(default=None, gt=0)
+    """Instead of `steps`: passes over the training data, which must have an end (see data.order). Every sample counts
+    exactly once a pass; the last step is filled up with samples of weight 0."""
+    global_batch: int = Field(default=32, ge=1)
+    """Samples per optimizer step, over all ranks."""
+    batch_ramp: BatchRamp | None = None
+    """How the global batch grows to `global_batch` at the start; not together with `epochs`."""
+    micro_batch: int = Field(default=8, ge=1)
+    """Most samples in one forward pass of one rank. Accumulation is derived; changes nothing but speed and memory."""
+    init_from: str | None = None
+    """A checkpoint (or run directory) whose weights the run starts from; optimizer, data and steps start anew."""
+
+
+class LearningChecks:
+    """Checks over several sections, mixed into the whole config."""
+
+    train: TrainConfig
+    schedule: ScheduleConfig
+
+    @model_validator(mode="after")
+    def _schedule_fits(self) -> "LearningChecks":
+        if self.train.epochs is None:
+            require_schedule_fits(self.schedule, self.train.steps)
+        return self
+
+    @model_validator(mode="after")
+    def _ramp_fits(self) -> "LearningChecks":
+        ramp, batch = self.train.batch_ramp, self.train.global_batch
+        if ramp is None:
+            return self
+        if ramp.start >= batch or (batch - ramp.start) % ramp.increment:
+            raise ValueError(
+                f"train.batch_ramp goes from {ramp.start} in steps of {ramp.increment}, which does not lead to"
+                f" train.global_batch ({batch}); set train.batch_ramp.increment to a divisor of the difference"
+            )
+        if self.train.epochs is not None:
+            raise ValueError("train.batch_ramp and train.epochs are both given; use one of them")
+        return self
+
+
+def require_schedule_fits(schedule: ScheduleConfig, steps: int) -> None:
+    """Raise ValueError when warm-up and decay take more than `steps` steps."""
+    used = schedule.warmup_steps + (schedule.decay_steps if schedule.name == "wsd" else 0)
+    if used > steps:
+        raise ValueError(
+            f"schedule.warmup_steps + schedule.decay_steps ({used}) exceed train.steps ({steps});"
+            f" shorten them or train longer"
+        )

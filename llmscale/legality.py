@@ -1,0 +1,99 @@
+"""Which layouts are legal for a config: one pure, torch-free answer with both values and the nearest legal choice."""
+
+import math
+
+from data_pipeline.errors import UserError
+from data_pipeline.objective_config import PairsObjective
+from llmscale.config import RunConfig
+
+
+def require_legal(config: RunConfig, world_size: int) -> None:
+    """Refuse what cannot run on `world_size` ranks, before anything is started.
+
+    Raises:
+        UserError: names the fields, both values and the nearest legal ones.
+    """
+    data_parallel = config.parallel.data or world_size
+    if data_parallel != world_size:
+        raise UserError(
+            f"parallel.data is {data_parallel}, but the run has {_count(world_size, 'rank')};"
+            f" start {_count(data_parallel, 'rank')}, or leave parallel.data out"
+        )
+    _require_batches(config, data_parallel)
+    _require_possible_data(config)
+    _require_decoder(config)
+    _require_positions(config)
+    if config.engine.compile and config.engine.zero_stage == 3:
+        raise UserError(
+            "engine.compile is true, but engine.zero_stage is 3, whose weights are not whole when layers are compiled;"
+            " set engine.zero_stage=2 or engine.compile=false"
+        )
+
+
+def _require_batches(config: RunConfig, data_parallel: int) -> None:
+    """Every rank must get as many samples of every step as the others, and whole lanes."""
+    sizes = {"train.global_batch": config.train.global_batch}
+    if not config.data.finite:
+        sizes["data.lanes"] = config.data.lanes
+    if config.train.batch_ramp is not None:
+        sizes["train.batch_ramp.start"] = config.train.batch_ramp.start
+        sizes["train.batch_ramp.increment"] = config.train.batch_ramp.increment
+    fits = nearest_divisor(math.gcd(*sizes.values()), data_parallel)
+    for field, size in sizes.items():
+        _require_divides(size, field, data_parallel, fits)
+
+
+def _require_possible_data(config: RunConfig) -> None:
+    if config.train.epochs is not None and not config.data.finite:
+        raise UserError(
+            f"train.epochs ({config.train.epochs}) needs data that have an end; set data.order=permutation, or give"
+            f" train.steps"
+        )
+    if config.data.deduplication is not None:
+        from data_pipeline.cleaning.deduplication import refuse_deduplication_of_a_stream
+
+        refuse_deduplication_of_a_stream(config.data)
+
+
+def _require_positions(config: RunConfig) -> None:
+    name, length = "data.sequence_length", config.data.sequence_length
+    positions = config.model.max_positions
+    if isinstance(config.objective, PairsObjective):
+        name, length = "data.sequence_length + objective.target_length", length + config.objective.target_length
+    if length > positions:
+        raise UserError(
+            f"{name} ({length} tokens) exceeds model.max_positions ({positions});"
+            f" set model.max_positions={length} or shorten the sequences"
+        )
+
+
+def _require_decoder(config: RunConfig) -> None:
+    """The model is a decoder: what needs an encoder is refused."""
+    objective = config.objective
+    name = objective.name
+    if isinstance(objective, PairsObjective) and not objective.concatenate:
+        raise UserError(
+            "objective.name is seq2seq with a source for an encoder, but the model is a decoder;"
+            " set objective.concatenate=true"
+        )
+    if name in ("masked", "denoising"):
+        raise UserError(f"objective.name is {name}, which needs an encoder, but the model is a decoder; use causal")
+
+
+def nearest_divisor(number: int, wanted: int) -> int:
+    """The divisor of `number` that is nearest to `wanted`; the smaller of two equally near."""
+    divisors = [candidate for candidate in range(1, number + 1) if number % candidate == 0]
+    return min(divisors, key=lambda candidate: (abs(candidate - wanted), candidate))
+
+
+def _require_divides(number: int, field: str, data_parallel: int, fits: int) -> None:
+    if number % data_parallel:
+        up = -(-number // data_parallel) * data_parallel
+        raise UserError(
+            f"{field} ({number}) must be a multiple of the data-parallel size ({data_parallel});"
+            f" use {_count(fits, 'rank')}, or set {field}={up}"
+        )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

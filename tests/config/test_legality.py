@@ -1,0 +1,81 @@
+"""Legal layouts against a statement of their own, and whether the fixes that a refusal names are fixes."""
+
+import itertools
+import re
+from typing import Any
+
+import pytest
+
+from data_pipeline.errors import UserError
+from llmscale.config import RunConfig, parse_config
+from llmscale.legality import nearest_divisor, require_legal
+
+
+def config(*overrides: str, global_batch: int = 12, lanes: int = 24) -> RunConfig:
+    raw: dict[str, Any] = {
+        "run": {"directory": "unused"},
+        "data": {"sources": [{"paths": ["unused"]}], "sequence_length": 16, "lanes": lanes},
+        "model": {"max_positions": 16},
+        "train": {"global_batch": global_batch},
+    }
+    return parse_config(raw, list(overrides))
+
+
+def refusal(checked: RunConfig, ranks: int) -> str | None:
+    try:
+        require_legal(checked, ranks)
+    except UserError as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize("ranks", range(1, 14))
+def test_batch_and_lanes_are_shared_evenly(ranks: int) -> None:
+    for global_batch, lanes in itertools.product((1, 6, 8, 12, 13), (1, 4, 8, 13, 24)):
+        even = [sum(1 for k in range(number) if k % ranks == 0) * ranks == number for number in (global_batch, lanes)]
+        message = refusal(config(global_batch=global_batch, lanes=lanes), ranks)
+        assert (message is None) == all(even), (global_batch, lanes)
+        if message is None:
+            continue
+        named = re.search(
+            r"(train\.global_batch|data\.lanes) \((\d+)\).*\((\d+)\); use (\d+) ranks?, or set (\S+)$", message
+        )
+        assert named, message
+        field, value, size, fewer, fix = named.groups()
+        assert (int(value), int(size)) == ({"train.global_batch": global_batch, "data.lanes": lanes}[field], ranks)
+        assert refusal(config(global_batch=global_batch, lanes=lanes), int(fewer)) is None, message
+        assert field not in (refusal(config(fix, global_batch=global_batch, lanes=lanes), ranks) or ""), message
+
+
+def test_the_nearest_divisor_is_nearest() -> None:
+    for number, wanted in itertools.product(range(1, 40), range(1, 40)):
+        found = nearest_divisor(number, wanted)
+        assert number % found == 0
+        for distance in range(abs(found - wanted)):
+            assert all(other < 1 or number % other for other in (wanted - distance, wanted + distance))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("parallel.data=3", "parallel.data is 3, but the run has 2 ranks; start 3 ranks, or leave parallel.data out"),
+        ("parallel.data=1", "parallel.data is 1, but the run has 2 ranks; start 1 rank, or leave parallel.data out"),
+        ("data.sequence_length=17", r"data.sequence_length \(17 tokens\) exceeds model.max_positions \(16\)"),
+        ("data.sequence_length=15", None),
+        ("parallel.data=2", None),
+    ],
+)
+def test_other_limits_on_two_ranks(override: str, message: str | None) -> None:
+    if message is None:
+        require_legal(config(override), 2)
+    else:
+        with pytest.raises(UserError, match=message):
+            require_legal(config(override), 2)
+
+
+def test_layers_are_compiled_at_every_stage_but_three() -> None:
+    for stage in (1, 2):
+        require_legal(config("engine.compile=true", f"engine.zero_stage={stage}"), 2)
+    require_legal(config("engine.zero_stage=3"), 2)
+    with pytest.raises(UserError, match=r"engine\.compile is true, but engine\.zero_stage is 3"):
+        require_legal(config("engine.compile=true", "engine.zero_stage=3"), 2)
