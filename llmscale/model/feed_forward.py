@@ -1,0 +1,36 @@
+"""The position-wise feed-forward layer."""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llmscale.config.model import ModelConfig
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "swiglu": F.silu,
+}
+
+
+class FeedForward(nn.Module):
+    """down(activation(up(x))), or down(silu(gate(x)) * up(x)) for swiglu (Shazeer 2020, equation 6)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.activation = _ACTIVATIONS[config.activation]
+        self.up = nn.Linear(config.hidden_size, config.ffn_channels, bias=config.bias)
+        self.gate = (
+            nn.Linear(config.hidden_size, config.ffn_channels, bias=config.bias)
+            if config.activation == "swiglu"
+            else None
+        )
+        self.down = nn.Linear(config.ffn_channels, config.hidden_size, bias=config.bias)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(B, T, hidden_size) to the same shape."""
+        if self.gate is not None:
+            return self.down(self.activation(self.gate(hidden)) * self.up(hidden))
+        return self.down(self.activation(self.up(hidden)))

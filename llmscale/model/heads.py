@@ -1,0 +1,124 @@
+"""The language-model head: logits, or the loss without ever holding all logits."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+CHUNK_TOKENS = 1024
+"""Tokens whose logits are held at a time: enough that the weight's gradient is not read and written too often."""
+
+
+class Head(nn.Module):
+    """A projection to the padded vocabulary, whose padded columns never get any probability."""
+
+    def __init__(self, vocab_size: int, rows: int, hidden_size: int) -> None:
+        super().__init__()
+        self.vocab_size = vocab_size
+        self.weight = nn.Parameter(torch.empty(rows, hidden_size))
+
+    def forward(self, hidden: Tensor, targets: Tensor | None = None, weights: Tensor | None = None) -> Tensor:
+        """Logits, or with `targets` the loss.
+
+        The loss goes through `forward` since DeepSpeed ZeRO 3 gathers a module's parameters only around it.
+
+        Args:
+            hidden: (..., hidden_size).
+            targets: (...) int64, below vocab_size also where the weight is 0.
+            weights: (...) how much each target counts; None: 1.
+
+        Returns:
+            Logits (..., padded vocabulary) with -inf in the padded columns; or the sum over targets of
+            weight x negative log-likelihood in nats, a scalar of at least fp32.
+        """
+        if targets is None:
+            logits = F.linear(hidden, self.weight)
+            logits[..., self.vocab_size :] = -torch.inf
+            return logits
+        hidden, targets = hidden.flatten(0, -2), targets.flatten()
+        weights = torch.ones_like(targets, dtype=torch.float32) if weights is None else weights.flatten()
+        return linear_cross_entropy(hidden, self.weight, targets, weights, self.vocab_size)
+
+
+def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, weights: Tensor, vocab_size: int) -> Tensor:
+    """Weighted sum of the cross-entropy of softmax(hidden @ weight^T), a few rows of logits at a time.
+
+    The gradients with respect to hidden and weight are computed in the forward pass, while a chunk's logits are at
+    hand, as in Liger Kernel (Hsu et al. 2024, section 3.2). The softmax is at least fp32.
+
+    Args:
+        hidden: (N, D).
+        weight: (rows, D); rows from vocab_size on take no part.
+        targets: (N,) int64.
+        weights: (N,) floats; no gradient flows to them.
+
+    Returns:
+        A scalar of at least fp32.
+    """
+    if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
+        return _LinearCrossEntropy.apply(hidden, weight, targets, weights, vocab_size)
+    wide = torch.promote_types(hidden.dtype, torch.float32)
+    total = torch.zeros((), dtype=wide, device=hidden.device)
+    for chunk in _chunks(hidden.shape[0]):
+        loss, _, _ = _softmax(hidden[chunk] @ weight.T, targets[chunk, None], vocab_size)
+        total += (loss * weights[chunk, None]).sum()
+    return total
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        hidden, weight, targets, weights, vocab_size = inputs
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        total = torch.zeros((), dtype=wide, device=hidden.device)
+        grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        grad_weight = torch.zeros_like(weight, dtype=wide) if ctx.needs_input_grad[1] else None
+        for chunk in _chunks(hidden.shape[0]):
+            x, target, scale = hidden[chunk], targets[chunk, None], weights[chunk, None].to(wide)
+            loss, exponentials, normalizer = _softmax(x @ weight.T, target, vocab_size)
+            total += (loss * scale).sum()
+            # d loss / d logits = scale / normalizer x (exponentials - normalizer x onehot). The first factor is
+            # applied to the narrow side of each product, which spares two passes over the logits.
+            gradient = exponentials.scatter_add_(1, target, -normalizer).to(weight.dtype)
+            scale = scale / normalizer
+            if grad_hidden is not None:
+                torch.mul(gradient @ weight, scale, out=grad_hidden[chunk])
+            if grad_weight is not None:
+                _add_product(grad_weight, gradient.T, (x * scale).to(x.dtype))
+        ctx.save_for_backward(grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype))
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        hidden, weight = (None if value is None else value * scale.to(value.dtype) for value in ctx.saved_tensors)
+        return hidden, weight, None, None, None
+
+
+def _chunks(tokens: int) -> list[slice]:
+    return [slice(start, start + CHUNK_TOKENS) for start in range(0, tokens, CHUNK_TOKENS)]
+
+
+def _softmax(logits: Tensor, target: Tensor, vocab_size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(n, rows) logits and (n, 1) targets to the (n, 1) losses, exp(logits - row maximum) and its (n, 1) row sums.
+
+    The logits are overwritten where they are wide enough. Written out since log_softmax followed by exp takes more
+    than twice as long on CPU.
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    logits[:, vocab_size:] = -torch.inf
+    maximum = logits.amax(1, keepdim=True)
+    chosen = logits.gather(1, target)
+    exponentials = logits.sub_(maximum).exp_()
+    normalizer = exponentials.sum(1, keepdim=True)
+    return normalizer.log() + maximum - chosen, exponentials, normalizer
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """total += left @ right, where the factors may be narrower than the total."""
+    if total.dtype == left.dtype:
+        total.addmm_(left, right)
+    else:
+        total += left @ right

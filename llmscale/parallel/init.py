@@ -1,0 +1,66 @@
+"""Initial values by canonical name, so that every layout starts from the same weights."""
+
+import hashlib
+import math
+
+import torch
+from torch import Tensor
+
+from llmscale.config.model import ModelConfig
+from llmscale.model import Transformer
+
+BLOCK = 1 << 20
+"""Elements of the flattened tensor that one generator draws."""
+
+
+def build(config: ModelConfig, vocab_size: int, seed: int, device: torch.device | str = "cpu") -> Transformer:
+    """A Transformer on `device` in fp32 with its initial values.
+
+    The result depends on (config, vocab_size, seed) only, and the global random state is not touched.
+    """
+    with torch.device("meta"):
+        model = Transformer(config, vocab_size)
+    model.to_empty(device=device)
+    initialize(model, seed)
+    return model
+
+
+def initialize(model: Transformer, seed: int) -> None:
+    """Draw every parameter in place, each by its name alone (see `initial_values`)."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            flat = parameter.view(-1)
+            for start in range(0, flat.numel(), BLOCK):
+                end = min(start + BLOCK, flat.numel())
+                flat[start:end] = initial_values(model.config, seed, name, start, end).to(flat)
+
+
+def initial_values(config: ModelConfig, seed: int, name: str, start: int, end: int) -> Tensor:
+    """Elements [start, end) of the flattened global tensor `name`, 1-D fp32 on the CPU.
+
+    Norm weights are 1 and biases 0. Matrices are normal with config.init_std; projections into the residual stream
+    have it divided by sqrt(2 x layers) (GPT-2, section 2.3).
+    """
+    if name.endswith("bias"):
+        return torch.zeros(end - start)
+    if name.endswith("norm.weight"):
+        return torch.ones(end - start)
+    into_residual = name.endswith(("attention.output.weight", "feed_forward.down.weight"))
+    std = config.init_std / math.sqrt(2 * config.layers) if into_residual else config.init_std
+    return draw(seed, name, std, start, end)
+
+
+def draw(seed: int, name: str, std: float, start: int, end: int) -> Tensor:
+    """Elements [start, end) of the normal values of tensor `name`, 1-D fp32 on the CPU.
+
+    One generator per (seed, name, block of 2^20 elements): any slice equals the same slice of the whole.
+    """
+    pieces = []
+    for block in range(start // BLOCK, -(-end // BLOCK)):
+        digest = hashlib.sha256(f"{seed} {name} {block}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+        first, stop = max(start - block * BLOCK, 0), min(end - block * BLOCK, BLOCK)
+        # torch draws normals in groups of 16, so a draw of whole groups is the beginning of every longer one.
+        values = torch.randn(-(-stop // 16) * 16, generator=generator)
+        pieces.append(values[first:stop])
+    return torch.cat(pieces).mul_(std) if pieces else torch.empty(0)
