@@ -1,0 +1,81 @@
+"""What `llmscale checkpoint show` and `verify` print."""
+
+from collections.abc import Iterable
+from math import prod
+from pathlib import Path
+
+from data_pipeline.errors import UserError
+from llmscale.checkpoint.reader import Checkpoint, Progress
+from llmscale.checkpoint.store import find_checkpoints
+
+
+def show(path: str | Path) -> str:
+    """A description of a checkpoint, or of the newest one of a run directory.
+
+    Raises:
+        UserError: there is none, or its manifest is damaged or newer.
+    """
+    checkpoint = _newest(path)
+    manifest = checkpoint.manifest
+    kinds: dict[str, int] = {}
+    pieces = 0
+    for entry in manifest.tensors.values():
+        for kind, parts in entry.kinds.items():
+            kinds[kind] = kinds.get(kind, 0) + prod(entry.shape)
+            pieces += len(parts)
+    rows = [
+        ("checkpoint", str(checkpoint.path)),
+        ("step", f"{manifest.step:,}"),
+        ("samples", f"{manifest.samples:,}"),
+        ("tensors", f"{len(manifest.tensors):,} in {pieces:,} pieces"),
+        ("parameters", f"{kinds.get('weight', 0):,}"),
+        ("stored", ", ".join(f"{kind} {count:,}" for kind, count in kinds.items())),
+        ("bytes", _size(sum(entry.bytes for entry in manifest.files.values()))),
+        ("written by", f"{manifest.world} {'rank' if manifest.world == 1 else 'ranks'}, attempt {manifest.attempt}"),
+        ("versions", ", ".join(f"{name} {version}" for name, version in manifest.versions.items())),
+        ("format", str(manifest.format_version)),
+    ]
+    return "\n".join(
+        [
+            *_table(rows),
+            "",
+            "files",
+            *_table((f"  {name}", _size(entry.bytes)) for name, entry in sorted(manifest.files.items())),
+            "",
+            "identity",
+            *_table((f"  {key}", repr(value)) for key, value in manifest.identity.items()),
+        ]
+    )
+
+
+def verify(path: str | Path, progress: Progress | None = None) -> str:
+    """Read every file of a checkpoint, or of the newest one of a run directory, and say that it is intact.
+
+    Raises:
+        CorruptCheckpoint: names every bad file and what is wrong with it.
+        UserError: there is no checkpoint.
+    """
+    checkpoint = _newest(path)
+    checkpoint.verify(progress=progress)
+    files = checkpoint.manifest.files
+    size = sum(entry.bytes for entry in files.values())
+    return f"{checkpoint.path} is intact: step {checkpoint.step:,}, {len(files)} files, {_size(size)}"
+
+
+def _newest(path: str | Path) -> Checkpoint:
+    found = find_checkpoints(path)
+    if not found:
+        raise UserError(f"{path} holds no checkpoint yet; give a run that has saved one")
+    return Checkpoint(found[0])
+
+
+def _table(rows: Iterable[tuple[str, str]]) -> list[str]:
+    rows = list(rows)
+    width = max((len(key) for key, _ in rows), default=0)
+    return [f"{key:<{width}}  {value}" for key, value in rows]
+
+
+def _size(count: int) -> str:
+    power = min(max(count.bit_length() - 1, 0) // 10, 4)
+    exact = f"{count:,} bytes"
+    return f"{count / 1024**power:.1f} {'KMGT'[power - 1]}iB ({exact})" if power else exact

@@ -1,0 +1,57 @@
+"""A trained model from a checkpoint, whole and without DeepSpeed: for evaluation and generation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from data_pipeline.errors import UserError
+from data_pipeline.tokenizer import Tokenizer, load_tokenizer
+from llmscale.checkpoint.reader import Checkpoint, newest_intact
+from llmscale.config import RunConfig, parse_config
+from llmscale.model import Transformer
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model with everything needed to use it."""
+
+    model: Transformer
+    tokenizer: Tokenizer
+    config: RunConfig
+    checkpoint: Checkpoint
+
+
+def load_model(path: str | Path, device: torch.device | str = "cpu") -> TrainedModel:
+    """The model of a checkpoint (or the newest intact one of a run directory), in fp32 and in evaluation mode.
+
+    Raises:
+        UserError: no such directory, no intact checkpoint, or a checkpoint that does not fit its own config.
+    """
+    checkpoint = newest_intact(path)
+    config = parse_config(dict(checkpoint.manifest.config), origin=str(checkpoint.path))
+    tokenizer = load_tokenizer(checkpoint.tokenizer)
+    with torch.device("meta"):
+        model = Transformer(config.model, tokenizer.vocab_size)
+    model.to_empty(device=device)
+    load_weights(model, checkpoint)
+    return TrainedModel(model.eval(), tokenizer, config, checkpoint)
+
+
+@torch.no_grad()
+def load_weights(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
+    """Fill every parameter from a checkpoint, one tensor at a time.
+
+    Raises:
+        UserError: a tensor is missing on either side or has another shape; names it and both shapes.
+    """
+    lacking = set(checkpoint.names) - {name for name, _ in model.named_parameters()}
+    if lacking:
+        raise UserError(
+            f"{checkpoint.path} has the tensor {min(lacking)}, which the model lacks; make the model section that of"
+            f" the checkpoint"
+        )
+    for name, parameter in model.named_parameters():
+        parameter.copy_(checkpoint.full(name, shape=tuple(parameter.shape)))

@@ -1,0 +1,263 @@
+"""Reading checkpoints: any range of any rectangle of any tensor, whatever layout wrote it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Sequence
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data_pipeline.errors import UserError
+from llmscale.checkpoint.errors import CorruptCheckpoint
+from llmscale.checkpoint.fragments import Piece
+from llmscale.checkpoint.geometry import Box, boxes, check_range, flat_index, strides, take
+from llmscale.checkpoint.manifest import CURSOR, TOKENIZER, TensorEntry, read_manifest
+from llmscale.checkpoint.store import find_checkpoints
+
+if TYPE_CHECKING:
+    import torch
+
+Progress = Callable[[int, int], None]
+"""Called with (bytes done, bytes in all)."""
+
+_CHUNK = 16 << 20
+_log = logging.getLogger(__name__)
+
+
+class Checkpoint:
+    """One checkpoint on disk. Opening it reads only the manifest; `verify` reads the files.
+
+    Files stay mapped until `close` (or the end of a `with` block); what `read` returned stays valid.
+
+    Raises:
+        CorruptCheckpoint: the manifest is missing or damaged.
+        UserError: the manifest has a newer format.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.manifest = read_manifest(self.path)
+        self._open: dict[str, Any] = {}
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Unmap the files."""
+        self._open.clear()
+
+    @property
+    def step(self) -> int:
+        """Finished optimizer steps."""
+        return self.manifest.step
+
+    @property
+    def names(self) -> list[str]:
+        """Canonical names of the tensors."""
+        return list(self.manifest.tensors)
+
+    def kinds(self, name: str) -> list[str]:
+        """What is stored of a tensor, such as weight, exp_avg and exp_avg_sq."""
+        return list(self._tensor(name).kinds)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Global shape of a tensor."""
+        return self._tensor(name).shape
+
+    def read(
+        self,
+        name: str,
+        kind: str = "weight",
+        offsets: Sequence[int] | None = None,
+        sizes: Sequence[int] | None = None,
+        start: int = 0,
+        end: int | None = None,
+        *,
+        shape: Sequence[int] | None = None,
+    ) -> torch.Tensor:
+        """The flat row-major range [start, end) of the rectangle (offsets, sizes); the whole tensor by default.
+
+        Only the pages of the files that hold it are read.
+
+        Args:
+            shape: the global shape that the caller expects, where it wants that checked.
+
+        Returns:
+            (end - start,) float32 on the CPU.
+
+        Raises:
+            UserError: the checkpoint has no such tensor or kind, or it has another shape.
+            CorruptCheckpoint: the pieces do not cover the range, or a file is damaged.
+        """
+        import torch
+
+        pieces = self._pieces(name, kind, shape)
+        stored = self.shape(name)
+        offsets = [0] * len(stored) if offsets is None else offsets
+        sizes = stored if sizes is None else sizes
+        end = prod(sizes) if end is None else end
+        try:
+            check_range(stored, offsets, sizes, start, end)
+        except ValueError as error:
+            raise UserError(f"cannot read {kind} of {name} from {self.path}: {error}") from None
+        result = torch.empty(end - start, dtype=torch.float32)
+        missing = boxes(offsets, sizes, start, end)
+        for piece in pieces:
+            if not missing:
+                break
+            found, missing = take(missing, boxes(piece.offsets, piece.sizes, piece.start, piece.end))
+            if found:
+                data = self._data(piece)
+                for box in found:
+                    source = _view(data, box, piece.offsets, piece.sizes, piece.start)
+                    _view(result, box, offsets, sizes, start).copy_(source)
+        if missing:
+            low, high = missing[0]
+            raise CorruptCheckpoint(f"{self.path} lacks elements {list(low)} to {list(high)} of {kind} of {name}")
+        return result
+
+    def full(self, name: str, kind: str = "weight", shape: Sequence[int] | None = None) -> torch.Tensor:
+        """A whole tensor in its global shape, which must be `shape` where that is given; float32 on the CPU.
+
+        Raises as `read` does.
+        """
+        return self.read(name, kind, shape=shape).view(self.shape(name))
+
+    def cursor(self) -> dict[str, Any]:
+        """The merged data cursor.
+
+        Raises:
+            CorruptCheckpoint: its file is missing or damaged.
+        """
+        problem = self._check(CURSOR, lambda _: None)
+        if problem:
+            raise CorruptCheckpoint(problem)
+        return json.loads((self.path / CURSOR).read_bytes())
+
+    @property
+    def tokenizer(self) -> Path:
+        """The folder of the tokenizer's files.
+
+        Raises:
+            UserError: the checkpoint was saved without one.
+        """
+        if not any(name.startswith(f"{TOKENIZER}/") for name in self.manifest.files):
+            raise UserError(f"{self.path} was saved without a tokenizer")
+        return self.path / TOKENIZER
+
+    def verify(self, share: tuple[int, int] = (0, 1), progress: Progress | None = None) -> None:
+        """Compare size and SHA-256 of every file with the manifest.
+
+        Args:
+            share: (i, n): only the i-th of n parts of the files, of about equal bytes, so that n ranks share the work.
+            progress: called as the files are read.
+
+        Raises:
+            CorruptCheckpoint: names each bad file and what is wrong with it.
+        """
+        index, count = share
+        ordered = sorted(self.manifest.files, key=lambda name: (-self.manifest.files[name].bytes, name))
+        mine = ordered[index::count]
+        total = sum(self.manifest.files[name].bytes for name in mine)
+        done = 0
+
+        def advance(size: int) -> None:
+            nonlocal done
+            done += size
+            if progress is not None:
+                progress(done, total)
+
+        problems = [problem for name in mine if (problem := self._check(name, advance))]
+        if problems:
+            raise CorruptCheckpoint("; ".join(sorted(problems)))
+
+    def _check(self, name: str, advance: Callable[[int], None]) -> str | None:
+        path, entry = self.path / name, self.manifest.files[name]
+        digest = hashlib.sha256()
+        try:
+            size = path.stat().st_size
+            if size != entry.bytes:
+                return f"{path} has {size} bytes instead of {entry.bytes}"
+            with open(path, "rb", buffering=0) as file:
+                while chunk := file.read(_CHUNK):
+                    digest.update(chunk)
+                    advance(len(chunk))
+        except FileNotFoundError:
+            return f"{path} is missing"
+        except OSError as error:
+            return f"{path} cannot be read: {error.strerror}"
+        return None if digest.hexdigest() == entry.sha256 else f"{path} is damaged: its SHA-256 has changed"
+
+    def _tensor(self, name: str) -> TensorEntry:
+        entry = self.manifest.tensors.get(name)
+        if entry is None:
+            raise UserError(f"{self.path} has no tensor {name}; make the model section that of the checkpoint")
+        return entry
+
+    def _pieces(self, name: str, kind: str, shape: Sequence[int] | None) -> list[Piece]:
+        entry = self._tensor(name)
+        if shape is not None and entry.shape != tuple(shape):
+            raise UserError(
+                f"{name} has shape {list(entry.shape)} in {self.path}, but {list(shape)} in the model;"
+                f" make the model section that of the checkpoint"
+            )
+        if kind not in entry.kinds:
+            raise UserError(f"{self.path} has no {kind} of {name}, only {', '.join(entry.kinds)}")
+        return entry.kinds[kind]
+
+    def _data(self, piece: Piece) -> torch.Tensor:
+        """A piece, flat and not yet read: the library maps the file."""
+        from safetensors import SafetensorError, safe_open
+
+        path = self.path / piece.file
+        try:
+            if piece.file not in self._open:
+                self._open[piece.file] = safe_open(path, framework="pt")
+            data = self._open[piece.file].get_slice(piece.key)[...]
+        except (OSError, SafetensorError) as error:
+            raise CorruptCheckpoint(f"cannot read {path}: {error}") from None
+        if data.numel() != piece.end - piece.start:
+            raise CorruptCheckpoint(f"{piece.key} in {path} has {data.numel()} elements, not {piece.end - piece.start}")
+        return data.reshape(-1)
+
+
+def newest_intact(
+    directory: str | Path, progress: Progress | None = None, warn: Callable[[str], None] = _log.warning
+) -> Checkpoint:
+    """The newest checkpoint whose files all match its manifest.
+
+    Args:
+        directory: a run directory, its `checkpoints` folder, or one checkpoint.
+        progress: called as files are read.
+        warn: called with a sentence for each checkpoint that is skipped.
+
+    Raises:
+        CorruptCheckpoint: there are checkpoints, but none is intact.
+        UserError: no such directory, no checkpoint in it, or one of a newer format.
+    """
+    reasons: list[str] = []
+    for path in find_checkpoints(directory):
+        try:
+            checkpoint = Checkpoint(path)
+            checkpoint.verify(progress=progress)
+            return checkpoint
+        except CorruptCheckpoint as error:
+            reasons.append(str(error))
+            warn(f"skipping checkpoint {path.name}: {error}")
+    if not reasons:
+        raise UserError(f"{directory} holds no checkpoint yet; give a run that has saved one")
+    raise CorruptCheckpoint(f"no checkpoint in {directory} is intact: {'; '.join(reasons)}")
+
+
+def _view(flat: torch.Tensor, box: Box, offsets: Sequence[int], sizes: Sequence[int], start: int) -> torch.Tensor:
+    """A box as a strided view of `flat`, which holds a rectangle's elements from `start` on."""
+    low, high = box
+    extent = [b - a for a, b in zip(low, high, strict=True)]
+    first = flat.storage_offset() + flat_index(low, offsets, sizes) - start
+    return flat.as_strided(extent, strides(sizes), first)

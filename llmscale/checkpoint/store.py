@@ -1,0 +1,175 @@
+"""The folder of checkpoints: names, durable writes, publishing, retention and clean-up.
+
+Checkpoints lie in `step-00000100` folders. What is being written or deleted is named `.tmp-*`, which no reader looks
+at. A step that is saved again replaces the older folder, which is named `step-00000100.replaced` for the instant
+between the two renames, and which readers accept, so that there is never a moment without a checkpoint.
+"""
+
+import errno
+import hashlib
+import logging
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_pipeline.errors import UserError
+from llmscale.checkpoint.manifest import MANIFEST, FileEntry
+
+LATEST = "latest"
+_log = logging.getLogger(__name__)
+_STEP = re.compile(r"step-(\d+)(\.replaced)?")
+
+
+@dataclass(frozen=True)
+class Retention:
+    """Which checkpoints stay: the newest `keep`, and each whose step is a multiple of `keep_every` (0: none)."""
+
+    keep: int = 3
+    keep_every: int = 0
+
+
+def step_name(step: int) -> str:
+    """Folder name of a step's checkpoint."""
+    return f"step-{step:08d}"
+
+
+def find_checkpoints(directory: str | Path) -> list[Path]:
+    """Checkpoint folders, newest first; nothing is said of their health.
+
+    Args:
+        directory: a run directory, its `checkpoints` folder, or one checkpoint.
+
+    Raises:
+        UserError: there is no such directory.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise UserError(f"there is no checkpoint or run directory {directory}; give one that exists")
+    if (directory / MANIFEST).is_file() or _STEP.fullmatch(directory.name):
+        return [directory]
+    if (directory / "checkpoints").is_dir():
+        directory = directory / "checkpoints"
+    matches = [(_STEP.fullmatch(path.name), path) for path in directory.iterdir() if path.is_dir()]
+    found = [(int(match[1]), match[2] is None, path) for match, path in matches if match]
+    return [path for _, _, path in sorted(found, reverse=True)]
+
+
+def write_durably(path: Path, data: bytes) -> FileEntry:
+    """Write a file and force it to the disk."""
+    with open(path, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    return FileEntry(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+
+def write_atomically(path: Path, data: bytes, durable: bool = False) -> None:
+    """Write a file so that others see all of it or nothing; `durable` forces its content to the disk first."""
+    part = path.with_name(f".tmp-{path.name}")
+    if durable:
+        write_durably(part, data)
+    else:
+        part.write_bytes(data)
+    part.replace(path)
+
+
+def sync_folder(path: Path) -> None:
+    """Force the entries of a folder (new files, renames) to the disk."""
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        # Some network file systems refuse fsync on a folder and need none.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(handle)
+
+
+def discard(path: Path) -> None:
+    """Delete a folder; a kill or an error half-way leaves only a `.tmp-*` folder."""
+    doomed = path.with_name(f".tmp-delete-{path.name.removeprefix('.tmp-')}-{time.time_ns()}")
+    try:
+        path.rename(doomed)
+    except FileNotFoundError:
+        return
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def publish(temporary: Path, step: int) -> Path:
+    """Make a finished temporary folder the checkpoint of `step`, and `latest` name it.
+
+    One fsync of the parent makes both renames durable; nothing older is deleted before it. `latest` is for people
+    and scripts: the readers list the folder, so that failing to replace it is only worth a warning.
+    """
+    directory = temporary.parent
+    final = directory / step_name(step)
+    replaced = final.with_name(f"{final.name}.replaced")
+    if final.exists():
+        discard(replaced)
+        final.rename(replaced)
+    try:
+        temporary.rename(final)
+    except OSError:
+        if replaced.exists():
+            replaced.rename(final)
+        raise
+    try:
+        write_atomically(directory / LATEST, f"{final.name}\n".encode(), durable=True)
+    except OSError as error:
+        _log.warning("step %d is saved, but %s could not be replaced: %s", step, directory / LATEST, error)
+    sync_folder(directory)
+    discard(replaced)
+    return final
+
+
+def apply_retention(directory: Path, step: int, retention: Retention) -> None:
+    """Delete what `retention` does not keep of the checkpoints up to `step`, the one just written.
+
+    Newer ones are neither counted nor touched: they are there only when a run went back to an older checkpoint.
+    """
+    steps = {int(match[1]) for path in directory.iterdir() if (match := _STEP.fullmatch(path.name))}
+    past = sorted((other for other in steps if other <= step), reverse=True)
+    for other in past[retention.keep :]:
+        if not (retention.keep_every and other % retention.keep_every == 0):
+            discard(directory / step_name(other))
+
+
+def clean(directory: str | Path) -> None:
+    """Remove what killed attempts left behind, and put back a checkpoint whose replacement was cut short.
+
+    Call it on one rank, before any rank saves. A missing folder is no error.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        return
+    for path in list(directory.iterdir()):
+        if path.name.startswith(".tmp-"):
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+        elif path.name.endswith(".replaced") and _STEP.fullmatch(path.name):
+            final = path.with_name(path.name.removesuffix(".replaced"))
+            discard(path) if final.exists() else path.rename(final)
+
+
+def free_bytes(path: Path) -> int:
+    """Bytes that this user may still write on the file system of `path` or of its nearest existing parent."""
+    while not path.exists():
+        path = path.parent
+    status = os.statvfs(path)
+    return status.f_bavail * status.f_frsize
+
+
+def poll(check: Callable[[], bool], timeout: float) -> bool:
+    """Wait until `check` holds, asking ever more rarely; False after `timeout` seconds."""
+    deadline = time.monotonic() + timeout
+    pause = 0.002
+    while not check():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(pause)
+        pause = min(pause * 1.5, 0.5)
+    return True

@@ -1,0 +1,257 @@
+"""Saving without stopping: the state is copied to host memory, and a thread of each rank does the rest."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llmscale.checkpoint import commit
+from llmscale.checkpoint.commit import MergeCursors, merge_disjoint, rank_name
+from llmscale.checkpoint.errors import CheckpointError
+from llmscale.checkpoint.fragments import Fragment, Piece
+from llmscale.checkpoint.manifest import FileEntry, RankRecord, RunState, TensorEntry
+from llmscale.checkpoint.store import (
+    Retention,
+    apply_retention,
+    discard,
+    free_bytes,
+    publish,
+    write_atomically,
+)
+from llmscale.checkpoint.tensor_file import write_safetensors
+
+_log = logging.getLogger(__name__)
+
+Buffers = dict[tuple[str, str, int], torch.Tensor]
+"""Host memory by (name, kind, number of the piece)."""
+
+
+@dataclass(frozen=True)
+class _Save:
+    """Everything one rank needs to write a step, out of reach of the training loop."""
+
+    step: int
+    temporary: Path
+    files: dict[str, dict[str, torch.Tensor]]
+    tensors: dict[str, TensorEntry]
+    cursor: dict[str, Any]
+    state: RunState | None
+    tokenizer: dict[str, bytes]
+
+
+class CheckpointWriter:
+    """Writes the checkpoints of a run; every rank has one and makes the same calls in the same order.
+
+    The ranks meet through the shared directory only (see `llmscale.checkpoint.commit`). Call `clean` on one rank before
+    the first save of an attempt. A step that exists already is replaced: a run that comes by a step again has gone back
+    to an older checkpoint and means its new state. From its first save on, a writer holds a host copy of its part.
+    """
+
+    def __init__(
+        self,
+        directory: str | Path,
+        *,
+        rank: int = 0,
+        world: int = 1,
+        attempt: int = 1,
+        retention: Retention | None = None,
+        merge_cursors: MergeCursors = merge_disjoint,
+        timeout: float = 1800.0,
+        part_bytes: int = 4 << 30,
+    ) -> None:
+        """
+        Args:
+            directory: the `checkpoints` folder of the run; made when missing.
+            rank, world: this rank and the number of ranks that save.
+            attempt: which start of the run this is; a later start has a larger one.
+            retention: which checkpoints rank 0 keeps; the newest 3 when not given.
+            merge_cursors: makes one data cursor of the ranks' parts, in rank order.
+            timeout: seconds that a rank waits for another before the save fails.
+            part_bytes: a rank starts another file beyond this many bytes.
+        """
+        self._directory = Path(directory)
+        self._rank, self._world, self._attempt = rank, world, attempt
+        self._retention = retention or Retention()
+        self._merge_cursors = merge_cursors
+        self._timeout = timeout
+        self._part_bytes = part_bytes
+        self._saves = 0
+        self._buffers: Buffers = {}
+        self._thread: threading.Thread | None = None
+        self._error: CheckpointError | None = None
+
+    def save(
+        self,
+        step: int,
+        fragments: Iterable[Fragment],
+        extra: Mapping[str, Any] | None = None,
+        cursor_part: Mapping[str, Any] | None = None,
+        copy_files: Mapping[str, Path] | None = None,
+    ) -> None:
+        """Copy the state to host memory and start writing it; all arguments may change once this returns.
+
+        Waits for the previous save first.
+
+        Args:
+            step: finished optimizer steps.
+            fragments: what this rank holds; all ranks' fragments together must cover each tensor. They are drawn and
+                copied one at a time.
+            extra: on rank 0, the fields of `RunState`: `samples` and, where there are any, `progress`, `optimizer`,
+                `schedule`, `rng`, `config` and `identity`; JSON only.
+            cursor_part: this rank's part of the data cursor; JSON only, so keys come back as text.
+            copy_files: on rank 0, tokenizer files by their name in the checkpoint's `tokenizer` folder.
+
+        Raises:
+            CheckpointError: the previous save failed, or a file to copy cannot be read.
+            ValueError: `extra` has an unknown field or a fragment is not what it says.
+        """
+        self.wait()
+        self._saves += 1
+        files, tensors = _snapshot(fragments, self._rank, self._part_bytes, self._buffers)
+        save = _Save(
+            step=step,
+            temporary=self._directory / f".tmp-step-{step:08d}-attempt-{self._attempt}-save-{self._saves}",
+            files=files,
+            tensors=tensors,
+            cursor=json.loads(json.dumps(cursor_part or {})),
+            state=RunState.model_validate_json(json.dumps(extra)) if self._rank == 0 else None,
+            tokenizer={name: _read(Path(path)) for name, path in (copy_files or {}).items()},
+        )
+        # A daemon: a rank that exits must not hang on a dead peer. Whoever wants the save to finish calls `wait`.
+        self._thread = threading.Thread(target=self._run, args=(save,), name=f"checkpoint-{step}", daemon=True)
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Return when no save is pending: the last one is then committed, on whatever rank this is called.
+
+        Raises:
+            CheckpointError: the last save failed, on this rank or another. It is raised once.
+        """
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    @property
+    def pending(self) -> bool:
+        """Whether a save is still being written."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def _run(self, save: _Save) -> None:
+        try:
+            self._write(save)
+        except CheckpointError as error:
+            self._error = error
+        except OSError as error:
+            self._error = CheckpointError(self._explain(save, error))
+        except Exception as error:
+            self._error = CheckpointError(f"cannot save step {save.step} in {self._directory}: {error!r}")
+            self._error.__cause__ = error
+        if self._error is not None:
+            with suppress(OSError):
+                self._give_up(save, str(self._error))
+
+    def _write(self, save: _Save) -> None:
+        temporary = save.temporary
+        if self._rank == 0:
+            discard(temporary)
+            temporary.mkdir(parents=True)
+        else:
+            commit.await_start(temporary, self._timeout)
+        entries: dict[str, FileEntry] = {}
+        for name, tensors in save.files.items():
+            entries[name] = write_safetensors(temporary / name, tensors)
+        record = RankRecord(tensors=save.tensors, files=entries, cursor=save.cursor)
+        write_atomically(temporary / f"{rank_name(self._rank)}.json", record.model_dump_json().encode())
+        if save.state is None:
+            commit.await_commit(temporary, self._timeout)
+            return
+        records = commit.collect(temporary, self._world, self._timeout)
+        commit.finish(
+            temporary,
+            step=save.step,
+            attempt=self._attempt,
+            state=save.state,
+            records=records,
+            merge_cursors=self._merge_cursors,
+            tokenizer=save.tokenizer,
+        )
+        publish(temporary, save.step)
+        try:
+            apply_retention(self._directory, save.step, self._retention)
+        except OSError as error:
+            _log.warning("step %d is saved, but older checkpoints could not be deleted: %s", save.step, error)
+
+    def _explain(self, save: _Save, error: OSError) -> str:
+        note = commit.failure_note(save.temporary)
+        if self._rank and note.exists():
+            return note.read_text()
+        needed = sum(tensor.numel() * 4 for tensors in save.files.values() for tensor in tensors.values())
+        return (
+            f"cannot save step {save.step} in {self._directory}: {error.strerror} ({error.filename or save.temporary});"
+            f" rank {self._rank} has {needed} bytes to write and {free_bytes(self._directory)} are free there;"
+            f" the earlier checkpoints are untouched; free some space, then start again"
+        )
+
+    def _give_up(self, save: _Save, reason: str) -> None:
+        if self._rank == 0:
+            commit.abandon(save.temporary, reason, alone=self._world == 1)
+            return
+        for name in save.files:
+            (save.temporary / name).unlink(missing_ok=True)
+        write_atomically(save.temporary / f"{rank_name(self._rank)}.failed", reason.encode())
+
+
+def _snapshot(
+    fragments: Iterable[Fragment], rank: int, part_bytes: int, buffers: Buffers
+) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, TensorEntry]]:
+    """Copies on the host by file and key, and the piece table that tells where each went; empty fragments have none.
+
+    The copies land in `buffers`, which are kept from save to save: copying into new memory takes three times as long.
+    """
+    files: dict[str, dict[str, torch.Tensor]] = {}
+    tensors: dict[str, TensorEntry] = {}
+    room = 0
+    file = ""
+    for fragment in fragments:
+        entry = tensors.setdefault(fragment.name, TensorEntry(shape=fragment.shape, kinds={}))
+        pieces = entry.kinds.setdefault(fragment.kind, [])
+        if entry.shape != tuple(fragment.shape):
+            raise ValueError(f"{fragment.name} is given with two shapes, {entry.shape} and {fragment.shape}")
+        size = (fragment.end - fragment.start) * 4
+        if size == 0:
+            continue
+        if not files or size > room:
+            file = rank_name(rank) + (f"-{len(files)}" if files else "") + ".safetensors"
+            files[file] = {}
+            room = part_bytes
+        room -= size
+        key = f"{fragment.kind}/{fragment.name}" + (f"#{len(pieces)}" if pieces else "")
+        slot = (fragment.name, fragment.kind, len(pieces))
+        host = buffers.get(slot)
+        if host is None or host.numel() * 4 != size:
+            host = buffers[slot] = torch.empty(size // 4, dtype=torch.float32)
+        host.copy_(fragment.tensor.detach())
+        # A whole rectangle keeps its shape in the file, which other tools can then read.
+        whole = size // 4 == prod(fragment.sizes)
+        files[file][key] = host.view(fragment.sizes) if whole else host
+        pieces.append(Piece(file, key, tuple(fragment.offsets), tuple(fragment.sizes), fragment.start, fragment.end))
+    return files, tensors
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"cannot copy {path} into the checkpoint: {error.strerror}") from None

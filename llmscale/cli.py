@@ -1,0 +1,264 @@
+"""The command line. Nothing heavy is imported before a command runs, so that --help answers at once."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from data_pipeline.errors import FULL, UserError
+
+USER_MISTAKE = 2
+"""Exit code for a mistake that the user can mend: one sentence on stderr, no traceback."""
+FAILED = 1
+"""Exit code for anything else."""
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells give it."""
+_BARRED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG)
+
+
+class LazyGroup(click.Group):
+    """A group that imports the launcher's commands only when they are used, and explains mistakes."""
+
+    def invoke(self, context: click.Context) -> Any:
+        # Not around the whole of click, which would turn Ctrl-C into its own message and exit code first.
+        with _mistakes_explained():
+            return super().invoke(context)
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return sorted([*super().list_commands(context), "launch"])
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        if name == "launch":
+            from launcher.commands import launch
+
+            return launch
+        return super().get_command(context, name)
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="llmscale")
+def cli() -> None:
+    """Train language models, from raw text to an evaluated model."""
+
+
+@cli.command()
+@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("overrides", nargs=-1, metavar="[dotted.key=value ...]")
+@click.option("--dry-run", is_flag=True, help="Check everything that needs no data, and print the resolved config.")
+def train(config: Path, overrides: tuple[str, ...], dry_run: bool) -> None:
+    """Train as CONFIG says; on a run directory that has a checkpoint, continue from it."""
+    from launcher.environment import adopt_slurm_environment
+    from llmscale.config import dump_config, identity_digest
+    from llmscale.train.check import checked_config
+    from llmscale.train.signals import PreemptionFlag
+
+    # Before anything slow: a signal during the imports must not end the run without a word.
+    with PreemptionFlag() as flag:
+        adopt_slurm_environment()
+        try:
+            resolved = checked_config(config, overrides)
+        except UserError as error:
+            if dry_run or "RANK" not in os.environ:
+                raise
+            from llmscale.engine.distributed import refuse
+
+            refuse(error)
+        if dry_run:
+            click.echo(dump_config(resolved), nl=False)
+            click.echo(f"# identity {identity_digest(resolved)}")
+            return
+        from llmscale.train.start import train as start
+
+        sys.exit(start(resolved, flag))
+
+
+@cli.command("eval")
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option("--data", "files", multiple=True, required=True, help="Text file or glob to evaluate on; repeatable.")
+@click.option("--batch", type=click.IntRange(min=1), default=8, show_default=True, help="Samples of a forward pass.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def evaluate(checkpoint: Path, files: tuple[str, ...], batch: int, as_json: bool) -> None:
+    """Loss, perplexity and bits per byte of CHECKPOINT (or a run directory) on given files."""
+    from llmscale.evaluate.commands import evaluate_files
+
+    evaluate_files(checkpoint, files, batch, as_json)
+
+
+@cli.command()
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option("--prompt", required=True, help="Text to continue.")
+@click.option("--max-new-tokens", type=click.IntRange(min=1), default=128, show_default=True)
+@click.option("--temperature", default=0.8, show_default=True, help="0: always the most probable token.")
+@click.option("--top-k", default=0, show_default=True, help="Only the k most probable tokens; 0: all.")
+@click.option("--top-p", default=1.0, show_default=True, help="Only the most probable tokens up to this probability.")
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True)
+def generate(checkpoint: Path, prompt: str, **settings: Any) -> None:
+    """Continue a prompt with the model of CHECKPOINT (or a run directory)."""
+    from llmscale.generate.commands import generate_text
+
+    generate_text(checkpoint, prompt, **settings)
+
+
+@cli.group()
+def data() -> None:
+    """Tokenizers and the text that runs are trained on."""
+
+
+@data.command("tokenizer")
+@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("overrides", nargs=-1, metavar="[dotted.key=value ...]")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to keep it in; tokenizer/ of the run.")
+def data_tokenizer(config: Path, overrides: tuple[str, ...], output: Path | None) -> None:
+    """Train or load the tokenizer of CONFIG, keep it for the run, and show its roles and how it splits text."""
+    from llmscale.data_commands.tokenizer import make_tokenizer
+
+    for line in make_tokenizer(config, overrides, output):
+        click.echo(line)
+
+
+@data.command("stats")
+@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("overrides", nargs=-1, metavar="[dotted.key=value ...]")
+@click.option(
+    "--bytes",
+    "max_bytes",
+    type=click.IntRange(min=0),
+    default=10_000_000,
+    show_default=True,
+    help="Read this much of each source, evenly spread; 0: everything.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def data_stats(config: Path, overrides: tuple[str, ...], max_bytes: int, as_json: bool) -> None:
+    """Tokens per byte, unknown text and document lengths of each source of CONFIG, under its tokenizer."""
+    import json
+
+    from llmscale.data_commands.stats import show, text_statistics
+
+    statistics = text_statistics(config, overrides, max_bytes)
+    if as_json:
+        click.echo(json.dumps(statistics, ensure_ascii=False))
+    else:
+        show(statistics)
+
+
+@data.command("prepare")
+@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("overrides", nargs=-1, metavar="[dotted.key=value ...]")
+@click.option("--processes", type=click.IntRange(min=1), help="Processes on this machine; all its cores.")
+@click.option("--rank", type=click.IntRange(min=0), default=0, help="Number of this task of a Slurm array, from 0.")
+@click.option("--world", type=click.IntRange(min=1), default=1, help="Tasks that share the work and OUT.")
+@click.option("--merge", is_flag=True, help="Only join the parts that all tasks have finished.")
+def data_prepare(
+    config: Path, out: Path, overrides: tuple[str, ...], processes: int | None, rank: int, world: int, merge: bool
+) -> None:
+    """Tokenize all documents of CONFIG once, into .bin/.idx files in OUT that training and Megatron-LM read.
+
+    Killed, it goes on where it was when started again. The result is the same on any number of processes and tasks.
+    """
+    from llmscale.data_commands.prepare import prepare_data
+
+    click.echo(prepare_data(config, out, overrides, processes=processes, rank=rank, world=world, merge_only=merge))
+
+
+@data.command("ledger")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--step", type=click.IntRange(min=1), help="Show the documents and tokens that this step saw.")
+@click.option("--diff", "other", type=click.Path(path_type=Path), help="Find the first step at which a run differs.")
+def data_ledger(run: Path, step: int | None, other: Path | None) -> None:
+    """What a step of RUN was trained on, read again and checked; or where two runs part (exit code 1 if they do)."""
+    from llmscale.data_commands.ledger import ledger_difference, ledger_step
+
+    if step is None and other is None:
+        raise UserError("data ledger needs --step N or --diff RUN; give either")
+    if step is not None:
+        for line in ledger_step(run, step):
+            click.echo(line)
+    if other is not None:
+        same, sentence = ledger_difference(run, other)
+        click.echo(sentence)
+        sys.exit(0 if same else FAILED)
+
+
+@cli.group()
+def checkpoint() -> None:
+    """Look at checkpoints."""
+
+
+@checkpoint.command("show")
+@click.argument("path", type=click.Path(path_type=Path))
+def checkpoint_show(path: Path) -> None:
+    """What a checkpoint holds."""
+    from llmscale.checkpoint.commands import show
+
+    click.echo(show(path))
+
+
+@checkpoint.command("verify")
+@click.argument("path", type=click.Path(path_type=Path))
+def checkpoint_verify(path: Path) -> None:
+    """Read every file of a checkpoint and compare it with its recorded SHA-256."""
+    from llmscale.checkpoint.commands import verify
+
+    click.echo(verify(path))
+
+
+@cli.command()
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--output", type=click.Path(path_type=Path), help="Folder to write to; report/ of the first run.")
+def report(runs: tuple[Path, ...], output: Path | None) -> None:
+    """Draw loss, learning rate and throughput of RUNS as PNG files and one HTML page."""
+    from llmscale.report import write_report
+
+    paths = write_report(list(runs), output)
+    click.echo(paths.page)
+
+
+@contextlib.contextmanager
+def _mistakes_explained() -> Iterator[None]:
+    """One sentence on stderr instead of a traceback, and the exit code, where the cause is known."""
+    try:
+        yield
+    except UserError as error:
+        if _rank() == 0 or not error.everywhere:
+            _complain(str(error))
+        sys.exit(USER_MISTAKE)
+    except OSError as error:
+        reason = error.strerror
+        if error.errno in FULL:
+            _complain(f"cannot write {error.filename or 'the run'}: {reason}; free some space, then start again")
+            sys.exit(FAILED)
+        if error.errno in _BARRED and error.filename is not None:
+            _complain(f"cannot use {error.filename}: {reason}; make it accessible, or name another place")
+            sys.exit(USER_MISTAKE)
+        raise
+    except KeyboardInterrupt:
+        if _rank() == 0:
+            _complain("interrupted")
+        sys.exit(INTERRUPTED)
+    except RuntimeError as error:
+        if type(error).__name__ != "CheckpointError":
+            raise
+        _complain(str(error))
+        sys.exit(FAILED)
+
+
+def _complain(message: str) -> None:
+    where = f"rank {_rank()}: " if _rank() else ""
+    print(f"llmscale: {where}{message}", file=sys.stderr, flush=True)
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+def main() -> None:
+    """Entry point of the `llmscale` command."""
+    cli.main(prog_name="llmscale")

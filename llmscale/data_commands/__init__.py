@@ -1,0 +1,1 @@
+"""What `llmscale data` prints, a module for each sub-command."""

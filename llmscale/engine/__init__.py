@@ -1,0 +1,1 @@
+"""The only place that imports DeepSpeed: process group, engine, optimizer, schedule, state adapter."""

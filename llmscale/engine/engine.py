@@ -1,0 +1,187 @@
+"""The training engine: one DeepSpeed engine, driven by our own step counter, schedule and loss normalisation."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from data_pipeline.batch import Batch
+from llmscale.checkpoint.fragments import Fragment
+from llmscale.config import RunConfig
+from llmscale.engine import shims
+from llmscale.engine.schedule import learning_rate
+from llmscale.objectives import Loss
+from llmscale.parallel.grid import RankGrid
+
+
+class ObjectiveModule(nn.Module):
+    """The model with its loss, as the one module that DeepSpeed wraps."""
+
+    def __init__(self, model: nn.Module, loss: Loss) -> None:
+        super().__init__()
+        self.model = model
+        self._loss = loss
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """Sum over the batch's targets of weight x loss, as an fp32 scalar."""
+        return self._loss(self.model, batch)
+
+
+class Engine:
+    """A model that trains: forward, backward and update through DeepSpeed ZeRO.
+
+    Gradients are those of (sum of losses over all targets of the global batch) / (number of those targets), at any
+    number of ranks and micro batches.
+    """
+
+    def __init__(self, model: nn.Module, loss: Loss, config: RunConfig, grid: RankGrid, device: torch.device) -> None:
+        self.config = config
+        self.grid = grid
+        self.device = device
+        self.dtype = resolve_dtype(config.engine.dtype, device)
+        self.named = list(model.named_parameters())
+        self.parameters = sum(parameter.numel() for _, parameter in self.named)
+        model.to(device=device, dtype=self.dtype)
+        if config.engine.compile:
+            compile_blocks(model)
+        optimizer = build_optimizer(self.named, config)
+        deepspeed = shims.import_deepspeed(device)
+        with _stdout_to_stderr():
+            self._engine, *_ = deepspeed.initialize(
+                model=ObjectiveModule(model, loss),
+                optimizer=optimizer,
+                mpu=grid,
+                config=deepspeed_config(config, grid, device, self.dtype, self.parameters),
+            )
+        if not isinstance(self._engine, deepspeed.DeepSpeedEngine):
+            raise AssertionError(f"deepspeed.initialize gave {type(self._engine)}, not an engine")
+        shims.create_optimizer_state(self._engine)
+        shims.save_passes_over_gradients(self._engine)
+
+    def train_step(self, micro_batches: list[Batch], step: int, targets: float) -> tuple[float, float]:
+        """One update from this rank's micro batches of the global batch.
+
+        Args:
+            micro_batches: of one size, on the CPU or already on the device.
+            step: 0-based number of the step; decides the learning rate.
+            targets: summed target weights of the whole global batch, over all ranks; not 0.
+
+        Returns:
+            This rank's sum of weighted losses, and the gradient's norm before clipping over all ranks.
+        """
+        self._set_lr(step)
+        scale = self.grid.data * self.grid.sequence / targets
+        self._engine.train()
+        losses = []
+        for place, batch in enumerate(micro_batches):
+            # DeepSpeed's own count of micro batches is fixed when it starts; the batch may grow.
+            self._engine.set_gradient_accumulation_boundary(place + 1 == len(micro_batches))
+            loss = self._engine(batch.to(self.device))
+            self._engine.backward(loss * scale, scale_wrt_gas=False)
+            self._engine.step()
+            losses.append(loss.detach())
+        return float(torch.stack(losses).double().sum()), float(self._engine.get_global_grad_norm())
+
+    def learning_rate(self, step: int) -> float:
+        """Learning rate of 0-based step `step`."""
+        return learning_rate(self.config.schedule, self.config.optimizer.lr, self.config.train.steps, step)
+
+    @torch.no_grad()
+    def loss(self, batch: Batch) -> float:
+        """Sum of weight x loss over a batch's targets, without training; at ZeRO 3 all ranks must call it together."""
+        self._engine.eval()
+        return float(self._engine.module(batch.to(self.device)))
+
+    def state(self) -> Iterator[Fragment]:
+        """This rank's part of all weights and optimizer tensors, as views: copy before the next step."""
+        return shims.fragments(self._engine, self.named)
+
+    @property
+    def optimizer_steps(self) -> int:
+        """Updates made so far; skipped steps do not count."""
+        return shims.optimizer_steps(self._engine)
+
+    def load_state(self, read: shims.RangeReader, optimizer_steps: int) -> None:
+        """Continue from saved state: `read` gives flat ranges of global tensors."""
+        shims.load(self._engine, self.named, read)
+        shims.set_optimizer_steps(self._engine, optimizer_steps)
+
+    def _set_lr(self, step: int) -> None:
+        rate = self.learning_rate(step)
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = rate
+
+
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The arithmetic that `engine.dtype` names on this device."""
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return {"fp32": torch.float32, "bf16": torch.bfloat16}[name]
+
+
+def compile_blocks(model: nn.Module) -> None:
+    """Compile each layer in place, so that names and parameters stay; equal layers share their compiled code."""
+    for block in model.blocks:
+        block.compile()
+
+
+def build_optimizer(named: list[tuple[str, nn.Parameter]], config: RunConfig) -> torch.optim.Optimizer:
+    """The optimizer over two groups: matrices with weight decay, vectors (norms and biases) without."""
+    settings = config.optimizer
+    trained = [parameter for _, parameter in named if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.dim() >= 2], "weight_decay": settings.weight_decay},
+        {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if settings.name == "sgd":
+        return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum)
+    return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=True)
+
+
+def accumulation(config: RunConfig, data_parallel: int, global_batch: int | None = None) -> tuple[int, int]:
+    """(samples of a micro batch, micro batches of a step) of one rank: the largest equal parts within the maximum.
+
+    `global_batch`: samples of the step, where it is not `train.global_batch`.
+    """
+    samples = (global_batch or config.train.global_batch) // data_parallel
+    micro = max(part for part in range(1, config.train.micro_batch + 1) if samples % part == 0)
+    return micro, samples // micro
+
+
+def deepspeed_config(
+    config: RunConfig, grid: RankGrid, device: torch.device, dtype: torch.dtype, parameters: int
+) -> dict[str, Any]:
+    """DeepSpeed's own config. The global batch is left out: DeepSpeed derives it and would check it."""
+    micro, steps = accumulation(config, grid.data)
+    on_gpu = device.type == "cuda"
+    bucket = min(config.engine.bucket_elements, parameters)
+    return {
+        "train_micro_batch_size_per_gpu": micro,
+        "gradient_accumulation_steps": steps,
+        "gradient_clipping": config.optimizer.clip,
+        "zero_allow_untested_optimizer": True,
+        "bf16": {"enabled": dtype == torch.bfloat16},
+        "zero_optimization": {
+            "stage": config.engine.zero_stage,
+            "reduce_bucket_size": bucket,
+            "allgather_bucket_size": bucket,
+            "overlap_comm": on_gpu,
+            # Copying gradients into one buffer pays only where it feeds a network of its own.
+            "contiguous_gradients": on_gpu or config.engine.zero_stage > 1,
+        },
+        "steps_per_print": None,
+        "wall_clock_breakdown": False,
+    }
+
+
+@contextlib.contextmanager
+def _stdout_to_stderr() -> Iterator[None]:
+    """DeepSpeed prints while it starts; stdout carries our result only."""
+    with contextlib.redirect_stdout(sys.stderr):
+        yield

@@ -1,0 +1,50 @@
+"""`llmscale eval`."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+
+import click
+import torch
+
+from data_pipeline.config import DataConfig, SourceConfig
+from data_pipeline.evaluation_set import build_evaluation_set
+from llmscale.checkpoint.model import load_model
+from llmscale.evaluate.heldout import evaluate
+from llmscale.objectives import LOSSES
+
+
+def evaluate_files(checkpoint: Path, files: tuple[str, ...], batch: int, as_json: bool) -> None:
+    """Print the held-out figures of a checkpoint on text files, each file a document (jsonl: each line's `text`).
+
+    Raises:
+        UserError: no intact checkpoint, or no such file.
+    """
+    trained = load_model(checkpoint)
+    data = DataConfig(
+        sources=[_source(pattern) for pattern in files],
+        sequence_length=trained.config.data.sequence_length,
+        holdout=0,
+    )
+    objective = trained.config.objective
+    loss = LOSSES[objective.name]
+    with tempfile.TemporaryDirectory() as cache, torch.no_grad():
+        documents = build_evaluation_set(
+            data, trained.checkpoint.tokenizer, Path(cache), objective=objective, everything=True
+        )
+        figures = evaluate(lambda part: float(loss(trained.model, part)), documents, batch)
+    assert figures is not None
+    if as_json:
+        click.echo(json.dumps({"checkpoint": str(trained.checkpoint.path), **figures}))
+        return
+    click.echo(
+        f"{trained.checkpoint.path}: loss {figures['loss']:.4f} nats/token, perplexity {figures['perplexity']:.2f},"
+        f" {figures['bits_per_byte']:.4f} bits per byte"
+        f" ({figures['documents']} documents, {figures['bytes']:,} bytes, {figures['tokens']:,} tokens)"
+    )
+
+
+def _source(pattern: str) -> SourceConfig:
+    return SourceConfig(kind="jsonl" if pattern.endswith(".jsonl") else "text", paths=[pattern])

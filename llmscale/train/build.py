@@ -1,0 +1,266 @@
+"""Building what a run needs, each part once: on rank 0 where files are written, then on every rank."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from data_pipeline.cursor import merge_cursors
+from data_pipeline.errors import FULL, UserError
+from data_pipeline.evaluation_set import EvaluationSet, build_evaluation_set
+from data_pipeline.loader import TrainLoader
+from data_pipeline.objectives import required_roles
+from data_pipeline.tokenizer import Tokenizer, load_tokenizer, prepare_tokenizer
+from data_pipeline.training_samples import open_samples
+from llmscale.checkpoint.model import load_weights
+from llmscale.checkpoint.reader import newest_intact
+from llmscale.checkpoint.store import Retention, clean
+from llmscale.checkpoint.writer import CheckpointWriter
+from llmscale.config import RunConfig, flatten
+from llmscale.config.training import require_schedule_fits
+from llmscale.engine.distributed import World, broadcast_object, gather_objects
+from llmscale.engine.engine import Engine
+from llmscale.objectives import LOSSES
+from llmscale.parallel import init
+from llmscale.parallel.grid import RankGrid
+from llmscale.train.run_directory import RunDirectory
+
+Value = TypeVar("Value")
+
+
+def set_threads(config: RunConfig, world: World) -> int:
+    """Pin the CPU threads of this rank: the last bits of a loss depend on their number."""
+    if config.run.threads is not None:
+        torch.set_num_threads(config.run.threads)
+    elif "OMP_NUM_THREADS" not in os.environ:  # which torch obeys by itself
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // world.local_size))
+    return torch.get_num_threads()
+
+
+def on_rank_zero(function: Callable[[], Value]) -> Value:
+    """Rank 0's result on every rank; its mistakes are raised on every rank too, so that none waits for ever."""
+    outcome: tuple[Value | None, Exception | None] = (None, None)
+    if torch.distributed.get_rank() == 0:
+        try:
+            outcome = (function(), None)
+        except Exception as error:
+            outcome = (None, error)
+    value, problem = broadcast_object(outcome)
+    if problem is not None:
+        raise problem
+    return value
+
+
+def together(function: Callable[[], Value]) -> Value:
+    """`function()` of each rank; what is wrong on any rank is raised on all, since the others would wait for it."""
+    value, problem = None, None
+    try:
+        value = function()
+    except UserError as error:
+        problem = error
+    for rank, found in enumerate(gather_objects(problem)):
+        if found is not None:
+            raise UserError(f"rank {rank}: {found}" if rank else str(found))
+    return value  # type: ignore[return-value]
+
+
+def require_same_config(config: RunConfig) -> None:
+    """Refuse to start when ranks were given different configs.
+
+    Raises:
+        UserError: on every rank; names the first rank that differs from rank 0, the setting and both values.
+    """
+    mine = dict(flatten(config.model_dump(mode="json")))
+    lead = broadcast_object(mine)
+    differing = [key for key in {**lead, **mine} if lead.get(key) != mine.get(key)]
+    problem = None
+    if differing:
+        key = differing[0]
+        problem = (
+            f"rank {torch.distributed.get_rank()} was started with {key} = {mine.get(key)!r}, but rank 0 with"
+            f" {lead.get(key)!r}; give all ranks the same file and overrides"
+        )
+    for found in gather_objects(problem):
+        if found is not None:
+            raise UserError(found)
+
+
+def open_run(config: RunConfig, run: RunDirectory, stack: contextlib.ExitStack) -> int | None:
+    """Claim the run directory for rank 0 until `stack` closes.
+
+    Returns:
+        The attempt's number on every rank; None when all steps are done already.
+    """
+
+    def claim() -> int | None:
+        run.require_same_run(config)
+        outcome = run.outcome()
+        # With epochs the steps follow from the data, which the identity covers.
+        wanted = 0 if config.train.epochs is not None else config.train.steps
+        if outcome.get("outcome") == "done" and outcome.get("step", 0) >= wanted:
+            return None
+        stack.enter_context(run.locked())
+        run.create(config)
+        return run.begin_attempt()
+
+    def claim_or_explain() -> int | None:
+        try:
+            return claim()
+        except OSError as error:
+            if error.errno in FULL:
+                raise
+            raise UserError(
+                f"run.directory {run.path} cannot be used: {error.strerror} ({error.filename}); name a folder that you"
+                f" may write"
+            ) from None
+
+    return on_rank_zero(claim_or_explain)
+
+
+def build_tokenizer(config: RunConfig, run: RunDirectory) -> Tokenizer:
+    """The run's own tokenizer: copied or trained by rank 0, loaded by all."""
+    roles = required_roles(config.objective, config.data.sequence_length)
+    on_rank_zero(lambda: prepare_tokenizer(config.data, run.tokenizer, roles=roles) and None)
+    tokenizer = together(lambda: load_tokenizer(run.tokenizer))
+    wanted = config.model.vocab_size
+    if wanted is not None and wanted != tokenizer.vocab_size:
+        raise UserError(
+            f"model.vocab_size is {wanted}, but the tokenizer has {tokenizer.vocab_size} tokens;"
+            f" set model.vocab_size={tokenizer.vocab_size}, or leave it out"
+        )
+    for index, prompt in enumerate(config.logging.sample_prompts):
+        needed, room = len(tokenizer.encode(prompt)) + 2, config.model.max_positions
+        if needed > room:
+            raise UserError(
+                f"logging.sample_prompts.{index} needs {needed} positions with a token before and one after it, but"
+                f" model.max_positions is {room}; shorten the prompt"
+            )
+    return tokenizer
+
+
+def build_model(config: RunConfig, tokenizer: Tokenizer, init_from: str | None) -> nn.Module:
+    """The model with its initial weights: drawn by name, or those of the checkpoint `init_from`."""
+    model = init.build(config.model, tokenizer.vocab_size, config.run.seed)
+    if init_from is not None:
+        start_from(model, init_from, tokenizer)
+    return model
+
+
+def start_from(model: nn.Module, path: str, tokenizer: Tokenizer) -> None:
+    """Fill a model from another run's checkpoint.
+
+    Raises:
+        UserError: no intact checkpoint, another tokenizer, or a tensor that is missing or has another shape.
+    """
+    try:
+        checkpoint = newest_intact(path)
+        theirs = load_tokenizer(checkpoint.tokenizer)
+    except UserError as error:
+        raise UserError(f"train.init_from: {error}") from None
+    if theirs.digest != tokenizer.digest:
+        raise UserError(
+            f"train.init_from {path} was trained with another tokenizer ({theirs.vocab_size} tokens, digest"
+            f" {theirs.digest[:12]}) than this run's ({tokenizer.vocab_size} tokens, digest {tokenizer.digest[:12]});"
+            f" set data.tokenizer to that checkpoint's"
+        )
+    try:
+        load_weights(model, checkpoint)
+    except UserError as error:
+        raise UserError(f"train.init_from: {error}") from None
+
+
+def build_evaluation(config: RunConfig, run: RunDirectory) -> EvaluationSet | None:
+    """The held-out documents as an indexed set, written once by rank 0; None where the config holds nothing out."""
+    if not config.data.holdout and not config.data.evaluation:
+        return None
+
+    def build() -> EvaluationSet:
+        return build_evaluation_set(
+            config.data, run.tokenizer, run.cache, objective=config.objective, seed=config.run.seed
+        )
+
+    on_rank_zero(lambda: build() and None)
+    return together(build)
+
+
+def build_engine(config: RunConfig, model: nn.Module, grid: RankGrid, device: torch.device) -> Engine:
+    """The training engine for the config's objective."""
+    return Engine(model, LOSSES[config.objective.name], config, grid, device)
+
+
+def build_loader(
+    config: RunConfig,
+    run: RunDirectory,
+    grid: RankGrid,
+    first_sample: int,
+    cursor: dict[str, Any] | None,
+    device: torch.device,
+) -> TrainLoader:
+    """This rank's share of the training samples, from global sample `first_sample` on.
+
+    What is read by permutation is tokenised by rank 0 first, and found there by the others.
+    """
+    if config.data.finite:
+        tokenizer = load_tokenizer(run.tokenizer)
+        on_rank_zero(
+            lambda: (
+                open_samples(
+                    config.data, tokenizer, config.objective, seed=config.run.seed, cache=run.cache, progress=_tell
+                )
+                and None
+            )
+        )
+    return together(
+        lambda: TrainLoader(
+            config.data,
+            str(run.tokenizer),
+            objective=config.objective,
+            seed=config.run.seed,
+            dp_rank=grid.coordinate("data"),
+            dp_size=grid.data,
+            first_sample=first_sample,
+            cursor=cursor,
+            cache=run.cache,
+            epochs=config.train.epochs,
+            pin_memory=device.type == "cuda",
+        )
+    )
+
+
+def with_steps(config: RunConfig, loader: TrainLoader) -> RunConfig:
+    """The config with the steps that `train.epochs` comes to.
+
+    Raises:
+        UserError: warm-up and decay take longer than that.
+    """
+    if loader.samples.total is None:
+        return config
+    steps = -(-loader.samples.total // config.train.global_batch)
+    try:
+        require_schedule_fits(config.schedule, steps)
+    except ValueError as error:
+        raise UserError(f"train.epochs ({config.train.epochs}) comes to {steps} steps: {error}") from None
+    return config.model_copy(update={"train": config.train.model_copy(update={"steps": steps})})
+
+
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def build_writer(config: RunConfig, run: RunDirectory, world: World, attempt: int) -> CheckpointWriter:
+    """The checkpoint writer of this rank; rank 0 first clears away what killed attempts left half written."""
+    on_rank_zero(lambda: clean(run.checkpoints))
+    return CheckpointWriter(
+        run.checkpoints,
+        rank=world.rank,
+        world=world.size,
+        attempt=attempt,
+        retention=Retention(config.checkpoint.keep, config.checkpoint.keep_every),
+        merge_cursors=merge_cursors,
+    )

@@ -1,0 +1,160 @@
+"""What happens beside training: logging, evaluation, checkpoints. Each is told of every step and of the end."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from data_pipeline.records import RecordWriter, read_records
+from llmscale.engine.distributed import broadcast_object, gather_objects
+
+if TYPE_CHECKING:
+    from llmscale.train.progress import Progress
+    from llmscale.train.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one step did, over all ranks."""
+
+    step: int
+    """Steps done, this one included."""
+    loss: float
+    """Mean loss per target token of the global batch, in nats."""
+    grad_norm: float
+    """Norm of the gradient before clipping; -1 where it was not finite."""
+    lr: float
+    tokens: int
+    """Target tokens of the global batch."""
+    data_seconds: float
+    """Time that this rank waited for data."""
+    step_seconds: float
+    skipped: bool
+    """The global batch had no target, or its gradient was not finite."""
+
+
+class Callback:
+    """Told of every step, in the order logging, evaluation, checkpoints, so that a checkpoint follows all records of
+    its step; and of the end in the reverse order, so that the last checkpoint is safe before a long evaluation."""
+
+    def on_start(self, trainer: Trainer) -> None:
+        """Before the first step of this attempt, on every rank."""
+
+    def on_step(self, trainer: Trainer, result: StepResult) -> None:
+        """After each step, on every rank."""
+
+    def on_end(self, trainer: Trainer) -> None:
+        """After the last step of this attempt, on every rank; also when preempted."""
+
+
+class MetricsLogger(Callback):
+    """Rows of metrics.jsonl, the progress bar, and experiment trackers; rank 0 writes."""
+
+    def __init__(self, writer: RecordWriter | None, progress: Progress, trackers: list[Any], interval: int) -> None:
+        self._writer = writer
+        self._progress = progress
+        self._trackers = trackers
+        self._interval = interval
+        self._since: list[StepResult] = []
+        self._started = 0.0
+
+    def on_start(self, trainer: Trainer) -> None:
+        self._started = time.perf_counter()
+
+    def on_step(self, trainer: Trainer, result: StepResult) -> None:
+        self._since.append(result)
+        if result.step % self._interval == 0 or result.step == trainer.config.train.steps:
+            self._write(trainer, result)
+        self._progress.step(result)
+
+    def _write(self, trainer: Trainer, result: StepResult) -> None:
+        now = time.perf_counter()
+        seconds, self._started = now - self._started, now
+        tokens = sum(each.tokens for each in self._since)
+        row: dict[str, Any] = {
+            "step": result.step,
+            "loss": result.loss,
+            "grad_norm": result.grad_norm,
+            "lr": result.lr,
+            "samples": trainer.samples,
+            "tokens": trainer.tokens,
+            "tokens_per_second": tokens / seconds,
+            "data_seconds": sum(each.data_seconds for each in self._since) / len(self._since),
+            "step_seconds": sum(each.step_seconds for each in self._since) / len(self._since),
+            "skipped_steps": trainer.skipped_steps,
+        }
+        sources = trainer.loader.samples.sources(trainer.samples)
+        if len(sources) > 1:
+            row["sources"] = sources
+        self._since.clear()
+        if self._writer is not None:
+            self._writer.write(row)
+        for tracker in self._trackers:
+            numbers = {key: value for key, value in row.items() if key not in ("step", "sources")}
+            shares = {f"sources/{label}": count for label, count in row.get("sources", {}).items()}
+            tracker.log({**numbers, **shares}, step=result.step)
+
+
+class Evaluator(Callback):
+    """Held-out loss every so many steps; all ranks take part."""
+
+    def __init__(self, writer: RecordWriter | None, progress: Progress, trackers: list[Any], interval: int) -> None:
+        self._writer = writer
+        self._progress = progress
+        self._trackers = trackers
+        self._interval = interval
+
+    def on_start(self, trainer: Trainer) -> None:
+        # A preemption signal may have cut the evaluation of the step short that the run continues from.
+        rows = read_records(trainer.run.metrics)
+        done = any(row["step"] == trainer.step and "evaluation" in row for row in rows)
+        if trainer.step and not broadcast_object(done):
+            self._evaluate_if_due(trainer)
+
+    def on_step(self, trainer: Trainer, result: StepResult) -> None:
+        self._evaluate_if_due(trainer)
+
+    def _evaluate_if_due(self, trainer: Trainer) -> None:
+        if self._interval and trainer.step % self._interval == 0 and not trainer.finished:
+            self._evaluate(trainer, trainer.config.evaluation.max_samples)
+
+    def on_end(self, trainer: Trainer) -> None:
+        if trainer.finished:
+            trainer.evaluation = self._evaluate(trainer, None)
+
+    def _evaluate(self, trainer: Trainer, max_samples: int | None) -> dict[str, Any] | None:
+        if trainer.evaluation_set is None:
+            return None
+        figures = trainer.evaluate(max_samples)
+        if figures is None:
+            return None
+        if self._writer is not None:
+            self._writer.write({"step": trainer.step, "evaluation": figures})
+        for tracker in self._trackers:
+            tracker.log({f"evaluation/{key}": value for key, value in figures.items()}, step=trainer.step)
+        self._progress.evaluated(trainer.step, figures)
+        return figures
+
+
+class Checkpointer(Callback):
+    """A checkpoint every so many steps, at the end, and when preempted."""
+
+    def __init__(self, interval: int) -> None:
+        self._interval = interval
+        self._last = -1
+
+    def on_step(self, trainer: Trainer, result: StepResult) -> None:
+        if self._interval and result.step % self._interval == 0:
+            self._save(trainer)
+
+    def on_end(self, trainer: Trainer) -> None:
+        if self._last != trainer.step and trainer.step > trainer.resume.step:
+            self._save(trainer)
+        trainer.writer.wait()
+        # No rank may report the run as done before every rank's part is on disk.
+        gather_objects(None)
+
+    def _save(self, trainer: Trainer) -> None:
+        trainer.save()
+        self._last = trainer.step

@@ -1,0 +1,58 @@
+"""What was wrong with the training data: bad records go to a quarantine file, and many of them cause a warning."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from data_pipeline.records import RecordWriter
+from llmscale.engine.distributed import World
+from llmscale.train.callbacks import Callback, StepResult
+
+if TYPE_CHECKING:
+    from llmscale.train.trainer import Trainer
+
+
+class DataReporter(Callback):
+    """Writes each bad record that this rank meets to `quarantine/rank-00000.jsonl`, once."""
+
+    def __init__(self, folder: Path, warning: float, interval: int, world: World) -> None:
+        """`warning`: fraction of bad records above which to warn; `interval`: steps between looks."""
+        self._folder = folder
+        self._warning = warning
+        self._interval = interval
+        self._world = world
+        self._seen: set[tuple[str, int]] = set()
+        self._bad = 0
+        self._warned = False
+
+    def on_step(self, trainer: Trainer, result: StepResult) -> None:
+        if result.step % self._interval == 0:
+            self._look(trainer)
+
+    def on_end(self, trainer: Trainer) -> None:
+        self._look(trainer)
+
+    def _look(self, trainer: Trainer) -> None:
+        found = trainer.loader.take_bad()
+        if not found:
+            return
+        self._bad += len(found)
+        fresh = [record for record in found if (record.path, record.position) not in self._seen]
+        self._seen |= {(record.path, record.position) for record in fresh}
+        self._folder.mkdir(exist_ok=True)
+        with RecordWriter(self._folder / f"rank-{self._world.rank:05d}.jsonl", trainer.attempt) as writer:
+            for record in fresh:
+                writer.write({"step": trainer.step, **record._asdict()})
+        rate = self._bad / max(1, trainer.loader.records)
+        if rate > self._warning and not self._warned:
+            self._warned = True
+            text = (
+                f"warning: rank {self._world.rank} found {self._bad} bad records among {trainer.loader.records}"
+                f" ({rate:.1%}; data.bad_record_warning is {self._warning:.1%}), the first: {found[0].place}"
+                f" ({found[0].reason}); all are listed in {self._folder}"
+            )
+            logging.getLogger("llmscale").warning(text)
+            print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,145 @@
+"""The end of a run, on rank 0: baselines, samples, the loss curve, the summary."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from data_pipeline.errors import UserError
+from data_pipeline.evaluation_set import heldout_documents, training_documents
+from data_pipeline.records import read_records
+from llmscale.checkpoint.model import load_model
+from llmscale.evaluate.baselines import Baselines, unigram_bits_per_byte, xz_bits_per_byte
+from llmscale.generate import Sampler, generate
+from llmscale.train.run_directory import write_json
+
+if TYPE_CHECKING:
+    from llmscale.train.trainer import Trainer
+
+SAMPLE_TOKENS = 64
+"""Tokens of each generated sample."""
+
+
+def finish(trainer: Trainer) -> None:
+    """Write summary.json and the loss curve, and show the result and what to do next."""
+    config, run = trainer.config, trainer.run
+    rows = [row for row in read_records(run.metrics) if "loss" in row]
+    summary: dict[str, Any] = {
+        "steps": trainer.step,
+        "loss": rows[-1]["loss"] if rows else None,
+        "evaluation": trainer.evaluation,
+        "parameters": trainer.engine.parameters,
+        "samples_seen": trainer.samples,
+        "tokens": trainer.tokens,
+        "skipped_steps": trainer.skipped_steps,
+        "tokens_per_second": float(np.median([row["tokens_per_second"] for row in rows])) if rows else None,
+        "seconds": trainer.seconds,
+        "machine": {
+            "processor": platform.machine(),
+            "cores": os.cpu_count(),
+            "device": str(trainer.world.device.type),
+            "ranks": trainer.world.size,
+            "threads": torch.get_num_threads(),
+        },
+    }
+    if config.evaluation.baselines and trainer.evaluation is not None:
+        summary["baselines"] = _baselines(trainer).as_json()
+    summary["samples"] = _samples(trainer)
+    write_json(run.summary_file, summary)
+    picture = _draw(trainer)
+    _show(trainer, summary, picture)
+
+
+def _baselines(trainer: Trainer) -> Baselines:
+    print("measuring the baselines (xz, unigram) on the same documents ...", file=sys.stderr, flush=True)
+    data, tokenizer = trainer.config.data, trainer.tokenizer
+    assert trainer.evaluation_set is not None
+    xz = xz_bits_per_byte(heldout_documents(data, tokenizer))
+    unigram = unigram_bits_per_byte(
+        _tokens(trainer, training_documents(data, tokenizer)),
+        _tokens(trainer, heldout_documents(data, tokenizer)),
+        tokenizer.vocab_size,
+        trainer.evaluation_set.bytes,
+    )
+    return Baselines(xz=xz, unigram=unigram)
+
+
+def _tokens(trainer: Trainer, documents: Iterable[str], block: int = 64) -> Iterator[np.ndarray]:
+    """Token ids of each document with the end-of-document token that the model predicts too."""
+    end = np.array([trainer.tokenizer.special["eos"]])
+    held: list[str] = []
+    for document in documents:
+        held.append(document)
+        if len(held) == block:
+            yield from (np.concatenate([ids, end]) for ids in trainer.tokenizer.encode_batch(held))
+            held = []
+    yield from (np.concatenate([ids, end]) for ids in trainer.tokenizer.encode_batch(held))
+
+
+def _samples(trainer: Trainer) -> list[dict[str, str]]:
+    """Continuations by the model that was written, read back from its checkpoint: proof that it can be used."""
+    prompts = trainer.config.logging.sample_prompts
+    if not prompts:
+        return []
+    trained = load_model(trainer.run.path)
+    sampler = Sampler(temperature=0.8, top_p=0.95, seed=trainer.config.run.seed)
+    room = trainer.config.model.max_positions - 1
+    samples = []
+    for prompt in prompts:
+        count = min(SAMPLE_TOKENS, room - len(trained.tokenizer.encode(prompt)))
+        text = generate(trained.model, trained.tokenizer, prompt, max_new_tokens=count, sampler=sampler)
+        samples.append({"prompt": prompt, "text": text})
+    return samples
+
+
+def _draw(trainer: Trainer) -> str | None:
+    from llmscale.report import loss_curve
+
+    path = trainer.run.report / "loss.png"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        loss_curve(trainer.run.path, path)
+    except UserError as error:
+        print(f"no picture was drawn: {error}", file=sys.stderr)
+        return None
+    return str(path)
+
+
+def _show(trainer: Trainer, summary: dict[str, Any], picture: str | None) -> None:
+    """The result on stdout."""
+    console = Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 100)
+    run = trainer.run.path
+    figures = summary["evaluation"]
+    if figures is not None:
+        table = Table(title=f"{run}: {figures['documents']} held-out documents, {figures['bytes']:,} bytes")
+        for column in ("", "bits per byte", "loss (nats/token)", "perplexity"):
+            table.add_column(column, justify="left" if not column else "right")
+        table.add_row(
+            f"this model, step {summary['steps']}",
+            f"{figures['bits_per_byte']:.3f}",
+            f"{figures['loss']:.3f}",
+            f"{figures['perplexity']:.1f}",
+        )
+        names = {"xz": "xz -9e", "unigram": "unigram of the training tokens"}
+        for name, baseline in summary.get("baselines", {}).items():
+            table.add_row(names[name], f"{baseline['bits_per_byte']:.3f}", "", "")
+        console.print(table)
+    for sample in summary["samples"]:
+        console.rule("sample")
+        console.print(sample["prompt"], style="bold", end="", markup=False)
+        console.print(sample["text"], markup=False)
+        console.rule()
+    console.print("Next:", style="bold")
+    if picture:
+        console.print(f"  look at {picture}, or make a page of it: llmscale report {run}", markup=False)
+    console.print(f"  generate:  llmscale generate {run} --prompt 'def main('", markup=False)
+    console.print(f"  evaluate:  llmscale eval {run} --data FILE", markup=False)
+    console.print(f"  checkpoint: llmscale checkpoint show {run}", markup=False)

@@ -1,0 +1,155 @@
+"""`llmscale train`: from a config to an outcome, on this rank."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+
+from data_pipeline.errors import UserError
+from data_pipeline.ledger import LedgerWriter
+from data_pipeline.records import RecordWriter
+from llmscale.config import RunConfig
+from llmscale.engine.allocator import keep_large_blocks
+from llmscale.engine.distributed import World, join, leave, read_world, refuse
+from llmscale.engine.engine import accumulation
+from llmscale.legality import require_legal
+from llmscale.parallel.grid import RankGrid
+from llmscale.train import build
+from llmscale.train.callbacks import Checkpointer, Evaluator, MetricsLogger
+from llmscale.train.data_report import DataReporter
+from llmscale.train.finish import finish
+from llmscale.train.progress import Progress
+from llmscale.train.resume import find_resume, restore
+from llmscale.train.run_directory import RunDirectory
+from llmscale.train.signals import PreemptionFlag
+from llmscale.train.trackers import start_trackers
+from llmscale.train.trainer import Trainer
+
+PREEMPTED = 75
+"""Exit code after a preemption signal: saved, run me again."""
+
+
+def train(config: RunConfig, flag: PreemptionFlag) -> int:
+    """Train on this rank until done, or until `flag` is raised on any; returns the exit code.
+
+    Raises:
+        UserError: the config, the files or the machine cannot serve the run. Nothing that a run had is changed.
+    """
+    try:
+        world = read_world(config.run.device)
+        require_legal(config, world.size)
+    except UserError as error:
+        refuse(error)
+    run = RunDirectory(config.run.directory)
+    with contextlib.ExitStack() as stack:
+        if world.device.type == "cpu":
+            keep_large_blocks()
+        threads = build.set_threads(config, world)
+        join(world)
+        stack.callback(leave)
+        build.require_same_config(config)
+        attempt = build.open_run(config, run, stack)
+        if attempt is None:
+            _say(world, f"{run.path} is finished: all {run.outcome()['step']} steps are done, see {run.summary_file}")
+            return 0
+        _log_to_file(run, world)
+        try:
+            trainer = assemble(config, run, world, attempt, flag, stack)
+            _announce(trainer, threads)
+            _run(trainer, stack)
+            return _conclude(trainer)
+        except BaseException as error:
+            if world.rank == 0:
+                with contextlib.suppress(OSError):
+                    run.record_outcome("failed", attempt=attempt, reason=f"{type(error).__name__}: {error}")
+            raise
+
+
+def assemble(
+    config: RunConfig, run: RunDirectory, world: World, attempt: int, flag: PreemptionFlag, stack: contextlib.ExitStack
+) -> Trainer:
+    """Everything a run needs, continued from its newest intact checkpoint; `stack` closes what needs closing."""
+    grid = RankGrid(data=world.size, rank=world.rank).with_groups()
+    tokenizer = build.build_tokenizer(config, run)
+    evaluation_set = build.build_evaluation(config, run)
+    resume = find_resume(run)
+    loader = build.build_loader(config, run, grid, resume.samples, resume.cursor, world.device)
+    stack.callback(loader.close)
+    config = build.with_steps(config, loader)
+    init_from = None if resume.checkpoint else config.train.init_from
+    model = build.build_model(config, tokenizer, init_from)
+    engine = build.build_engine(config, model, grid, world.device)
+    if resume.checkpoint is not None:
+        restore(engine, resume.checkpoint)
+    writer = build.build_writer(config, run, world, attempt)
+    ledger = None
+    if world.rank == 0:
+        ledger = LedgerWriter(run.path, attempt, config.logging.ledger_snapshot_interval, continues=resume.step)
+    return Trainer(
+        config, run, world, grid, engine, loader, evaluation_set, writer, ledger, tokenizer, flag, resume, attempt
+    )
+
+
+def _run(trainer: Trainer, stack: contextlib.ExitStack) -> None:
+    config, run, lead = trainer.config, trainer.run, trainer.world.rank == 0
+    records = stack.enter_context(RecordWriter(run.metrics, trainer.attempt, continues=trainer.step)) if lead else None
+    trackers = start_trackers(config, run) if lead else []
+    progress = stack.enter_context(Progress(config.train.steps, trainer.step, config.logging.interval, shown=lead))
+    trainer.train(
+        [
+            MetricsLogger(records, progress, trackers, config.logging.interval),
+            DataReporter(run.quarantine, config.data.bad_record_warning, config.logging.interval, trainer.world),
+            Evaluator(records, progress, trackers, config.evaluation.interval),
+            Checkpointer(config.checkpoint.interval),
+        ]
+    )
+    for tracker in trackers:
+        tracker.finish()
+
+
+def _conclude(trainer: Trainer) -> int:
+    run, world = trainer.run, trainer.world
+    if trainer.preempted:
+        if world.rank == 0:
+            run.record_outcome("preempted", attempt=trainer.attempt, step=trainer.step)
+        _say(world, f"saved step {trainer.step} after a preemption signal; the same command continues from there")
+        return PREEMPTED
+    build.on_rank_zero(lambda: finish(trainer))
+    if world.rank == 0:
+        run.record_outcome("done", attempt=trainer.attempt, step=trainer.step)
+    return 0
+
+
+def _announce(trainer: Trainer, threads: int) -> None:
+    config, resume = trainer.config, trainer.resume
+    for reason in resume.damaged:
+        _say(trainer.world, f"warning: passed over a damaged checkpoint: {reason}")
+    where = f"continuing at step {resume.step}" if resume.checkpoint else "starting"
+    micro, accumulated = accumulation(config, trainer.grid.data)
+    _say(
+        trainer.world,
+        f"{trainer.run.path}: {where}, attempt {trainer.attempt}; {trainer.engine.parameters:,} parameters,"
+        f" {config.train.steps} steps of {config.train.global_batch} x {config.data.sequence_length} tokens;"
+        f" {trainer.world.size} rank(s) x {accumulated} micro batch(es) of {micro},"
+        f" ZeRO {config.engine.zero_stage}, {str(trainer.engine.dtype).removeprefix('torch.')} on"
+        f" {trainer.world.device.type}, {threads} thread(s)",
+    )
+
+
+def _log_to_file(run: RunDirectory, world: World) -> None:
+    """Everything that is logged by libraries and by us goes to a file of this rank."""
+    run.logs.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(run.logs / f"rank-{world.rank:05d}.log")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    # A log that cannot be written, on a full disk say, must not bury the reason under its own tracebacks.
+    logging.raiseExceptions = False
+    root = logging.getLogger()
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+
+
+def _say(world: World, text: str) -> None:
+    logging.getLogger("llmscale").info(text)
+    if world.rank == 0:
+        print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,163 @@
+"""The trainer: build everything, then loop."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+
+from data_pipeline.batch import Batch
+from data_pipeline.cursor import merge_cursors
+from data_pipeline.errors import UserError
+from data_pipeline.evaluation_set import EvaluationSet
+from data_pipeline.ledger import LedgerWriter
+from data_pipeline.loader import TrainLoader
+from data_pipeline.tokenizer import Tokenizer
+from llmscale.checkpoint.writer import CheckpointWriter
+from llmscale.config import RunConfig, identity
+from llmscale.engine.distributed import World, all_reduce_sum, all_reduce_wrapping, gather_objects
+from llmscale.engine.engine import Engine, accumulation
+from llmscale.evaluate.heldout import evaluate
+from llmscale.parallel.grid import RankGrid
+from llmscale.train.batch_size import batch_at
+from llmscale.train.callbacks import Callback, StepResult
+from llmscale.train.resume import Resume
+from llmscale.train.run_directory import RunDirectory
+from llmscale.train.signals import PreemptionFlag
+
+
+class Trainer:
+    """One attempt of a run: steps from where the newest checkpoint left off to `train.steps`, or to a signal."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        run: RunDirectory,
+        world: World,
+        grid: RankGrid,
+        engine: Engine,
+        loader: TrainLoader,
+        evaluation_set: EvaluationSet | None,
+        writer: CheckpointWriter,
+        ledger: LedgerWriter | None,
+        tokenizer: Tokenizer,
+        flag: PreemptionFlag,
+        resume: Resume,
+        attempt: int,
+    ) -> None:
+        self.config = config
+        self.run = run
+        self.world = world
+        self.grid = grid
+        self.engine = engine
+        self.loader = loader
+        self.evaluation_set = evaluation_set
+        self.writer = writer
+        self.ledger = ledger
+        self.tokenizer = tokenizer
+        self.step = resume.step
+        self.samples = resume.samples
+        """Samples of the global order that the finished steps consumed."""
+        self.tokens = resume.tokens
+        self.skipped_steps = resume.skipped_steps
+        self.seconds = resume.seconds
+        self.evaluation: dict[str, Any] | None = None
+        self.preempted = False
+        self.flag = flag
+        self.resume = resume
+        self.attempt = attempt
+
+    @property
+    def finished(self) -> bool:
+        """All steps are done."""
+        return self.step >= self.config.train.steps
+
+    def train(self, callbacks: list[Callback]) -> None:
+        """Run to the last step, or to the first step after a preemption signal reached any rank."""
+        for callback in callbacks:
+            callback.on_start(self)
+        while not self.finished and not self.preempted:
+            result = self._one_step()
+            for callback in callbacks:
+                callback.on_step(self, result)
+        for callback in reversed(callbacks):
+            callback.on_end(self)
+
+    def _one_step(self) -> StepResult:
+        started = time.perf_counter()
+        global_batch = batch_at(self.config.train, self.samples)
+        batch, ledger_sum = self._take(global_batch)
+        data_seconds = time.perf_counter() - started
+        counted = float(batch.weights.sum(dtype=torch.float64))
+        targets, signals = all_reduce_sum([counted, float(self.flag.raised)])
+        self.preempted = signals > 0
+        loss_sum, grad_norm = 0.0, 0.0
+        if targets:
+            micro, _ = accumulation(self.config, self.grid.data, global_batch)
+            loss_sum, grad_norm = self.engine.train_step(batch.split(micro), self.step, targets)
+        (loss_sum,) = all_reduce_sum([loss_sum])
+        ledger_sum = all_reduce_wrapping(ledger_sum)
+        skipped = not targets or not 0 <= grad_norm < float("inf")
+        self.step += 1
+        self.samples += global_batch
+        self.tokens += int(targets)
+        self.skipped_steps += skipped
+        self._record_ledger(ledger_sum, global_batch)
+        step_seconds = time.perf_counter() - started
+        self.seconds += step_seconds
+        return StepResult(
+            step=self.step,
+            loss=loss_sum / targets if targets else 0.0,
+            grad_norm=grad_norm,
+            lr=self.engine.learning_rate(self.step - 1),
+            tokens=int(targets),
+            data_seconds=data_seconds,
+            step_seconds=step_seconds,
+            skipped=skipped,
+        )
+
+    def _record_ledger(self, ledger_sum: int, global_batch: int) -> None:
+        if self.ledger is not None:
+            self.ledger.write(self.step, self.samples - global_batch, self.samples - 1, ledger_sum)
+        if self.step % self.config.logging.ledger_snapshot_interval == 0:
+            cursors = gather_objects(self.loader.cursor())
+            if self.ledger is not None:
+                self.ledger.snapshot(merge_cursors(cursors))
+
+    def _take(self, global_batch: int) -> tuple[Batch, int]:
+        try:
+            return self.loader.take(global_batch // self.grid.data)
+        except UserError as error:
+            # Only this rank met it: it must speak for itself.
+            error.everywhere = False
+            raise
+
+    def evaluate(self, max_samples: int | None) -> dict[str, Any] | None:
+        """Held-out figures over all ranks; None when a preemption signal came first, which ends the training too."""
+        assert self.evaluation_set is not None
+        figures = evaluate(
+            self.engine.loss,
+            self.evaluation_set,
+            self.config.evaluation.batch,
+            rank=self.grid.coordinate("data"),
+            ranks=self.grid.data,
+            reduce=all_reduce_sum,
+            max_samples=max_samples,
+            stop=lambda: self.flag.raised,
+        )
+        self.preempted = self.preempted or figures is None
+        return figures
+
+    def save(self) -> None:
+        """Write a checkpoint of this step in the background; training goes on once the state is copied."""
+        extra = {
+            "samples": self.samples,
+            "progress": {"tokens": self.tokens, "skipped_steps": self.skipped_steps, "seconds": self.seconds},
+            "optimizer": {"steps": self.engine.optimizer_steps},
+            "schedule": {"lr": self.engine.learning_rate(self.step), "step": self.step},
+            "config": self.config.model_dump(mode="json"),
+            "identity": identity(self.config),
+        }
+        tokenizer = {path.name: path for path in sorted(self.run.tokenizer.iterdir())}
+        self.writer.save(self.step, self.engine.state(), extra, self.loader.cursor(), tokenizer)

@@ -1,0 +1,134 @@
+"""One small model and its batches, trained by the engine on ranks and by plain torch in one process."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from data_pipeline.batch import Batch
+from llmscale.checkpoint import newest_intact
+from llmscale.checkpoint.writer import CheckpointWriter
+from llmscale.config import RunConfig, parse_config
+from llmscale.engine.distributed import all_reduce_sum, gather_objects, join, leave, read_world
+from llmscale.engine.engine import Engine, accumulation, build_optimizer
+from llmscale.engine.schedule import learning_rate
+from llmscale.objectives import LOSSES
+from llmscale.parallel import init
+from llmscale.parallel.grid import RankGrid
+from llmscale.train.resume import restore
+
+Figures = tuple[float, float]
+"""Loss and gradient norm of a step."""
+
+VOCAB, LENGTH, GLOBAL_BATCH, STEPS = 61, 16, 8, 5
+
+
+def case_config(**changes: Any) -> RunConfig:
+    """A config whose tensor sizes are odd, so that no partition divides evenly."""
+    raw: dict[str, Any] = {
+        "run": {"directory": "unused", "seed": 3},
+        "data": {"sources": [{"paths": ["unused"]}], "sequence_length": LENGTH},
+        "model": {
+            "layers": 2, "hidden_size": 30, "heads": 3, "kv_heads": 1, "ffn_size": 71, "vocab_multiple": 1,
+            "max_positions": LENGTH,
+        },
+        "train": {"steps": 20, "global_batch": GLOBAL_BATCH, "micro_batch": 8},
+        "optimizer": {"lr": 0.01, "clip": 0.5},
+        "schedule": {"warmup_steps": 2},
+    }  # fmt: skip
+    return parse_config(raw, [f"{key.replace('__', '.')}={value}" for key, value in changes.items()])
+
+
+def global_batch(step: int, empty: bool = False) -> Batch:
+    """The global batch of a step: learnable tokens, with very unequal numbers of targets per sample."""
+    generator = torch.Generator().manual_seed(1000 + step)
+    tokens = torch.randint(0, VOCAB // 4, (GLOBAL_BATCH, LENGTH + 1), generator=generator)
+    weights = torch.ones(GLOBAL_BATCH, LENGTH)
+    for sample in range(GLOBAL_BATCH):
+        weights[sample, 1 + (sample * 5 + step) % LENGTH :] = 0
+    weights[GLOBAL_BATCH // 2] = 0
+    if empty:
+        weights.zero_()
+    return Batch(tokens[:, :-1], tokens[:, 1:], weights, torch.arange(GLOBAL_BATCH))
+
+
+def build(config: RunConfig) -> nn.Module:
+    return init.build(config.model, VOCAB, config.run.seed)
+
+
+def plain_torch(config: RunConfig, steps: int = STEPS) -> list[Figures]:
+    """(loss, gradient norm) per step of a plain loop: mean over all targets, clip, update. The reference."""
+    model = build(config)
+    optimizer = build_optimizer(list(model.named_parameters()), config)
+    found = []
+    for step in range(steps):
+        batch = global_batch(step)
+        logits = model.head(model(batch.inputs))[..., :VOCAB]
+        losses = nn.functional.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), reduction="none")
+        loss = (losses * batch.weights.flatten()).sum() / batch.weights.sum()
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip or float("inf"))
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(config.schedule, config.optimizer.lr, config.train.steps, step)
+        optimizer.step()
+        optimizer.zero_grad()
+        found.append((loss.item(), norm.item()))
+    return found
+
+
+def one_step(engine: Engine, grid: RankGrid, step: int) -> Figures:
+    """Train a step on this rank's samples; (loss, gradient norm) of the global batch."""
+    batch = global_batch(step)
+    own = batch.map(lambda tensor: tensor[grid.coordinate("data") :: grid.data])
+    (targets,) = all_reduce_sum([float(own.weights.sum())])
+    micro, _ = accumulation(engine.config, grid.data)
+    loss, norm = engine.train_step(own.split(micro), step, targets)
+    (loss,) = all_reduce_sum([loss])
+    return loss / targets, norm
+
+
+def open_engine(config: RunConfig) -> tuple[Engine, RankGrid]:
+    """An engine on this rank; the process group must be there."""
+    grid = RankGrid(data=dist.get_world_size(), rank=dist.get_rank()).with_groups()
+    return Engine(build(config), LOSSES["causal"], config, grid, torch.device("cpu")), grid
+
+
+def train_on_rank(configs: list[RunConfig], steps: int = STEPS) -> list[list[Figures]]:
+    """What a rank sees of some runs, one after the other; stage 3 must come last, since it patches torch for good."""
+    join(read_world("cpu"))
+    found = []
+    for config in configs:
+        engine, grid = open_engine(config)
+        found.append([one_step(engine, grid, step) for step in range(steps)])
+    leave()
+    return found
+
+
+def save_on_rank(config: RunConfig, folder: Path, steps: int, after: int) -> list[Figures]:
+    """Train `steps`, write a checkpoint while going on for `after` more; the latter's figures."""
+    join(read_world("cpu"))
+    engine, grid = open_engine(config)
+    for step in range(steps):
+        one_step(engine, grid, step)
+    writer = CheckpointWriter(folder, rank=grid.rank, world=grid.world_size)
+    progress = {"tokens": 0, "skipped_steps": 0, "seconds": 0.0}
+    writer.save(steps, engine.state(), {"samples": 0, "progress": progress, "optimizer": {"steps": steps}})
+    found = [one_step(engine, grid, step) for step in range(steps, steps + after)]
+    writer.wait()
+    gather_objects(None)
+    leave()
+    return found
+
+
+def resume_on_rank(config: RunConfig, folders: list[Path], steps: int, after: int) -> list[list[Figures]]:
+    """From each checkpoint in turn, into an engine that has other weights: the figures of the next `after` steps."""
+    join(read_world("cpu"))
+    found = []
+    for folder in folders:
+        engine, grid = open_engine(config)
+        restore(engine, newest_intact(folder))
+        found.append([one_step(engine, grid, step) for step in range(steps, steps + after)])
+    leave()
+    return found

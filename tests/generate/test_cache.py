@@ -1,0 +1,77 @@
+"""The key-value cache: what it saves must not change what is said."""
+
+import pytest
+import torch
+
+from llmscale.generate import Sampler
+from llmscale.generate.decode import new_tokens
+from llmscale.model import KeyValueCache, Transformer
+from tests.model.references import CONFIGS, CONTEXT, VOCAB, pair, tokens
+
+NAMES = list(CONFIGS)
+
+
+def cache_of(model: Transformer, batch: int, capacity: int = CONTEXT) -> KeyValueCache:
+    return KeyValueCache(model.config, batch, capacity, torch.float32, "cpu")
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("parts", [[10], [1] * 10, [4, 6], [3, 1, 5, 1], [9, 1]])
+def test_reading_in_parts_equals_reading_at_once(name: str, parts: list[int]) -> None:
+    model, _ = pair(name)
+    ids = tokens(batch=2, length=10)
+    cache = cache_of(model, batch=2)
+    with torch.no_grad():
+        hidden = torch.cat([model(part, cache=cache) for part in ids.split(parts, dim=1)], dim=1)
+        torch.testing.assert_close(hidden, model(ids), rtol=1e-4, atol=1e-5)
+    assert cache.length == 10
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_greedy_equals_full_recomputation_and_transformers(name: str) -> None:
+    ours, theirs = pair(name)
+    theirs.eval()
+    prompts, count = tokens(batch=3, length=5), 12
+    # Equal-length prompts as one batch of theirs, one by one in ours.
+    expected = theirs.generate(
+        prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=count, do_sample=False, eos_token_id=None,
+        pad_token_id=0,
+    )[:, 5:].tolist()  # fmt: skip
+    for prompt, reference in zip(prompts.tolist(), expected, strict=True):
+        found = list(new_tokens(ours, prompt, count, Sampler(temperature=0)))
+        recomputed = list(prompt)
+        with torch.no_grad():
+            for _ in range(count):
+                recomputed.append(int(ours.head(ours(torch.tensor([recomputed]))[:, -1]).argmax()))
+        assert found == recomputed[5:] == reference
+
+
+def test_a_batch_of_equal_lengths_goes_through_one_cache() -> None:
+    model, _ = pair("llama")
+    prompts = tokens(batch=3, length=6)
+    cache = cache_of(model, batch=3)
+    with torch.no_grad():
+        model(prompts, cache=cache)
+        step = tokens(batch=3, length=1, seed=9)
+        together = model(step, cache=cache)
+        alone = model(torch.cat([prompts, step], dim=1))[:, -1:]
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_a_full_cache_and_segments_are_refused() -> None:
+    model, _ = pair("gpt2")
+    cache = cache_of(model, batch=1, capacity=4)
+    with torch.no_grad():
+        model(tokens(batch=1, length=4), cache=cache)
+        with pytest.raises(ValueError, match="the cache holds 4 tokens, but 5 are needed"):
+            model(tokens(batch=1, length=1), cache=cache)
+        ids = tokens(batch=1, length=3)
+        with pytest.raises(ValueError, match="segment_ids and prefix_lengths cannot be combined with a cache"):
+            model(ids, segment_ids=torch.zeros_like(ids), cache=cache_of(model, batch=1))
+
+
+def test_padded_tokens_are_never_drawn() -> None:
+    model, _ = pair("gpt2")
+    drawn = list(new_tokens(model, [3], CONTEXT - 1, Sampler(temperature=50.0, seed=1)))
+    assert max(drawn) < VOCAB
+    assert len(set(drawn)) > 10

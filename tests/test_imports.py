@@ -1,0 +1,280 @@
+"""Imports run one way. Read from the source, imports inside functions included."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("launcher", "llmscale", "data_pipeline")
+
+# A row: this part of the project may import these parts, and itself. A part is `package` or `package.subpackage`; an
+# entry covers everything below it.
+MAY_IMPORT = {
+    "data_pipeline": set(),
+    "launcher": {"llmscale.config", "llmscale.plan", "llmscale.legality", "data_pipeline.errors"},
+    "llmscale.config": {"data_pipeline"},
+    "llmscale.legality": {"llmscale.config", "data_pipeline"},
+    "llmscale.plan": {"llmscale.config", "llmscale.legality", "data_pipeline"},
+    "llmscale.model": {"llmscale.config", "data_pipeline"},
+    "llmscale.objectives": {"llmscale.model", "data_pipeline"},
+    "llmscale.parallel": {"llmscale.model", "llmscale.config", "data_pipeline"},
+    "llmscale.checkpoint": {"llmscale.model", "llmscale.config", "data_pipeline"},
+    "llmscale.engine": {
+        "llmscale.objectives",
+        "llmscale.parallel",
+        "llmscale.checkpoint.fragments",
+        "llmscale.model",
+        "llmscale.config",
+        "data_pipeline",
+    },
+    "llmscale.evaluate": {
+        "llmscale.model",
+        "llmscale.objectives",
+        "llmscale.checkpoint",
+        "llmscale.parallel",
+        "llmscale.config",
+        "data_pipeline",
+    },
+    "llmscale.generate": {
+        "llmscale.model",
+        "llmscale.objectives",
+        "llmscale.checkpoint",
+        "llmscale.parallel",
+        "llmscale.config",
+        "data_pipeline",
+    },
+    "llmscale.report": {"llmscale.config", "data_pipeline.records", "data_pipeline.errors"},
+    "llmscale.train": {
+        "llmscale.engine",
+        "llmscale.checkpoint",
+        "llmscale.evaluate",
+        "llmscale.generate",
+        "llmscale.report",
+        "llmscale.objectives",
+        "llmscale.parallel",
+        "llmscale.model",
+        "llmscale.config",
+        "llmscale.legality",
+        "data_pipeline",
+    },
+    "llmscale": set(),
+    "llmscale.data_commands": {"llmscale.config", "data_pipeline"},
+    "llmscale.cli": {"llmscale", "launcher", "data_pipeline"},
+    "llmscale.__main__": {"llmscale.cli"},
+}
+# The bare package, which holds the version, is free to all.
+ONLY_WITHIN = {"deepspeed": "llmscale.engine"}
+NEVER = {"launcher": {"torch"}, "llmscale.model": {"torch.distributed", "deepspeed"}}
+READS_NO_ENVIRONMENT = "llmscale.model"
+LAZY = "llmscale.cli"
+
+
+@dataclass(frozen=True)
+class Import:
+    """One import statement's target: a dotted name whose last parts may be attributes and not modules."""
+
+    module: str
+    line: int
+    top_level: bool
+
+
+def below(name: str, ancestor: str) -> bool:
+    return name == ancestor or name.startswith(ancestor + ".")
+
+
+def part_of(module: str) -> str:
+    """The row of MAY_IMPORT that a module belongs to."""
+    return ".".join(module.split(".")[: 2 if below(module, "llmscale") else 1])
+
+
+def modules(root: Path) -> dict[str, Path]:
+    found = {}
+    for package in PACKAGES:
+        for path in sorted((root / package).rglob("*.py")):
+            dotted = ".".join(path.relative_to(root).with_suffix("").parts)
+            found[dotted.removesuffix(".__init__")] = path
+    return found
+
+
+def imports(module: str, path: Path) -> Iterator[Import]:
+    tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
+    within_functions = {
+        child
+        for function in ast.walk(tree)
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        for child in ast.walk(function)
+    }
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    for node in ast.walk(tree):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            parents = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = ".".join([*parents, *([node.module] if node.module else [])])
+            names = [f"{base}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("importlib.import_module", "__import__"):
+            names = [str(argument.value) for argument in node.args[:1] if isinstance(argument, ast.Constant)]
+        elif isinstance(node, ast.Attribute) and ast.unparse(node) == "torch.distributed":
+            names = ["torch.distributed"]  # reached through `import torch`
+        for name in names:
+            yield Import(name, node.lineno, node not in within_functions)
+
+
+def environment_reads(path: Path) -> Iterator[int]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Attribute) and ast.unparse(node) in ("os.environ", "os.getenv", "os.environb"):
+            yield node.lineno
+        if isinstance(node, ast.ImportFrom) and node.module == "os":
+            yield from (node.lineno for alias in node.names if alias.name in ("environ", "getenv", "environb"))
+
+
+def complaint(module: str, imported: Import, known: dict[str, Path]) -> str | None:
+    """Why this module may not import that, or None."""
+    target = imported.module
+    for name, home in ONLY_WITHIN.items():
+        if below(target, name) and not below(module, home):
+            return f"only {home} may import {name}"
+    for name in NEVER.get(part_of(module), ()):
+        if below(target, name):
+            return f"{part_of(module)} may not import {name}"
+    bare = target.rpartition(".")[0] == "llmscale" and target not in known  # such as llmscale.__version__
+    if below(target, part_of(module)) or bare or target.split(".")[0] not in PACKAGES:
+        return None
+    return complaint_within_project(module, imported)
+
+
+def complaint_within_project(module: str, imported: Import) -> str | None:
+    part, target = part_of(module), imported.module
+    if part not in MAY_IMPORT:
+        return f"{part} has no row in MAY_IMPORT"
+    if not any(below(target, allowed) for allowed in MAY_IMPORT[part]):
+        return f"{part} may not import {target}"
+    if module == LAZY and imported.top_level and not below(target, "data_pipeline.errors"):
+        return f"{LAZY} may import {target} only inside a function, so that --help stays fast"
+    return None
+
+
+def violations(root: Path) -> list[str]:
+    """Each forbidden import under `root` as `file:line: why`."""
+    known = modules(root)
+    found = []
+    for module, path in known.items():
+        where = path.relative_to(root)
+        for imported in imports(module, path):
+            why = complaint(module, imported, known)
+            found += [f"{where}:{imported.line}: {why}"] if why else []
+        if below(module, READS_NO_ENVIRONMENT):
+            found += [f"{where}:{line}: {part_of(module)} reads the environment" for line in environment_reads(path)]
+    return found + torch_behind_the_launcher(root, known)
+
+
+def torch_behind_the_launcher(root: Path, known: dict[str, Path]) -> list[str]:
+    """Imports of torch in any module that a launcher module reaches, through whatever chain."""
+    found = []
+    waiting = [module for module in known if below(module, "launcher")]
+    reached = set(waiting)
+    while waiting:
+        module = waiting.pop()
+        for imported in imports(module, known[module]):
+            if below(imported.module, "torch") and not below(module, "launcher"):
+                found.append(f"{known[module].relative_to(root)}:{imported.line}: the launcher reaches torch here")
+            parts = imported.module.split(".")
+            chain = {".".join(parts[:length]) for length in range(1, len(parts) + 1)} & known.keys()
+            waiting += chain - reached
+            reached |= chain
+    return sorted(found)
+
+
+def test_imports_run_one_way():
+    assert violations(ROOT) == []
+
+
+def test_every_part_has_a_row():
+    parts = {part_of(module) for module in modules(ROOT)}
+    assert parts - MAY_IMPORT.keys() == set()
+
+
+@pytest.mark.parametrize(
+    ("file", "source", "expected"),
+    [
+        ("data_pipeline/loader.py", "import llmscale.config", "data_pipeline may not import llmscale.config"),
+        ("data_pipeline/loader.py", "def f():\n    from llmscale import config", ":2: data_pipeline may not import"),
+        ("launcher/local.py", "def f():\n    import torch.cuda", ":2: launcher may not import torch"),
+        ("launcher/local.py", "from llmscale.train import trainer", "launcher may not import llmscale.train.trainer"),
+        ("launcher/local.py", "from data_pipeline import loader", "launcher may not import data_pipeline.loader"),
+        ("llmscale/model/block.py", "import torch.distributed as dist", "may not import torch.distributed"),
+        (
+            "llmscale/model/block.py",
+            "import torch\nx = torch.distributed.get_rank",
+            ":2: llmscale.model may not import",
+        ),
+        ("llmscale/model/block.py", "from torch import distributed", "may not import torch.distributed"),
+        ("llmscale/model/block.py", "from ..parallel import grid", "may not import llmscale.parallel.grid"),
+        ("llmscale/model/block.py", "import os\nx = os.environ['RANK']", ":2: llmscale.model reads the environment"),
+        ("llmscale/model/block.py", "from os import getenv", "reads the environment"),
+        ("llmscale/parallel/init.py", "import deepspeed", "only llmscale.engine may import deepspeed"),
+        (
+            "llmscale/train/loop.py",
+            "def f():\n  import deepspeed.comm",
+            ":2: only llmscale.engine may import deepspeed",
+        ),
+        ("llmscale/engine/engine.py", "from llmscale.train import loop", "may not import llmscale.train.loop"),
+        (
+            "llmscale/engine/engine.py",
+            "from llmscale.checkpoint import store",
+            "may not import llmscale.checkpoint.store",
+        ),
+        ("llmscale/report/page.py", "from data_pipeline.loader import x", "may not import data_pipeline.loader.x"),
+        ("llmscale/config/root.py", "import importlib\nimportlib.import_module('llmscale.cli')", ":2: llmscale.config"),
+        ("llmscale/config/root.py", "def f():\n    import torch", ":2: the launcher reaches torch here"),
+        ("llmscale/config/__init__.py", "import torch", ":1: the launcher reaches torch here"),
+        ("llmscale/__init__.py", "import torch", ":1: the launcher reaches torch here"),
+        ("llmscale/cli.py", "from llmscale.train import loop", "only inside a function"),
+        ("llmscale/novelty/x.py", "import llmscale.config", "llmscale.novelty has no row"),
+    ],
+)
+def test_a_forbidden_import_is_found_with_file_and_line(tmp_path, file, source, expected):
+    plant(tmp_path, {"launcher/commands.py": "def f():\n    from llmscale.config import root", file: source})
+    found = violations(tmp_path)
+    assert len(found) == 1, found
+    assert found[0].startswith(f"{file}:")
+    assert expected in found[0]
+
+
+def test_allowed_imports_are_not_complained_about(tmp_path):
+    allowed = {
+        "launcher/local.py": "from llmscale.config import root\nfrom data_pipeline.errors import UserError",
+        "llmscale/cli.py": "from llmscale import __version__\ndef f():\n    from llmscale.train import loop",
+        "llmscale/train/loop.py": "from llmscale.engine.engine import Engine\nimport torch.distributed",
+        "llmscale/engine/engine.py": "import deepspeed\nfrom llmscale.checkpoint.fragments import Fragment",
+        "llmscale/model/block.py": "from llmscale.config import root\nfrom .heads import Head\nimport torch.nn",
+    }
+    plant(tmp_path, allowed)
+    assert violations(tmp_path) == []
+
+
+def test_importing_the_launcher_and_the_config_loads_no_torch():
+    light = [module for module in modules(ROOT) if below(module, "launcher") or below(module, "llmscale.config")]
+    heavy = ("torch", "deepspeed", "accelerate", "transformers", "datasets")
+    script = f"import sys\nfor name in {light!r}: __import__(name)\nprint([m for m in {heavy!r} if m in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert result.stdout.strip() == "[]"
+
+
+def plant(root: Path, files: dict[str, str]) -> None:
+    """A source tree of the project's packages with these files; other modules that they name are empty."""
+    empty = [
+        f"llmscale/{name}.py" for name in ("cli", "train/loop", "config/root", "parallel/grid", "checkpoint/store")
+    ]
+    for name in [*empty, *files]:
+        for folder in (root / name).parents:
+            if root in folder.parents:
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / "__init__.py").touch()
+        (root / name).write_text(files.get(name, ""))

@@ -1,0 +1,65 @@
+"""The command line in a process of its own that does not have to import torch and DeepSpeed again."""
+
+import multiprocessing
+import os
+import resource
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["tests.preload"])
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a command gave."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+class Command:
+    """`llmscale` with some arguments, started."""
+
+    def __init__(
+        self, *arguments: object, cwd: Path, largest_file: int = resource.RLIM_INFINITY, **environment: object
+    ) -> None:
+        """`largest_file`: bytes beyond which a write fails; `environment`: variables to set."""
+        self._output = [tempfile.NamedTemporaryFile() for _ in range(2)]  # noqa: SIM115
+        names = [file.name for file in self._output]
+        settings = {"DS_ACCELERATOR": "cpu", **environment}
+        self.process = _context.Process(
+            target=_main, args=([*map(str, arguments)], str(cwd), names, settings, largest_file)
+        )
+        self.process.start()
+
+    def finish(self, timeout: float = 60) -> Finished:
+        """Wait for it; one that takes longer than `timeout` seconds is killed and fails the test."""
+        self.process.join(timeout)
+        if hung := self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+        stdout, stderr = (Path(file.name).read_text() for file in self._output)
+        assert not hung, f"still running after {timeout} s\n{stdout}\n{stderr}"
+        return Finished(self.process.exitcode, stdout, stderr)
+
+
+def run(*arguments: object, cwd: Path, **settings: Any) -> Finished:
+    """Run the command line to its end; `settings` as `Command` takes them."""
+    return Command(*arguments, cwd=cwd, **settings).finish()
+
+
+def _main(arguments: list[str], folder: str, output: list[str], environment: dict[str, Any], largest_file: int) -> None:
+    os.chdir(folder)
+    os.environ.update({name: str(value) for name, value in environment.items()})
+    for number, path in enumerate(output, start=1):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), number)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+    sys.argv[1:] = arguments
+    from llmscale.cli import main
+
+    main()

@@ -1,0 +1,420 @@
+"""Every mistake ends with exit code 2 (a full disk: 1) and one sentence that names what is wrong, and harms nothing."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.ranks import free_port
+from tests.tiny_run import write_tiny_run
+from tests.train.forked import Command, Finished, run
+from tests.train.runs import files_of, ledger, llmscale, metrics, start
+
+PROGRESS = re.compile(r"step \d+/\d+  |\S+: (starting|continuing at step)|skipping checkpoint ")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with texts, a config, files of every wrong kind, and the finished run `trained`."""
+    folder = tmp_path_factory.mktemp("bad_input")
+    write_tiny_run(folder)
+    (folder / "empty.txt").write_text("")
+    (folder / "blank.txt").write_text("\n  \n" * 50)
+    (folder / "small.txt").write_text("a few words\n")
+    (folder / "bad.jsonl").write_text('{"body": 1}\n')
+    (folder / "corrupt.model").write_bytes(b"\x0a\x0bnot a model")
+    (folder / "broken.yaml").write_text("run: [1,\n  b: }")
+    (folder / "list.yaml").write_text("- 1\n")
+    (folder / "binary.yaml").write_bytes(b"\xff\xfe\x00\x81")
+    (folder / "folder").mkdir()
+    (folder / "foreign").mkdir()
+    (folder / "foreign" / "thesis.txt").write_text("years of work")
+    done = run("train", "config.yaml", "run.directory=trained", "train.steps=3", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def complaint(done: Finished, code: int = 2) -> str:
+    """The one sentence that a command ended with."""
+    assert done.returncode == code, done.stderr
+    *before, sentence = done.stderr.splitlines()
+    assert all(PROGRESS.match(line) for line in before), done.stderr
+    assert sentence.startswith("llmscale: ")
+    return sentence
+
+
+def assert_refused(folder: Path, says: str, *arguments: object, **environment: object) -> None:
+    before = files_of(folder)
+    sentence = complaint(run(*arguments, cwd=folder, **environment))
+    assert re.search(says, sentence), sentence
+    after = files_of(folder)
+    assert {path: after.get(path) for path in before} == before
+
+
+CONFIG_MISTAKES = {
+    "a missing config": (r"no config file missing\.yaml; this folder has .*config\.yaml", "missing.yaml"),
+    "a folder as config": (r"folder: Is a directory; give a YAML file", "folder"),
+    "no YAML": (r"broken\.yaml is not valid YAML at line 2, column 6", "broken.yaml"),
+    "no sections": (r"list\.yaml must hold sections such as .* but holds list", "list.yaml"),
+    "no text": (r"binary\.yaml: it is not UTF-8 text; give a YAML file", "binary.yaml"),
+    "an unknown key": (r"unknown key 'train\.stepz'; did you mean 'train\.steps'", "config.yaml", "train.stepz=1"),
+    "a wrong type": (r"'train\.steps' is 'many', but .* integer", "config.yaml", "train.steps=many"),
+    "a number out of range": (r"'train\.steps' is -1, but .* 1", "config.yaml", "train.steps=-1"),
+    "an infinite number": (r"'optimizer\.lr' is inf, but .* finite", "config.yaml", "optimizer.lr=.inf"),
+    "no override": (r"override 'train\.steps' is not of the form", "config.yaml", "train.steps"),
+    "a batch that does not divide": (
+        r"train\.global_batch \(8\) must be a multiple .* \(3\); use .*train\.global_batch=9",
+        "config.yaml",
+        "parallel.data=3",
+    ),
+    "fewer ranks than asked for": (r"parallel\.data is 2, but the run has 1 rank", "config.yaml", "parallel.data=2"),
+    "too long sequences": (
+        r"data\.sequence_length \(65 tokens\) exceeds model\.max_positions \(64\); set model\.max_positions=65",
+        "config.yaml",
+        "data.sequence_length=65",
+    ),
+    "a tracker that is not installed": (
+        r"logging\.trackers has 'wandb', which is not installed; `pip install wandb`",
+        "config.yaml",
+        "logging.trackers=[wandb]",
+    ),
+    "CUDA without a GPU": (r"run\.device is 'cuda', but .* no GPU here", "config.yaml", "run.device=cuda"),
+}
+
+
+@pytest.mark.parametrize("mistake", CONFIG_MISTAKES)
+def test_mistakes_in_the_config(folder: Path, mistake: str) -> None:
+    if mistake == "a tracker that is not installed" and shutil.which("wandb"):
+        pytest.skip("wandb is installed")
+    says, *arguments = CONFIG_MISTAKES[mistake]
+    assert_refused(folder, says, "train", *arguments, CUDA_VISIBLE_DEVICES="")
+    assert not (folder / "run").exists()
+
+
+def test_a_batch_that_the_ranks_do_not_divide(folder: Path) -> None:
+    says = r"train\.global_batch \(8\) must be a multiple of the data-parallel size \(3\)"
+    assert_refused(folder, says, "train", "config.yaml", "--dry-run", WORLD_SIZE=3)
+
+
+def test_a_real_process_says_it_too(folder: Path) -> None:
+    unknown = llmscale("train", "config.yaml", "train.stepz=1", cwd=folder)
+    assert (unknown.returncode, unknown.stdout) == (2, "")
+    assert unknown.stderr == "llmscale: config.yaml: unknown key 'train.stepz'; did you mean 'train.steps'?\n"
+    nothing = llmscale("train", cwd=folder)
+    assert nothing.returncode == 2
+    assert nothing.stderr.splitlines()[-1] == "Error: Missing argument 'CONFIG'."
+
+
+DATA_MISTAKES = {
+    "a missing file": (r"data\.sources\[0\]\.paths: no file matches none\.txt", "data.sources.0.paths=[none.txt]"),
+    "an empty corpus": (
+        r"data\.sources holds no text: its 1 files are empty; add",
+        "data.sources.0.paths=[empty.txt]",
+    ),
+    "blank lines only": (
+        r"lane 0 holds only 0 tokens, less than one sample \(32\)",
+        "data.sources.0.paths=[blank.txt]",
+        "data.lanes=1",
+    ),
+    "a corpus smaller than a batch": (
+        r"lane 0 holds only 12 tokens, less than one sample \(32\); lower",
+        "data.sources.0.paths=[small.txt]",
+        "data.lanes=1",
+    ),
+    "more lanes than spans": (
+        r"data\.lanes \(4000\) exceeds the \d+ spans of the training data; set data\.lanes to \d+ or less",
+        "data.lanes=4000",
+    ),
+    "a field that is not there": (
+        r"data\.sources\[0\]\.field: bad\.jsonl has no field 'text' but 'body'",
+        "data.sources.0={kind: jsonl, paths: [bad.jsonl]}",
+    ),
+    "nothing held out": (r"documents to evaluate on hold no text; raise data\.holdout", "data.holdout=0.0000001"),
+    "a tokenizer of another size": (
+        r"model\.vocab_size is 300, but the tokenizer has 259 tokens; set model\.vocab_size=259",
+        "model.vocab_size=300",
+    ),
+    "a corrupt tokenizer": (
+        r"corrupt\.model is not a SentencePiece model; give a \.model file",
+        "data.tokenizer={kind: sentencepiece, path: corrupt.model}",
+    ),
+    "a missing tokenizer": (
+        r"data\.tokenizer\.path: cannot read none\.model: No such file",
+        "data.tokenizer={kind: sentencepiece, path: none.model}",
+    ),
+    "a vocabulary too small for its characters": (
+        r"data\.tokenizer\.train: cannot train 300 pieces on \d+ characters of data\.sources: .*; change vocab_size",
+        "data.tokenizer={kind: sentencepiece, train: {vocab_size: 300}}",
+        "data.sources.0.paths=[many-characters.txt]",
+    ),
+    "a prompt that does not fit": (
+        r"logging\.sample_prompts\.0 needs 102 positions .* model\.max_positions is 64; shorten",
+        f"logging.sample_prompts=[{'x' * 100}]",
+    ),
+    "no run to start from": (r"train\.init_from: there is no .* nowhere", "train.init_from=nowhere"),
+    "no checkpoint to start from": (r"train\.init_from: foreign holds no checkpoint", "train.init_from=foreign"),
+    "weights of another shape": (
+        r"train\.init_from: embedding\.weight has shape \[384, 32\] in trained/.*, but \[384, 64\] in the model",
+        "train.init_from=trained",
+        "model.hidden_size=64",
+    ),
+    "weights of fewer layers": (
+        r"train\.init_from: trained/.* has no tensor blocks\.2\.\S+; make",
+        "train.init_from=trained",
+        "model.layers=3",
+    ),
+    "weights of more layers": (
+        r"train\.init_from: trained/.* has the tensor blocks\.1\.\S+, which the model lacks; make",
+        "train.init_from=trained",
+        "model.layers=1",
+    ),
+    "weights for another tokenizer": (
+        r"train\.init_from trained was trained with another tokenizer \(259 tokens.*\) than this run's \(\d+ tokens",
+        "train.init_from=trained",
+        "data.tokenizer={kind: sentencepiece, train: {vocab_size: 400}}",
+    ),
+}
+
+
+def test_mistakes_in_the_data_then_a_good_start_in_the_same_directory(folder: Path) -> None:
+    (folder / "many-characters.txt").write_text("".join(chr(0x4E00 + i) for i in range(2000)))
+    for says, *overrides in DATA_MISTAKES.values():
+        # Only the directory's own record of the attempt may change from one start to the next.
+        before = {path: data for path, data in files_of(folder).items() if not path.startswith("mended/")}
+        sentence = complaint(run("train", "config.yaml", "run.directory=mended", *overrides, cwd=folder))
+        assert re.search(says, sentence), sentence
+        after = files_of(folder)
+        assert {path: after.get(path) for path in before} == before
+        assert not ledger(folder / "mended")
+    good = run("train", "config.yaml", "run.directory=mended", "train.steps=3", cwd=folder)
+    assert good.returncode == 0, good.stderr
+    assert metrics(folder / "mended") == metrics(folder / "trained")
+    assert json.loads((folder / "mended" / "outcome.json").read_text())["outcome"] == "done"
+
+
+def test_directories_that_are_not_this_run(folder: Path) -> None:
+    for says, *overrides in (
+        (
+            r"trained was trained with optimizer\.lr = 0\.0003, but the config says 0\.1; set it back, or give",
+            "run.directory=trained",
+            "train.steps=3",
+            "optimizer.lr=0.1",
+        ),
+        (r"trained was trained with train\.steps = 3, but the config says 6", "run.directory=trained"),
+        (r"run\.directory foreign has files but no config\.yaml, .*; name an empty or new", "run.directory=foreign"),
+        (r"run\.directory small\.txt is a file; name a folder", "run.directory=small.txt"),
+        (r"run\.directory small\.txt/run cannot be used: Not a directory", "run.directory=small.txt/run"),
+        (r"run\.directory x+ cannot be used: File name too long", f"run.directory={'x' * 300}"),
+    ):
+        assert_refused(folder, says, "train", "config.yaml", *overrides)
+    again = run("train", "config.yaml", "run.directory=trained", "train.steps=3", cwd=folder)
+    assert (again.returncode, "is finished" in again.stderr) == (0, True)
+
+
+def test_a_place_that_may_not_be_written(folder: Path, tmp_path: Path) -> None:
+    place = tmp_path / "read-only"
+    place.mkdir()
+    if os.geteuid() == 0:
+        with mounted(place, "ro"):
+            assert_refused(folder, "cannot be used: Read-only", "train", "config.yaml", f"run.directory={place}/run")
+    else:
+        place.chmod(0o555)
+        assert_refused(folder, "cannot be used: Permission", "train", "config.yaml", f"run.directory={place}/run")
+
+
+COMMAND_MISTAKES = {
+    ("eval", "nowhere", "--data", "small.txt"): r"there is no checkpoint or run directory nowhere; give",
+    ("eval", "foreign", "--data", "small.txt"): r"foreign holds no checkpoint yet; give",
+    ("eval", "trained", "--data", "none.txt"): r"no file matches none\.txt .*; correct",
+    ("eval", "trained", "--data", "blank.txt"): r"documents to evaluate on hold no text; name other files",
+    ("eval", "trained", "--data", "bad.jsonl"): r"bad\.jsonl has no field 'text' but 'body'",
+    ("generate", "folder", "--prompt", "x"): r"folder holds no checkpoint yet; give",
+    ("generate", "trained", "--prompt", "x" * 80): r"prompt has 81 tokens, but the model's context is 64; shorten",
+    ("generate", "trained", "--prompt", "x"): r"2 tokens and 128 new ones exceed .* 64; .* --max-new-tokens to 62",
+    ("generate", "trained", "--prompt", "x", "--temperature", "-1"): r"temperature is -1\.0, but must be 0 .* or",
+    ("generate", "trained", "--prompt", "x", "--temperature", "nan"): r"temperature is nan, but must be 0",
+    ("generate", "trained", "--prompt", "x", "--temperature", "1e-320"): r"temperature is 1e-320, but must be 0",
+    ("generate", "trained", "--prompt", "x", "--top-p", "0"): r"top_p is 0\.0, but must be above 0 and at most 1",
+    ("generate", "trained", "--prompt", "x", "--top-k", "-1"): r"top_k is -1, but must be 0",
+    ("checkpoint", "show", "nowhere"): r"there is no checkpoint or run directory nowhere; give",
+    ("checkpoint", "verify", "foreign"): r"foreign holds no checkpoint yet; give",
+    ("report", "nowhere"): r"there is no run directory nowhere; give",
+    ("report", "foreign"): r"foreign/metrics\.jsonl is missing, .*; give a run directory",
+    ("report", "trained", "--output", "small.txt"): r"cannot use small\.txt: File exists; .* name another place",
+    ("data", "ledger", "nowhere", "--step", "1"): r"nowhere is no run, .*; give",
+    ("data", "ledger", "foreign", "--diff", "trained"): r"foreign has no ledger \(ledger\.jsonl\); give",
+    ("data", "ledger", "trained", "--step", "9"): r"the ledger of trained has no step 9: it has steps 1 to 3",
+    ("data", "ledger", "trained"): r"needs --step N or --diff RUN; give either",
+}
+
+
+@pytest.mark.parametrize("arguments", COMMAND_MISTAKES, ids=" ".join)
+def test_mistakes_of_the_other_commands(folder: Path, arguments: tuple[str, ...]) -> None:
+    assert_refused(folder, COMMAND_MISTAKES[arguments], *arguments)
+
+
+def test_a_second_trainer_is_refused_and_ctrl_c_ends_the_first(folder: Path) -> None:
+    endless = ("train", "config.yaml", "run.directory=endless", "train.steps=1000000")
+    first = Command(*endless, cwd=folder)
+    path = folder / "endless" / "ledger.jsonl"
+    while not (path.exists() and path.read_bytes().count(b"\n") > 3):
+        assert first.process.is_alive()
+        time.sleep(0.01)
+    second = complaint(run(*endless, cwd=folder))
+    assert "another process is training in endless; wait for it, or name another run.directory" in second
+    os.kill(first.process.pid, signal.SIGINT)
+    assert complaint(first.finish(), code=130) == "llmscale: interrupted"
+    assert ledger(folder / "endless")[-1][0] > 3
+
+
+def test_a_signal_during_the_imports_still_saves(tmp_path: Path) -> None:
+    write_tiny_run(tmp_path)
+    process = start("train", "config.yaml", cwd=tmp_path)
+    while not _handles(process.pid, signal.SIGTERM):
+        assert process.poll() is None
+        time.sleep(0.002)
+    assert not (tmp_path / "run").exists()
+    process.terminate()
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 75, stderr
+    assert json.loads((tmp_path / "run" / "outcome.json").read_text())["outcome"] == "preempted"
+
+
+def _handles(pid: int, number: int) -> bool:
+    caught = re.search(r"SigCgt:\s*(\w+)", Path(f"/proc/{pid}/status").read_text())
+    return caught is not None and bool(int(caught[1], 16) >> (number - 1) & 1)
+
+
+@pytest.mark.parametrize(
+    ("says", "by_rank"),
+    [
+        (r"llmscale: rank 1 was started with run\.seed = 3, but rank 0 with 0; give all", ((), ("run.seed=3",))),
+        (r"llmscale: rank 1 was started with engine\.zero_stage = 2", ((), ("engine.zero_stage=2",))),
+        (r"llmscale: rank 1: config\.yaml: unknown key 'train\.stepz'", ((), ("train.stepz=3",))),
+        (r"llmscale: config\.yaml: unknown key 'train\.stepz'", (("train.stepz=3",), ())),
+        (r"llmscale: config\.yaml: unknown key 'train\.stepz'", (("train.stepz=3",), ("train.stepz=3",))),
+        (
+            r"llmscale: data\.sources\[0\]\.paths: no file matches none\.txt",
+            (("data.sources.0.paths=[none.txt]",),) * 2,
+        ),
+    ],
+)
+def test_ranks_agree_on_what_is_wrong(folder: Path, says: str, by_rank: tuple[tuple[str, ...], ...]) -> None:
+    overrides = [[*texts, "run.directory=ranks"] for texts in by_rank]
+    _assert_one_voice([folder, folder], says, overrides)
+    assert not metrics(folder / "ranks")
+
+
+def test_a_rank_that_lacks_the_files_stops_all(folder: Path, tmp_path: Path) -> None:
+    """Two machines of which the second does not have the data: the run directory is shared, the texts are not."""
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config["run"]["directory"] = str(folder / "shared")
+    for place in (folder, tmp_path):
+        (place / "shared.yaml").write_text(yaml.safe_dump(config))
+    _assert_one_voice([folder, tmp_path], r"rank 1: .* no file matches text-\*\.txt", [[], []], "shared.yaml")
+
+
+def _assert_one_voice(folders: list[Path], says: str, overrides: list[list[str]], config: str = "config.yaml") -> None:
+    """Both ranks end with code 2 within 30 s, and only rank 0 speaks."""
+    port = free_port()
+    ranks = [
+        Command(
+            "train",
+            config,
+            *overrides[rank],
+            cwd=folders[rank],
+            RANK=rank,
+            WORLD_SIZE=2,
+            LOCAL_RANK=rank,
+            LOCAL_WORLD_SIZE=2,
+            MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=port,
+        )
+        for rank in range(2)
+    ]
+    lead, other = (command.finish(timeout=30) for command in ranks)
+    assert re.search(says, complaint(lead))
+    assert (other.returncode, other.stderr) == (2, "")
+
+
+class mounted:
+    """A small file system of its own, for root; the test is skipped where none can be mounted."""
+
+    def __init__(self, place: Path, options: str) -> None:
+        self.place, self.options = place, options
+
+    def __enter__(self) -> Path:
+        command = ["mount", "-t", "tmpfs", "-o", self.options, "tmpfs", str(self.place)]
+        if os.geteuid() or shutil.which("mount") is None or subprocess.run(command, check=False).returncode:
+            pytest.skip("cannot mount a file system here")
+        return self.place
+
+    def grow(self) -> None:
+        subprocess.run(["mount", "-o", "remount,size=32m", str(self.place)], check=True)
+
+    def __exit__(self, *_: object) -> None:
+        subprocess.run(["umount", str(self.place)], check=True)
+
+
+STEPS = ("train.steps=40", "train.micro_batch=8", "logging.interval=1")
+SENTENCEPIECE = "data.tokenizer={kind: sentencepiece, train: {vocab_size: 400}}"
+
+
+@pytest.fixture(scope="module")
+def reference(folder: Path) -> Iterator[Path]:
+    done = run("train", "config.yaml", "run.directory=reference", *STEPS, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder / "reference"
+
+
+@pytest.mark.parametrize(
+    ("size", "says", "overrides"),
+    [
+        ("4k", r"cannot write \S*disk/run/outcome\.json: No space left on device; free some space, then start", ()),
+        ("24k", r"cannot write \S*disk/run/(metrics|ledger)\.jsonl: No space left on device; free", ()),
+        ("200k", r"cannot save step 40 in \S*disk/run/checkpoints: No space left on device .* 0 are free .*; free", ()),
+        ("800k", r"cannot save step 14 in \S*: No space left on device .* untouched; free", ("checkpoint.interval=7",)),
+        ("16k", r"cannot write \S*disk/run/tokenizer: No space left on device; free", (SENTENCEPIECE,)),
+        ("40k", r"cannot write \S*disk/run/cache/\.evaluation-\S+: No space left on device", ("data.holdout=0.3",)),
+    ],
+)
+def test_a_full_disk(
+    folder: Path, tmp_path: Path, reference: Path, size: str, says: str, overrides: tuple[str, ...]
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ("train", "config.yaml", f"run.directory={disk}/run", *STEPS, *overrides)
+    with mounted(disk, f"size={size}") as place:
+        sentence = complaint(run(*command, cwd=folder), code=1)
+        assert re.search(says, sentence), sentence
+        saved = sorted((place / "run" / "checkpoints").glob("step-*"))
+        assert [path.name for path in saved] == (["step-00000007"] if "interval" in "".join(overrides) else [])
+        mounted(disk, "").grow()
+        again = run(*command, cwd=folder)
+        assert again.returncode == 0, again.stderr
+        if not overrides or saved:
+            assert metrics(disk / "run") == metrics(reference)
+            assert ledger(disk / "run") == ledger(reference)
+
+
+@pytest.mark.parametrize(
+    ("largest", "says"),
+    [
+        (4000, r"cannot write limited-4000/(metrics|ledger)\.jsonl: File too large; free"),
+        (100_000, r"cannot save step 40 in limited-100000/checkpoints: File too large"),
+    ],
+)
+def test_a_limit_on_file_sizes(folder: Path, reference: Path, largest: int, says: str) -> None:
+    command = ("train", "config.yaml", f"run.directory=limited-{largest}", *STEPS)
+    sentence = complaint(run(*command, cwd=folder, largest_file=largest), code=1)
+    assert re.search(says, sentence), sentence
+    assert run(*command, cwd=folder).returncode == 0
+    assert metrics(folder / f"limited-{largest}") == metrics(reference)
