@@ -1,0 +1,145 @@
+"""What a run directory says about its run, read without torch."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_pipeline.errors import UserError
+from data_pipeline.records import read_records
+
+_METRICS = ("loss", "grad_norm", "lr", "tokens_per_second")
+_EVALUATION = ("loss", "perplexity", "bits_per_byte", "tokens", "bytes")
+
+
+@dataclass(frozen=True)
+class Series:
+    """One quantity of a run, a value for each logged step; NaN where the run recorded none or no finite number."""
+
+    step: np.ndarray
+    """(N,) float64: optimizer steps, ascending."""
+    tokens: np.ndarray
+    """(N,) float64: target tokens trained on until then; NaN where unknown."""
+    value: np.ndarray
+    """(N,) float64."""
+
+    def finite(self) -> Series:
+        """The points whose value is a finite number."""
+        return self.where(np.isfinite(self.value))
+
+    def where(self, mask: np.ndarray) -> Series:
+        """The points where the (N,) bool `mask` holds."""
+        return Series(self.step[mask], self.tokens[mask], self.value[mask])
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run as its directory tells it. Every part but the metrics may be missing: the run may still be going."""
+
+    name: str
+    metrics: dict[str, Series]
+    """By name: loss (nats per target token), grad_norm, lr, tokens_per_second."""
+    evaluation: dict[str, Series]
+    """By name: loss (nats per target token), perplexity, bits_per_byte, and of how many held-out tokens and bytes."""
+    summary: dict[str, Any]
+    """summary.json, or empty."""
+    outcome: dict[str, Any]
+    """outcome.json, or empty."""
+    manifest: dict[str, Any]
+    """The newest checkpoint's manifest.json, or empty."""
+    config: str
+    """config.yaml as text, or empty."""
+
+    @property
+    def held_out(self) -> dict[str, float]:
+        """The final evaluation, else the last one during training; empty when there was none."""
+        if self.summary.get("evaluation"):
+            return self.summary["evaluation"]
+        last = {name: series.finite().value[-1:] for name, series in self.evaluation.items()}
+        return {name: float(value[0]) for name, value in last.items() if len(value)}
+
+
+def read_runs(directories: list[Path]) -> list[RunRecord]:
+    """Read run directories, named by their last folder, or by their whole paths where last folders agree.
+
+    Raises:
+        UserError: as `read_run`.
+    """
+    names = [directory.resolve().name for directory in directories]
+    if len(set(names)) < len(names):
+        names = [str(directory) for directory in directories]
+    return [read_run(directory, name) for directory, name in zip(directories, names, strict=True)]
+
+
+def read_run(directory: Path, name: str) -> RunRecord:
+    """Read a run directory, which a run may still be writing; pictures call it `name`.
+
+    Raises:
+        UserError: no such directory, or its metrics.jsonl is missing or has no row yet.
+    """
+    path = directory / "metrics.jsonl"
+    if not directory.is_dir():
+        raise UserError(f"there is no run directory {directory}; give the directory that run.directory named")
+    if not path.is_file():
+        raise UserError(f"{path} is missing, so {directory} is not a run that has started; give a run directory")
+    rows = read_records(path)
+    if not rows:
+        raise UserError(f"{path} has no complete row yet; wait for the run's first logged step (logging.interval)")
+    training = [row for row in rows if "evaluation" not in row]
+    tokens = _column(training, "tokens")
+    step = _column(training, "step")
+    metrics = {name: Series(step, tokens, _column(training, name)) for name in _METRICS}
+    norm = metrics["grad_norm"].value
+    norm[norm < 0] = np.nan  # the trainer records -1 where the gradient was not finite
+    return RunRecord(
+        name=name,
+        metrics=metrics,
+        evaluation=_evaluation([row for row in rows if "evaluation" in row], step, tokens),
+        summary=_read_json(directory / "summary.json"),
+        outcome=_read_json(directory / "outcome.json"),
+        manifest=_newest_manifest(directory / "checkpoints"),
+        config=_read_text(directory / "config.yaml"),
+    )
+
+
+def _evaluation(rows: list[dict[str, Any]], step: np.ndarray, tokens: np.ndarray) -> dict[str, Series]:
+    at = _column(rows, "step")
+    known = np.isfinite(tokens)
+    # Steps without a training row of their own get their tokens from the rows around them.
+    between = np.interp(at, step[known], tokens[known]) if known.any() else np.full(len(at), np.nan)
+    values = [row["evaluation"] or {} for row in rows]
+    return {name: Series(at, between, _column(values, name)) for name in _EVALUATION}
+
+
+def _column(rows: list[dict[str, Any]], name: str) -> np.ndarray:
+    """(N,) float64; NaN where a row has no such number (JSON has no NaN, so writers may put null)."""
+    values = [row.get(name) for row in rows]
+    return np.array([float("nan") if value is None else float(value) for value in values], dtype=np.float64)
+
+
+def _newest_manifest(checkpoints: Path) -> dict[str, Any]:
+    for folder in sorted(checkpoints.glob("step-*"), reverse=True):
+        manifest = _read_json(folder / "manifest.json")
+        if manifest:
+            return manifest
+    return {}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; empty where the file is missing or cut short (the pictures do without it)."""
+    try:
+        value = json.loads(_read_text(path) or "{}")
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""

@@ -1,0 +1,57 @@
+"""`llmscale report`: pictures as PNG files, and one page that holds everything."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_pipeline.errors import UserError
+from llmscale.report.figures import FIGURES, loss_figure, require_matplotlib, save_png, style
+from llmscale.report.page import render_page
+from llmscale.report.record import read_runs
+
+
+@dataclass(frozen=True)
+class ReportPaths:
+    """The files that a report consists of."""
+
+    page: Path
+    loss: Path
+    learning_rate: Path
+    throughput: Path
+    gradient_norm: Path
+
+
+def write_report(runs: list[Path], output: Path | None = None) -> ReportPaths:
+    """Draw `runs`, overlaid when there are several, into the folder `output` (default: report/ in the first run).
+
+    A run may still be in progress. Files of an earlier report are replaced.
+
+    Raises:
+        UserError: no run given, a directory that is no started run, or matplotlib is missing.
+    """
+    require_matplotlib()
+    if not runs:
+        raise UserError("a report needs at least one run directory; give one, such as: llmscale report runs/quickstart")
+    records = read_runs(runs)
+    folder = output or runs[0] / "report"
+    pictures = {name: folder / f"{name}.png" for name in FIGURES}
+    with style():
+        figures = {name: draw(records) for name, draw in FIGURES.items()}
+        for name, figure in figures.items():
+            save_png(figure, pictures[name])
+        page = render_page(records, figures)
+    (folder / "report.html").write_text(page, encoding="utf-8")
+    return ReportPaths(page=folder / "report.html", **pictures)
+
+
+def loss_curve(run: Path, path: Path) -> None:
+    """Draw only the loss of one run, as the PNG file `path`.
+
+    Raises:
+        UserError: as `write_report`.
+    """
+    require_matplotlib()
+    records = read_runs([run])
+    with style():
+        save_png(loss_figure(records), path)
