@@ -1,0 +1,153 @@
+"""The commands of `llmscale launch`, as processes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from data_pipeline.errors import UserError
+from launcher.commands import launch
+
+ROOT = Path(__file__).resolve().parents[2]
+
+FAKE_SBATCH = """#!/bin/bash
+printf '%s\\n' "$@" > {folder}/arguments
+echo "$SBATCH_PARTITION" > {folder}/partition
+{end}
+"""
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        yaml.safe_dump({"run": {"directory": str(tmp_path / "run")}, "data": {"sources": [{"paths": ["x"]}]}})
+    )
+    return path
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(launch, [str(argument) for argument in arguments])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["local", "--nproc", "2"],
+        ["accelerate", "--config-file", str(ROOT / "configs/accelerate/cpu.yaml")],
+        ["slurm", "--nodes", "1", "--ntasks-per-node", "1"],
+    ],
+)
+def test_a_mistake_in_the_config_is_told_before_anything_starts(config, arguments, monkeypatch):
+    def forbidden(*args, **options):
+        raise AssertionError("a process was started")
+
+    monkeypatch.setattr(subprocess.Popen, "__init__", forbidden)
+    monkeypatch.setattr(os, "execv", forbidden)
+    result = invoke(*arguments, config, "train.stepz=3")
+    assert isinstance(result.exception, UserError), result.output
+    assert "train.stepz" in str(result.exception)
+    assert "train.steps" in str(result.exception)
+    assert not (config.parent / "run").exists()
+
+
+@pytest.mark.parametrize("arguments", [["local", "--nproc", "7"], ["slurm", "--nodes", "7", "--ntasks-per-node", "1"]])
+def test_a_batch_that_the_ranks_do_not_divide_is_refused_before_anything_starts(config, arguments):
+    result = invoke(*arguments, config, "train.global_batch=32")
+    assert isinstance(result.exception, UserError), result.output
+    assert "train.global_batch (32) must be a multiple of the data-parallel size (7)" in str(result.exception)
+
+
+def test_a_missing_accelerate_config_is_named(config):
+    result = invoke("accelerate", "--config-file", "nowhere.yaml", config)
+    assert isinstance(result.exception, UserError)
+    assert "nowhere.yaml" in str(result.exception)
+
+
+def test_a_run_directory_that_cannot_be_made_is_the_users_mistake(config, tmp_path):
+    (tmp_path / "file").write_text("")
+    result = invoke("local", "--nproc", "1", config, f"run.directory={tmp_path}/file/run")
+    assert isinstance(result.exception, UserError)
+    assert f"{tmp_path}/file/run" in str(result.exception)
+
+
+@pytest.fixture
+def login_node(tmp_path, monkeypatch):
+    """A working directory with the template, and an sbatch that writes down what it was given."""
+
+    def make(end="echo 4711", cluster=""):
+        folder = tmp_path / "login"
+        (folder / "slurm").mkdir(parents=True)
+        (folder / "slurm/train.sbatch").write_bytes((ROOT / "slurm/train.sbatch").read_bytes())
+        if cluster:
+            (folder / "slurm/cluster.env").write_text(cluster)
+        (folder / "sbatch").write_text(FAKE_SBATCH.format(folder=folder, end=end))
+        (folder / "sbatch").chmod(0o755)
+        monkeypatch.chdir(folder)
+        monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+        return folder
+
+    return make
+
+
+def test_slurm_submits_the_template_with_the_clusters_settings(config, login_node):
+    folder = login_node(cluster="export SBATCH_PARTITION=big\n")
+    result = invoke("slurm", "--nodes", 2, "--ntasks-per-node", 8, "--time", "1:00:00", config, "run.seed=3")
+    assert (result.exit_code, result.output) == (0, "4711\n")
+    assert (folder / "arguments").read_text().split("\n")[:-1] == [
+        "--parsable",
+        "--nodes=2",
+        "--ntasks-per-node=8",
+        "--time=1:00:00",
+        "slurm/train.sbatch",
+        str(config),
+        "run.seed=3",
+    ]
+    assert (folder / "partition").read_text() == "big\n"
+
+
+def test_slurm_without_cluster_settings_works_where_the_cluster_has_defaults(config, login_node):
+    folder = login_node(end="echo '4711;federated'")
+    assert invoke("slurm", "--nodes", 1, "--ntasks-per-node", 1, config).output == "4711\n"
+    assert (folder / "partition").read_text() == "\n"
+
+
+def test_what_sbatch_refuses_is_passed_on(config, login_node):
+    login_node(end="echo 'sbatch: error: invalid partition specified: big' >&2; exit 1")
+    result = invoke("slurm", "--nodes", 1, "--ntasks-per-node", 1, config)
+    assert isinstance(result.exception, UserError)
+    assert "invalid partition specified: big" in str(result.exception)
+
+
+def test_a_missing_sbatch_is_named(config, login_node, monkeypatch):
+    folder = login_node()
+    (folder / "sbatch").unlink()
+    bare = folder / "bin"
+    bare.mkdir()
+    (bare / "bash").symlink_to("/bin/bash")
+    monkeypatch.setenv("PATH", str(bare))
+    result = invoke("slurm", "--nodes", 1, "--ntasks-per-node", 1, config)
+    assert isinstance(result.exception, UserError)
+    assert "sbatch is not on the PATH" in str(result.exception)
+
+
+def test_slurm_outside_the_repository_is_told_where_to_go(config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = invoke("slurm", "--nodes", 1, "--ntasks-per-node", 1, config)
+    assert isinstance(result.exception, UserError)
+    assert "slurm/train.sbatch" in str(result.exception)
+
+
+def test_the_commands_cost_next_to_nothing_to_import():
+    """Every `llmscale` command pays for this import."""
+    script = (
+        "import sys, json\nimport click\nbefore = set(sys.modules)\nimport launcher.commands\n"
+        "print(json.dumps(sorted(set(sys.modules) - before)))"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert json.loads(result.stdout) == ["launcher", "launcher.commands"]

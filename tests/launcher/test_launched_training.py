@@ -1,0 +1,114 @@
+"""Real training through the launchers that need no service."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.tiny_run import losses, write_tiny_run
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).resolve().parents[2]
+LLMSCALE = [sys.executable, "-m", "llmscale"]
+LAUNCHERS = {
+    "alone": [*LLMSCALE, "train"],
+    "local": [*LLMSCALE, "launch", "local", "--nproc", "2"],
+    "accelerate": [*LLMSCALE, "launch", "accelerate", "--config-file", str(ROOT / "configs/accelerate/cpu.yaml")],
+}
+
+
+def start(launcher: str, folder: Path, *overrides: str) -> subprocess.Popen:
+    command = [*LAUNCHERS[launcher], "config.yaml", *overrides]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def run(launcher: str, folder: Path, *overrides: str) -> tuple[int, str]:
+    process = start(launcher, folder, *overrides)
+    output, _ = process.communicate(timeout=240)
+    return process.returncode, output
+
+
+def wait_until(condition, process: subprocess.Popen, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "did not happen in time"
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.1)
+
+
+def processes_in(folder: Path) -> list[int]:
+    """Every living process that works in `folder`, whoever started it."""
+    found = []
+    for process in Path("/proc").iterdir():
+        try:
+            if process.name.isdigit() and (process / "cwd").readlink() == folder:
+                found.append(int(process.name))
+        except OSError:
+            continue
+    return found
+
+
+def test_every_launcher_gives_the_losses_of_one_process(tmp_path):
+    write_tiny_run(tmp_path)
+    found = {}
+    for launcher in LAUNCHERS:
+        code, output = run(launcher, tmp_path, f"run.directory={launcher}")
+        assert code == 0, output
+        assert json.loads((tmp_path / launcher / "outcome.json").read_text())["outcome"] == "done"
+        found[launcher] = losses(tmp_path / launcher)
+        assert list(found[launcher]) == list(range(1, 7))
+    for step in range(1, 6):
+        for launcher in ("local", "accelerate"):
+            assert found[launcher][step] == pytest.approx(found["alone"][step], rel=1e-5)
+    assert (tmp_path / "local/logs/rank-00001.log").exists()
+
+
+def test_a_preempted_run_exits_with_75_and_the_same_command_finishes_it(tmp_path):
+    write_tiny_run(tmp_path)
+    process = start("local", tmp_path, "train.steps=100000")
+    wait_until(lambda: len(losses(tmp_path / "run")) >= 5, process)
+    process.terminate()
+    assert process.wait(timeout=60) == 75, process.communicate()[0]
+    process.communicate()
+    done = max(losses(tmp_path / "run"))
+    assert json.loads((tmp_path / "run/outcome.json").read_text())["outcome"] == "preempted"
+    code, output = run("local", tmp_path, f"train.steps={done + 5}", "schedule.name=constant")
+    assert code == 2, "another schedule is another run"
+    assert output.count("schedule.name") == 1
+    assert "Traceback" not in output
+
+
+def test_nothing_survives_when_the_launcher_is_killed(tmp_path):
+    """Loader workers included: they are the ranks' children, and the ranks die without a chance to stop them."""
+    write_tiny_run(tmp_path, workers=1)
+    process = start("local", tmp_path, "train.steps=100000")
+    wait_until(lambda: len(losses(tmp_path / "run")) >= 5, process)
+    assert len(processes_in(tmp_path)) >= 5  # launcher, two ranks, two workers
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    end = time.monotonic() + 20
+    while processes_in(tmp_path):
+        assert time.monotonic() < end, processes_in(tmp_path)
+        time.sleep(0.1)
+    process.communicate()
+
+
+def test_an_interrupt_ends_all_ranks_without_a_traceback(tmp_path):
+    write_tiny_run(tmp_path, workers=1)
+    process = start("local", tmp_path, "train.steps=100000")
+    wait_until(lambda: len(losses(tmp_path / "run")) >= 5, process)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "Traceback" not in output
+    assert "ended the run" not in output
+    assert not processes_in(tmp_path)

@@ -1,0 +1,104 @@
+"""Slurm's variables as torchrun's. What a real Slurm gives is checked in tests/slurm."""
+
+import pytest
+
+from data_pipeline.errors import UserError
+from launcher.environment import adopt_slurm_environment, first_host
+
+# As srun of Slurm 22.05 sets them for the last task of `srun --nodes=3 --ntasks=5`.
+TASK = {
+    "SLURM_JOB_ID": "123456",
+    "SLURM_PROCID": "4",
+    "SLURM_LOCALID": "0",
+    "SLURM_NODEID": "2",
+    "SLURM_STEP_NUM_TASKS": "5",
+    "SLURM_STEP_TASKS_PER_NODE": "2(x2),1",
+    "SLURM_STEP_NODELIST": "gpu[009-011]",
+}
+
+
+def test_a_task_becomes_a_rank():
+    environment = dict(TASK)
+    assert adopt_slurm_environment(environment)
+    assert {name: environment[name] for name in environment if name not in TASK} == {
+        "RANK": "4",
+        "WORLD_SIZE": "5",
+        "LOCAL_RANK": "0",
+        "LOCAL_WORLD_SIZE": "1",
+        "MASTER_ADDR": "gpu009",
+        "MASTER_PORT": "23456",
+    }
+
+
+@pytest.mark.parametrize(("node", "local_size"), [("0", "2"), ("1", "2"), ("2", "1")])
+def test_the_local_world_is_that_of_the_tasks_own_node(node, local_size):
+    environment = TASK | {"SLURM_NODEID": node}
+    adopt_slurm_environment(environment)
+    assert environment["LOCAL_WORLD_SIZE"] == local_size
+
+
+def test_cores_per_task_become_threads_unless_the_user_set_them():
+    environment = TASK | {"SLURM_CPUS_PER_TASK": "6"}
+    adopt_slurm_environment(environment)
+    assert environment["OMP_NUM_THREADS"] == "6"
+    environment = TASK | {"SLURM_CPUS_PER_TASK": "6", "OMP_NUM_THREADS": "3"}
+    adopt_slurm_environment(environment)
+    assert environment["OMP_NUM_THREADS"] == "3"
+
+
+def test_an_address_and_port_of_the_users_own_are_kept():
+    environment = TASK | {"MASTER_ADDR": "10.0.0.7", "MASTER_PORT": "4000", "SLURM_STEP_NODELIST": ""}
+    adopt_slurm_environment(environment)
+    assert (environment["MASTER_ADDR"], environment["MASTER_PORT"]) == ("10.0.0.7", "4000")
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {},
+        TASK | {"RANK": "0"},  # torchrun inside srun: torchrun's ranks are the ranks
+        {"SLURM_JOB_ID": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "8"},  # a batch script
+    ],
+)
+def test_what_is_not_a_task_of_srun_is_left_alone(environment):
+    before = dict(environment)
+    assert not adopt_slurm_environment(environment)
+    assert environment == before
+
+
+@pytest.mark.parametrize("missing", sorted(TASK.keys() - {"SLURM_STEP_NUM_TASKS"}))
+def test_a_missing_variable_is_named_and_localhost_is_never_assumed(missing):
+    environment = {name: value for name, value in TASK.items() if name != missing}
+    with pytest.raises(UserError, match=missing):
+        adopt_slurm_environment(environment)
+    assert "RANK" not in environment
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("SLURM_PROCID", "first"),
+        ("SLURM_STEP_TASKS_PER_NODE", "2(y2)"),
+        ("SLURM_NODEID", "3"),
+        ("SLURM_STEP_NODELIST", "n[1-"),
+    ],
+)
+def test_a_value_that_makes_no_sense_is_shown(name, value):
+    with pytest.raises(UserError) as caught:
+        adopt_slurm_environment(TASK | {name: value})
+    assert value in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("nodelist", "host"),
+    [
+        ("node", "node"),
+        ("a-1.cluster,b", "a-1.cluster"),
+        ("n[1-2]", "n1"),
+        ("gpu[003-010,015],cpu1", "gpu003"),
+        ("n[7,9]", "n7"),
+        ("rack[2-3]n[08-15,20],login1", "rack2n08"),
+    ],
+)
+def test_first_host_of_a_list(nodelist, host):
+    assert first_host(nodelist) == host

@@ -1,0 +1,78 @@
+"""What Slurm tells a task, against Slurm's own commands."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launcher.environment import first_host
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).resolve().parents[2]
+
+REPORT = """
+import json, os, socket
+from launcher.environment import adopt_slurm_environment
+before = set(os.environ)
+adopted = adopt_slurm_environment()
+new = {name: os.environ[name] for name in set(os.environ) - before}
+print(json.dumps({"adopted": adopted, "host": socket.gethostname(), "new": new, "procid": os.environ["SLURM_PROCID"]}))
+"""
+
+
+def tasks(cluster, *options):
+    lines = cluster.run("srun", "--label", *options, sys.executable, "-c", REPORT).splitlines()
+    reports = [json.loads(line.split(": ", 1)[1]) for line in lines]
+    return sorted(reports, key=lambda report: int(report["procid"]))
+
+
+def test_every_task_knows_its_place(cluster):
+    reports = tasks(cluster, "--nodes=2", "--ntasks=3")
+    hosts = [report["host"] for report in reports]
+    assert hosts == ["n1", "n1", "n2"]
+    for rank, report in enumerate(reports):
+        on_node = [other for other in range(3) if hosts[other] == hosts[rank]]
+        assert report["adopted"]
+        assert report["new"].pop("MASTER_PORT").startswith("2")
+        assert report["new"] == {
+            "RANK": str(rank),
+            "WORLD_SIZE": "3",
+            "LOCAL_RANK": str(on_node.index(rank)),
+            "LOCAL_WORLD_SIZE": str(len(on_node)),
+            "MASTER_ADDR": hosts[0],
+        }
+
+
+def test_a_step_on_part_of_a_job_is_a_world_of_its_own(cluster):
+    """The address is that of the step's first node, not of the job's."""
+    script = f"srun --nodes=1 --ntasks=2 --nodelist=n2 {sys.executable} -c '{REPORT}' > step.out"
+    job = cluster.run("sbatch", "--parsable", "--nodes=2", "--ntasks-per-node=2", "--wrap", script).strip()
+    assert cluster.wait_for_end(job)["JobState"] == "COMPLETED"
+    reports = [json.loads(line) for line in (cluster.project / "step.out").read_text().splitlines()]
+    assert {report["new"]["MASTER_ADDR"] for report in reports} == {"n2"}
+    assert {report["new"]["WORLD_SIZE"] for report in reports} == {"2"}
+
+
+def test_a_batch_script_is_no_rank(cluster):
+    script = f"{sys.executable} -c '{REPORT}' > batch.out"
+    job = cluster.run("sbatch", "--parsable", "--nodes=2", "--ntasks-per-node=2", "--wrap", script).strip()
+    assert cluster.wait_for_end(job)["JobState"] == "COMPLETED"
+    report = json.loads((cluster.project / "batch.out").read_text())
+    assert (report["adopted"], report["new"], report["procid"]) == (False, {}, "0")
+
+
+@pytest.mark.parametrize(
+    "nodelist",
+    ["n1", "n[1-2]", "gpu[003-010,015],cpu1", "n[7,9]", "rack[2-3]n[08-15,20],login1", "a-1.cluster,b"],
+)
+def test_the_first_host_is_that_of_scontrol(cluster, nodelist):
+    expected = cluster.run("scontrol", "show", "hostnames", nodelist).splitlines()[0]
+    assert first_host(nodelist) == expected
+
+
+def test_the_template_is_valid_shell():
+    for script in ("slurm/train.sbatch", "slurm/cluster.env.example", "tests/slurm/cluster.sh"):
+        subprocess.run(["bash", "-n", ROOT / script], check=True)
