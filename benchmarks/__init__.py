@@ -1,0 +1,1 @@
+"""Speed measurements: `python -m benchmarks.NAME` prints one JSON line; progress goes to stderr."""

@@ -1,0 +1,127 @@
+"""One training step on CPU: this project beside transformers' GPT-2 and beside the machine's matrix products.
+
+    python -m benchmarks.train_step [--steps 40] [--starts 4] [--only NAME ...]
+
+Every contender is a process of its own; they take single steps in turn. All start anew several times, since where a
+process happens to lie in memory changes its speed for good. Contenders named `*_kept` run with
+`llmscale.engine.allocator.keep_large_blocks` as the trainer does on CPU; `engine` and `bare` do too. `eager` and
+`compiled` run as a user of transformers runs them, without dropout as this project; `eager_dropout` keeps the dropout
+of 0.1 that transformers' GPT2Config has unless told otherwise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+import torch
+
+from benchmarks.contenders import (
+    Shape,
+    Step,
+    build_bare_step,
+    build_engine_step,
+    build_gemm_step,
+    build_transformers_step,
+)
+from benchmarks.harness import Contender, Sample, alternate, bar, contender_figures, ratio, report, serve
+from llmscale.engine.allocator import keep_large_blocks
+
+THREADS = 2
+SHAPE = Shape()
+_EAGER = partial(build_transformers_step, compiled=False)
+_COMPILED = partial(build_transformers_step, compiled=True)
+CONTENDERS = {
+    "engine": (build_engine_step, True),
+    "bare": (build_bare_step, True),
+    "bare_default": (build_bare_step, False),
+    "eager": (_EAGER, False),
+    "eager_kept": (_EAGER, True),
+    "eager_dropout": (partial(build_transformers_step, compiled=False, dropout=0.1), False),
+    "compiled": (_COMPILED, False),
+    "compiled_kept": (_COMPILED, True),
+    "gemm": (build_gemm_step, True),
+}
+"""Name: how to build the step, and whether freed memory is kept in the process."""
+
+RATIOS: list[tuple[str, str, str, dict[str, float]]] = [
+    ("time of the engine over bare", "engine", "bare", {"at_most": 1.05}),
+    ("speed of the engine over transformers eager", "eager", "engine", {"at_least": 1.35}),
+    ("speed of bare over transformers compiled", "compiled", "bare", {"at_least": 0.97}),
+    ("speed of bare over transformers eager", "eager", "bare", {}),
+    ("speed of the engine over transformers eager with its dropout", "eager_dropout", "engine", {}),
+    ("speed of the engine over transformers eager, all keep memory", "eager_kept", "engine", {}),
+    ("speed of bare over transformers compiled, both keep memory", "compiled_kept", "bare", {}),
+    ("speed of bare over transformers eager, both keep memory", "eager_kept", "bare", {}),
+    ("speed of bare over transformers compiled, neither keeps memory", "compiled", "bare_default", {}),
+    ("speed of bare over transformers eager, neither keeps memory", "eager", "bare_default", {}),
+    ("rate of bare as a share of the matrix products' rate", "gemm", "bare", {}),
+    ("rate of the engine as a share of the matrix products' rate", "gemm", "engine", {}),
+]
+"""What is compared, the contender whose time is divided, the one it is divided by, and the bar if there is one."""
+
+
+def _build(name: str) -> Step:
+    build, keep = CONTENDERS[name]
+    if keep:
+        keep_large_blocks()
+    torch.set_num_threads(THREADS)
+    return build(SHAPE)
+
+
+def _measure(names: list[str], steps: int, warmup: int, starts: int) -> dict[str, list[Sample]]:
+    samples: dict[str, list[Sample]] = {name: [] for name in names}
+    for start in range(starts):
+        contenders: list[Contender] = []
+        try:
+            for name in names:
+                print(f"start {start + 1} of {starts}: {name}", file=sys.stderr)
+                command = [sys.executable, "-m", "benchmarks.train_step", "--serve", name]
+                contenders.append(Contender(name, command, env={"OMP_NUM_THREADS": str(THREADS)}))
+                contenders[-1].step(record=False)
+            alternate(contenders, warmup=warmup, steps=steps * (start + 1) // starts - steps * start // starts)
+        finally:
+            for contender in contenders:
+                contender.close()
+        for contender in contenders:
+            samples[contender.name] += contender.samples
+    return samples
+
+
+def _compare(contenders: dict[str, list[Sample]]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """All figures with ratios as [value, low, high], and the bars; each ratio by both clocks."""
+    figures: dict[str, Any] = {"shape": asdict(SHAPE), "threads": THREADS}
+    for name, contender in contenders.items():
+        figures[name] = contender_figures(contender, SHAPE.tokens_per_step, SHAPE.flops)
+    figures["ratios"] = {}
+    bars: list[dict[str, Any]] = []
+    for name, over, under, limit in RATIOS:
+        if over in contenders and under in contenders:
+            for clock in ("wall", "cpu"):
+                measured = ratio(contenders[over], contenders[under], clock)
+                figures["ratios"][f"{name} ({clock})"] = measured.rounded()
+                if limit:
+                    bars.append(bar(f"{name} ({clock})", measured, **limit))
+    return figures, bars
+
+
+def main() -> None:
+    """Run as a program; with --serve, be one contender."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--steps", type=int, default=40, help="recorded steps of each contender")
+    parser.add_argument("--warmup", type=int, default=3, help="steps after each start that are not recorded")
+    parser.add_argument("--starts", type=int, default=4, help="processes of each contender, one after the other")
+    parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=list(CONTENDERS), help="contenders to run")
+    parser.add_argument("--serve", choices=CONTENDERS, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.serve:
+        serve(partial(_build, arguments.serve))
+        return
+    report("train_step", *_compare(_measure(arguments.only, arguments.steps, arguments.warmup, arguments.starts)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""The benchmarks' own arithmetic and contenders, on tiny models."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from benchmarks import gpu, train_step
+from benchmarks.contenders import Shape, build_bare_step, build_gemm_step, build_transformers_step
+from benchmarks.harness import Contender, Ratio, Sample, alternate, bar, percentile, ratio
+
+TINY = Shape(layers=2, hidden=32, heads=2, ffn=64, sequence=16, batch=2, vocabulary=50)
+SERVER = """
+from benchmarks.harness import serve
+def build():
+    print("noise of a library")
+    values = iter([3.0, 2.0, 1.0])
+    return lambda: next(values)
+serve(build)
+"""
+
+
+def samples_of(walls: list[float]) -> list[Sample]:
+    return [Sample(wall, 2 * wall, 0.0) for wall in walls]
+
+
+def test_a_contender_steps_on_command_and_reports_its_end() -> None:
+    contender = Contender("counting", [sys.executable, "-c", SERVER])
+    alternate([contender], warmup=1, steps=2)
+    assert [sample.value for sample in contender.samples] == [2.0, 1.0]
+    assert all(sample.wall >= 0 and sample.cpu >= 0 for sample in contender.samples)
+    with pytest.raises(RuntimeError, match="contender 'counting' ended with code 1"):
+        contender.step()
+    contender.close()
+
+
+def test_ratios_of_percentiles() -> None:
+    assert percentile([5.0, 1.0, 2.0, 3.0, 4.0, 6.0]) == 2.0
+    same = ratio(samples_of([2.0] * 40), samples_of([1.0] * 40), "wall")
+    assert (same.value, same.low, same.high) == (2.0, 2.0, 2.0)
+    generator = torch.Generator().manual_seed(0)
+    noise = (1 + torch.rand(2, 60, generator=generator)).tolist()
+    noisy = ratio(samples_of([3 * value for value in noise[0]]), samples_of(noise[1]), "cpu")
+    assert noisy.low < noisy.value < noisy.high
+    assert noisy.low < 3 < noisy.high
+
+
+@pytest.mark.parametrize(
+    ("limit", "interval", "met"),
+    [
+        ({"at_least": 1.3}, (1.31, 1.5), True),
+        ({"at_least": 1.3}, (1.29, 1.5), False),
+        ({"at_most": 1.05}, (0.9, 1.04), True),
+        ({"at_most": 1.05}, (0.9, 1.06), False),
+    ],
+)
+def test_a_bar_needs_the_whole_interval(limit: dict[str, float], interval: tuple[float, float], met: bool) -> None:
+    assert bar("name", Ratio(1.0, *interval), **limit)["met"] is met
+
+
+@pytest.mark.parametrize("llama", [False, True])
+def test_contenders_learn_the_batch(llama: bool) -> None:
+    shape = replace(TINY, llama=llama)
+    for step in (build_bare_step(shape), build_transformers_step(shape, compiled=False)):
+        losses = [step() for _ in range(6)]
+        assert losses[0] == pytest.approx(torch.tensor(50.0).log().item(), abs=0.1)
+        assert losses[-1] < losses[0]
+    assert build_gemm_step(shape)() == 0.0
+
+
+def test_operations_are_six_per_weight_and_token() -> None:
+    from llmscale.config import ModelConfig
+    from llmscale.model import Transformer
+
+    for shape in (train_step.SHAPE, *gpu.SIZES.values()):
+        with torch.device("meta"):
+            model = Transformer(ModelConfig(**shape.model), shape.vocabulary)
+        in_products = sum(p.numel() for p in model.blocks.parameters() if p.dim() == 2) + model.head.weight.numel()
+        assert shape.flops == 6 * in_products * shape.tokens_per_step
+
+
+def test_the_closing_line_is_json(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    made_up = {name: samples_of([1.0 + index] * 40) for index, name in enumerate(train_step.CONTENDERS)}
+    monkeypatch.setattr(train_step, "_measure", lambda *_: made_up)
+    monkeypatch.setattr(sys, "argv", ["train_step"])
+    train_step.main()
+    line = json.loads(capsys.readouterr().out)
+    assert (line["benchmark"], line["figures"]["bare"]["tokens_per_second"]) == ("train_step", 1024)
+    assert [set(row) for row in line["bars"]] == [{"name", "value", "interval", "bar", "met"}] * 6
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_the_gpu_benchmark_says_so() -> None:
+    result = subprocess.run([sys.executable, "-m", "benchmarks.gpu"], check=False, capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "needs a CUDA device" in result.stderr
