@@ -43,9 +43,11 @@ def test_loss_and_all_gradients_are_equal(name: str) -> None:
     loss.backward()
     expected.backward()
     references = renamed(name, theirs, lambda parameter: parameter.grad)
+    # The gradient of a key bias is 0 but for the rounding of terms as large as other gradients are.
+    rounding = 1e-6 * max(reference.abs().max().item() for reference in references.values())
     for key, parameter in ours.named_parameters():
         gradient, reference = parameter.grad, references[key]
-        tolerance = 2e-5 * reference.abs().max().item() + 1e-8
+        tolerance = 2e-5 * reference.abs().max().item() + rounding
         torch.testing.assert_close(gradient[: len(reference)], reference, rtol=0, atol=tolerance)
         assert torch.all(gradient[len(reference) :] == 0), key
 
