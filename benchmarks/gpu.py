@@ -36,7 +36,7 @@ def _shape(layers: int, hidden: int, heads: int, ffn: int, batch: int) -> Shape:
         sequence=2048,
         batch=batch,
         vocabulary=50304,
-        llama=True,
+        family="llama",
         ffn=ffn,
         device="cuda",
         dtype="bf16",

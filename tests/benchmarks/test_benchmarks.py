@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,9 @@ import torch
 from benchmarks import gpu, train_step
 from benchmarks.contenders import Shape, build_bare_step, build_gemm_step, build_transformers_step
 from benchmarks.harness import Contender, Ratio, Sample, alternate, bar, percentile, ratio
+from llmscale.config import ModelConfig
+from llmscale.model import Transformer
+from llmscale.parallel.init import build
 
 TINY = Shape(layers=2, hidden=32, heads=2, ffn=64, sequence=16, batch=2, vocabulary=50)
 SERVER = """
@@ -61,25 +65,38 @@ def test_a_bar_needs_the_whole_interval(limit: dict[str, float], interval: tuple
     assert bar("name", Ratio(1.0, *interval), **limit)["met"] is met
 
 
-@pytest.mark.parametrize("llama", [False, True])
-def test_contenders_learn_the_batch(llama: bool) -> None:
-    shape = replace(TINY, llama=llama)
+@pytest.mark.parametrize("family", train_step.SHAPES)
+def test_contenders_learn_the_batch(family: Any) -> None:
+    shape = replace(TINY, family=family)
     for step in (build_bare_step(shape), build_transformers_step(shape, compiled=False)):
         losses = [step() for _ in range(6)]
-        assert losses[0] == pytest.approx(torch.tensor(50.0).log().item(), abs=0.1)
+        # T5 starts from larger weights.
+        assert losses[0] == pytest.approx(torch.tensor(50.0).log().item(), abs=1.0 if family == "t5" else 0.1)
         assert losses[-1] < losses[0]
     assert build_gemm_step(shape)() == 0.0
 
 
 def test_operations_are_six_per_weight_and_token() -> None:
-    from llmscale.config import ModelConfig
-    from llmscale.model import Transformer
-
-    for shape in (train_step.SHAPE, *gpu.SIZES.values()):
+    for shape in (train_step.SHAPES["gpt2"], train_step.SHAPES["llama"], *gpu.SIZES.values()):
         with torch.device("meta"):
             model = Transformer(ModelConfig(**shape.model), shape.vocabulary)
         in_products = sum(p.numel() for p in model.blocks.parameters() if p.dim() == 2) + model.head.weight.numel()
         assert shape.flops == 6 * in_products * shape.tokens_per_step
+
+
+@pytest.mark.parametrize("family", ["bert", "t5"])
+def test_operations_are_those_that_pytorch_counts(family: Any) -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    shape = replace(TINY, family=family, vocabulary=128)  # which needs no padding
+    model, batch = build(ModelConfig(**shape.model), shape.vocabulary, seed=0), shape.training_batch
+    with FlopCounterMode(display=False) as counter:
+        hidden = model(batch.inputs, encoder_inputs=batch.encoder_inputs).hidden
+        # Not by the loss, whose products are made in place, which the counter passes over.
+        model.head(hidden[batch.weights > 0]).sum().backward()
+    counted = counter.get_flop_counts()["Global"]
+    products = {torch.ops.aten.mm, torch.ops.aten.addmm}
+    assert shape.flops == sum(flops for operation, flops in counted.items() if operation in products)
 
 
 def test_the_closing_line_is_json(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,8 +105,8 @@ def test_the_closing_line_is_json(capsys: pytest.CaptureFixture[str], monkeypatc
     monkeypatch.setattr(sys, "argv", ["train_step"])
     train_step.main()
     line = json.loads(capsys.readouterr().out)
-    assert (line["benchmark"], line["figures"]["bare"]["tokens_per_second"]) == ("train_step", 1024)
-    assert [set(row) for row in line["bars"]] == [{"name", "value", "interval", "bar", "met"}] * 6
+    assert (line["benchmark"], line["figures"]["bert"]["bare"]["tokens_per_second"]) == ("train_step", 1024)
+    assert [set(row) for row in line["bars"]] == [{"name", "value", "interval", "bar", "met"}] * 24
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
