@@ -1,5 +1,6 @@
 """One small model and its batches, trained by the engine on ranks and by plain torch in one process."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from llmscale.checkpoint import newest_intact
 from llmscale.checkpoint.writer import CheckpointWriter
 from llmscale.config import RunConfig, parse_config
 from llmscale.engine.distributed import all_reduce_sum, gather_objects, join, leave, read_world
-from llmscale.engine.engine import Engine, accumulation, build_optimizer
+from llmscale.engine.engine import Engine, accumulation
+from llmscale.engine.optimizers import build_optimizer
 from llmscale.engine.schedule import learning_rate
 from llmscale.objectives import LOSSES
 from llmscale.parallel import init
@@ -58,10 +60,24 @@ def build(config: RunConfig) -> nn.Module:
     return init.build(config.model, VOCAB, config.run.seed)
 
 
-def plain_torch(config: RunConfig, steps: int = STEPS) -> list[Figures]:
-    """(loss, gradient norm) per step of a plain loop: mean over all targets, clip, update. The reference."""
+Named = list[tuple[str, nn.Parameter]]
+MakeOptimizers = Callable[[Named, RunConfig], list[torch.optim.Optimizer]]
+
+
+def torch_optimizers(named: Named, config: RunConfig) -> list[torch.optim.Optimizer]:
+    """torch's own AdamW or SGD, in the project's groups."""
+    return [build_optimizer(named, config.optimizer)]
+
+
+def plain_torch(
+    config: RunConfig, steps: int = STEPS, make: MakeOptimizers = torch_optimizers
+) -> tuple[list[Figures], nn.Module]:
+    """(loss, gradient norm) per step of a plain loop: mean over all targets, clip, update. The reference.
+
+    `lr_scale` of a parameter group multiplies the schedule's learning rate. Returns the trained model too.
+    """
     model = build(config)
-    optimizer = build_optimizer(list(model.named_parameters()), config)
+    optimizers = make(list(model.named_parameters()), config)
     found = []
     for step in range(steps):
         batch = global_batch(step)
@@ -70,12 +86,14 @@ def plain_torch(config: RunConfig, steps: int = STEPS) -> list[Figures]:
         loss = (losses * batch.weights.flatten()).sum() / batch.weights.sum()
         loss.backward()
         norm = nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip or float("inf"))
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(config.schedule, config.optimizer.lr, config.train.steps, step)
-        optimizer.step()
-        optimizer.zero_grad()
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                rate = learning_rate(config.schedule, config.optimizer.lr, config.train.steps, step)
+                group["lr"] = rate * group["lr_scale"]
+            optimizer.step()
+            optimizer.zero_grad()
         found.append((loss.item(), norm.item()))
-    return found
+    return found, model
 
 
 def one_step(engine: Engine, grid: RankGrid, step: int) -> Figures:
