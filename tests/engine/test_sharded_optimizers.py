@@ -49,7 +49,9 @@ def expected() -> dict[str, tuple[list[Figures], Weights]]:
     return found
 
 
-def train_on_rank(configs: list[RunConfig], sub_group: int | None = None) -> list[tuple[list[Figures], Any]]:
+def train_on_rank(
+    configs: list[RunConfig], sub_group: int | None = None, steps: int = STEPS
+) -> list[tuple[list[Figures], Any]]:
     """Figures of runs one after the other, and on the first rank their weights."""
     plain = engine_module.deepspeed_config
 
@@ -63,7 +65,7 @@ def train_on_rank(configs: list[RunConfig], sub_group: int | None = None) -> lis
     with mock.patch.object(engine_module, "deepspeed_config", with_sub_groups):
         for config in configs:
             engine, grid = open_engine(config)
-            figures = [one_step(engine, grid, step) for step in range(STEPS)]
+            figures = [one_step(engine, grid, step) for step in range(steps)]
             pieces = [(f.name, f.shape, f.start, f.tensor.numpy().copy()) for f in engine.state() if f.kind == "weight"]
             everywhere = [piece for rank in gather_objects(pieces) for piece in rank]
             found.append((figures, everywhere if grid.rank == 0 else None))
@@ -95,6 +97,17 @@ def test_every_stage_equals_the_reference(ranks: int, expected: Any) -> None:
     names = [name for _ in (1, 2, 3) for name in VARIANTS]
     configs = [case_config(engine__zero_stage=stage, **variant) for stage in (1, 2, 3) for variant in VARIANTS.values()]
     check(run_ranks(ranks, train_on_rank, configs), names, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [1, 3])
+def test_twenty_steps_follow_the_reference(stage: int) -> None:
+    configs = [case_config(engine__zero_stage=stage, **variant) for variant in VARIANTS.values()]
+    with single_precision_muon():
+        wanted = [plain_torch(config, 20, reference_optimizers)[0] for config in configs]
+    for rank in run_ranks(4, train_on_rank, configs, None, 20):
+        for (figures, _), expected in zip(rank, wanted, strict=True):
+            assert figures == [pytest.approx(row, rel=1e-4) for row in expected]
 
 
 def test_sub_groups_of_stage_3_equal_the_reference(expected: Any) -> None:
