@@ -13,10 +13,8 @@ from llmscale.engine.optimizers.lion import Lion
 from llmscale.engine.optimizers.muon import Muon
 from llmscale.engine.optimizers.sharded import ShardedOptimizer, step_count, zeros
 
-_STACKS = ("blocks", "encoder", "decoder")
-"""Where hidden layers are: the first component of a canonical name."""
-_TABLES = ("embedding", "position", "head")
-"""Components that name tables or outputs, also where they lie within a stack."""
+_TABLES = ("embedding", "position", "table")
+"""Words that name a table, whose rows are looked up, also where it lies within a block."""
 
 
 def build_optimizer(
@@ -72,11 +70,12 @@ def _make(groups: list[dict[str, Any]], settings: OptimizerConfig, arithmetic: t
 def hidden_matrix(name: str, shape: tuple[int, ...]) -> bool:
     """Whether Muon orthogonalises a parameter: a matrix, or a stack of them, that maps hidden states to hidden states.
 
-    Embeddings, positions, heads and everything else outside the blocks are not, nor are stacked biases of experts.
+    Embeddings, positions, heads and everything else outside the blocks (of the decoder or the encoder) are not, nor
+    are stacked biases of experts.
     """
-    first, *between, last = name.split(".")
-    table = any(word in component for component in between for word in _TABLES)
-    return first in _STACKS and len(shape) in (2, 3) and not table and not last.endswith("bias")
+    *modules, last = name.split(".")
+    table = any(word in module for module in modules for word in _TABLES)
+    return "blocks" in modules and len(shape) in (2, 3) and not table and not last.endswith("bias")
 
 
 def set_learning_rate(optimizer: Any, rate: float) -> None:
