@@ -100,7 +100,7 @@ def build_bare_step(shape: Shape) -> Step:
             block.compile()
     inputs, targets = shape.tokens[:, :-1], shape.tokens[:, 1:]
     weights = torch.ones(targets.shape, device=shape.device)
-    return plain_loop(model, lambda: model.head(model(inputs), targets, weights) / targets.numel())
+    return plain_loop(model, lambda: model.head(model(inputs).hidden, targets, weights) / targets.numel())
 
 
 def build_engine_step(shape: Shape) -> Step:
@@ -109,7 +109,7 @@ def build_engine_step(shape: Shape) -> Step:
     from llmscale.config import parse_config
     from llmscale.engine.distributed import join, read_world
     from llmscale.engine.engine import Engine
-    from llmscale.objectives import LOSSES
+    from llmscale.objectives import build_loss
     from llmscale.parallel.grid import RankGrid
     from llmscale.parallel.init import build
 
@@ -127,14 +127,14 @@ def build_engine_step(shape: Shape) -> Step:
     world = read_world(config.run.device)
     join(world)
     model = build(config.model, shape.vocabulary, seed=0)
-    engine = Engine(model, LOSSES["causal"], config, RankGrid().with_groups(), world.device)
+    engine = Engine(model, build_loss(config.objective, config.model), config, RankGrid().with_groups(), world.device)
     targets = shape.tokens[:, 1:]
     weights = torch.ones(targets.shape, device=shape.device)
     batch = Batch(shape.tokens[:, :-1], targets, weights, torch.arange(shape.batch, device=shape.device))
     steps = itertools.count()
 
     def step() -> float:
-        loss, _ = engine.train_step([batch], next(steps), targets.numel())
+        (loss,), _ = engine.train_step([batch], next(steps), [targets.numel()])
         return loss / targets.numel()
 
     return step

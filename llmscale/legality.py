@@ -3,8 +3,11 @@
 import math
 
 from data_pipeline.errors import UserError
-from data_pipeline.objective_config import PairsObjective
+from data_pipeline.objective_config import MaskedObjective, PairsObjective
 from llmscale.config import RunConfig
+
+_OBJECTIVES = {"decoder": "causal", "encoder": "masked", "encoder_decoder": "denoising"}
+"""The objective that each architecture was made for."""
 
 
 def require_legal(config: RunConfig, world_size: int) -> None:
@@ -21,7 +24,7 @@ def require_legal(config: RunConfig, world_size: int) -> None:
         )
     _require_batches(config, data_parallel)
     _require_possible_data(config)
-    _require_decoder(config)
+    _require_architecture(config)
     _require_positions(config)
     if config.engine.compile and config.engine.zero_stage == 3:
         raise UserError(
@@ -58,7 +61,7 @@ def _require_possible_data(config: RunConfig) -> None:
 def _require_positions(config: RunConfig) -> None:
     name, length = "data.sequence_length", config.data.sequence_length
     positions = config.model.max_positions
-    if isinstance(config.objective, PairsObjective):
+    if isinstance(config.objective, PairsObjective) and config.objective.concatenate:
         name, length = "data.sequence_length + objective.target_length", length + config.objective.target_length
     if length > positions:
         raise UserError(
@@ -67,17 +70,34 @@ def _require_positions(config: RunConfig) -> None:
         )
 
 
-def _require_decoder(config: RunConfig) -> None:
-    """The model is a decoder: what needs an encoder is refused."""
-    objective = config.objective
-    name = objective.name
-    if isinstance(objective, PairsObjective) and not objective.concatenate:
+def _require_architecture(config: RunConfig) -> None:
+    """The objective must be one that the model's architecture can learn, and use all heads that it has."""
+    objective, model = config.objective, config.model
+    name, architecture = objective.name, model.architecture
+    if isinstance(objective, PairsObjective):
+        wanted = "decoder" if objective.concatenate else "encoder_decoder"
+        other = f"set objective.concatenate={str(architecture == 'decoder').lower()}"
+    else:
+        wanted = {"masked": "encoder", "denoising": "encoder_decoder"}.get(name, "decoder")
+        other = f"use objective.name={_OBJECTIVES[architecture]}"
+    if wanted != architecture:
+        form = " with concatenate" if isinstance(objective, PairsObjective) and objective.concatenate else ""
         raise UserError(
-            "objective.name is seq2seq with a source for an encoder, but the model is a decoder;"
-            " set objective.concatenate=true"
+            f"objective.name is {name}{form}, which trains an {wanted}, but model.architecture is {architecture};"
+            f" {other}, or set model.architecture={wanted}".replace("an decoder", "a decoder")
         )
-    if name in ("masked", "denoising"):
-        raise UserError(f"objective.name is {name}, which needs an encoder, but the model is a decoder; use causal")
+    pairs = isinstance(objective, MaskedObjective) and objective.next_sentence
+    if pairs != model.next_sentence:
+        raise UserError(
+            f"objective.next_sentence is {str(pairs).lower()}, but model.next_sentence is"
+            f" {str(model.next_sentence).lower()}; set model.next_sentence={str(pairs).lower()}"
+            + (" and model.token_types=2" if pairs and model.token_types < 2 else "")
+        )
+    if config.logging.sample_prompts and architecture == "encoder":
+        raise UserError(
+            "logging.sample_prompts are given, but model.architecture is encoder, which continues no text;"
+            " leave them out"
+        )
 
 
 def nearest_divisor(number: int, wanted: int) -> int:

@@ -17,11 +17,12 @@ PACKAGES = ("launcher", "llmscale", "data_pipeline")
 MAY_IMPORT = {
     "data_pipeline": set(),
     "launcher": {"llmscale.config", "llmscale.plan", "llmscale.legality", "data_pipeline.errors"},
-    "llmscale.config": {"data_pipeline"},
+    "llmscale.families": set(),
+    "llmscale.config": {"llmscale.families", "data_pipeline"},
     "llmscale.legality": {"llmscale.config", "data_pipeline"},
     "llmscale.plan": {"llmscale.config", "llmscale.legality", "data_pipeline"},
     "llmscale.model": {"llmscale.config", "data_pipeline"},
-    "llmscale.objectives": {"llmscale.model", "data_pipeline"},
+    "llmscale.objectives": {"llmscale.model", "llmscale.config", "data_pipeline"},
     "llmscale.parallel": {"llmscale.model", "llmscale.config", "data_pipeline"},
     "llmscale.checkpoint": {"llmscale.model", "llmscale.config", "data_pipeline"},
     "llmscale.engine": {

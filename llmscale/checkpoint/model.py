@@ -34,7 +34,7 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> TrainedM
     config = parse_config(dict(checkpoint.manifest.config), origin=str(checkpoint.path))
     tokenizer = load_tokenizer(checkpoint.tokenizer)
     with torch.device("meta"):
-        model = Transformer(config.model, tokenizer.vocab_size)
+        model = Transformer(config.model, config.model.vocabulary(tokenizer.vocab_size))
     model.to_empty(device=device)
     load_weights(model, checkpoint)
     return TrainedModel(model.eval(), tokenizer, config, checkpoint)

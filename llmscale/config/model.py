@@ -1,17 +1,82 @@
 """The shape of the model."""
 
-from typing import Literal
+from collections.abc import Iterator
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from data_pipeline.section import Section
+from llmscale import families
+
+GATED = ("swiglu", "geglu", "geglu_tanh")
+"""Activations that multiply a second projection with the activated one."""
+
+
+class RotaryScaling(Section):
+    """How the rotary frequencies of a model are stretched beyond the context that it was first trained on."""
+
+    kind: Literal["linear", "llama3"] = "linear"
+    """linear: all frequencies divided by `factor` (Chen et al. 2023); llama3: only the slow ones (Llama 3's code)."""
+    factor: float = Field(ge=1)
+    """By how much the slow frequencies are divided."""
+    low_frequency_factor: float = Field(default=1.0, gt=0)
+    """llama3: waves longer than original_positions / this are divided in full."""
+    high_frequency_factor: float = Field(default=4.0, gt=0)
+    """llama3: waves shorter than original_positions / this stay as they are."""
+    original_positions: int = Field(default=8192, ge=1)
+    """llama3: the context before the stretch, in tokens."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "RotaryScaling":
+        if self.high_frequency_factor <= self.low_frequency_factor:
+            raise ValueError(
+                f"high_frequency_factor ({self.high_frequency_factor}) must be above low_frequency_factor"
+                f" ({self.low_frequency_factor})"
+            )
+        return self
+
+
+class ExpertsConfig(Section):
+    """Mixture of experts in place of feed-forward layers (Shazeer et al. 2017). Routing looks at one sequence at a
+    time, so that it does not depend on how a batch is cut."""
+
+    count: int = Field(ge=2)
+    """Experts of a layer."""
+    per_token: int = Field(default=2, ge=1)
+    """Experts that each token goes to."""
+    every: int = Field(default=1, ge=1)
+    """Layers `every`, 2 x `every`, ... have experts (counted from 1), the others are dense."""
+    ffn_size: int | None = Field(default=None, ge=1)
+    """Inner width of an expert, in channels; that of the dense layers when not given."""
+    normalize: bool = True
+    """Whether the weights of a token's experts are divided by their sum."""
+    capacity_factor: float | None = Field(default=None, gt=0)
+    """In training an expert takes at most this x per_token x tokens / count of a sequence's tokens, the first ones
+    (GShard, section 2.2); None: all that come."""
+    balance_weight: float = Field(default=0.01, ge=0)
+    """Weight of the load-balancing loss (Switch Transformer, equation 4), which is 1 at perfect balance."""
+    z_weight: float = Field(default=0.0, ge=0)
+    """Weight of the router's z-loss (ST-MoE, equation 5)."""
+
+    @model_validator(mode="after")
+    def _enough(self) -> "ExpertsConfig":
+        if self.per_token > self.count:
+            raise ValueError(f"per_token ({self.per_token}) exceeds count ({self.count}) experts")
+        return self
 
 
 class ModelConfig(Section):
-    """A decoder Transformer, from GPT-2 to Llama, by its parts."""
+    """A Transformer, by its parts: decoder, encoder, or both. `family` fills in the parts of a published model."""
 
+    family: families.Family | None = None
+    """A published model family, whose parts become the defaults of this section (llmscale/families)."""
+    architecture: Literal["decoder", "encoder", "encoder_decoder"] = "decoder"
+    """decoder: tokens see those before them (GPT); encoder: tokens see each other (BERT); encoder_decoder: both, and
+    the decoder sees the encoder's result (T5)."""
     layers: int = Field(default=12, ge=1)
-    """Transformer blocks."""
+    """Transformer blocks; of the decoder, where there are both."""
+    encoder_layers: int | None = Field(default=None, ge=1)
+    """Blocks of the encoder of an encoder_decoder; `layers` when not given."""
     hidden_size: int = Field(default=768, ge=1)
     """Width of the residual stream, in channels."""
     heads: int = Field(default=12, ge=1)
@@ -22,31 +87,92 @@ class ModelConfig(Section):
     """Channels of a head; hidden_size / heads when not given."""
     ffn_size: int | None = Field(default=None, ge=1)
     """Inner width of the feed-forward layer, in channels; 4 x hidden_size when not given."""
+    experts: ExpertsConfig | None = None
+    """Mixture of experts; None: every layer is dense."""
     vocab_size: int | None = Field(default=None, ge=1)
-    """Tokens the model knows; the tokenizer's size when not given. Must equal the tokenizer's size."""
+    """Tokens the model knows; the tokenizer's size when not given, and not below it."""
     vocab_multiple: int = Field(default=128, ge=1)
     """The embedding's rows are padded to a multiple of this; padded tokens never get any probability."""
     max_positions: int = Field(default=1024, ge=1)
     """Longest sequence, in tokens: the rows of learned positions, and the limit of generation."""
-    positions: Literal["learned", "rotary"] = "learned"
-    """How positions enter: a learned table added to the embedding, or rotary embedding of queries and keys."""
+    positions: Literal["learned", "rotary", "relative", "alibi", "sinusoidal"] = "learned"
+    """How positions enter: a learned or a sinusoidal (Vaswani et al. 2017, section 3.5) table added to the embedding;
+    rotary embedding of queries and keys; a learned bias by distance (T5) or a fixed one (ALiBi, Press et al. 2022)."""
     rotary_base: float = Field(default=10000.0, gt=0)
     """Base of the rotary frequencies (RoFormer, section 3.2.2)."""
+    rotary_local_base: float | None = Field(default=None, gt=0)
+    """Base in local layers; `rotary_base` when not given."""
     rotary_fraction: float = Field(default=1.0, gt=0, le=1)
     """Fraction of a head's channels that is rotated."""
+    rotary_interleaved: bool = False
+    """Rotate channels 2i and 2i + 1 together (GPT-J) rather than i and i + half (GPT-NeoX, Llama)."""
+    rotary_scaling: RotaryScaling | None = None
+    """Stretched rotary frequencies."""
+    relative_buckets: int = Field(default=32, ge=4)
+    """Distances that relative positions tell apart (T5)."""
+    relative_max_distance: int = Field(default=128, ge=2)
+    """Distance from which on all are one bucket (T5), in tokens."""
+    attention_pattern: list[Literal["global", "local"]] = Field(default=["global"], min_length=1)
+    """Kinds of attention of the layers, repeated over them: to all tokens, or within `window`."""
+    window: int | None = Field(default=None, ge=2)
+    """Tokens that local attention sees: in a decoder the last ones, itself included; in an encoder half of them on
+    either side."""
+    attention_scale: float | None = Field(default=None, gt=0)
+    """Factor of the attention scores; 1 / sqrt(head channels) when not given."""
+    query_key_norm: bool = False
+    """RMSNorm over the channels of each head of queries and keys (Qwen3)."""
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"
-    """Normalisation, applied before each sub-layer and before the head."""
+    """Normalisation of the residual stream."""
     norm_eps: float = Field(default=1e-5, gt=0)
     """Added to the variance inside a norm."""
-    activation: Literal["gelu", "gelu_tanh", "swiglu"] = "gelu_tanh"
-    """Feed-forward activation; swiglu has a gate projection besides up and down."""
+    norm_bias: bool | None = None
+    """Biases of LayerNorms; `bias` when not given."""
+    norm_order: Literal["pre", "post"] = "pre"
+    """pre: before each sub-layer and before the head (GPT-2); post: after each sub-layer's sum (BERT)."""
+    embedding_norm: bool = False
+    """A norm after the embeddings (BERT)."""
+    first_norm: bool = True
+    """A norm before the attention of the first layer; ModernBERT has it after the embeddings only."""
+    parallel_residual: bool = False
+    """Attention and feed-forward read the same input and are added together (GPT-J)."""
+    shared_norm: bool = False
+    """With parallel_residual: both read the output of one norm."""
+    activation: Literal["gelu", "gelu_tanh", "relu", "swiglu", "geglu", "geglu_tanh"] = "gelu_tanh"
+    """Feed-forward activation; the last three have a gate projection besides up and down."""
     bias: bool = True
-    """Biases in attention, feed-forward and LayerNorm."""
+    """Biases of feed-forward layers, and of what does not say otherwise."""
+    qkv_bias: bool | None = None
+    """Biases of query, key and value projections; `bias` when not given."""
+    attention_output_bias: bool | None = None
+    """Bias of the attention's output projection; `bias` when not given."""
+    head_bias: bool = False
+    """A bias for each token's logit."""
+    head_transform: bool = False
+    """A dense layer, activation and norm before the head (BERT)."""
     tied_embeddings: bool = True
     """The head shares the embedding's weight."""
+    scaled_head: bool = False
+    """The head's input is divided by sqrt(hidden_size) (T5 v1.0, whose embedding is large)."""
+    token_types: int = Field(default=0, ge=0)
+    """Rows of a learned table for the type of each token: first or second segment (BERT); 0: none."""
+    next_sentence: bool = False
+    """A pooler over the first token and a head that tells whether the second segment follows the first (BERT)."""
+    query_layer: bool = False
+    """The last layer takes its queries from a learned table of positions instead of the hidden states, after the
+    final norm (PanGu-alpha, section 2.3)."""
     init_std: float = Field(default=0.02, gt=0)
-    """Standard deviation of initial weights; projections into the residual stream get it divided by
-    sqrt(2 x layers) (GPT-2, section 2.3)."""
+    """Standard deviation of initial weights; with norms before sub-layers, projections into the residual stream get it
+    divided by sqrt(2 x layers) (GPT-2, section 2.3)."""
+    init_scheme: Literal["normal", "fan_in"] = "normal"
+    """normal: init_std throughout; fan_in: that of T5 (Raffel et al. 2020, code): 1 for the embedding, else
+    1 / sqrt(inputs), queries another 1 / sqrt(head channels)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _family_defaults(cls, given: Any) -> Any:
+        if isinstance(given, dict) and isinstance(given.get("family"), str):
+            return {**families.preset(given["family"]), **given}
+        return given
 
     @property
     def kv_head_count(self) -> int:
@@ -60,8 +186,39 @@ class ModelConfig(Section):
     def ffn_channels(self) -> int:
         return self.ffn_size or 4 * self.hidden_size
 
+    @property
+    def encoder_layer_count(self) -> int:
+        """Blocks of the encoder; 0 where there is none."""
+        return {
+            "decoder": 0,
+            "encoder": self.layers,
+            "encoder_decoder": self.encoder_layers or self.layers,
+        }[self.architecture]
+
+    @property
+    def gated(self) -> bool:
+        """Whether feed-forward layers have a gate projection."""
+        return self.activation in GATED
+
+    def has_bias(self, part: Literal["norm", "qkv", "attention_output"]) -> bool:
+        """Whether a part that may say so itself has biases."""
+        own: bool | None = getattr(self, f"{part}_bias")
+        return self.bias if own is None else own
+
+    def attention_kind(self, layer: int) -> Literal["global", "local"]:
+        """Whether layer `layer` (from 0) sees all tokens or a window."""
+        return self.attention_pattern[layer % len(self.attention_pattern)]
+
+    def has_experts(self, layer: int) -> bool:
+        """Whether layer `layer` (from 0) is a mixture of experts."""
+        return self.experts is not None and (layer + 1) % self.experts.every == 0
+
+    def vocabulary(self, tokenizer_size: int) -> int:
+        """Tokens that the model knows, with a tokenizer of `tokenizer_size` tokens."""
+        return self.vocab_size or tokenizer_size
+
     def padded_vocab(self, vocab_size: int) -> int:
-        """Rows of the embedding for a tokenizer of `vocab_size` tokens."""
+        """Rows of the embedding for a model of `vocab_size` tokens."""
         return -(-vocab_size // self.vocab_multiple) * self.vocab_multiple
 
     @model_validator(mode="after")
@@ -78,4 +235,54 @@ class ModelConfig(Section):
                 f"rotary needs an even number of rotated channels, but rotary_fraction ({self.rotary_fraction}) of"
                 f" {self.head_channels} head channels is {rotated}"
             )
+        if self.positions == "sinusoidal" and self.hidden_size % 2:
+            raise ValueError(f"sinusoidal positions need an even hidden_size, but it is {self.hidden_size}")
         return self
+
+    @model_validator(mode="after")
+    def _combinable(self) -> "ModelConfig":
+        for wrong, sentence in self._conflicts():
+            if wrong:
+                raise ValueError(sentence)
+        return self
+
+    def _conflicts(self) -> Iterator[tuple[bool, str]]:
+        """(whether settings cannot go together, the sentence that says so)."""
+        kind, cross = self.architecture, self.architecture == "encoder_decoder"
+        yield (
+            "local" in self.attention_pattern and self.window is None,
+            "attention_pattern has local layers, but no window is given; set window",
+        )
+        yield (
+            self.shared_norm and not self.parallel_residual,
+            "shared_norm is true, but parallel_residual is false; set both",
+        )
+        yield (
+            self.norm_order == "post" and (self.parallel_residual or not self.first_norm),
+            "norm_order is post, which knows neither parallel_residual nor first_norm=false; use pre",
+        )
+        yield (
+            self.parallel_residual and cross,
+            "parallel_residual is true, but an encoder_decoder has three sub-layers in a block; set it to false",
+        )
+        yield (
+            self.query_layer and (kind != "decoder" or self.norm_order == "post" or self.parallel_residual),
+            "query_layer is true, which needs architecture=decoder, norm_order=pre and parallel_residual=false",
+        )
+        yield (
+            self.next_sentence and kind != "encoder",
+            f"next_sentence is true, but architecture is {kind}; it is for an encoder",
+        )
+        yield (
+            self.next_sentence and self.token_types < 2,
+            f"next_sentence tells two segments apart, but token_types is {self.token_types}; set token_types=2",
+        )
+        yield (
+            self.encoder_layers is not None and not cross,
+            f"encoder_layers ({self.encoder_layers}) is given, but architecture is {kind}; use layers",
+        )
+        yield (
+            self.relative_max_distance <= self.relative_buckets // 2,
+            f"relative_max_distance ({self.relative_max_distance}) must exceed half of relative_buckets"
+            f" ({self.relative_buckets})",
+        )

@@ -16,6 +16,7 @@ from llmscale.config import RunConfig
 from llmscale.engine import shims
 from llmscale.engine.optimizers import build_optimizer, set_learning_rate
 from llmscale.engine.schedule import learning_rate
+from llmscale.model.block import Block
 from llmscale.objectives import Loss
 from llmscale.parallel.grid import RankGrid
 
@@ -29,15 +30,15 @@ class ObjectiveModule(nn.Module):
         self._loss = loss
 
     def forward(self, batch: Batch) -> torch.Tensor:
-        """Sum over the batch's targets of weight x loss, as an fp32 scalar."""
+        """The sum of each term of the loss over the batch, (terms,) in fp32."""
         return self._loss(self.model, batch)
 
 
 class Engine:
     """A model that trains: forward, backward and update through DeepSpeed ZeRO.
 
-    Gradients are those of (sum of losses over all targets of the global batch) / (number of those targets), at any
-    number of ranks and micro batches.
+    Gradients are those of the sum over the loss's terms of (sum over the global batch) / (count over the global
+    batch), at any number of ranks and micro batches.
     """
 
     def __init__(self, model: nn.Module, loss: Loss, config: RunConfig, grid: RankGrid, device: torch.device) -> None:
@@ -65,29 +66,31 @@ class Engine:
         shims.create_optimizer_state(self._engine)
         shims.save_passes_over_gradients(self._engine)
 
-    def train_step(self, micro_batches: list[Batch], step: int, targets: float) -> tuple[float, float]:
+    def train_step(self, micro_batches: list[Batch], step: int, counts: list[float]) -> tuple[list[float], float]:
         """One update from this rank's micro batches of the global batch.
 
         Args:
             micro_batches: of one size, on the CPU or already on the device.
             step: 0-based number of the step; decides the learning rate.
-            targets: summed target weights of the whole global batch, over all ranks; not 0.
+            counts: what each term of the loss is divided by, over the whole global batch and all ranks; a term
+                whose count is 0 is left out.
 
         Returns:
-            This rank's sum of weighted losses, and the gradient's norm before clipping over all ranks.
+            This rank's sum of each term, and the gradient's norm before clipping over all ranks.
         """
         set_learning_rate(self._engine.optimizer, self.learning_rate(step))
-        scale = self.grid.data * self.grid.sequence / targets
+        ranks = self.grid.data * self.grid.sequence
+        scale = torch.tensor([ranks / count if count else 0.0 for count in counts], device=self.device)
         self._engine.train()
-        losses = []
+        sums = []
         for place, batch in enumerate(micro_batches):
             # DeepSpeed's own count of micro batches is fixed when it starts; the batch may grow.
             self._engine.set_gradient_accumulation_boundary(place + 1 == len(micro_batches))
-            loss = self._engine(batch.to(self.device))
-            self._engine.backward(loss * scale, scale_wrt_gas=False)
+            terms = self._engine(batch.to(self.device))
+            self._engine.backward((terms * scale).sum(), scale_wrt_gas=False)
             self._engine.step()
-            losses.append(loss.detach())
-        return float(torch.stack(losses).double().sum()), float(self._engine.get_global_grad_norm())
+            sums.append(terms.detach())
+        return torch.stack(sums).double().sum(0).tolist(), float(self._engine.get_global_grad_norm())
 
     def learning_rate(self, step: int) -> float:
         """Learning rate of 0-based step `step`."""
@@ -97,7 +100,7 @@ class Engine:
     def loss(self, batch: Batch) -> float:
         """Sum of weight x loss over a batch's targets, without training; at ZeRO 3 all ranks must call it together."""
         self._engine.eval()
-        return float(self._engine.module(batch.to(self.device)))
+        return float(self._engine.module(batch.to(self.device))[0])
 
     def state(self) -> Iterator[Fragment]:
         """This rank's part of all weights and optimizer tensors, as views: copy before the next step."""
@@ -123,8 +126,9 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
 
 def compile_blocks(model: nn.Module) -> None:
     """Compile each layer in place, so that names and parameters stay; equal layers share their compiled code."""
-    for block in model.blocks:
-        block.compile()
+    for module in model.modules():
+        if isinstance(module, Block):
+            module.compile()
 
 
 def accumulation(config: RunConfig, data_parallel: int, global_batch: int | None = None) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from data_pipeline.config import DataConfig, SourceConfig
 from data_pipeline.evaluation_set import build_evaluation_set
 from llmscale.checkpoint.model import load_model
 from llmscale.evaluate.heldout import evaluate
-from llmscale.objectives import LOSSES
+from llmscale.objectives import build_loss
 
 
 def evaluate_files(checkpoint: Path, files: tuple[str, ...], batch: int, as_json: bool) -> None:
@@ -29,12 +29,12 @@ def evaluate_files(checkpoint: Path, files: tuple[str, ...], batch: int, as_json
         holdout=0,
     )
     objective = trained.config.objective
-    loss = LOSSES[objective.name]
+    loss = build_loss(objective, trained.config.model)
     with tempfile.TemporaryDirectory() as cache, torch.no_grad():
         documents = build_evaluation_set(
             data, trained.checkpoint.tokenizer, Path(cache), objective=objective, everything=True
         )
-        figures = evaluate(lambda part: float(loss(trained.model, part)), documents, batch)
+        figures = evaluate(lambda part: float(loss(trained.model, part)[0]), documents, batch)
     assert figures is not None
     if as_json:
         click.echo(json.dumps({"checkpoint": str(trained.checkpoint.path), **figures}))

@@ -71,7 +71,7 @@ def new_tokens(
     cache = KeyValueCache(model.config, 1, capacity, parameter.dtype, parameter.device)
     inputs = torch.tensor([context], device=parameter.device)
     for _ in range(count):
-        hidden = model(inputs, cache=cache)
+        hidden = model(inputs, cache=cache).hidden
         chosen = sampler.choose(model.head(hidden[:, -1]))
         token = int(chosen)
         if stop and token in stop:

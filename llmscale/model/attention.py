@@ -1,15 +1,14 @@
-"""Causal multi-head attention (Vaswani et al. 2017, section 3.2), with grouped queries (Ainslie et al. 2023)."""
+"""Multi-head attention (Vaswani et al. 2017, section 3.2), with grouped queries (Ainslie et al. 2023)."""
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmscale.config.model import ModelConfig
-from llmscale.model.cache import KeyValueCache
+from llmscale.model.context import Context
 from llmscale.model.positions import rotate
 
 
-class Attention(nn.Module):
+class Projections(nn.Module):
     """Query, key, value and output projections around F.scaled_dot_product_attention.
 
     The projections are separate modules, so that a table can shard each by heads.
@@ -19,61 +18,73 @@ class Attention(nn.Module):
         super().__init__()
         self.layer = layer
         self.channels = config.head_channels
+        self.scale = config.attention_scale
         inner, shared = config.heads * self.channels, config.kv_head_count * self.channels
-        self.query = nn.Linear(config.hidden_size, inner, bias=config.bias)
-        self.key = nn.Linear(config.hidden_size, shared, bias=config.bias)
-        self.value = nn.Linear(config.hidden_size, shared, bias=config.bias)
-        self.output = nn.Linear(inner, config.hidden_size, bias=config.bias)
+        bias = config.has_bias("qkv")
+        self.query = nn.Linear(config.hidden_size, inner, bias=bias)
+        self.key = nn.Linear(config.hidden_size, shared, bias=bias)
+        self.value = nn.Linear(config.hidden_size, shared, bias=bias)
+        self.output = nn.Linear(inner, config.hidden_size, bias=config.has_bias("attention_output"))
 
-    def forward(
-        self,
-        hidden: Tensor,
-        rotary: tuple[Tensor, Tensor] | None = None,
-        mask: Tensor | None = None,
-        cache: KeyValueCache | None = None,
-    ) -> Tensor:
-        """Mix each position with the earlier ones.
+    def heads(self, projected: Tensor) -> Tensor:
+        """(B, T, heads x channels) to (B, T, heads, channels)."""
+        return projected.unflatten(-1, (-1, self.channels))
 
-        Args:
-            hidden: (B, T, hidden_size).
-            rotary: tables of `rotary_tables`, or None.
-            mask: (B or 1, 1, T, S) boolean, True where query t may see key s; None: causal.
-            cache: holds the keys of earlier tokens; S counts them.
-
-        Returns:
-            (B, T, hidden_size).
-        """
-        query, key, value = (
-            projection(hidden).unflatten(-1, (-1, self.channels)) for projection in (self.query, self.key, self.value)
-        )
-        if rotary is not None:
-            query, key = rotate(query, rotary), rotate(key, rotary)
-        if cache is not None:
-            key, value = cache.extend(self.layer, key, value)
+    def mix(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+        """(B, heads, T, channels) queries and (B, kv_heads, S, channels) keys and values to (B, T, hidden_size)."""
         mixed = F.scaled_dot_product_attention(
-            query.transpose(1, 2),
-            key.transpose(1, 2),
-            value.transpose(1, 2),
+            query,
+            key,
+            value,
             attn_mask=mask,
-            is_causal=mask is None and query.shape[1] > 1,
-            enable_gqa=key.shape[2] != query.shape[2],
+            is_causal=causal and mask is None and query.shape[2] > 1,
+            scale=self.scale,
+            enable_gqa=key.shape[1] != query.shape[1],
         )
         return self.output(mixed.transpose(1, 2).flatten(2))
 
 
-def segment_mask(segment_ids: Tensor) -> Tensor:
-    """A causal mask that keeps packed documents apart: (B, T) document numbers to (B, 1, T, T) booleans."""
-    same = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
-    return same.tril()
+class Attention(Projections):
+    """Each token mixes itself with the tokens that it sees."""
+
+    def __init__(self, config: ModelConfig, layer: int, causal: bool) -> None:
+        super().__init__(config, layer)
+        self.causal = causal
+        self.kind = config.attention_kind(layer)
+        self.interleaved = config.rotary_interleaved
+        normed = config.query_key_norm
+        self.query_norm = nn.RMSNorm(self.channels, eps=config.norm_eps) if normed else None
+        self.key_norm = nn.RMSNorm(self.channels, eps=config.norm_eps) if normed else None
+
+    def forward(self, hidden: Tensor, context: Context) -> Tensor:
+        """(B, T, hidden_size) to the same shape; `context.queries` ask in place of the hidden states where given."""
+        asking = hidden if context.queries is None else context.queries.expand_as(hidden)
+        query, key = self.heads(self.query(asking)), self.heads(self.key(hidden))
+        value = self.heads(self.value(hidden)).transpose(1, 2)
+        if self.query_norm is not None and self.key_norm is not None:
+            query, key = self.query_norm(query), self.key_norm(key)
+        rotary = context.rotary[self.kind]
+        if rotary is not None:
+            query, key = rotate(query, rotary, self.interleaved), rotate(key, rotary, self.interleaved)
+        query, key = query.transpose(1, 2), key.transpose(1, 2)
+        if context.cache is not None:
+            key, value = context.cache.extend(self.layer, key, value)
+        return self.mix(query, key, value, context.masks[self.kind], self.causal)
 
 
-def prefix_mask(prefix_lengths: Tensor, length: int) -> Tensor:
-    """(B, 1, T, T) booleans: all tokens see the prefix, and those before them (prefix LM)."""
-    place = torch.arange(length, device=prefix_lengths.device)
-    causal = place[:, None] >= place
-    return causal | (place < prefix_lengths[:, None, None, None])
+class CrossAttention(Projections):
+    """Each token of the decoder mixes the tokens of the encoder's result."""
 
-
-def continuation_mask(past: int, length: int, device: torch.device) -> Tensor:
-    """(1, 1, length, past + length) booleans: `length` new tokens see `past` earlier ones and each other causally."""
-    return torch.ones(length, past + length, dtype=torch.bool, device=device).tril(past)[None, None]
+    def forward(self, hidden: Tensor, context: Context) -> Tensor:
+        """(B, T, hidden_size) to the same shape."""
+        query = self.heads(self.query(hidden)).transpose(1, 2)
+        kept = context.cache.memory(self.layer) if context.cache is not None else None
+        if kept is None:
+            assert context.memory is not None
+            kept = (
+                self.heads(self.key(context.memory)).transpose(1, 2),
+                self.heads(self.value(context.memory)).transpose(1, 2),
+            )
+            if context.cache is not None:
+                context.cache.keep_memory(self.layer, *kept)
+        return self.mix(query, *kept, context.memory_mask, causal=False)

@@ -3,29 +3,57 @@
 from torch import Tensor, nn
 
 from llmscale.config.model import ModelConfig
-from llmscale.model.attention import Attention
-from llmscale.model.cache import KeyValueCache
+from llmscale.model.attention import Attention, CrossAttention
+from llmscale.model.context import Context
+from llmscale.model.experts import Experts
 from llmscale.model.feed_forward import FeedForward
 from llmscale.model.norms import make_norm
 
 
 class Block(nn.Module):
-    """Pre-norm residual block: attention, then feed-forward (GPT-2, section 2.3)."""
+    """Attention, cross-attention where there is an encoder, and feed-forward, each added to the residual stream.
 
-    def __init__(self, config: ModelConfig, layer: int) -> None:
+    Norms come before them (GPT-2, section 2.3) or after each sum (BERT); or attention and feed-forward read the same
+    input (GPT-J).
+    """
+
+    def __init__(self, config: ModelConfig, layer: int, causal: bool, cross: bool = False) -> None:
         super().__init__()
-        self.attention_norm = make_norm(config)
-        self.attention = Attention(config, layer)
-        self.feed_forward_norm = make_norm(config)
-        self.feed_forward = FeedForward(config)
+        self.post_norm = config.norm_order == "post"
+        self.parallel = config.parallel_residual
+        self.attention_norm = make_norm(config) if config.first_norm or layer else None
+        self.attention = Attention(config, layer, causal)
+        self.cross_attention_norm = make_norm(config) if cross else None
+        self.cross_attention = CrossAttention(config, layer) if cross else None
+        self.feed_forward_norm = None if config.shared_norm else make_norm(config)
+        self.feed_forward = Experts(config) if config.has_experts(layer) else FeedForward(config)
 
-    def forward(
-        self,
-        hidden: Tensor,
-        rotary: tuple[Tensor, Tensor] | None = None,
-        mask: Tensor | None = None,
-        cache: KeyValueCache | None = None,
-    ) -> Tensor:
-        """(B, T, hidden_size) to the same shape; the other arguments are those of `Attention.forward`."""
-        hidden = hidden + self.attention(self.attention_norm(hidden), rotary, mask, cache)
-        return hidden + self.feed_forward(self.feed_forward_norm(hidden))
+    def forward(self, hidden: Tensor, context: Context) -> tuple[Tensor, Tensor | None]:
+        """(B, T, hidden_size) to the same shape, and each sequence's router loss (B,), or None in a dense layer."""
+        if self.post_norm:
+            return self._post_norm(hidden, context)
+        normed = hidden if self.attention_norm is None else self.attention_norm(hidden)
+        if self.parallel:
+            beside = normed if self.feed_forward_norm is None else self.feed_forward_norm(hidden)
+            changed, loss = self._feed_forward(beside, context)
+            return hidden + self.attention(normed, context) + changed, loss
+        hidden = hidden + self.attention(normed, context)
+        if self.cross_attention is not None and self.cross_attention_norm is not None:
+            hidden = hidden + self.cross_attention(self.cross_attention_norm(hidden), context)
+        assert self.feed_forward_norm is not None
+        changed, loss = self._feed_forward(self.feed_forward_norm(hidden), context)
+        return hidden + changed, loss
+
+    def _post_norm(self, hidden: Tensor, context: Context) -> tuple[Tensor, Tensor | None]:
+        assert self.attention_norm is not None
+        assert self.feed_forward_norm is not None
+        hidden = self.attention_norm(hidden + self.attention(hidden, context))
+        if self.cross_attention is not None and self.cross_attention_norm is not None:
+            hidden = self.cross_attention_norm(hidden + self.cross_attention(hidden, context))
+        changed, loss = self._feed_forward(hidden, context)
+        return self.feed_forward_norm(hidden + changed), loss
+
+    def _feed_forward(self, hidden: Tensor, context: Context) -> tuple[Tensor, Tensor | None]:
+        if isinstance(self.feed_forward, Experts):
+            return self.feed_forward(hidden, context.real)
+        return self.feed_forward(hidden), None

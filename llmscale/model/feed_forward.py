@@ -8,25 +8,26 @@ from torch import Tensor, nn
 
 from llmscale.config.model import ModelConfig
 
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+_GELU_TANH = partial(F.gelu, approximate="tanh")
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
-    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "gelu_tanh": _GELU_TANH,
+    "relu": F.relu,
     "swiglu": F.silu,
+    "geglu": F.gelu,
+    "geglu_tanh": _GELU_TANH,
 }
+"""The function by `model.activation`; the gated ones apply it to the gate."""
 
 
 class FeedForward(nn.Module):
-    """down(activation(up(x))), or down(silu(gate(x)) * up(x)) for swiglu (Shazeer 2020, equation 6)."""
+    """down(activation(up(x))), or down(activation(gate(x)) * up(x)) for gated ones (Shazeer 2020, equation 6)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.activation = _ACTIVATIONS[config.activation]
+        self.activation = ACTIVATIONS[config.activation]
         self.up = nn.Linear(config.hidden_size, config.ffn_channels, bias=config.bias)
-        self.gate = (
-            nn.Linear(config.hidden_size, config.ffn_channels, bias=config.bias)
-            if config.activation == "swiglu"
-            else None
-        )
+        self.gate = nn.Linear(config.hidden_size, config.ffn_channels, bias=config.bias) if config.gated else None
         self.down = nn.Linear(config.ffn_channels, config.hidden_size, bias=config.bias)
 
     def forward(self, hidden: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The language-model head: logits, or the loss without ever holding all logits."""
+"""Heads: logits of tokens, or their loss without ever holding all logits; and whether one sentence follows another."""
 
 from typing import Any
 
@@ -7,17 +7,30 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from llmscale.config.model import ModelConfig
+from llmscale.model.feed_forward import ACTIVATIONS
+from llmscale.model.norms import make_norm
+
 CHUNK_TOKENS = 1024
 """Tokens whose logits are held at a time: enough that the weight's gradient is not read and written too often."""
 
 
 class Head(nn.Module):
-    """A projection to the padded vocabulary, whose padded columns never get any probability."""
+    """A projection to the padded vocabulary, whose padded columns never get any probability.
 
-    def __init__(self, vocab_size: int, rows: int, hidden_size: int) -> None:
+    BERT has a dense layer, activation and norm before it (Devlin et al. 2019, code).
+    """
+
+    def __init__(self, config: ModelConfig, vocab_size: int, rows: int) -> None:
         super().__init__()
         self.vocab_size = vocab_size
-        self.weight = nn.Parameter(torch.empty(rows, hidden_size))
+        self.factor = config.hidden_size**-0.5 if config.scaled_head else None
+        self.activation = ACTIVATIONS[config.activation]
+        transform = config.head_transform
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size, bias=config.bias) if transform else None
+        self.norm = make_norm(config) if transform else None
+        self.weight = nn.Parameter(torch.empty(rows, config.hidden_size))
+        self.bias = nn.Parameter(torch.empty(rows)) if config.head_bias else None
 
     def forward(self, hidden: Tensor, targets: Tensor | None = None, weights: Tensor | None = None) -> Tensor:
         """Logits, or with `targets` the loss.
@@ -33,36 +46,56 @@ class Head(nn.Module):
             Logits (..., padded vocabulary) with -inf in the padded columns; or the sum over targets of
             weight x negative log-likelihood in nats, a scalar of at least fp32.
         """
+        if self.dense is not None and self.norm is not None:
+            hidden = self.norm(self.activation(self.dense(hidden)))
+        if self.factor is not None:
+            hidden = hidden * self.factor
         if targets is None:
-            logits = F.linear(hidden, self.weight)
+            logits = F.linear(hidden, self.weight, self.bias)
             logits[..., self.vocab_size :] = -torch.inf
             return logits
         hidden, targets = hidden.flatten(0, -2), targets.flatten()
         weights = torch.ones_like(targets, dtype=torch.float32) if weights is None else weights.flatten()
-        return linear_cross_entropy(hidden, self.weight, targets, weights, self.vocab_size)
+        return linear_cross_entropy(hidden, self.weight, targets, weights, self.vocab_size, self.bias)
 
 
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, weights: Tensor, vocab_size: int) -> Tensor:
-    """Weighted sum of the cross-entropy of softmax(hidden @ weight^T), a few rows of logits at a time.
+class NextSentenceHead(nn.Module):
+    """The pooler over the first token, and two logits: the second segment follows the first, or does not (BERT)."""
 
-    The gradients with respect to hidden and weight are computed in the forward pass, while a chunk's logits are at
-    hand, as in Liger Kernel (Hsu et al. 2024, section 3.2). The softmax is at least fp32.
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.pooler = nn.Linear(config.hidden_size, config.hidden_size)
+        self.classifier = nn.Linear(config.hidden_size, 2)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(B, T, hidden_size) to logits (B, 2)."""
+        return self.classifier(self.pooler(hidden[:, 0]).tanh())
+
+
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, targets: Tensor, weights: Tensor, vocab_size: int, bias: Tensor | None = None
+) -> Tensor:
+    """Weighted sum of the cross-entropy of softmax(hidden @ weight^T + bias), a few rows of logits at a time.
+
+    The gradients of hidden, weight and bias are computed in the forward pass, while a chunk's logits are at hand, as in
+    Liger Kernel (Hsu et al. 2024, section 3.2). The softmax is at least fp32.
 
     Args:
         hidden: (N, D).
         weight: (rows, D); rows from vocab_size on take no part.
         targets: (N,) int64.
         weights: (N,) floats; no gradient flows to them.
+        bias: (rows,).
 
     Returns:
         A scalar of at least fp32.
     """
     if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
-        return _LinearCrossEntropy.apply(hidden, weight, targets, weights, vocab_size)
+        return _LinearCrossEntropy.apply(hidden, weight, bias, targets, weights, vocab_size)
     wide = torch.promote_types(hidden.dtype, torch.float32)
     total = torch.zeros((), dtype=wide, device=hidden.device)
     for chunk in _chunks(hidden.shape[0]):
-        loss, _, _ = _softmax(hidden[chunk] @ weight.T, targets[chunk, None], vocab_size)
+        loss, _, _ = _softmax(F.linear(hidden[chunk], weight, bias), targets[chunk, None], vocab_size)
         total += (loss * weights[chunk, None]).sum()
     return total
 
@@ -70,14 +103,15 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, weight
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
-        hidden, weight, targets, weights, vocab_size = inputs
+        hidden, weight, bias, targets, weights, vocab_size = inputs
         wide = torch.promote_types(hidden.dtype, torch.float32)
         total = torch.zeros((), dtype=wide, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         grad_weight = torch.zeros_like(weight, dtype=wide) if ctx.needs_input_grad[1] else None
+        grad_bias = torch.zeros_like(bias, dtype=wide) if ctx.needs_input_grad[2] else None
         for chunk in _chunks(hidden.shape[0]):
             x, target, scale = hidden[chunk], targets[chunk, None], weights[chunk, None].to(wide)
-            loss, exponentials, normalizer = _softmax(x @ weight.T, target, vocab_size)
+            loss, exponentials, normalizer = _softmax(F.linear(x, weight, bias), target, vocab_size)
             total += (loss * scale).sum()
             # d loss / d logits = scale / normalizer x (exponentials - normalizer x onehot). The first factor is
             # applied to the narrow side of each product, which spares two passes over the logits.
@@ -87,14 +121,17 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 torch.mul(gradient @ weight, scale, out=grad_hidden[chunk])
             if grad_weight is not None:
                 _add_product(grad_weight, gradient.T, (x * scale).to(x.dtype))
-        ctx.save_for_backward(grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype))
+            if grad_bias is not None:
+                grad_bias += scale[:, 0] @ gradient.to(wide)
+        narrow = [None if grad is None else grad.to(weight.dtype) for grad in (grad_weight, grad_bias)]
+        ctx.save_for_backward(grad_hidden, *narrow)
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        hidden, weight = (None if value is None else value * scale.to(value.dtype) for value in ctx.saved_tensors)
-        return hidden, weight, None, None, None
+        grads = [None if value is None else value * scale.to(value.dtype) for value in ctx.saved_tensors]
+        return *grads, None, None, None
 
 
 def _chunks(tokens: int) -> list[slice]:

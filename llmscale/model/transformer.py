@@ -1,38 +1,51 @@
-"""The decoder Transformer, from GPT-2 to Llama."""
+"""The Transformer: embeddings, blocks, heads."""
+
+from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from llmscale.config.model import ModelConfig
-from llmscale.model.attention import continuation_mask, prefix_mask, segment_mask
-from llmscale.model.block import Block
 from llmscale.model.cache import KeyValueCache
-from llmscale.model.heads import Head
+from llmscale.model.heads import Head, NextSentenceHead
+from llmscale.model.masks import Sight
 from llmscale.model.norms import make_norm
-from llmscale.model.positions import rotary_tables
+from llmscale.model.positions import sinusoidal
+from llmscale.model.stack import Stack
 
 
-class Transformer(nn.Module):
-    """Embedding, blocks, final norm and head.
+class Output(NamedTuple):
+    """What the blocks make of a batch."""
+
+    hidden: Tensor
+    """(B, T, hidden_size), for a head."""
+    router_loss: Tensor | None = None
+    """(B,): each sequence's loss of the routers of all layers; None where there are no experts."""
+
+
+class Transformer(Stack):
+    """A decoder or an encoder with its embedding and head; an encoder-decoder has a second stack as `encoder`.
 
     The constructor's weights mean nothing: build on the meta device, give memory with `to_empty`, and let
     `llmscale.parallel.init` draw them (`llmscale.parallel.init.build` does all three).
     """
 
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:
-        super().__init__()
-        self.config = config
+        two = config.architecture == "encoder_decoder"
+        super().__init__(config, config.layers, causal=config.architecture != "encoder", cross=two)
         self.vocab_size = vocab_size
         rows = config.padded_vocab(vocab_size)
         self.embedding = nn.Embedding(rows, config.hidden_size)
-        self.positions = (
-            nn.Embedding(config.max_positions, config.hidden_size) if config.positions == "learned" else None
-        )
-        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
-        self.norm = make_norm(config)
-        self.head = Head(vocab_size, rows, config.hidden_size)
+        learned = config.positions == "learned"
+        self.positions = nn.Embedding(config.max_positions, config.hidden_size) if learned else None
+        self.token_types = nn.Embedding(config.token_types, config.hidden_size) if config.token_types else None
+        self.embedding_norm = make_norm(config) if config.embedding_norm else None
+        self.encoder = Stack(config, config.encoder_layer_count, causal=False) if two else None
+        self.head = Head(config, vocab_size, rows)
+        self.next_sentence = NextSentenceHead(config) if config.next_sentence else None
         self._tie()
 
     def forward(
@@ -41,55 +54,83 @@ class Transformer(nn.Module):
         positions: Tensor | None = None,
         segment_ids: Tensor | None = None,
         prefix_lengths: Tensor | None = None,
+        *,
+        real: Tensor | None = None,
+        token_types: Tensor | None = None,
+        encoder_inputs: Tensor | None = None,
+        encoder_real: Tensor | None = None,
+        memory: Tensor | None = None,
         cache: KeyValueCache | None = None,
-    ) -> Tensor:
-        """Hidden states after the final norm, for `head`.
+    ) -> Output:
+        """Hidden states for `head`.
 
         Args:
             inputs: (B, T) int64 token ids.
             positions: (B, T) int64; None: 0 .. T-1, or what follows the cached tokens.
             segment_ids: (B, T) int64, number of the document within the sample; tokens see their own document only.
-                None: everything before them.
+                None: all that the architecture lets them.
             prefix_lengths: (B,) int64, how many tokens from the start all see each other.
-            cache: keys and values of earlier tokens; the new ones are added. Not together with the two above.
-
-        Returns:
-            (B, T, hidden_size).
+            real: (B, T) booleans, False for tokens that fill up; with a cache (B, length + T).
+            token_types: (B, T) int64, below `model.token_types`; None: 0.
+            encoder_inputs: (B, S) int64, what the encoder of an encoder-decoder reads.
+            encoder_real: (B, S) booleans, False for tokens of it that fill up.
+            memory: (B, S, hidden_size), the result of `encode`, in place of `encoder_inputs`.
+            cache: keys and values of earlier tokens; the new ones are added. Not together with segment_ids or
+                prefix_lengths.
 
         Raises:
-            ValueError: more tokens than `max_positions`, or a cache together with segment_ids or prefix_lengths.
+            ValueError: more tokens than `max_positions`, a cache together with segment_ids or prefix_lengths, or an
+                encoder-decoder without anything for its encoder.
         """
         past, length = cache.length if cache else 0, inputs.shape[1]
         if past + length > self.config.max_positions:
             raise ValueError(f"{past + length} tokens exceed model.max_positions ({self.config.max_positions})")
         if cache is not None and (segment_ids is not None or prefix_lengths is not None):
             raise ValueError("segment_ids and prefix_lengths cannot be combined with a cache")
+        router_loss = None
+        if self.encoder is not None and memory is None and not (cache and past):
+            if encoder_inputs is None:
+                raise ValueError("an encoder-decoder needs encoder_inputs or memory")
+            memory, router_loss = self.encode(encoder_inputs, encoder_real)
         if positions is None:
             positions = torch.arange(past, past + length, device=inputs.device)[None]
-        hidden, rotary = self.embedding(inputs), None
-        if self.positions is not None:
-            hidden = hidden + self.positions(positions)
-        else:
-            rotated = int(self.config.head_channels * self.config.rotary_fraction)
-            rotary = rotary_tables(positions, rotated, self.config.rotary_base)
-        mask = None
-        if segment_ids is not None:
-            mask = segment_mask(segment_ids)
-        elif prefix_lengths is not None:
-            mask = prefix_mask(prefix_lengths, length)
-        elif past and length > 1:
-            mask = continuation_mask(past, length, inputs.device)
-        for block in self.blocks:
-            hidden = block(hidden, rotary, mask, cache)
+        hidden, own_loss = self.run(
+            self._embed(inputs, positions, token_types),
+            positions,
+            Sight(past, length, segment_ids, prefix_lengths, real),
+            memory=memory,
+            memory_real=encoder_real,
+            cache=cache,
+        )
         if cache is not None:
             cache.advance(length)
-        return self.norm(hidden)
+        if router_loss is not None and own_loss is not None:
+            own_loss = own_loss + router_loss
+        return Output(hidden, own_loss)
+
+    def encode(self, inputs: Tensor, real: Tensor | None = None) -> Output:
+        """What the encoder of an encoder-decoder makes of (B, S) tokens: (B, S, hidden_size) as the hidden states."""
+        assert self.encoder is not None
+        positions = torch.arange(inputs.shape[1], device=inputs.device)[None]
+        return Output(
+            *self.encoder.run(self._embed(inputs, positions), positions, Sight(0, inputs.shape[1], real=real))
+        )
+
+    def _embed(self, inputs: Tensor, positions: Tensor, token_types: Tensor | None = None) -> Tensor:
+        hidden = self.embedding(inputs)
+        if self.positions is not None:
+            hidden = hidden + self.positions(positions)
+        elif self.config.positions == "sinusoidal":
+            hidden = hidden + sinusoidal(positions, hidden.shape[-1]).to(hidden.dtype)
+        if self.token_types is not None:
+            hidden = hidden + self.token_types(torch.zeros_like(inputs) if token_types is None else token_types)
+        return hidden if self.embedding_norm is None else self.embedding_norm(hidden)
 
     def _tie(self) -> None:
         if self.config.tied_embeddings:
             self.head.weight = self.embedding.weight
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Transformer":
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Transformer:
         super()._apply(fn, recurse)
         # to_empty gives every module a parameter of its own, which would untie the head.
         self._tie()

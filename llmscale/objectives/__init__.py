@@ -1,13 +1,22 @@
 """Losses, one file per objective: what a model must predict from a `Batch`."""
 
-from collections.abc import Callable
+from data_pipeline.objective_config import MaskedObjective, ObjectiveConfig
+from llmscale.config import ModelConfig
+from llmscale.objectives.causal import CausalLoss
+from llmscale.objectives.encoder_decoder import EncoderDecoderLoss
+from llmscale.objectives.loss import Loss
+from llmscale.objectives.masked import MaskedLoss
 
-from torch import Tensor, nn
+__all__ = ["Loss", "build_loss"]
 
-from data_pipeline.batch import Batch
-from llmscale.objectives import causal
 
-Loss = Callable[[nn.Module, Batch], Tensor]
-
-LOSSES: dict[str, Loss] = {"causal": causal.loss, "prefix": causal.loss, "seq2seq": causal.loss}
-"""Loss by `objective.name`: the sum over a batch's targets of weight x loss, an fp32 scalar."""
+def build_loss(objective: ObjectiveConfig, model: ModelConfig) -> Loss:
+    """The loss of an objective for a model that `llmscale.legality` lets it train."""
+    experts = any(model.has_experts(layer) for layer in range(model.layers))
+    match model.architecture:
+        case "decoder":
+            return CausalLoss(experts)
+        case "encoder":
+            return MaskedLoss(experts, isinstance(objective, MaskedObjective) and objective.next_sentence)
+        case "encoder_decoder":
+            return EncoderDecoderLoss(experts)

@@ -1,15 +1,14 @@
 """Predict the next token: causal LM, the part after a prefix, or the target after a source."""
 
-from torch import Tensor
+from __future__ import annotations
 
 from data_pipeline.batch import Batch
-from llmscale.model import Transformer
+from llmscale.model import Output, Transformer
+from llmscale.objectives.loss import TokenLoss
 
 
-def loss(model: Transformer, batch: Batch) -> Tensor:
-    """Sum over the targets of weight x negative log-likelihood in nats, an fp32 scalar.
+class CausalLoss(TokenLoss):
+    """For decoders."""
 
-    A sum rather than a mean: only the caller knows the number of target tokens of the global batch.
-    """
-    hidden = model(batch.inputs, batch.positions, batch.segment_ids, batch.prefix_lengths)
-    return model.head(hidden, batch.targets, batch.weights)
+    def output(self, model: Transformer, batch: Batch) -> Output:
+        return model(batch.inputs, batch.positions, batch.segment_ids, batch.prefix_lengths)

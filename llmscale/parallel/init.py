@@ -38,16 +38,31 @@ def initialize(model: Transformer, seed: int) -> None:
 def initial_values(config: ModelConfig, seed: int, name: str, start: int, end: int) -> Tensor:
     """Elements [start, end) of the flattened global tensor `name`, 1-D fp32 on the CPU.
 
-    Norm weights are 1 and biases 0. Matrices are normal with config.init_std; projections into the residual stream
-    have it divided by sqrt(2 x layers) (GPT-2, section 2.3).
+    Norm weights are 1 and biases 0. What else there is, is normal as `config.init_scheme` says.
     """
     if name.endswith("bias"):
         return torch.zeros(end - start)
     if name.endswith("norm.weight"):
         return torch.ones(end - start)
+    return draw(seed, name, _deviation(config, name), start, end)
+
+
+def _deviation(config: ModelConfig, name: str) -> float:
+    if config.init_scheme == "fan_in":
+        if name == "embedding.weight":
+            return 1.0
+        inputs = config.hidden_size
+        if name.endswith("attention.query.weight"):
+            inputs *= config.head_channels
+        elif name.endswith("attention.output.weight"):
+            inputs = config.heads * config.head_channels
+        elif name.endswith("feed_forward.down.weight"):
+            inputs = config.ffn_channels
+        return inputs**-0.5
     into_residual = name.endswith(("attention.output.weight", "feed_forward.down.weight"))
-    std = config.init_std / math.sqrt(2 * config.layers) if into_residual else config.init_std
-    return draw(seed, name, std, start, end)
+    if into_residual and config.norm_order == "pre":
+        return config.init_std / math.sqrt(2 * config.layers)
+    return config.init_std
 
 
 def draw(seed: int, name: str, std: float, start: int, end: int) -> Tensor:

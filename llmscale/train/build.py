@@ -25,8 +25,6 @@ from llmscale.checkpoint.writer import CheckpointWriter
 from llmscale.config import RunConfig, flatten
 from llmscale.config.training import require_schedule_fits
 from llmscale.engine.distributed import World, broadcast_object, gather_objects
-from llmscale.engine.engine import Engine
-from llmscale.objectives import LOSSES
 from llmscale.parallel import init
 from llmscale.parallel.grid import RankGrid
 from llmscale.train.run_directory import RunDirectory
@@ -129,10 +127,10 @@ def build_tokenizer(config: RunConfig, run: RunDirectory) -> Tokenizer:
     on_rank_zero(lambda: prepare_tokenizer(config.data, run.tokenizer, roles=roles) and None)
     tokenizer = together(lambda: load_tokenizer(run.tokenizer))
     wanted = config.model.vocab_size
-    if wanted is not None and wanted != tokenizer.vocab_size:
+    if wanted is not None and wanted < tokenizer.vocab_size:
         raise UserError(
             f"model.vocab_size is {wanted}, but the tokenizer has {tokenizer.vocab_size} tokens;"
-            f" set model.vocab_size={tokenizer.vocab_size}, or leave it out"
+            f" set model.vocab_size={tokenizer.vocab_size} or more, or leave it out"
         )
     for index, prompt in enumerate(config.logging.sample_prompts):
         needed, room = len(tokenizer.encode(prompt)) + 2, config.model.max_positions
@@ -146,7 +144,7 @@ def build_tokenizer(config: RunConfig, run: RunDirectory) -> Tokenizer:
 
 def build_model(config: RunConfig, tokenizer: Tokenizer, init_from: str | None) -> nn.Module:
     """The model with its initial weights: drawn by name, or those of the checkpoint `init_from`."""
-    model = init.build(config.model, tokenizer.vocab_size, config.run.seed)
+    model = init.build(config.model, config.model.vocabulary(tokenizer.vocab_size), config.run.seed)
     if init_from is not None:
         start_from(model, init_from, tokenizer)
     return model
@@ -187,11 +185,6 @@ def build_evaluation(config: RunConfig, run: RunDirectory) -> EvaluationSet | No
 
     on_rank_zero(lambda: build() and None)
     return together(build)
-
-
-def build_engine(config: RunConfig, model: nn.Module, grid: RankGrid, device: torch.device) -> Engine:
-    """The training engine for the config's objective."""
-    return Engine(model, LOSSES[config.objective.name], config, grid, device)
 
 
 def build_loader(

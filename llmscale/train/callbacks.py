@@ -20,8 +20,8 @@ class StepResult:
 
     step: int
     """Steps done, this one included."""
-    loss: float
-    """Mean loss per target token of the global batch, in nats."""
+    losses: dict[str, float]
+    """Mean of each term of the loss over the global batch: `loss` per target token, in nats, and the others."""
     grad_norm: float
     """Norm of the gradient before clipping; -1 where it was not finite."""
     lr: float
@@ -32,6 +32,11 @@ class StepResult:
     step_seconds: float
     skipped: bool
     """The global batch had no target, or its gradient was not finite."""
+
+    @property
+    def loss(self) -> float:
+        """Mean loss per target token of the global batch, in nats."""
+        return self.losses["loss"]
 
 
 class Callback:
@@ -74,7 +79,7 @@ class MetricsLogger(Callback):
         tokens = sum(each.tokens for each in self._since)
         row: dict[str, Any] = {
             "step": result.step,
-            "loss": result.loss,
+            **result.losses,
             "grad_norm": result.grad_norm,
             "lr": result.lr,
             "samples": trainer.samples,

@@ -12,8 +12,9 @@ from data_pipeline.records import RecordWriter
 from llmscale.config import RunConfig
 from llmscale.engine.allocator import keep_large_blocks
 from llmscale.engine.distributed import World, join, leave, read_world, refuse
-from llmscale.engine.engine import accumulation
+from llmscale.engine.engine import Engine, accumulation
 from llmscale.legality import require_legal
+from llmscale.objectives import build_loss
 from llmscale.parallel.grid import RankGrid
 from llmscale.train import build
 from llmscale.train.callbacks import Checkpointer, Evaluator, MetricsLogger
@@ -79,7 +80,8 @@ def assemble(
     config = build.with_steps(config, loader)
     init_from = None if resume.checkpoint else config.train.init_from
     model = build.build_model(config, tokenizer, init_from)
-    engine = build.build_engine(config, model, grid, world.device)
+    loss = build_loss(config.objective, config.model)
+    engine = Engine(model, loss, config, grid, world.device)
     if resume.checkpoint is not None:
         restore(engine, resume.checkpoint)
     writer = build.build_writer(config, run, world, attempt)
@@ -87,7 +89,7 @@ def assemble(
     if world.rank == 0:
         ledger = LedgerWriter(run.path, attempt, config.logging.ledger_snapshot_interval, continues=resume.step)
     return Trainer(
-        config, run, world, grid, engine, loader, evaluation_set, writer, ledger, tokenizer, flag, resume, attempt
+        config, run, world, grid, loss, engine, loader, evaluation_set, writer, ledger, tokenizer, flag, resume, attempt
     )
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import torch
-
 from data_pipeline.batch import Batch
 from data_pipeline.cursor import merge_cursors
 from data_pipeline.errors import UserError
@@ -19,6 +17,7 @@ from llmscale.config import RunConfig, identity
 from llmscale.engine.distributed import World, all_reduce_sum, all_reduce_wrapping, gather_objects
 from llmscale.engine.engine import Engine, accumulation
 from llmscale.evaluate.heldout import evaluate
+from llmscale.objectives import Loss
 from llmscale.parallel.grid import RankGrid
 from llmscale.train.batch_size import batch_at
 from llmscale.train.callbacks import Callback, StepResult
@@ -36,6 +35,7 @@ class Trainer:
         run: RunDirectory,
         world: World,
         grid: RankGrid,
+        loss: Loss,
         engine: Engine,
         loader: TrainLoader,
         evaluation_set: EvaluationSet | None,
@@ -50,6 +50,7 @@ class Trainer:
         self.run = run
         self.world = world
         self.grid = grid
+        self.loss = loss
         self.engine = engine
         self.loader = loader
         self.evaluation_set = evaluation_set
@@ -89,14 +90,14 @@ class Trainer:
         global_batch = batch_at(self.config.train, self.samples)
         batch, ledger_sum = self._take(global_batch)
         data_seconds = time.perf_counter() - started
-        counted = float(batch.weights.sum(dtype=torch.float64))
-        targets, signals = all_reduce_sum([counted, float(self.flag.raised)])
+        *counts, signals = all_reduce_sum([*self.loss.counts(batch), float(self.flag.raised)])
         self.preempted = signals > 0
-        loss_sum, grad_norm = 0.0, 0.0
+        targets = counts[0]
+        sums, grad_norm = [0.0] * len(counts), 0.0
         if targets:
             micro, _ = accumulation(self.config, self.grid.data, global_batch)
-            loss_sum, grad_norm = self.engine.train_step(batch.split(micro), self.step, targets)
-        (loss_sum,) = all_reduce_sum([loss_sum])
+            sums, grad_norm = self.engine.train_step(batch.split(micro), self.step, counts)
+        sums = all_reduce_sum(sums)
         ledger_sum = all_reduce_wrapping(ledger_sum)
         skipped = not targets or not 0 <= grad_norm < float("inf")
         self.step += 1
@@ -108,7 +109,10 @@ class Trainer:
         self.seconds += step_seconds
         return StepResult(
             step=self.step,
-            loss=loss_sum / targets if targets else 0.0,
+            losses={
+                name: total / count if count else 0.0
+                for name, total, count in zip(self.loss.terms, sums, counts, strict=True)
+            },
             grad_norm=grad_norm,
             lr=self.engine.learning_rate(self.step - 1),
             tokens=int(targets),

@@ -16,7 +16,7 @@ from llmscale.engine.distributed import all_reduce_sum, gather_objects, join, le
 from llmscale.engine.engine import Engine, accumulation
 from llmscale.engine.optimizers import build_optimizer
 from llmscale.engine.schedule import learning_rate
-from llmscale.objectives import LOSSES
+from llmscale.objectives import build_loss
 from llmscale.parallel import init
 from llmscale.parallel.grid import RankGrid
 from llmscale.train.resume import restore
@@ -79,7 +79,7 @@ def plain_torch(
     found = []
     for step in range(steps):
         batch = global_batch(step)
-        logits = model.head(model(batch.inputs))[..., :VOCAB]
+        logits = model.head(model(batch.inputs).hidden)[..., :VOCAB]
         losses = nn.functional.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), reduction="none")
         loss = (losses * batch.weights.flatten()).sum() / batch.weights.sum()
         loss.backward()
@@ -100,15 +100,15 @@ def one_step(engine: Engine, grid: RankGrid, step: int) -> Figures:
     own = batch.map(lambda tensor: tensor[grid.coordinate("data") :: grid.data])
     (targets,) = all_reduce_sum([float(own.weights.sum())])
     micro, _ = accumulation(engine.config, grid.data)
-    loss, norm = engine.train_step(own.split(micro), step, targets)
-    (loss,) = all_reduce_sum([loss])
+    sums, norm = engine.train_step(own.split(micro), step, [targets])
+    (loss,) = all_reduce_sum(sums)
     return loss / targets, norm
 
 
 def open_engine(config: RunConfig) -> tuple[Engine, RankGrid]:
     """An engine on this rank; the process group must be there."""
     grid = RankGrid(data=dist.get_world_size(), rank=dist.get_rank()).with_groups()
-    return Engine(build(config), LOSSES["causal"], config, grid, torch.device("cpu")), grid
+    return Engine(build(config), build_loss(config.objective, config.model), config, grid, torch.device("cpu")), grid
 
 
 def train_on_rank(configs: list[RunConfig], steps: int = STEPS) -> list[list[Figures]]:

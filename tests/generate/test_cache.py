@@ -22,8 +22,8 @@ def test_reading_in_parts_equals_reading_at_once(name: str, parts: list[int]) ->
     ids = tokens(batch=2, length=10)
     cache = cache_of(model, batch=2)
     with torch.no_grad():
-        hidden = torch.cat([model(part, cache=cache) for part in ids.split(parts, dim=1)], dim=1)
-        torch.testing.assert_close(hidden, model(ids), rtol=1e-4, atol=1e-5)
+        hidden = torch.cat([model(part, cache=cache).hidden for part in ids.split(parts, dim=1)], dim=1)
+        torch.testing.assert_close(hidden, model(ids).hidden, rtol=1e-4, atol=1e-5)
     assert cache.length == 10
 
 
@@ -42,7 +42,7 @@ def test_greedy_equals_full_recomputation_and_transformers(name: str) -> None:
         recomputed = list(prompt)
         with torch.no_grad():
             for _ in range(count):
-                recomputed.append(int(ours.head(ours(torch.tensor([recomputed]))[:, -1]).argmax()))
+                recomputed.append(int(ours.head(ours(torch.tensor([recomputed])).hidden[:, -1]).argmax()))
         assert found == recomputed[5:] == reference
 
 
@@ -53,8 +53,8 @@ def test_a_batch_of_equal_lengths_goes_through_one_cache() -> None:
     with torch.no_grad():
         model(prompts, cache=cache)
         step = tokens(batch=3, length=1, seed=9)
-        together = model(step, cache=cache)
-        alone = model(torch.cat([prompts, step], dim=1))[:, -1:]
+        together = model(step, cache=cache).hidden
+        alone = model(torch.cat([prompts, step], dim=1)).hidden[:, -1:]
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
 
 

@@ -5,9 +5,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from data_pipeline.batch import Batch
+from llmscale.config import ModelConfig
 from llmscale.model import heads
 from llmscale.model.heads import Head, linear_cross_entropy
-from llmscale.objectives import causal
+from llmscale.objectives.causal import CausalLoss
 from llmscale.parallel.init import build
 from tests.model.references import GPT2, VOCAB
 
@@ -111,7 +113,7 @@ def test_no_chunk_holds_more_than_its_tokens(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_the_head_gives_the_loss_of_its_logits() -> None:
-    head = Head(VOCABULARY, ROWS, WIDTH).double()
+    head = Head(ModelConfig(hidden_size=WIDTH, heads=1), VOCABULARY, ROWS).double()
     hidden, weight, targets, _ = case()
     head.weight = torch.nn.Parameter(weight.detach())
     logits = head(hidden.view(1, TOKENS, WIDTH))
@@ -124,10 +126,10 @@ def test_tied_gradient_is_the_sum_of_both_uses() -> None:
     generator = torch.Generator().manual_seed(0)
     inputs, targets = torch.randint(VOCAB, (2, 3, 9), generator=generator)
     weights = torch.rand(3, 9, generator=generator)
-    logits = F.linear(model(inputs), model.embedding.weight)[..., :VOCAB]
+    logits = F.linear(model(inputs).hidden, model.embedding.weight)[..., :VOCAB]
     expected = (F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none") * weights.flatten()).sum()
     gradients = torch.autograd.grad(expected, list(model.parameters()))
-    batch = causal.Batch(inputs, targets, weights, torch.arange(3))
-    loss = causal.loss(model, batch)
+    batch = Batch(inputs, targets, weights, torch.arange(3))
+    (loss,) = CausalLoss(experts=False)(model, batch)
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(torch.autograd.grad(loss, list(model.parameters())), gradients)

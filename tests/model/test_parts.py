@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from llmscale.config import ModelConfig
 from llmscale.model import Transformer
 from llmscale.model.attention import Attention
+from llmscale.model.context import Context
 from llmscale.model.positions import rotary_tables, rotate
 from llmscale.parallel.init import build
 from tests.model.references import CONFIGS, GPT2, LLAMA, VOCAB, tokens
@@ -44,8 +45,8 @@ def test_rotary_sees_distances_only(fraction: float) -> None:
     ids = tokens(length=9)
     positions = torch.arange(9)[None].expand(3, -1)
     with torch.no_grad():
-        torch.testing.assert_close(model(ids), model(ids, positions=positions + 11), rtol=1e-4, atol=1e-5)
-        assert not torch.allclose(model(ids), model(ids, positions=positions * 2), atol=1e-3)
+        torch.testing.assert_close(model(ids).hidden, model(ids, positions=positions + 11).hidden, rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(model(ids).hidden, model(ids, positions=positions * 2).hidden, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -55,10 +56,10 @@ def test_packed_documents_equal_the_documents_alone(name: str) -> None:
     segments = torch.tensor([[0] * 5 + [1] * 7, [0] * 12])
     positions = torch.tensor([[*range(5), *range(7)], [*range(12)]])
     with torch.no_grad():
-        packed = model(ids, positions=positions, segment_ids=segments)
-        alone = torch.cat([model(ids[:1, :5]), model(ids[:1, 5:])], dim=1)
+        packed = model(ids, positions=positions, segment_ids=segments).hidden
+        alone = torch.cat([model(ids[:1, :5]).hidden, model(ids[:1, 5:]).hidden], dim=1)
         torch.testing.assert_close(packed[:1], alone, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(packed[1:], model(ids[1:]), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(packed[1:], model(ids[1:]).hidden, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -67,14 +68,14 @@ def test_later_tokens_do_not_matter(name: str) -> None:
     first, second = tokens(length=10), tokens(length=10)
     second[:, 6:] = (second[:, 6:] + 1) % VOCAB
     with torch.no_grad():
-        a, b = model(first), model(second)
+        a, b = model(first).hidden, model(second).hidden
     torch.testing.assert_close(a[:, :6], b[:, :6], rtol=1e-5, atol=1e-6)
     assert not torch.allclose(a[:, 6:], b[:, 6:])
 
 
 def test_grouped_queries_share_keys_and_values() -> None:
     config = LLAMA.model_copy(update={"heads": 6, "kv_heads": 2, "head_size": 4})
-    attention = Attention(config, layer=0).double()
+    attention = Attention(config, layer=0, causal=True).double()
     x = torch.randn(2, 7, 40, dtype=torch.float64)
 
     def heads(projection: torch.nn.Linear) -> torch.Tensor:
@@ -86,7 +87,8 @@ def test_grouped_queries_share_keys_and_values() -> None:
         scores = queries[:, head] @ keys[:, head // 3].transpose(1, 2) / 2
         scores = scores.masked_fill(torch.ones(7, 7).triu(1).bool(), -torch.inf)
         mixed.append(scores.softmax(-1) @ values[:, head // 3])
-    torch.testing.assert_close(attention(x), attention.output(torch.cat(mixed, dim=-1)))
+    context = Context(rotary={"global": None}, masks={"global": None})
+    torch.testing.assert_close(attention(x, context), attention.output(torch.cat(mixed, dim=-1)))
 
 
 @pytest.mark.parametrize(
@@ -119,11 +121,11 @@ def test_blocks_compile_whole_and_only_once(name: str) -> None:
     # More blocks than the compiler's limit of recompilations (8): they must share one graph.
     model = build(CONFIGS[name].model_copy(update={"layers": 10}), VOCAB, seed=1)
     ids, targets = tokens(length=8), tokens(length=8, seed=8)
-    expected = model.head(model(ids), targets)
+    expected = model.head(model(ids).hidden, targets)
     gradients = torch.autograd.grad(expected, list(model.parameters()))
     for block in model.blocks:
         block.compile(backend="aot_eager", fullgraph=True)
-    loss = model.head(model(ids), targets)
+    loss = model.head(model(ids).hidden, targets)
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(torch.autograd.grad(loss, list(model.parameters())), gradients, rtol=1e-4, atol=1e-5)
 
@@ -138,7 +140,7 @@ import llmscale.model
 from llmscale.config.model import ModelConfig
 model = llmscale.model.Transformer(ModelConfig(layers=1, hidden_size=8, heads=2), 50)
 tokens = torch.zeros(1, 4, dtype=torch.long)
-model.head(model(tokens), tokens).backward()
+model.head(model(tokens).hidden, tokens).backward()
 new = {name for name in set(sys.modules) - before if name.startswith(("deepspeed", "torch.distributed", "accelerate"))}
 assert not new, new
 """
@@ -147,4 +149,4 @@ assert not new, new
 
 def test_head_size_may_differ_from_the_hidden_size() -> None:
     config = ModelConfig(layers=1, hidden_size=24, heads=2, head_size=20, max_positions=8)
-    assert build(config, 30, seed=0)(tokens(length=8) % 30).shape == (3, 8, 24)
+    assert build(config, 30, seed=0)(tokens(length=8) % 30).hidden.shape == (3, 8, 24)

@@ -133,7 +133,7 @@ def test_a_decoder_learns_by_each_of_its_objectives(folder: Path, objective: dic
 def test_objectives_for_an_encoder_are_refused(folder: Path, name: str) -> None:
     finished = run("train", "config.yaml", f"objective.name={name}", cwd=folder)
     assert finished.returncode == 2
-    assert "the model is a decoder" in finished.stderr
+    assert "but model.architecture is decoder" in finished.stderr
 
 
 def test_prepared_tokens_train_as_the_text_does_and_tell_their_tokenizer(folder: Path) -> None:

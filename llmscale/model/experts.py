@@ -1,0 +1,101 @@
+"""Mixture of experts: every token goes to a few of many feed-forward layers (Shazeer et al. 2017).
+
+Whatever looks at several tokens (capacity, losses) looks at those of one sequence, so that how a batch is cut into
+micro batches and ranks changes nothing.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llmscale.config.model import ModelConfig
+from llmscale.model.feed_forward import ACTIVATIONS
+
+
+class ExpertLinear(nn.Module):
+    """The same projection of all experts: weight (experts, outputs, inputs), bias (experts, outputs) or None."""
+
+    def __init__(self, experts: int, inputs: int, outputs: int, bias: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(experts, outputs, inputs))
+        self.bias = nn.Parameter(torch.empty(experts, outputs)) if bias else None
+
+    def forward(self, tokens: Tensor, expert: Tensor, ends: Tensor) -> Tensor:
+        """(N, inputs) to (N, outputs), where token i belongs to `expert[i]` (N,), and those of expert e end before
+        `ends[e]` (experts,) int32."""
+        projected = F.grouped_mm(tokens, self.weight.transpose(-2, -1), offs=ends)
+        return projected if self.bias is None else projected + self.bias[expert]
+
+
+class Experts(nn.Module):
+    """A router and its experts, in place of a feed-forward layer."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        assert config.experts is not None
+        self.settings = config.experts
+        count, inner = self.settings.count, self.settings.ffn_size or config.ffn_channels
+        self.activation = ACTIVATIONS[config.activation]
+        self.router = nn.Linear(config.hidden_size, count, bias=False)
+        self.up = ExpertLinear(count, config.hidden_size, inner, config.bias)
+        self.gate = ExpertLinear(count, config.hidden_size, inner, config.bias) if config.gated else None
+        self.down = ExpertLinear(count, inner, config.hidden_size, config.bias)
+
+    def forward(self, hidden: Tensor, real: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Mix the experts of each token.
+
+        Args:
+            hidden: (B, T, hidden_size).
+            real: (B, T) booleans, False for tokens that fill up, which take no room and do not count.
+
+        Returns:
+            (B, T, hidden_size), and each sequence's router loss (B,) in fp32.
+        """
+        logits = self.router(hidden).float()
+        probabilities = logits.softmax(dim=-1)
+        weights, chosen = probabilities.topk(self.settings.per_token, dim=-1)
+        if self.settings.normalize:
+            weights = weights / weights.sum(dim=-1, keepdim=True)
+        counted = torch.ones(hidden.shape[:2], device=hidden.device) if real is None else real.float()
+        if self.training and self.settings.capacity_factor is not None:
+            weights = weights * self._within_capacity(chosen, counted)
+        mixed = self._mix(hidden.flatten(0, 1), chosen.flatten(0, 1), weights.flatten(0, 1).to(hidden.dtype))
+        return mixed.view_as(hidden), self._loss(logits, probabilities, chosen, counted)
+
+    def _mix(self, tokens: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+        """(N, hidden_size) tokens, (N, k) experts and their weights to (N, hidden_size)."""
+        count, each = self.settings.count, chosen.shape[1]
+        flat = chosen.flatten()
+        order = flat.argsort(stable=True)
+        expert = flat[order]
+        ends = F.one_hot(flat, count).sum(0).cumsum(0).to(torch.int32)
+        inputs = tokens[order // each]
+        inner = self.up(inputs, expert, ends)
+        inner = (
+            self.activation(inner) if self.gate is None else self.activation(self.gate(inputs, expert, ends)) * inner
+        )
+        outputs = self.down(inner, expert, ends)
+        # Back into the order of the tokens by a gather, whose sum does not depend on the order of threads.
+        back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+        return (outputs[back].unflatten(0, (-1, each)) * weights[..., None]).sum(1)
+
+    def _within_capacity(self, chosen: Tensor, counted: Tensor) -> Tensor:
+        """(B, T, k) 1 where the expert has room, 0 where it is full: earlier tokens come first (GShard, 2.2)."""
+        settings = self.settings
+        room = settings.capacity_factor * counted.sum(1) * settings.per_token / settings.count  # type: ignore[operator]
+        wanted = F.one_hot(chosen, settings.count) * counted[..., None, None].long()
+        before = wanted.flatten(1, 2).cumsum(1).unflatten(1, chosen.shape[1:]) - wanted
+        place = before.gather(-1, chosen[..., None])[..., 0]
+        return (place < room.ceil()[:, None, None]).float()
+
+    def _loss(self, logits: Tensor, probabilities: Tensor, chosen: Tensor, counted: Tensor) -> Tensor:
+        """(B,): balance (Switch Transformer, equations 4 to 6, over all k choices) and z-loss (ST-MoE, equation 5)."""
+        settings = self.settings
+        tokens = counted.sum(1).clamp(min=1)
+        routed = (F.one_hot(chosen, settings.count).sum(2) * counted[..., None]).sum(1) / tokens[:, None]
+        share = (probabilities * counted[..., None]).sum(1) / tokens[:, None]
+        balance = settings.count / settings.per_token * (routed * share).sum(-1)
+        square = (logits.logsumexp(-1).square() * counted).sum(1) / tokens
+        return settings.balance_weight * balance + settings.z_weight * square

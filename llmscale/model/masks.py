@@ -1,0 +1,61 @@
+"""Which token sees which: masks of self-attention and cross-attention."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What limits who sees whom in one forward pass, apart from the kind of layer."""
+
+    past: int
+    """Tokens that the cache holds already."""
+    length: int
+    """New tokens."""
+    segment_ids: Tensor | None = None
+    """(B, T) numbers of the document: tokens see their own document only."""
+    prefix_lengths: Tensor | None = None
+    """(B,) tokens from the start that all see each other."""
+    real: Tensor | None = None
+    """(B, past + T) booleans: False for tokens that fill up, which nobody sees but themselves."""
+
+    def places(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Places of the queries (T, 1) and of the keys (S,) in the sequence."""
+        keys = torch.arange(self.past + self.length, device=device)
+        return keys[self.past :, None], keys
+
+    def mask(self, *, causal: bool, window: int | None, device: torch.device) -> Tensor | None:
+        """(B or 1, 1, T, S) booleans, True where a query may see a key.
+
+        None where a kernel needs no mask: all keys, or in a causal layer without cached tokens those up to the query.
+        """
+        total = self.past + self.length
+        windowed = window is not None and total > (window if causal else window // 2 + 1)
+        limited = any(part is not None for part in (self.segment_ids, self.prefix_lengths, self.real)) or windowed
+        if not limited and (not causal or self.past == 0 or self.length == 1):
+            return None
+        queries, keys = self.places(device)
+        allowed = (queries >= keys if causal else (keys >= 0).expand(self.length, -1))[None, None]
+        if self.prefix_lengths is not None:
+            allowed = allowed | (keys < self.prefix_lengths[:, None, None, None])
+        if windowed:
+            assert window is not None
+            near = queries - keys < window if causal else (queries - keys).abs() <= window // 2
+            allowed = allowed & near
+        if self.segment_ids is not None:
+            allowed = allowed & (self.segment_ids[:, None, :, None] == self.segment_ids[:, None, None, :])
+        if self.real is not None:
+            # A token that fills up sees itself, since the softmax of nothing is not a number.
+            allowed = (allowed & self.real[:, None, None, :]) | (queries == keys)
+        return allowed
+
+
+def cross_mask(real: Tensor | None) -> Tensor | None:
+    """Who sees which token of the encoder: (B, S) booleans to (B, 1, 1, S); all of them where none is real."""
+    if real is None:
+        return None
+    return (real | ~real.any(dim=1, keepdim=True))[:, None, None, :]

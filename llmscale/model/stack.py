@@ -1,0 +1,109 @@
+"""A stack of blocks: the decoder, or the encoder."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from llmscale.config.model import ModelConfig
+from llmscale.model.block import Block
+from llmscale.model.cache import KeyValueCache
+from llmscale.model.context import Context
+from llmscale.model.masks import Sight, cross_mask
+from llmscale.model.norms import make_norm
+from llmscale.model.positions import RelativeBias, Tables, alibi_bias, rotary_tables
+
+
+class Stack(nn.Module):
+    """Blocks over embedded tokens, and the norm after them."""
+
+    def __init__(self, config: ModelConfig, layers: int, *, causal: bool, cross: bool = False) -> None:
+        super().__init__()
+        self.config = config
+        self.causal = causal
+        self.kinds = sorted({config.attention_kind(layer) for layer in range(layers)})
+        self.relative_bias = RelativeBias(config, causal) if config.positions == "relative" else None
+        self.blocks = nn.ModuleList(Block(config, layer, causal, cross) for layer in range(layers))
+        self.norm = make_norm(config) if config.norm_order == "pre" else None
+        self.queries = nn.Embedding(config.max_positions, config.hidden_size) if config.query_layer else None
+
+    def run(
+        self,
+        hidden: Tensor,
+        positions: Tensor,
+        sight: Sight,
+        *,
+        memory: Tensor | None = None,
+        memory_real: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Hidden states after the final norm, and the sum of the layers' router losses.
+
+        Args:
+            hidden: (B, T, hidden_size) embedded tokens.
+            positions: (B or 1, T) int64.
+            sight: who sees whom.
+            memory: (B, S, hidden_size), the encoder's result.
+            memory_real: (B, S) booleans, False for tokens of it that fill up.
+
+        Returns:
+            (B, T, hidden_size), and (B,) or None where there are no experts.
+        """
+        context = Context(
+            rotary={kind: self._rotary(kind, positions) for kind in self.kinds},
+            masks=self._masks(sight, hidden),
+            real=None if sight.real is None else sight.real[:, sight.past :],
+            memory=memory,
+            memory_mask=cross_mask(memory_real),
+            cache=cache,
+        )
+        *blocks, last = self.blocks
+        router_loss = None
+        for block in blocks:
+            hidden, loss = block(hidden, context)
+            router_loss = _add(router_loss, loss)
+        if self.queries is not None:
+            hidden = self._finish(hidden)
+            context = Context(**{**vars(context), "queries": self.queries(positions)})
+        hidden, loss = last(hidden, context)
+        return hidden if self.queries is not None else self._finish(hidden), _add(router_loss, loss)
+
+    def _finish(self, hidden: Tensor) -> Tensor:
+        return hidden if self.norm is None else self.norm(hidden)
+
+    def _rotary(self, kind: str, positions: Tensor) -> Tables | None:
+        config = self.config
+        if config.positions != "rotary":
+            return None
+        base = config.rotary_base if kind == "global" else config.rotary_local_base or config.rotary_base
+        return rotary_tables(positions, int(config.head_channels * config.rotary_fraction), base, config.rotary_scaling)
+
+    def _masks(self, sight: Sight, hidden: Tensor) -> dict[str, Tensor | None]:
+        """Masks by kind of layer, with the bias by distance added where there is one."""
+        bias = self._bias(sight, hidden)
+        masks: dict[str, Tensor | None] = {}
+        for kind in self.kinds:
+            window = self.config.window if kind == "local" else None
+            allowed = sight.mask(causal=self.causal, window=window, device=hidden.device)
+            if bias is None:
+                masks[kind] = allowed
+                continue
+            if allowed is None and self.causal and sight.length > 1:
+                queries, keys = sight.places(hidden.device)
+                allowed = queries >= keys
+            masks[kind] = bias if allowed is None else bias.masked_fill(~allowed, -torch.inf)
+        return masks
+
+    def _bias(self, sight: Sight, hidden: Tensor) -> Tensor | None:
+        if self.relative_bias is None and self.config.positions != "alibi":
+            return None
+        queries, keys = sight.places(hidden.device)
+        if self.relative_bias is not None:
+            return self.relative_bias(keys - queries)
+        return alibi_bias(keys - queries, self.config.heads).to(hidden.dtype)
+
+
+def _add(total: Tensor | None, more: Tensor | None) -> Tensor | None:
+    if total is None or more is None:
+        return more if total is None else total
+    return total + more
