@@ -1,5 +1,6 @@
 """Adafactor, Lion and Muon under ZeRO on real ranks, and their state from one layout into another."""
 
+import math
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -12,6 +13,9 @@ from llmscale.checkpoint import newest_intact
 from llmscale.config import RunConfig
 from llmscale.engine import engine as engine_module
 from llmscale.engine.distributed import gather_objects, join, leave, read_world
+from llmscale.engine.optimizers import Part
+from llmscale.engine.optimizers.adafactor import Adafactor
+from llmscale.engine.optimizers.muon import Muon
 from tests.engine.cases import (
     Figures,
     case_config,
@@ -114,6 +118,55 @@ def test_sub_groups_of_stage_3_equal_the_reference(expected: Any) -> None:
     names = ["adafactor", "muon"]
     configs = [case_config(engine__zero_stage=3, **VARIANTS[name]) for name in names]
     check(run_ranks(2, train_on_rank, configs, SMALL_GROUPS), names, expected)
+
+
+STACKS = [(3, 4, 5), (2, 7), (1, 1), (5, 3, 2), (6, 4)]
+CUTS = [0, 9, 9, 70, 108, 129]
+"""Where the ranks' parts of the stacks begin: within rows, and one rank has nothing at all."""
+
+
+def update_stacks_on_rank(cuts: list[int]) -> None:
+    """Three updates of a flat partition that ends anywhere, against updates of the whole tensors."""
+    join(read_world("cpu"))
+    rank = torch.distributed.get_rank()
+    first, last = cuts[rank], cuts[rank + 1]
+    for kind in (Adafactor, Muon):
+        generator = torch.Generator().manual_seed(5)
+        options = {"orthogonal": True, "arithmetic": torch.float32} if kind is Muon else {"momentum": 0.5}
+        own = {key: options.pop(key) for key in ("orthogonal",) if key in options}
+        whole = [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in STACKS]
+        partition = torch.nn.Parameter(torch.cat([tensor.detach().view(-1) for tensor in whole])[first:last].clone())
+        reference = kind([{"params": whole, **own}], lr=0.1, weight_decay=0.1, **options)
+        sharded = kind([{"params": [partition], **own}], lr=0.1, weight_decay=0.1, **options)
+        sharded.bind(partition, parts_of_stacks(first, last), torch.distributed.group.WORLD)
+        for _ in range(3):
+            for tensor in whole:
+                tensor.grad = torch.randn(tensor.shape, generator=generator)
+            partition.grad = torch.cat([tensor.grad.view(-1) for tensor in whole])[first:last].clone()
+            reference.step()
+            sharded.step()
+        expected = torch.cat([tensor.detach().view(-1) for tensor in whole])[first:last]
+        torch.testing.assert_close(partition.detach(), expected, rtol=1e-5, atol=1e-5)
+    leave()
+
+
+def parts_of_stacks(first: int, last: int) -> list[Part]:
+    """What elements [first, last) of all stacks one after the other hold of each."""
+    parts, place = [], 0
+    for shape in STACKS:
+        size = math.prod(shape)
+        start, end = max(first, place), min(last, place + size)
+        if start < end:
+            parts.append(Part(str(shape), shape, start - place, end - start, start - first))
+        else:
+            parts.append(Part(str(shape), shape, 0, 0, 0))
+        place += size
+    return parts
+
+
+def test_stacks_of_matrices_may_be_cut_anywhere() -> None:
+    assert CUTS[-1] == sum(math.prod(shape) for shape in STACKS)
+    run_ranks(len(CUTS) - 1, update_stacks_on_rank, CUTS)
 
 
 def test_muon_in_bf16_follows_fp32(expected: Any) -> None:
