@@ -29,6 +29,7 @@ class PrefixObjective(Section):
     """The rest of a sample after a prefix whose tokens all see each other (prefix LM; Raffel et al. 2020, 3.2.1)."""
 
     name: Literal["prefix"] = "prefix"
+    """The rest after a prefix."""
     least_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """The prefix is uniformly long between this fraction of the sample and one minus it."""
 
@@ -37,6 +38,7 @@ class MaskedObjective(Section):
     """Hidden tokens from both sides (BERT; Devlin et al. 2019, section 3.1)."""
 
     name: Literal["masked"] = "masked"
+    """Hidden tokens."""
     rate: Annotated[float, Field(gt=0, lt=1)] = 0.15
     """Fraction of the tokens to predict."""
     mask_share: Share = 0.8
@@ -56,6 +58,7 @@ class DenoisingObjective(Section):
     """The spans that were cut out of a text (T5; Raffel et al. 2020, section 3.1.4); for encoder-decoder models."""
 
     name: Literal["denoising"] = "denoising"
+    """Spans that were cut out."""
     rate: Annotated[float, Field(gt=0, lt=1)] = 0.15
     """Fraction of the tokens that are cut out."""
     mean_span: Annotated[float, Field(ge=1)] = 3.0
@@ -66,6 +69,7 @@ class PairsObjective(Section):
     """A target text from a source text: sources need `target_field`."""
 
     name: Literal["seq2seq"] = "seq2seq"
+    """A target text from a source text."""
     target_length: Annotated[int, Field(gt=0)] = 128
     """Tokens that are kept of a target, its end token included. Sources are cut at data.sequence_length, likewise."""
     concatenate: bool = False

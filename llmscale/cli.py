@@ -79,6 +79,16 @@ def train(config: Path, overrides: tuple[str, ...], dry_run: bool) -> None:
         sys.exit(start(resolved, flag))
 
 
+@cli.command()
+def schema() -> None:
+    """Print the JSON schema of the config, by which editors complete and check YAML files."""
+    import json
+
+    from llmscale.config.schema import config_schema
+
+    click.echo(json.dumps(config_schema(), indent=2, ensure_ascii=False))
+
+
 @cli.command("eval")
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("--data", "files", multiple=True, required=True, help="Text file or glob to evaluate on; repeatable.")

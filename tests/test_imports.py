@@ -29,6 +29,7 @@ MAY_IMPORT = {
         "llmscale.objectives",
         "llmscale.parallel",
         "llmscale.checkpoint.fragments",
+        "llmscale.checkpoint.geometry",
         "llmscale.model",
         "llmscale.config",
         "data_pipeline",

@@ -21,7 +21,7 @@ def show(path: str | Path) -> str:
     pieces = 0
     for entry in manifest.tensors.values():
         for kind, parts in entry.kinds.items():
-            kinds[kind] = kinds.get(kind, 0) + prod(entry.shape)
+            kinds[kind] = kinds.get(kind, 0) + prod(entry.shape_of(kind))
             pieces += len(parts)
     rows = [
         ("checkpoint", str(checkpoint.path)),

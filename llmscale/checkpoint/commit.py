@@ -103,20 +103,25 @@ def merge_tensors(records: Sequence[RankRecord]) -> dict[str, TensorEntry]:
     merged: dict[str, TensorEntry] = {}
     for record in records:
         for name, entry in record.tensors.items():
-            known = merged.setdefault(name, TensorEntry(shape=entry.shape, kinds={}))
+            known = merged.setdefault(name, TensorEntry(shape=entry.shape, kinds={}, shapes={}))
+            known.shapes.update({kind: shape for kind, shape in entry.shapes.items() if kind not in known.kinds})
             if known.shape != entry.shape:
                 raise CheckpointError(f"ranks disagree on the shape of {name}: {known.shape} and {entry.shape}")
             for kind, pieces in entry.kinds.items():
+                shapes = known.shape_of(kind), entry.shape_of(kind)
+                if shapes[0] != shapes[1]:
+                    raise CheckpointError(f"ranks disagree on the shape of {kind} of {name}: {shapes[0]}, {shapes[1]}")
                 known.kinds.setdefault(kind, []).extend(pieces)
     for name, entry in merged.items():
         for kind, pieces in entry.kinds.items():
             unique = {(piece.offsets, piece.sizes, piece.start, piece.end): piece for piece in reversed(pieces)}
             entry.kinds[kind] = [unique[key] for key in sorted(unique)]
-            missing = boxes([0] * len(entry.shape), entry.shape, 0, prod(entry.shape))
+            shape = entry.shape_of(kind)
+            missing = boxes([0] * len(shape), shape, 0, prod(shape))
             for piece in entry.kinds[kind]:
                 _, missing = take(missing, boxes(piece.offsets, piece.sizes, piece.start, piece.end))
             if missing:
-                raise CheckpointError(f"no rank has given elements {missing[0]} of {kind} of {name} {entry.shape}")
+                raise CheckpointError(f"no rank has given elements {missing[0]} of {kind} of {name} {shape}")
     return merged
 
 

@@ -36,10 +36,12 @@ class Fragment:
     """End of the range, exclusive."""
     tensor: torch.Tensor
     """(end - start,) float32, on any device."""
+    kind_shape: tuple[int, ...] | None = None
+    """Shape of this kind, where it is not that of the tensor: the rectangle is one of it."""
 
     def __post_init__(self) -> None:
         try:
-            check_range(self.shape, self.offsets, self.sizes, self.start, self.end)
+            check_range(self.kind_shape or self.shape, self.offsets, self.sizes, self.start, self.end)
         except ValueError as error:
             raise ValueError(f"{self.kind} of {self.name}: {error}") from None
         expected = (self.end - self.start,)

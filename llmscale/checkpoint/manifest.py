@@ -12,7 +12,7 @@ from llmscale.checkpoint.errors import CorruptCheckpoint
 from llmscale.checkpoint.fragments import Piece
 from llmscale.checkpoint.geometry import check_range
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 CURSOR = "cursor.json"
 TOKENIZER = "tokenizer"
@@ -34,6 +34,12 @@ class TensorEntry(_Record):
 
     shape: tuple[int, ...]
     kinds: dict[str, list[Piece]]
+    shapes: dict[str, tuple[int, ...]] = {}
+    """Shapes of the kinds that are not of the tensor's own, such as Adafactor's row and column statistics."""
+
+    def shape_of(self, kind: str) -> tuple[int, ...]:
+        """Global shape of one kind."""
+        return self.shapes.get(kind, self.shape)
 
 
 class RankRecord(_Record):
@@ -90,7 +96,7 @@ class Manifest(RunState):
                     if piece.file not in self.files:
                         raise ValueError(f"{kind} of {name} lies in {piece.file}, which is not among the files")
                     try:
-                        check_range(entry.shape, piece.offsets, piece.sizes, piece.start, piece.end)
+                        check_range(entry.shape_of(kind), piece.offsets, piece.sizes, piece.start, piece.end)
                     except ValueError as error:
                         raise ValueError(f"{kind} of {name}: {error}") from None
         return self

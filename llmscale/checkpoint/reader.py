@@ -66,9 +66,9 @@ class Checkpoint:
         """What is stored of a tensor, such as weight, exp_avg and exp_avg_sq."""
         return list(self._tensor(name).kinds)
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Global shape of a tensor."""
-        return self._tensor(name).shape
+    def shape(self, name: str, kind: str = "weight") -> tuple[int, ...]:
+        """Global shape of a tensor, or of a kind that has a shape of its own."""
+        return self._tensor(name).shape_of(kind)
 
     def read(
         self,
@@ -86,7 +86,7 @@ class Checkpoint:
         Only the pages of the files that hold it are read.
 
         Args:
-            shape: the global shape that the caller expects, where it wants that checked.
+            shape: the global shape of this kind that the caller expects, where it wants that checked.
 
         Returns:
             (end - start,) float32 on the CPU.
@@ -98,7 +98,7 @@ class Checkpoint:
         import torch
 
         pieces = self._pieces(name, kind, shape)
-        stored = self.shape(name)
+        stored = self.shape(name, kind)
         offsets = [0] * len(stored) if offsets is None else offsets
         sizes = stored if sizes is None else sizes
         end = prod(sizes) if end is None else end
@@ -127,7 +127,7 @@ class Checkpoint:
 
         Raises as `read` does.
         """
-        return self.read(name, kind, shape=shape).view(self.shape(name))
+        return self.read(name, kind, shape=shape).view(self.shape(name, kind))
 
     def cursor(self) -> dict[str, Any]:
         """The merged data cursor.
@@ -202,9 +202,11 @@ class Checkpoint:
 
     def _pieces(self, name: str, kind: str, shape: Sequence[int] | None) -> list[Piece]:
         entry = self._tensor(name)
-        if shape is not None and entry.shape != tuple(shape):
+        stored = entry.shape_of(kind)
+        if shape is not None and stored != tuple(shape):
+            what = name if stored == entry.shape else f"{kind} of {name}"
             raise UserError(
-                f"{name} has shape {list(entry.shape)} in {self.path}, but {list(shape)} in the model;"
+                f"{what} has shape {list(stored)} in {self.path}, but {list(shape)} in the model;"
                 f" make the model section that of the checkpoint"
             )
         if kind not in entry.kinds:

@@ -225,10 +225,15 @@ def _snapshot(
     room = 0
     file = ""
     for fragment in fragments:
-        entry = tensors.setdefault(fragment.name, TensorEntry(shape=fragment.shape, kinds={}))
+        entry = tensors.setdefault(fragment.name, TensorEntry(shape=fragment.shape, kinds={}, shapes={}))
+        if fragment.kind_shape is not None and fragment.kind not in entry.kinds:
+            entry.shapes[fragment.kind] = fragment.kind_shape
         pieces = entry.kinds.setdefault(fragment.kind, [])
-        if entry.shape != tuple(fragment.shape):
-            raise ValueError(f"{fragment.name} is given with two shapes, {entry.shape} and {fragment.shape}")
+        known = entry.shape, entry.shape_of(fragment.kind)
+        given = tuple(fragment.shape), tuple(fragment.kind_shape or fragment.shape)
+        if known != given:
+            differing = next(pair for pair in zip(known, given, strict=True) if pair[0] != pair[1])
+            raise ValueError(f"{fragment.name} is given with two shapes, {differing[0]} and {differing[1]}")
         size = (fragment.end - fragment.start) * 4
         if size == 0:
             continue

@@ -1,6 +1,6 @@
 """How the model learns: optimizer, schedule, steps."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -12,20 +12,44 @@ DecayRate = Annotated[float, Field(ge=0, lt=1)]
 class OptimizerConfig(Section):
     """How gradients become updates."""
 
-    name: Literal["adamw", "sgd"] = "adamw"
-    """adamw: torch's fused AdamW; sgd: plain SGD with momentum (it shows errors of gradient scale that AdamW hides)."""
+    name: Literal["adamw", "adafactor", "lion", "muon", "sgd"] = "adamw"
+    """adamw: torch's fused AdamW. adafactor: second moments of matrices by row and column only (Shazeer and Stern
+    2018), as T5 was trained. lion: the sign of a momentum (Chen et al. 2023). muon: orthogonalised momentum for hidden
+    matrices, AdamW for embeddings, head, norms and biases (Jordan 2024). sgd: plain SGD with momentum (it shows errors
+    of gradient scale that AdamW hides)."""
     lr: float = Field(default=3e-4, gt=0)
-    """Peak learning rate."""
+    """Peak learning rate; under adafactor with scale_parameter it is relative to the size of each tensor."""
+    adamw_lr: float | None = Field(default=None, gt=0)
+    """Peak learning rate of what muon leaves to AdamW; lr when not given."""
     betas: tuple[DecayRate, DecayRate] = (0.9, 0.95)
-    """Decay rates of AdamW's two moments."""
+    """Decay rates of AdamW's two moments; of lion's update and momentum, where they are 0.9 and 0.99 when not given."""
     eps: float = Field(default=1e-8, gt=0)
     """AdamW's epsilon."""
     momentum: float = Field(default=0.0, ge=0, lt=1)
-    """Momentum of SGD."""
+    """Momentum of sgd, muon (0.95 when not given) and adafactor (of its updates; 0 keeps none)."""
+    scale_parameter: bool = True
+    """adafactor: multiply the learning rate by the root mean square of each tensor, at least 1e-3."""
+    nesterov: bool = True
+    """muon: orthogonalise the gradient moved towards the momentum, not the momentum itself."""
+    newton_schulz_steps: int = Field(default=5, ge=1, lt=100)
+    """muon: iterations of the orthogonalisation."""
+    lr_adjustment: Literal["original", "match_rms_adamw"] = "match_rms_adamw"
+    """muon: what multiplies the learning rate of a matrix. original: sqrt(max(1, rows / columns)); match_rms_adamw:
+    0.2 sqrt(max(rows, columns)), with which AdamW's learning rate and weight decay fit."""
     weight_decay: float = Field(default=0.1, ge=0)
     """Decoupled weight decay, on matrices only (not on norms and biases)."""
     clip: float = Field(default=1.0, ge=0)
     """Largest norm of the whole gradient; 0 turns clipping off."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_defaults(cls, raw: Any) -> Any:
+        """Fill in what an optimizer's own paper takes where it is not what stands above, so that a dump states it."""
+        if not isinstance(raw, dict):
+            return raw
+        own: dict[str, dict[str, Any]] = {"lion": {"betas": (0.9, 0.99)}, "muon": {"momentum": 0.95}}
+        name = raw.get("name")
+        return (own.get(name, {}) if isinstance(name, str) else {}) | raw
 
 
 class ScheduleConfig(Section):

@@ -14,6 +14,7 @@ from data_pipeline.batch import Batch
 from llmscale.checkpoint.fragments import Fragment
 from llmscale.config import RunConfig
 from llmscale.engine import shims
+from llmscale.engine.optimizers import build_optimizer, set_learning_rate
 from llmscale.engine.schedule import learning_rate
 from llmscale.model.block import Block
 from llmscale.objectives import Loss
@@ -50,7 +51,7 @@ class Engine:
         model.to(device=device, dtype=self.dtype)
         if config.engine.compile:
             compile_blocks(model)
-        optimizer = build_optimizer(self.named, config)
+        optimizer = build_optimizer(self.named, config.optimizer, self.dtype)
         deepspeed = shims.import_deepspeed(device)
         with _stdout_to_stderr():
             self._engine, *_ = deepspeed.initialize(
@@ -61,6 +62,7 @@ class Engine:
             )
         if not isinstance(self._engine, deepspeed.DeepSpeedEngine):
             raise AssertionError(f"deepspeed.initialize gave {type(self._engine)}, not an engine")
+        shims.bind_optimizer(self._engine, self.named)
         shims.create_optimizer_state(self._engine)
         shims.save_passes_over_gradients(self._engine)
 
@@ -76,7 +78,7 @@ class Engine:
         Returns:
             This rank's sum of each term, and the gradient's norm before clipping over all ranks.
         """
-        self._set_lr(step)
+        set_learning_rate(self._engine.optimizer, self.learning_rate(step))
         ranks = self.grid.data * self.grid.sequence
         scale = torch.tensor([ranks / count if count else 0.0 for count in counts], device=self.device)
         self._engine.train()
@@ -114,11 +116,6 @@ class Engine:
         shims.load(self._engine, self.named, read)
         shims.set_optimizer_steps(self._engine, optimizer_steps)
 
-    def _set_lr(self, step: int) -> None:
-        rate = self.learning_rate(step)
-        for group in self._engine.optimizer.param_groups:
-            group["lr"] = rate
-
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     """The arithmetic that `engine.dtype` names on this device."""
@@ -132,20 +129,6 @@ def compile_blocks(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, Block):
             module.compile()
-
-
-def build_optimizer(named: list[tuple[str, nn.Parameter]], config: RunConfig) -> torch.optim.Optimizer:
-    """The optimizer over two groups: matrices with weight decay, vectors (norms and biases) without."""
-    settings = config.optimizer
-    trained = [parameter for _, parameter in named if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.dim() >= 2], "weight_decay": settings.weight_decay},
-        {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
-    if settings.name == "sgd":
-        return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum)
-    return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=True)
 
 
 def accumulation(config: RunConfig, data_parallel: int, global_batch: int | None = None) -> tuple[int, int]:

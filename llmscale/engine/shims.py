@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import nn
 
 from llmscale.checkpoint.fragments import Fragment
+from llmscale.engine.optimizers import Part, ShardedOptimizer, create_state
 
 WEIGHT = "weight"
 # Reads a flat fp32 range of a global tensor: (name, kind, shape, start, end) -> 1-D tensor of end - start elements.
@@ -78,30 +79,49 @@ def sum_of_squares(values: torch.Tensor) -> torch.Tensor:
     return torch.stack([torch.dot(chunk, chunk) for chunk in chunks]).double().sum()
 
 
-def create_optimizer_state(engine: Any) -> None:
-    """Give every partition the state that the optimizer's first step would create, so that it can be saved and loaded.
-
-    AdamW starts from zero moments and step 0, SGD with momentum from a zero buffer: in both cases the first real step
-    then computes what it would have computed without.
-    """
+def bind_optimizer(engine: Any, named: list[tuple[str, nn.Parameter]]) -> None:
+    """Tell an optimizer that must know it what each partition holds of which parameter; collective."""
     optimizer = _inner_optimizer(engine)
-    for partition in _partitions(engine):
-        state = optimizer.state[partition]
-        if state:
-            continue
-        if isinstance(optimizer, torch.optim.AdamW):
-            state["step"] = torch.zeros((), dtype=torch.float32, device=partition.device)
-            state["exp_avg"] = torch.zeros_like(partition)
-            state["exp_avg_sq"] = torch.zeros_like(partition)
-        elif isinstance(optimizer, torch.optim.SGD) and optimizer.defaults["momentum"]:
-            state["momentum_buffer"] = torch.zeros_like(partition)
+    if not isinstance(optimizer, ShardedOptimizer):
+        return
+    names = {id(parameter): name for name, parameter in named}
+    zero = engine.optimizer
+    stage3 = engine.zero_optimization_stage() == 3
+    members = zero.fp16_groups if stage3 else zero.bit16_groups
+    for partition, parameters in zip(_partitions(engine), members, strict=True):
+        parts = []
+        for parameter in parameters:
+            start, count, offset = (_range_stage3 if stage3 else _range)(engine, parameter)
+            parts.append(Part(names[id(parameter)], _global_shape(parameter), start, count, offset))
+        optimizer.bind(partition, parts, zero.dp_process_group)
 
 
-def state_kinds(engine: Any) -> list[str]:
-    """What is kept of each trained parameter: its weight and the optimizer's tensors."""
-    states = _inner_optimizer(engine).state
-    keys = {key for state in states.values() for key, value in state.items() if torch.is_tensor(value) and value.dim()}
-    return [WEIGHT, *sorted(keys)]
+def create_optimizer_state(engine: Any) -> None:
+    """Give every partition the state that its first update would create, so that it can be saved and loaded."""
+    optimizer = _inner_optimizer(engine)
+    for place, partition in enumerate(_partitions(engine)):
+        group = place
+        if engine.zero_optimization_stage() == 3:
+            group = engine.optimizer.sub_group_to_group_id[place]
+        create_state(optimizer, partition, optimizer.param_groups[group])
+
+
+def state_kinds(engine: Any, parameter: nn.Parameter) -> list[str]:
+    """What this rank keeps for each element of a parameter: its weight and the optimizer's tensors."""
+    place = _partition_of(engine, parameter) if parameter.requires_grad else None
+    if place is None:
+        return [WEIGHT]
+    partition = _partitions(engine)[place]
+    state = _inner_optimizer(engine).state[partition]
+    return [WEIGHT, *sorted(key for key, value in state.items() if value.shape == partition.shape)]
+
+
+def _shared_state(engine: Any) -> dict[str, dict[str, torch.Tensor]]:
+    """By parameter and kind: the optimizer's tensors that are not of a parameter's shape, whole on every rank."""
+    optimizer = _inner_optimizer(engine)
+    if not isinstance(optimizer, ShardedOptimizer):
+        return {}
+    return {part.name: part.shared for partition in _partitions(engine) for part in optimizer.parts(partition)}
 
 
 def optimizer_steps(engine: Any) -> int:
@@ -119,14 +139,21 @@ def set_optimizer_steps(engine: Any, steps: int) -> None:
 
 
 def fragments(engine: Any, named: list[tuple[str, nn.Parameter]]) -> Iterator[Fragment]:
-    """What this rank owns of every tensor: fp32 masters and optimizer tensors, as views of DeepSpeed's buffers."""
+    """What this rank owns of every tensor: fp32 masters and optimizer tensors, as views of DeepSpeed's buffers.
+
+    What is the same on every rank comes from the first alone.
+    """
+    shared = _shared_state(engine) if dist.get_rank(engine.optimizer.dp_process_group) == 0 else {}
     for name, parameter in named:
         shape = _global_shape(parameter)
-        for kind in state_kinds(engine) if parameter.requires_grad else [WEIGHT]:
+        for kind in state_kinds(engine, parameter):
             for start, values in _owned(engine, parameter, kind):
                 yield Fragment(
                     name, kind, shape, (0,) * len(shape), shape, start, start + values.numel(), values.detach()
                 )
+        for kind, whole in shared.get(name, {}).items():
+            own = tuple(whole.shape)
+            yield Fragment(name, kind, shape, (0,) * len(own), own, 0, whole.numel(), whole.view(-1), kind_shape=own)
 
 
 def load(engine: Any, named: list[tuple[str, nn.Parameter]], read: RangeReader) -> None:
@@ -134,11 +161,14 @@ def load(engine: Any, named: list[tuple[str, nn.Parameter]], read: RangeReader) 
 
     Never holds more than one tensor's part besides the model.
     """
+    shared = _shared_state(engine)
     for name, parameter in named:
         shape = _global_shape(parameter)
-        for kind in state_kinds(engine) if parameter.requires_grad else [WEIGHT]:
+        for kind in state_kinds(engine, parameter):
             for start, values in _owned(engine, parameter, kind):
                 values.data.copy_(read(name, kind, shape, start, start + values.numel()))
+        for kind, whole in shared.get(name, {}).items():
+            whole.view(-1).copy_(read(name, kind, tuple(whole.shape), 0, whole.numel()))
     _refresh_weights(engine)
 
 
@@ -157,38 +187,50 @@ def _global_shape(parameter: nn.Parameter) -> tuple[int, ...]:
     return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 
-def _owned(engine: Any, parameter: nn.Parameter, kind: str) -> Iterator[tuple[int, torch.Tensor]]:
-    """(first element, flat view) of this rank's part of one tensor, without padding; nothing where it owns none."""
+def _partition_of(engine: Any, parameter: Any) -> int | None:
+    """Which partition holds this rank's part of a trained parameter; None where it owns nothing of it."""
     if hasattr(parameter, "ds_id"):
-        yield from _owned_stage3(engine, parameter, kind)
-    elif not parameter.requires_grad:
-        if dist.get_rank(engine.optimizer.dp_process_group) == 0:
-            yield 0, parameter.data.view(-1)
-    elif parameter._hp_mapping is not None:
-        mapping = parameter._hp_mapping
-        values = mapping.hp_fragment
-        if kind != WEIGHT:
-            partition = _partitions(engine)[mapping.param_group_index]
-            address = mapping.hp_fragment_address
-            values = _inner_optimizer(engine).state[partition][kind].narrow(0, address.start, address.numel)
-        yield mapping.lp_fragment_address.start, values
+        return engine.optimizer.grad_position[engine.optimizer.get_param_id(parameter)][0]
+    return None if parameter._hp_mapping is None else parameter._hp_mapping.param_group_index
 
 
-def _owned_stage3(engine: Any, parameter: Any, kind: str) -> Iterator[tuple[int, torch.Tensor]]:
-    """Stage 3 cuts each flattened tensor into equal parts, the last ones padded."""
-    from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
-
+def _owned(engine: Any, parameter: Any, kind: str) -> Iterator[tuple[int, torch.Tensor]]:
+    """(first element, flat view) of this rank's part of one tensor, without padding; nothing where it owns none."""
+    stage3 = hasattr(parameter, "ds_id")
+    start, count, offset = (_range_stage3 if stage3 else _range)(engine, parameter)
+    if not count:
+        return
     if not parameter.requires_grad:
-        values = parameter.ds_tensor.data
-    elif kind == WEIGHT:
-        values = safe_get_local_fp32_param(parameter)
-    else:
-        values = safe_get_local_optimizer_state(parameter, kind)
+        values = parameter.ds_tensor.data if stage3 else parameter.data
+        yield start, values.view(-1)[:count]
+        return
+    place = _partition_of(engine, parameter)
+    assert place is not None
+    partition = _partitions(engine)[place]
+    values = partition if kind == WEIGHT else _inner_optimizer(engine).state[partition][kind]
+    yield start, values.narrow(0, offset, count)
+
+
+def _range(engine: Any, parameter: Any) -> tuple[int, int, int]:
+    """(first element, elements, place in the partition) of this rank's part at stages 1 and 2."""
+    if not parameter.requires_grad:
+        first = dist.get_rank(engine.optimizer.dp_process_group) == 0
+        return 0, parameter.numel() if first else 0, 0
+    mapping = parameter._hp_mapping
+    if mapping is None:
+        return 0, 0, 0
+    address = mapping.hp_fragment_address
+    return mapping.lp_fragment_address.start, address.numel, address.start
+
+
+def _range_stage3(engine: Any, parameter: Any) -> tuple[int, int, int]:
+    """As `_range`, at stage 3, which cuts each flattened tensor into equal parts, the last ones padded."""
     part = parameter.ds_tensor.ds_numel
     start = part * dist.get_rank(parameter.ds_process_group)
-    count = min(part, parameter.ds_numel - start)
-    if count > 0:
-        yield start, values.view(-1)[:count]
+    count = max(0, min(part, parameter.ds_numel - start))
+    if not parameter.requires_grad:
+        return start, count, 0
+    return start, count, engine.optimizer.grad_position[engine.optimizer.get_param_id(parameter)][1]
 
 
 def _refresh_weights(engine: Any) -> None:

@@ -1,5 +1,6 @@
 """One small model and its batches, trained by the engine on ranks and by plain torch in one process."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from llmscale.checkpoint import newest_intact
 from llmscale.checkpoint.writer import CheckpointWriter
 from llmscale.config import RunConfig, parse_config
 from llmscale.engine.distributed import all_reduce_sum, gather_objects, join, leave, read_world
-from llmscale.engine.engine import Engine, accumulation, build_optimizer
+from llmscale.engine.engine import Engine, accumulation
+from llmscale.engine.optimizers import build_optimizer
 from llmscale.engine.schedule import learning_rate
 from llmscale.objectives import build_loss
 from llmscale.parallel import init
@@ -21,6 +23,8 @@ from llmscale.train.resume import restore
 
 Figures = tuple[float, float]
 """Loss and gradient norm of a step."""
+Named = list[tuple[str, nn.Parameter]]
+MakeOptimizers = Callable[[Named, RunConfig], list[torch.optim.Optimizer]]
 
 VOCAB, LENGTH, GLOBAL_BATCH, STEPS = 61, 16, 8, 5
 
@@ -58,10 +62,20 @@ def build(config: RunConfig) -> nn.Module:
     return init.build(config.model, VOCAB, config.run.seed)
 
 
-def plain_torch(config: RunConfig, steps: int = STEPS) -> list[Figures]:
-    """(loss, gradient norm) per step of a plain loop: mean over all targets, clip, update. The reference."""
+def own_optimizers(named: Named, config: RunConfig) -> list[torch.optim.Optimizer]:
+    """The project's, over whole parameters: torch's own AdamW or SGD, in the project's groups."""
+    return [build_optimizer(named, config.optimizer)]
+
+
+def plain_torch(
+    config: RunConfig, steps: int = STEPS, make: MakeOptimizers = own_optimizers
+) -> tuple[list[Figures], nn.Module]:
+    """(loss, gradient norm) per step of a plain loop: mean over all targets, clip, update. The reference.
+
+    `lr_scale` of a parameter group multiplies the schedule's learning rate. Returns the trained model too.
+    """
     model = build(config)
-    optimizer = build_optimizer(list(model.named_parameters()), config)
+    optimizers = make(list(model.named_parameters()), config)
     found = []
     for step in range(steps):
         batch = global_batch(step)
@@ -70,12 +84,14 @@ def plain_torch(config: RunConfig, steps: int = STEPS) -> list[Figures]:
         loss = (losses * batch.weights.flatten()).sum() / batch.weights.sum()
         loss.backward()
         norm = nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip or float("inf"))
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(config.schedule, config.optimizer.lr, config.train.steps, step)
-        optimizer.step()
-        optimizer.zero_grad()
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                rate = learning_rate(config.schedule, config.optimizer.lr, config.train.steps, step)
+                group["lr"] = rate * group["lr_scale"]
+            optimizer.step()
+            optimizer.zero_grad()
         found.append((loss.item(), norm.item()))
-    return found
+    return found, model
 
 
 def one_step(engine: Engine, grid: RankGrid, step: int) -> Figures:
@@ -108,25 +124,41 @@ def train_on_rank(configs: list[RunConfig], steps: int = STEPS) -> list[list[Fig
 
 def save_on_rank(config: RunConfig, folder: Path, steps: int, after: int) -> list[Figures]:
     """Train `steps`, write a checkpoint while going on for `after` more; the latter's figures."""
+    return save_all_on_rank([(config, folder)], steps, after)[0]
+
+
+def save_all_on_rank(cases: list[tuple[RunConfig, Path]], steps: int, after: int) -> list[list[Figures]]:
+    """As `save_on_rank`, of runs one after the other."""
     join(read_world("cpu"))
+    found = [_save(config, folder, steps, after) for config, folder in cases]
+    leave()
+    return found
+
+
+def _save(config: RunConfig, folder: Path, steps: int, after: int) -> list[Figures]:
     engine, grid = open_engine(config)
     for step in range(steps):
         one_step(engine, grid, step)
     writer = CheckpointWriter(folder, rank=grid.rank, world=grid.world_size)
     progress = {"tokens": 0, "skipped_steps": 0, "seconds": 0.0}
-    writer.save(steps, engine.state(), {"samples": 0, "progress": progress, "optimizer": {"steps": steps}})
+    extra = {"samples": 0, "progress": progress, "optimizer": {"steps": engine.optimizer_steps}}
+    writer.save(steps, engine.state(), extra)
     found = [one_step(engine, grid, step) for step in range(steps, steps + after)]
     writer.wait()
     gather_objects(None)
-    leave()
     return found
 
 
 def resume_on_rank(config: RunConfig, folders: list[Path], steps: int, after: int) -> list[list[Figures]]:
     """From each checkpoint in turn, into an engine that has other weights: the figures of the next `after` steps."""
+    return resume_all_on_rank([(config, folder) for folder in folders], steps, after)
+
+
+def resume_all_on_rank(cases: list[tuple[RunConfig, Path]], steps: int, after: int) -> list[list[Figures]]:
+    """As `resume_on_rank`, of runs with configs of their own."""
     join(read_world("cpu"))
     found = []
-    for folder in folders:
+    for config, folder in cases:
         engine, grid = open_engine(config)
         restore(engine, newest_intact(folder))
         found.append([one_step(engine, grid, step) for step in range(steps, steps + after)])

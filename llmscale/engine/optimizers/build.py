@@ -1,0 +1,102 @@
+"""From the config to an optimizer over groups of parameters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from llmscale.config.training import OptimizerConfig
+from llmscale.engine.optimizers.adafactor import Adafactor
+from llmscale.engine.optimizers.lion import Lion
+from llmscale.engine.optimizers.muon import Muon
+from llmscale.engine.optimizers.sharded import ShardedOptimizer, step_count, zeros
+
+_TABLES = ("embedding", "position", "table")
+"""Words that name a table, whose rows are looked up, also where it lies within a block."""
+
+
+def build_optimizer(
+    named: list[tuple[str, nn.Parameter]], settings: OptimizerConfig, arithmetic: torch.dtype = torch.float32
+) -> torch.optim.Optimizer:
+    """The optimizer of `settings.name`; matrices have weight decay, vectors (norms and biases) none.
+
+    Args:
+        named: parameters by canonical name; those that take no gradient are left out.
+        settings: the optimizer section.
+        arithmetic: of what need not be exact (Muon's iteration); masters and state are fp32 in any case.
+    """
+    trained = [(name, parameter) for name, parameter in named if parameter.requires_grad]
+    matrices = [(name, parameter) for name, parameter in trained if parameter.dim() >= 2]
+    vectors = [parameter for _, parameter in trained if parameter.dim() < 2]
+    hidden: list[nn.Parameter] = []
+    if settings.name == "muon":
+        hidden = [parameter for name, parameter in matrices if hidden_matrix(name, tuple(parameter.shape))]
+        matrices = [pair for pair in matrices if not hidden_matrix(pair[0], tuple(pair[1].shape))]
+    # Muon's learning rate is that of hidden matrices; the others follow the schedule in proportion.
+    scale = (settings.adamw_lr or settings.lr) / settings.lr if settings.name == "muon" else 1.0
+    decay = settings.weight_decay
+    groups: list[dict[str, Any]] = [
+        {"params": hidden, "weight_decay": decay, "lr_scale": 1.0, "orthogonal": True},
+        {"params": [parameter for _, parameter in matrices], "weight_decay": decay, "lr_scale": scale},
+        {"params": vectors, "weight_decay": 0.0, "lr_scale": scale},
+    ]
+    return _make([group for group in groups if group["params"]], settings, arithmetic)
+
+
+def _make(groups: list[dict[str, Any]], settings: OptimizerConfig, arithmetic: torch.dtype) -> torch.optim.Optimizer:
+    if settings.name == "sgd":
+        return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum)
+    if settings.name == "lion":
+        return Lion(groups, lr=settings.lr, betas=settings.betas)
+    if settings.name == "adafactor":
+        return Adafactor(groups, lr=settings.lr, scale_parameter=settings.scale_parameter, momentum=settings.momentum)
+    if settings.name == "muon":
+        return Muon(
+            groups,
+            lr=settings.lr,
+            momentum=settings.momentum,
+            nesterov=settings.nesterov,
+            newton_schulz_steps=settings.newton_schulz_steps,
+            lr_adjustment=settings.lr_adjustment,
+            arithmetic=arithmetic,
+            betas=settings.betas,
+            eps=settings.eps,
+        )
+    return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=True)
+
+
+def hidden_matrix(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether Muon orthogonalises a parameter: a matrix, or a stack of them, that maps hidden states to hidden states.
+
+    Embeddings, positions, heads and everything else outside the blocks (of the decoder or the encoder) are not, nor
+    are stacked biases of experts.
+    """
+    *modules, last = name.split(".")
+    table = any(word in module for module in modules for word in _TABLES)
+    return "blocks" in modules and len(shape) in (2, 3) and not table and not last.endswith("bias")
+
+
+def set_learning_rate(optimizer: Any, rate: float) -> None:
+    """Set the schedule's learning rate; groups that have a rate of their own move in proportion."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["lr_scale"]
+
+
+def create_state(optimizer: torch.optim.Optimizer, partition: Tensor, options: dict[str, Any]) -> None:
+    """Give a partition the state that its first update would create, so that it can be saved and loaded before.
+
+    AdamW starts from zero moments and step 0, SGD with momentum from a zero buffer: in both cases the first real step
+    then computes what it would have computed without. `options` are those of the partition's group.
+    """
+    state = optimizer.state[partition]
+    if state:
+        return
+    if isinstance(optimizer, ShardedOptimizer):
+        optimizer.create_state(partition, options)
+    elif isinstance(optimizer, torch.optim.AdamW):
+        state["step"] = step_count(partition)
+        state["exp_avg"], state["exp_avg_sq"] = zeros(partition), zeros(partition)
+    elif options["momentum"]:
+        state["momentum_buffer"] = zeros(partition)
