@@ -55,13 +55,16 @@ class OptimizerConfig(Section):
 class ScheduleConfig(Section):
     """How the learning rate moves over the steps."""
 
-    name: Literal["cosine", "wsd", "constant"] = "cosine"
+    name: Literal["cosine", "wsd", "inverse_sqrt", "constant"] = "cosine"
     """cosine: half a cosine to the final fraction; wsd: warm-up, stable, linear decay (MiniCPM, section 4);
+    inverse_sqrt: warm-up, stable, then as 1 / sqrt(step) (Vaswani et al. 2017, section 5.3; T5, section 3.1.2);
     constant: flat after warm-up."""
     warmup_steps: int = Field(default=0, ge=0)
     """Steps of linear warm-up from 0."""
     decay_steps: int = Field(default=0, ge=0)
     """Steps of the final decay of wsd."""
+    stable_steps: int = Field(default=0, ge=0)
+    """Steps at the peak of inverse_sqrt before it falls; T5 has ten thousand of them and no warm-up."""
     final_fraction: float = Field(default=0.1, ge=0, le=1)
     """Learning rate at the last step, as a fraction of the peak (cosine and wsd)."""
 

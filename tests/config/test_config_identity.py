@@ -136,6 +136,7 @@ IDENTITY: dict[str, Any] = {
     "schedule.name": "wsd",
     "schedule.warmup_steps": 7,
     "schedule.decay_steps": 7,
+    "schedule.stable_steps": 7,
     "schedule.final_fraction": 0.5,
     "train.global_batch": 7,
     "train.batch_ramp": {"start": 4, "increment": 4, "samples": 40},
@@ -210,7 +211,9 @@ def test_other_keys_change_the_identity(key):
         require_same_identity(changed, identity(before), "runs/a")
 
 
-@pytest.mark.parametrize(("schedule", "same"), [("cosine", False), ("wsd", True), ("constant", True)])
+@pytest.mark.parametrize(
+    ("schedule", "same"), [("cosine", False), ("wsd", True), ("inverse_sqrt", True), ("constant", True)]
+)
 def test_steps_belong_to_the_identity_only_where_the_schedule_needs_them(schedule, same):
     digests = {identity_digest(base(**{"schedule.name": schedule, "train.steps": steps})) for steps in (10, 20)}
     assert (len(digests) == 1) == same

@@ -42,6 +42,15 @@ def test_wsd_without_a_decay_is_flat_to_the_end() -> None:
     assert rates(4, name="wsd", final_fraction=0) == [8, 8, 8, 8]
 
 
+def test_inverse_square_root_after_warm_up_or_after_a_flat_beginning() -> None:
+    """T5 (section 3.1.2): 1 / sqrt(max(n, k)), here with k = 4 and a peak of 8 = 16 / sqrt(4)."""
+    t5 = rates(16, name="inverse_sqrt", stable_steps=4)
+    assert t5 == pytest.approx([16 / max(n, 4) ** 0.5 for n in range(1, 17)])
+    warmed = rates(16, name="inverse_sqrt", warmup_steps=3, stable_steps=1)
+    assert warmed[:4] == [2, 4, 6, 8]
+    assert warmed[15] == pytest.approx(4)
+
+
 def test_a_schedule_of_warm_up_and_one_step() -> None:
     assert rates(1, name="cosine") == [8]
     assert rates(2, name="cosine", warmup_steps=1) == [4, 8]
