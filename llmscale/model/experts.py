@@ -37,7 +37,7 @@ class Experts(nn.Module):
         super().__init__()
         assert config.experts is not None
         self.settings = config.experts
-        count, inner = self.settings.count, self.settings.ffn_size or config.ffn_channels
+        count, inner = self.settings.count, config.expert_channels
         self.activation = ACTIVATIONS[config.activation]
         self.router = nn.Linear(config.hidden_size, count, bias=False)
         self.up = ExpertLinear(count, config.hidden_size, inner, config.bias)
