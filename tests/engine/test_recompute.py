@@ -1,5 +1,6 @@
 """Activation recomputation: not a bit of the gradients changes, and less is kept."""
 
+import shutil
 import weakref
 from typing import Any
 
@@ -202,3 +203,18 @@ def test_selective_is_refused_at_zero_3() -> None:
     with pytest.raises(UserError, match=r"engine.recompute is selective, but engine.zero_stage is 3.*recompute=block"):
         require_legal(case_config(engine__recompute="selective", engine__zero_stage=3), world_size=1)
     require_legal(case_config(engine__recompute="block", engine__zero_stage=3), world_size=1)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on CPU")
+@pytest.mark.parametrize("mode", ["none", *MODES])
+def test_code_of_the_compiler_drops_and_recomputes_the_same(mode: str) -> None:
+    """torch's real backend through the engine, whose generated code must hash as eager mode does."""
+    names = ["dropout", "experts"]
+    plain = [case for name, case in zip(MODELS, layouts("none", 1), strict=True) if name in names]
+    cases = [case for name, case in zip(MODELS, layouts(mode, 1), strict=True) if name in names]
+    cases = [case.model_copy(update={"engine": case.engine.model_copy(update={"compile": True})}) for case in cases]
+    expected = run_ranks(2, train_on_rank, plain)
+    for rank, reference in zip(run_ranks(2, train_on_rank, cases), expected, strict=True):
+        for found, figures in zip(rank, reference, strict=True):
+            assert found == [pytest.approx(row, rel=1e-5) for row in figures]
