@@ -31,6 +31,12 @@ def require_legal(config: RunConfig, world_size: int) -> None:
             "engine.compile is true, but engine.zero_stage is 3, whose weights are not whole when layers are compiled;"
             " set engine.zero_stage=2 or engine.compile=false"
         )
+    if config.engine.recompute == "selective" and config.engine.zero_stage == 3:
+        # DeepSpeed's linear layers add the bias in place to the product that would be kept, unseen by torch.
+        raise UserError(
+            "engine.recompute is selective, but engine.zero_stage is 3, whose linear layers overwrite the results that"
+            " would be kept; set engine.recompute=block or engine.zero_stage=2"
+        )
 
 
 def _require_batches(config: RunConfig, data_parallel: int) -> None:

@@ -160,6 +160,14 @@ class ModelConfig(Section):
     query_layer: bool = False
     """The last layer takes its queries from a learned table of positions instead of the hidden states, after the
     final norm (PanGu-alpha, section 2.3)."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of values dropped in training of the embeddings and of what each sub-layer adds to the residual stream.
+    BERT, GPT-2 and T5 were published with 0.1 here and in attention_dropout; nothing by default, as is done today."""
+    attention_dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of attention probabilities dropped in training."""
+    dropout_scheme: Literal["residual", "t5"] = "residual"
+    """Where `dropout` acts. residual: as said there (GPT-2, BERT); t5: also inside dense feed-forward layers after the
+    activation, and after the last norm of each stack (Raffel et al. 2020, code)."""
     init_std: float = Field(default=0.02, gt=0)
     """Standard deviation of initial weights; with norms before sub-layers, projections into the residual stream get it
     divided by sqrt(2 x layers) (GPT-2, section 2.3)."""
@@ -185,6 +193,11 @@ class ModelConfig(Section):
     @property
     def ffn_channels(self) -> int:
         return self.ffn_size or 4 * self.hidden_size
+
+    @property
+    def expert_channels(self) -> int:
+        """Inner width of an expert; of a dense layer where there are none."""
+        return (self.experts.ffn_size if self.experts else None) or self.ffn_channels
 
     @property
     def encoder_layer_count(self) -> int:
@@ -280,6 +293,11 @@ class ModelConfig(Section):
         yield (
             self.encoder_layers is not None and not cross,
             f"encoder_layers ({self.encoder_layers}) is given, but architecture is {kind}; use layers",
+        )
+        yield (
+            self.experts is not None and (self.hidden_size % 8 > 0 or self.expert_channels % 8 > 0),
+            f"experts need rows of whole 16 bytes, but hidden_size is {self.hidden_size} and the experts' ffn_size"
+            f" {self.expert_channels}; make both multiples of 8",
         )
         yield (
             self.relative_max_distance <= self.relative_buckets // 2,

@@ -39,6 +39,13 @@ class EngineConfig(Section):
     """Gradient elements per communication bucket."""
     compile: bool = False
     """torch.compile each layer: slower to start, faster to run. Not at zero_stage 3, which takes the weights apart."""
+    recompute: Literal["none", "block", "selective"] = "none"
+    """What the forward pass does not keep for the backward pass, which computes it again: less memory for more time.
+    block: everything inside each layer; selective: all but the results of matrix products with weights and of fused
+    attention."""
+    dropout_layout_free: bool = True
+    """Whether attention probabilities are dropped by a hash of sample and place, like everything else: the same on
+    any layout, but without the fused attention kernel. false: the kernel draws; losses then depend on the layout."""
 
 
 class EvaluationConfig(Section):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import logging
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -15,22 +17,30 @@ from llmscale.checkpoint.fragments import Fragment
 from llmscale.config import RunConfig
 from llmscale.engine import shims
 from llmscale.engine.optimizers import build_optimizer, set_learning_rate
+from llmscale.engine.recompute import apply_recompute
 from llmscale.engine.schedule import learning_rate
+from llmscale.model import Dropout
 from llmscale.model.block import Block
 from llmscale.objectives import Loss
 from llmscale.parallel.grid import RankGrid
+
+_LOGGER = logging.getLogger("llmscale")
 
 
 class ObjectiveModule(nn.Module):
     """The model with its loss, as the one module that DeepSpeed wraps."""
 
-    def __init__(self, model: nn.Module, loss: Loss) -> None:
+    def __init__(self, model: nn.Module, loss: Loss, config: RunConfig) -> None:
         super().__init__()
         self.model = model
         self._loss = loss
+        self._drops = bool(config.model.dropout or config.model.attention_dropout)
+        self._seed, self._layout_free = config.run.seed, config.engine.dropout_layout_free
 
     def forward(self, batch: Batch) -> torch.Tensor:
-        """The sum of each term of the loss over the batch, (terms,) in fp32."""
+        """The sum of each term of the loss over the batch, (terms,) in fp32; with dropout in training."""
+        if self._drops and self.training:
+            return self._loss(self.model, batch, Dropout.of(self._seed, batch.sample_ids, self._layout_free))
         return self._loss(self.model, batch)
 
 
@@ -48,14 +58,22 @@ class Engine:
         self.dtype = resolve_dtype(config.engine.dtype, device)
         self.named = list(model.named_parameters())
         self.parameters = sum(parameter.numel() for _, parameter in self.named)
+        self.draws = config.model.attention_dropout > 0 and not config.engine.dropout_layout_free
+        if self.draws:
+            _LOGGER.warning(
+                "engine.dropout_layout_free is false and model.attention_dropout is %s: losses depend on ranks and"
+                " micro batch",
+                config.model.attention_dropout,
+            )
         model.to(device=device, dtype=self.dtype)
+        apply_recompute(model, config.engine.recompute, self.draws)
         if config.engine.compile:
             compile_blocks(model)
         optimizer = build_optimizer(self.named, config.optimizer, self.dtype)
         deepspeed = shims.import_deepspeed(device)
         with _stdout_to_stderr():
             self._engine, *_ = deepspeed.initialize(
-                model=ObjectiveModule(model, loss),
+                model=ObjectiveModule(model, loss, config),
                 optimizer=optimizer,
                 mpu=grid,
                 config=deepspeed_config(config, grid, device, self.dtype, self.parameters),
@@ -82,6 +100,9 @@ class Engine:
         ranks = self.grid.data * self.grid.sequence
         scale = torch.tensor([ranks / count if count else 0.0 for count in counts], device=self.device)
         self._engine.train()
+        if self.draws:
+            # The same on the same layout, also after a resume.
+            torch.manual_seed(_derived_seed(self.config.run.seed, step, self.grid.rank))
         sums = []
         for place, batch in enumerate(micro_batches):
             # DeepSpeed's own count of micro batches is fixed when it starts; the batch may grow.
@@ -115,6 +136,11 @@ class Engine:
         """Continue from saved state: `read` gives flat ranges of global tensors."""
         shims.load(self._engine, self.named, read)
         shims.set_optimizer_steps(self._engine, optimizer_steps)
+
+
+def _derived_seed(*key: int) -> int:
+    """A seed for torch's generator that depends on nothing but the key."""
+    return int.from_bytes(hashlib.sha256(f"{key}".encode()).digest()[:8], "little", signed=True)
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:

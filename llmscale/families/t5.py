@@ -10,5 +10,6 @@ PRESET: dict[str, object] = {
     "activation": "relu",
     "bias": False,
     "scaled_head": True,
+    "dropout_scheme": "t5",
     "init_scheme": "fan_in",
 }

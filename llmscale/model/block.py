@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from llmscale.config.model import ModelConfig
 from llmscale.model.attention import Attention, CrossAttention
 from llmscale.model.context import Context
+from llmscale.model.dropout import Place, drop
 from llmscale.model.experts import Experts
 from llmscale.model.feed_forward import FeedForward
 from llmscale.model.norms import make_norm
@@ -21,6 +22,7 @@ class Block(nn.Module):
         super().__init__()
         self.post_norm = config.norm_order == "post"
         self.parallel = config.parallel_residual
+        self.dropout = config.dropout
         self.attention_norm = make_norm(config) if config.first_norm or layer else None
         self.attention = Attention(config, layer, causal)
         self.cross_attention_norm = make_norm(config) if cross else None
@@ -54,6 +56,11 @@ class Block(nn.Module):
         return self.feed_forward_norm(hidden + changed), loss
 
     def _feed_forward(self, hidden: Tensor, context: Context) -> tuple[Tensor, Tensor | None]:
+        loss = None
         if isinstance(self.feed_forward, Experts):
-            return self.feed_forward(hidden, context.real)
-        return self.feed_forward(hidden), None
+            changed, loss = self.feed_forward(hidden, context.real)
+        else:
+            changed = self.feed_forward(hidden, context.dropout)
+        if context.dropout is not None and self.dropout:
+            changed = drop(changed, context.dropout.keys[Place.FEED_FORWARD_OUTPUT], self.dropout)
+        return changed, loss

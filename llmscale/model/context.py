@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from llmscale.model.cache import KeyValueCache
+from llmscale.model.dropout import LayerDropout
 from llmscale.model.positions import Tables
 
 
@@ -29,3 +30,5 @@ class Context:
     """Keys and values of earlier tokens."""
     queries: Tensor | None = None
     """(B or 1, T, hidden_size): what a query layer asks with."""
+    dropout: LayerDropout | None = None
+    """What this layer drops; None: nothing, as always outside of training."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from llmscale.config.model import ModelConfig
 from llmscale.model.feed_forward import ACTIVATIONS
+from llmscale.model.grouped import grouped_product
 
 
 class ExpertLinear(nn.Module):
@@ -25,7 +26,7 @@ class ExpertLinear(nn.Module):
     def forward(self, tokens: Tensor, expert: Tensor, ends: Tensor) -> Tensor:
         """(N, inputs) to (N, outputs), where token i belongs to `expert[i]` (N,), and those of expert e end before
         `ends[e]` (experts,) int32."""
-        projected = F.grouped_mm(tokens, self.weight.transpose(-2, -1), offs=ends)
+        projected = grouped_product(tokens, self.weight, ends)
         return projected if self.bias is None else projected + self.bias[expert]
 
 
@@ -36,7 +37,7 @@ class Experts(nn.Module):
         super().__init__()
         assert config.experts is not None
         self.settings = config.experts
-        count, inner = self.settings.count, self.settings.ffn_size or config.ffn_channels
+        count, inner = self.settings.count, config.expert_channels
         self.activation = ACTIVATIONS[config.activation]
         self.router = nn.Linear(config.hidden_size, count, bias=False)
         self.up = ExpertLinear(count, config.hidden_size, inner, config.bias)

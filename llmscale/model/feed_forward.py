@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmscale.config.model import ModelConfig
+from llmscale.model.dropout import LayerDropout, Place, drop
 
 _GELU_TANH = partial(F.gelu, approximate="tanh")
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -29,9 +30,14 @@ class FeedForward(nn.Module):
         self.up = nn.Linear(config.hidden_size, config.ffn_channels, bias=config.bias)
         self.gate = nn.Linear(config.hidden_size, config.ffn_channels, bias=config.bias) if config.gated else None
         self.down = nn.Linear(config.ffn_channels, config.hidden_size, bias=config.bias)
+        self.inner_dropout = config.dropout if config.dropout_scheme == "t5" else 0.0
 
-    def forward(self, hidden: Tensor) -> Tensor:
+    def forward(self, hidden: Tensor, dropout: LayerDropout | None = None) -> Tensor:
         """(B, T, hidden_size) to the same shape."""
         if self.gate is not None:
-            return self.down(self.activation(self.gate(hidden)) * self.up(hidden))
-        return self.down(self.activation(self.up(hidden)))
+            inner = self.activation(self.gate(hidden)) * self.up(hidden)
+        else:
+            inner = self.activation(self.up(hidden))
+        if dropout is not None and self.inner_dropout:
+            inner = drop(inner, dropout.keys[Place.INNER], self.inner_dropout)
+        return self.down(inner)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -9,6 +11,7 @@ from llmscale.config.model import ModelConfig
 from llmscale.model.block import Block
 from llmscale.model.cache import KeyValueCache
 from llmscale.model.context import Context
+from llmscale.model.dropout import Dropout, drop
 from llmscale.model.masks import Sight, cross_mask
 from llmscale.model.norms import make_norm
 from llmscale.model.positions import RelativeBias, Tables, alibi_bias, rotary_tables
@@ -17,9 +20,10 @@ from llmscale.model.positions import RelativeBias, Tables, alibi_bias, rotary_ta
 class Stack(nn.Module):
     """Blocks over embedded tokens, and the norm after them."""
 
-    def __init__(self, config: ModelConfig, layers: int, *, causal: bool, cross: bool = False) -> None:
+    def __init__(self, config: ModelConfig, layers: int, *, causal: bool, cross: bool = False, number: int = 0) -> None:
         super().__init__()
         self.config = config
+        self.number = number
         self.causal = causal
         self.kinds = sorted({config.attention_kind(layer) for layer in range(layers)})
         self.relative_bias = RelativeBias(config, causal) if config.positions == "relative" else None
@@ -36,6 +40,7 @@ class Stack(nn.Module):
         memory: Tensor | None = None,
         memory_real: Tensor | None = None,
         cache: KeyValueCache | None = None,
+        dropout: Dropout | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Hidden states after the final norm, and the sum of the layers' router losses.
 
@@ -45,6 +50,8 @@ class Stack(nn.Module):
             sight: who sees whom.
             memory: (B, S, hidden_size), the encoder's result.
             memory_real: (B, S) booleans, False for tokens of it that fill up.
+            cache: keys and values of earlier tokens.
+            dropout: what is dropped; None: nothing.
 
         Returns:
             (B, T, hidden_size), and (B,) or None where there are no experts.
@@ -57,16 +64,27 @@ class Stack(nn.Module):
             memory_mask=cross_mask(memory_real),
             cache=cache,
         )
-        *blocks, last = self.blocks
+        contexts = [context] * len(self.blocks)
+        before = after = None
+        if dropout is not None:
+            before, after = dropout.around(self.number)
+            contexts = [replace(context, dropout=own) for own in dropout.layers(self.number, len(self.blocks))]
+        hidden = self._drop(hidden, before)
         router_loss = None
-        for block in blocks:
-            hidden, loss = block(hidden, context)
+        for block, own in zip(self.blocks[:-1], contexts[:-1], strict=True):
+            hidden, loss = block(hidden, own)
             router_loss = _add(router_loss, loss)
+        own = contexts[-1]
         if self.queries is not None:
             hidden = self._finish(hidden)
-            context = Context(**{**vars(context), "queries": self.queries(positions)})
-        hidden, loss = last(hidden, context)
-        return hidden if self.queries is not None else self._finish(hidden), _add(router_loss, loss)
+            own = replace(own, queries=self.queries(positions))
+        hidden, loss = self.blocks[-1](hidden, own)
+        hidden = hidden if self.queries is not None else self._finish(hidden)
+        hidden = self._drop(hidden, after if self.config.dropout_scheme == "t5" else None)
+        return hidden, _add(router_loss, loss)
+
+    def _drop(self, hidden: Tensor, keys: Tensor | None) -> Tensor:
+        return hidden if keys is None or not self.config.dropout else drop(hidden, keys, self.config.dropout)
 
     def _finish(self, hidden: Tensor) -> Tensor:
         return hidden if self.norm is None else self.norm(hidden)

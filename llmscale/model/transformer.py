@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from llmscale.config.model import ModelConfig
 from llmscale.model.cache import KeyValueCache
+from llmscale.model.dropout import Dropout
 from llmscale.model.heads import Head, NextSentenceHead
 from llmscale.model.masks import Sight
 from llmscale.model.norms import make_norm
@@ -43,7 +44,7 @@ class Transformer(Stack):
         self.positions = nn.Embedding(config.max_positions, config.hidden_size) if learned else None
         self.token_types = nn.Embedding(config.token_types, config.hidden_size) if config.token_types else None
         self.embedding_norm = make_norm(config) if config.embedding_norm else None
-        self.encoder = Stack(config, config.encoder_layer_count, causal=False) if two else None
+        self.encoder = Stack(config, config.encoder_layer_count, causal=False, number=1) if two else None
         self.head = Head(config, vocab_size, rows)
         self.next_sentence = NextSentenceHead(config) if config.next_sentence else None
         self._tie()
@@ -61,6 +62,7 @@ class Transformer(Stack):
         encoder_real: Tensor | None = None,
         memory: Tensor | None = None,
         cache: KeyValueCache | None = None,
+        dropout: Dropout | None = None,
     ) -> Output:
         """Hidden states for `head`.
 
@@ -76,22 +78,25 @@ class Transformer(Stack):
             encoder_real: (B, S) booleans, False for tokens of it that fill up.
             memory: (B, S, hidden_size), the result of `encode`, in place of `encoder_inputs`.
             cache: keys and values of earlier tokens; the new ones are added. Not together with segment_ids or
-                prefix_lengths.
+                prefix_lengths, or dropout.
+            dropout: what training drops, at the rates of the config; None: nothing.
 
         Raises:
-            ValueError: more tokens than `max_positions`, a cache together with segment_ids or prefix_lengths, or an
-                encoder-decoder without anything for its encoder.
+            ValueError: more tokens than `max_positions`, a cache together with segment_ids, prefix_lengths or dropout,
+                or an encoder-decoder without anything for its encoder.
         """
         past, length = cache.length if cache else 0, inputs.shape[1]
         if past + length > self.config.max_positions:
             raise ValueError(f"{past + length} tokens exceed model.max_positions ({self.config.max_positions})")
         if cache is not None and (segment_ids is not None or prefix_lengths is not None):
             raise ValueError("segment_ids and prefix_lengths cannot be combined with a cache")
+        if cache is not None and dropout is not None:
+            raise ValueError("dropout is for training and cannot be combined with a cache")
         router_loss = None
         if self.encoder is not None and memory is None and not (cache and past):
             if encoder_inputs is None:
                 raise ValueError("an encoder-decoder needs encoder_inputs or memory")
-            memory, router_loss = self.encode(encoder_inputs, encoder_real)
+            memory, router_loss = self.encode(encoder_inputs, encoder_real, dropout)
         if positions is None:
             positions = torch.arange(past, past + length, device=inputs.device)[None]
         hidden, own_loss = self.run(
@@ -101,6 +106,7 @@ class Transformer(Stack):
             memory=memory,
             memory_real=encoder_real,
             cache=cache,
+            dropout=dropout,
         )
         if cache is not None:
             cache.advance(length)
@@ -108,13 +114,12 @@ class Transformer(Stack):
             own_loss = own_loss + router_loss
         return Output(hidden, own_loss)
 
-    def encode(self, inputs: Tensor, real: Tensor | None = None) -> Output:
+    def encode(self, inputs: Tensor, real: Tensor | None = None, dropout: Dropout | None = None) -> Output:
         """What the encoder of an encoder-decoder makes of (B, S) tokens: (B, S, hidden_size) as the hidden states."""
         assert self.encoder is not None
         positions = torch.arange(inputs.shape[1], device=inputs.device)[None]
-        return Output(
-            *self.encoder.run(self._embed(inputs, positions), positions, Sight(0, inputs.shape[1], real=real))
-        )
+        sight = Sight(0, inputs.shape[1], real=real)
+        return Output(*self.encoder.run(self._embed(inputs, positions), positions, sight, dropout=dropout))
 
     def _embed(self, inputs: Tensor, positions: Tensor, token_types: Tensor | None = None) -> Tensor:
         hidden = self.embedding(inputs)

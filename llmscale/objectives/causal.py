@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from data_pipeline.batch import Batch
-from llmscale.model import Output, Transformer
+from llmscale.model import Dropout, Output, Transformer
 from llmscale.objectives.loss import TokenLoss
 
 
 class CausalLoss(TokenLoss):
     """For decoders."""
 
-    def output(self, model: Transformer, batch: Batch) -> Output:
-        return model(batch.inputs, batch.positions, batch.segment_ids, batch.prefix_lengths)
+    def output(self, model: Transformer, batch: Batch, dropout: Dropout | None = None) -> Output:
+        return model(batch.inputs, batch.positions, batch.segment_ids, batch.prefix_lengths, dropout=dropout)

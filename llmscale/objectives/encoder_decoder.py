@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from data_pipeline.batch import Batch
-from llmscale.model import Output, Transformer
+from llmscale.model import Dropout, Output, Transformer
 from llmscale.objectives.loss import TokenLoss, real_tokens
 
 
 class EncoderDecoderLoss(TokenLoss):
     """For encoder-decoders."""
 
-    def output(self, model: Transformer, batch: Batch) -> Output:
+    def output(self, model: Transformer, batch: Batch, dropout: Dropout | None = None) -> Output:
         return model(
             batch.inputs,
             encoder_inputs=batch.encoder_inputs,
             encoder_real=real_tokens(batch.encoder_weights),
+            dropout=dropout,
         )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from data_pipeline.batch import Batch
-from llmscale.model import Output, Transformer
+from llmscale.model import Dropout, Output, Transformer
 
 
 class Loss(ABC):
@@ -19,8 +19,8 @@ class Loss(ABC):
     """Names of the terms, as metrics show them. The first is the loss per target token."""
 
     @abstractmethod
-    def __call__(self, model: Transformer, batch: Batch) -> Tensor:
-        """The sum of each term over the batch, (terms,) of at least fp32."""
+    def __call__(self, model: Transformer, batch: Batch, dropout: Dropout | None = None) -> Tensor:
+        """The sum of each term over the batch, (terms,) of at least fp32; `dropout` is what training drops."""
 
     def counts(self, batch: Batch) -> list[float]:
         """What the sum of each term over a batch is divided by, once it is added up over the global batch."""
@@ -36,8 +36,8 @@ class TokenLoss(Loss):
         if experts:
             self.terms = ("loss", "router_loss")
 
-    def __call__(self, model: Transformer, batch: Batch) -> Tensor:
-        return torch.stack(self.sums(model, self.output(model, batch), batch))
+    def __call__(self, model: Transformer, batch: Batch, dropout: Dropout | None = None) -> Tensor:
+        return torch.stack(self.sums(model, self.output(model, batch, dropout), batch))
 
     def sums(self, model: Transformer, output: Output, batch: Batch) -> list[Tensor]:
         """The terms one by one, scalars of one dtype."""
@@ -47,7 +47,7 @@ class TokenLoss(Loss):
         return [loss, (output.router_loss * batch.weights.sum(1)).sum().to(loss.dtype)]
 
     @abstractmethod
-    def output(self, model: Transformer, batch: Batch) -> Output:
+    def output(self, model: Transformer, batch: Batch, dropout: Dropout | None = None) -> Output:
         """What the model makes of the batch."""
 
     def of_tokens(self, model: Transformer, hidden: Tensor, batch: Batch) -> Tensor:

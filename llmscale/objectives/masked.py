@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data_pipeline.batch import Batch
-from llmscale.model import Output, Transformer
+from llmscale.model import Dropout, Output, Transformer
 from llmscale.objectives.loss import TokenLoss, real_tokens
 
 
@@ -34,8 +34,10 @@ class MaskedLoss(TokenLoss):
             counts[-1] = float((batch.next_sentence_labels >= 0).sum())
         return counts
 
-    def output(self, model: Transformer, batch: Batch) -> Output:
-        return model(batch.inputs, token_types=batch.segment_ids, real=real_tokens(batch.encoder_weights))
+    def output(self, model: Transformer, batch: Batch, dropout: Dropout | None = None) -> Output:
+        return model(
+            batch.inputs, token_types=batch.segment_ids, real=real_tokens(batch.encoder_weights), dropout=dropout
+        )
 
     def of_tokens(self, model: Transformer, hidden: Tensor, batch: Batch) -> Tensor:
         # Most tokens are not hidden, and the head is a large part of the work.

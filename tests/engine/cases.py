@@ -16,6 +16,7 @@ from llmscale.engine.distributed import all_reduce_sum, gather_objects, join, le
 from llmscale.engine.engine import Engine, accumulation
 from llmscale.engine.optimizers import build_optimizer
 from llmscale.engine.schedule import learning_rate
+from llmscale.model import Dropout
 from llmscale.objectives import build_loss
 from llmscale.parallel import init
 from llmscale.parallel.grid import RankGrid
@@ -55,7 +56,16 @@ def global_batch(step: int, empty: bool = False) -> Batch:
     weights[GLOBAL_BATCH // 2] = 0
     if empty:
         weights.zero_()
-    return Batch(tokens[:, :-1], tokens[:, 1:], weights, torch.arange(GLOBAL_BATCH))
+    lengths = torch.arange(GLOBAL_BATCH)[:, None] + 9
+    return Batch(
+        tokens[:, :-1],
+        tokens[:, 1:],
+        weights,
+        sample_ids=torch.arange(step * GLOBAL_BATCH, (step + 1) * GLOBAL_BATCH),
+        # For encoder-decoders only.
+        encoder_inputs=tokens[:, 1:].flip(1),
+        encoder_weights=(torch.arange(LENGTH) < lengths).float(),
+    )
 
 
 def build(config: RunConfig) -> nn.Module:
@@ -79,7 +89,9 @@ def plain_torch(
     found = []
     for step in range(steps):
         batch = global_batch(step)
-        logits = model.head(model(batch.inputs).hidden)[..., :VOCAB]
+        rates = config.model.dropout, config.model.attention_dropout
+        dropout = Dropout.of(config.run.seed, batch.sample_ids) if any(rates) else None
+        logits = model.head(model(batch.inputs, dropout=dropout).hidden)[..., :VOCAB]
         losses = nn.functional.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), reduction="none")
         loss = (losses * batch.weights.flatten()).sum() / batch.weights.sum()
         loss.backward()
@@ -98,11 +110,11 @@ def one_step(engine: Engine, grid: RankGrid, step: int) -> Figures:
     """Train a step on this rank's samples; (loss, gradient norm) of the global batch."""
     batch = global_batch(step)
     own = batch.map(lambda tensor: tensor[grid.coordinate("data") :: grid.data])
-    (targets,) = all_reduce_sum([float(own.weights.sum())])
+    counts = all_reduce_sum(build_loss(engine.config.objective, engine.config.model).counts(own))
     micro, _ = accumulation(engine.config, grid.data)
-    sums, norm = engine.train_step(own.split(micro), step, [targets])
-    (loss,) = all_reduce_sum(sums)
-    return loss / targets, norm
+    sums, norm = engine.train_step(own.split(micro), step, counts)
+    loss, *_ = all_reduce_sum(sums)
+    return loss / counts[0], norm
 
 
 def open_engine(config: RunConfig) -> tuple[Engine, RankGrid]:

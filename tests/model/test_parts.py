@@ -116,20 +116,6 @@ def test_the_head_stays_tied_through_conversions() -> None:
         assert "head.weight" not in dict(converted.named_parameters())
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_blocks_compile_whole_and_only_once(name: str) -> None:
-    # More blocks than the compiler's limit of recompilations (8): they must share one graph.
-    model = build(CONFIGS[name].model_copy(update={"layers": 10}), VOCAB, seed=1)
-    ids, targets = tokens(length=8), tokens(length=8, seed=8)
-    expected = model.head(model(ids).hidden, targets)
-    gradients = torch.autograd.grad(expected, list(model.parameters()))
-    for block in model.blocks:
-        block.compile(backend="aot_eager", fullgraph=True)
-    loss = model.head(model(ids).hidden, targets)
-    torch.testing.assert_close(loss, expected)
-    torch.testing.assert_close(torch.autograd.grad(loss, list(model.parameters())), gradients, rtol=1e-4, atol=1e-5)
-
-
 def test_the_model_knows_nothing_of_its_surroundings() -> None:
     program = """
 import os, sys, torch, llmscale.config
