@@ -76,10 +76,11 @@ def _require_architecture(config: RunConfig) -> None:
     name, architecture = objective.name, model.architecture
     if isinstance(objective, PairsObjective):
         wanted = "decoder" if objective.concatenate else "encoder_decoder"
-        other = f"set objective.concatenate={str(architecture == 'decoder').lower()}"
     else:
         wanted = {"masked": "encoder", "denoising": "encoder_decoder"}.get(name, "decoder")
-        other = f"use objective.name={_OBJECTIVES[architecture]}"
+    other = f"use objective.name={_OBJECTIVES[architecture]}"
+    if isinstance(objective, PairsObjective) and architecture != "encoder":
+        other = f"set objective.concatenate={str(architecture == 'decoder').lower()}"
     if wanted != architecture:
         form = " with concatenate" if isinstance(objective, PairsObjective) and objective.concatenate else ""
         raise UserError(
