@@ -82,15 +82,19 @@ def _require_architecture(config: RunConfig) -> None:
     name, architecture = objective.name, model.architecture
     if isinstance(objective, PairsObjective):
         wanted = "decoder" if objective.concatenate else "encoder_decoder"
-        other = f"set objective.concatenate={str(architecture == 'decoder').lower()}"
     else:
         wanted = {"masked": "encoder", "denoising": "encoder_decoder"}.get(name, "decoder")
-        other = f"use objective.name={_OBJECTIVES[architecture]}"
+    other = f"use objective.name={_OBJECTIVES[architecture]}"
+    if model.next_sentence:
+        other += " and objective.next_sentence=true"
+    if isinstance(objective, PairsObjective) and architecture != "encoder":
+        other = f"set objective.concatenate={str(architecture == 'decoder').lower()}"
     if wanted != architecture:
         form = " with concatenate" if isinstance(objective, PairsObjective) and objective.concatenate else ""
         raise UserError(
-            f"objective.name is {name}{form}, which trains an {wanted}, but model.architecture is {architecture};"
-            f" {other}, or set model.architecture={wanted}".replace("an decoder", "a decoder")
+            f"objective.name is {name}{form}, which trains {_an(wanted)}, but model.architecture is {architecture};"
+            f" {other}, or "
+            + (f"a model.family that is {_an(wanted)}" if model.family else f"set model.architecture={wanted}")
         )
     pairs = isinstance(objective, MaskedObjective) and objective.next_sentence
     if pairs != model.next_sentence:
@@ -104,6 +108,10 @@ def _require_architecture(config: RunConfig) -> None:
             "logging.sample_prompts are given, but model.architecture is encoder, which continues no text;"
             " leave them out"
         )
+
+
+def _an(architecture: str) -> str:
+    return f"{'a' if architecture == 'decoder' else 'an'} {architecture}"
 
 
 def nearest_divisor(number: int, wanted: int) -> int:

@@ -173,7 +173,9 @@ def deepspeed_config(
     """DeepSpeed's own config. The global batch is left out: DeepSpeed derives it and would check it."""
     micro, steps = accumulation(config, grid.data)
     on_gpu = device.type == "cuda"
+    # DeepSpeed wants an even number, and refuses to start on ranks otherwise.
     bucket = min(config.engine.bucket_elements, parameters)
+    bucket += bucket % 2
     return {
         "train_micro_batch_size_per_gpu": micro,
         "gradient_accumulation_steps": steps,

@@ -31,8 +31,14 @@ def evaluate_files(checkpoint: Path, files: tuple[str, ...], batch: int, as_json
     objective = trained.config.objective
     loss = build_loss(objective, trained.config.model)
     with tempfile.TemporaryDirectory() as cache, torch.no_grad():
+        # The run's seed, so that what an objective hides or cuts out is what the run's own evaluation did.
         documents = build_evaluation_set(
-            data, trained.checkpoint.tokenizer, Path(cache), objective=objective, everything=True
+            data,
+            trained.checkpoint.tokenizer,
+            Path(cache),
+            objective=objective,
+            seed=trained.config.run.seed,
+            everything=True,
         )
         figures = evaluate(lambda part: float(loss(trained.model, part)[0]), documents, batch)
     assert figures is not None

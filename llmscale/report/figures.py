@@ -15,7 +15,7 @@ import numpy as np
 
 from data_pipeline.errors import UserError
 from llmscale.report.curves import settled_limits, smooth, thin
-from llmscale.report.record import RunRecord, Series
+from llmscale.report.record import TERMS, RunRecord, Series
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -134,12 +134,28 @@ def gradient_norm_figure(runs: list[RunRecord]) -> Figure:
     return canvas.finish()
 
 
+def term_figure(name: str, runs: list[RunRecord]) -> Figure:
+    """One of `TERMS` in training, of the runs that have it."""
+    unit = "nats per pair" if name == "next_sentence_loss" else "mean over sequences, weighted by their targets"
+    canvas = _Canvas(runs, TERMS[name], unit)
+    for index, run in enumerate(runs):
+        canvas.smoothed(index, run.metrics[name], canvas.name(run))
+    canvas.from_zero()
+    return canvas.finish()
+
+
 FIGURES: dict[str, Callable[[list[RunRecord]], Figure]] = {
     "loss": loss_figure,
     "learning_rate": learning_rate_figure,
     "throughput": throughput_figure,
     "gradient_norm": gradient_norm_figure,
 }
+
+
+def draw_all(runs: list[RunRecord]) -> dict[str, Figure]:
+    """Every picture by name: those of `FIGURES`, then one for each term of the loss that a run has besides."""
+    terms = [name for name in TERMS if any(name in run.terms for run in runs)]
+    return {name: draw(runs) for name, draw in FIGURES.items()} | {name: term_figure(name, runs) for name in terms}
 
 
 def save_png(figure: Figure, path: Path) -> None:

@@ -10,7 +10,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from llmscale.report.figures import GRID, INK, MUTED, PALETTE, PAPER
-from llmscale.report.record import RunRecord
+from llmscale.report.record import TERMS, RunRecord
 from llmscale.report.theme import CSS
 
 if TYPE_CHECKING:
@@ -167,6 +167,7 @@ def _figures(run: RunRecord) -> dict[str, str]:
         "Target tokens": _count(loss.tokens[-1] if len(loss.tokens) else None),
         "Parameters": _count(summary.get("parameters")),
         "Training loss": _number(summary.get("loss", loss.value[-1] if len(loss.value) else None)),
+        **{TERMS[name]: _number(run.metrics[name].finite().value[-1]) for name in run.terms},
         "Held-out loss": _number(held_out.get("loss")),
         "Held-out perplexity": _number(held_out.get("perplexity"), 2),
         "Held-out bits per byte": _number(held_out.get("bits_per_byte")),

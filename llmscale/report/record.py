@@ -12,7 +12,9 @@ import numpy as np
 from data_pipeline.errors import UserError
 from data_pipeline.records import read_records
 
-_METRICS = ("loss", "grad_norm", "lr", "tokens_per_second")
+TERMS = {"router_loss": "Router loss", "next_sentence_loss": "Next-sentence loss"}
+"""Terms of the loss besides that of the tokens, by their names in metrics.jsonl; few models have them."""
+_METRICS = ("loss", *TERMS, "grad_norm", "lr", "tokens_per_second")
 _EVALUATION = ("loss", "perplexity", "bits_per_byte", "tokens", "bytes")
 
 
@@ -42,7 +44,7 @@ class RunRecord:
 
     name: str
     metrics: dict[str, Series]
-    """By name: loss (nats per target token), grad_norm, lr, tokens_per_second."""
+    """By name: loss (nats per target token), the other terms of the loss, grad_norm, lr, tokens_per_second."""
     evaluation: dict[str, Series]
     """By name: loss (nats per target token), perplexity, bits_per_byte, and of how many held-out tokens and bytes."""
     summary: dict[str, Any]
@@ -53,6 +55,11 @@ class RunRecord:
     """The newest checkpoint's manifest.json, or empty."""
     config: str
     """config.yaml as text, or empty."""
+
+    @property
+    def terms(self) -> list[str]:
+        """Terms of the loss that the run has, besides that of the tokens."""
+        return [name for name in TERMS if len(self.metrics[name].finite().step)]
 
     @property
     def held_out(self) -> dict[str, float]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_pipeline.errors import UserError
-from llmscale.report.figures import FIGURES, loss_figure, require_matplotlib, save_png, style
+from llmscale.report.figures import FIGURES, draw_all, loss_figure, require_matplotlib, save_png, style
 from llmscale.report.page import render_page
 from llmscale.report.record import read_runs
 
@@ -20,6 +20,8 @@ class ReportPaths:
     learning_rate: Path
     throughput: Path
     gradient_norm: Path
+    terms: dict[str, Path] = field(default_factory=dict)
+    """Pictures of the loss's other terms by their names, where a run has any."""
 
 
 def write_report(runs: list[Path], output: Path | None = None) -> ReportPaths:
@@ -35,14 +37,16 @@ def write_report(runs: list[Path], output: Path | None = None) -> ReportPaths:
         raise UserError("a report needs at least one run directory; give one, such as: llmscale report runs/quickstart")
     records = read_runs(runs)
     folder = output or runs[0] / "report"
-    pictures = {name: folder / f"{name}.png" for name in FIGURES}
     with style():
-        figures = {name: draw(records) for name, draw in FIGURES.items()}
+        figures = draw_all(records)
+        pictures = {name: folder / f"{name}.png" for name in figures}
         for name, figure in figures.items():
             save_png(figure, pictures[name])
         page = render_page(records, figures)
     (folder / "report.html").write_text(page, encoding="utf-8")
-    return ReportPaths(page=folder / "report.html", **pictures)
+    fixed = {name: path for name, path in pictures.items() if name in FIGURES}
+    terms = {name: path for name, path in pictures.items() if name not in FIGURES}
+    return ReportPaths(page=folder / "report.html", **fixed, terms=terms)
 
 
 def loss_curve(run: Path, path: Path) -> None:

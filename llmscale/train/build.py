@@ -22,9 +22,10 @@ from llmscale.checkpoint.model import load_weights
 from llmscale.checkpoint.reader import newest_intact
 from llmscale.checkpoint.store import Retention, clean
 from llmscale.checkpoint.writer import CheckpointWriter
-from llmscale.config import RunConfig, flatten
+from llmscale.config import ModelConfig, RunConfig, flatten
 from llmscale.config.training import require_schedule_fits
 from llmscale.engine.distributed import World, broadcast_object, gather_objects
+from llmscale.model import Transformer
 from llmscale.parallel import init
 from llmscale.parallel.grid import RankGrid
 from llmscale.train.run_directory import RunDirectory
@@ -142,12 +143,40 @@ def build_tokenizer(config: RunConfig, run: RunDirectory) -> Tokenizer:
     return tokenizer
 
 
-def build_model(config: RunConfig, tokenizer: Tokenizer, init_from: str | None) -> nn.Module:
-    """The model with its initial weights: drawn by name, or those of the checkpoint `init_from`."""
+def build_model(config: RunConfig, tokenizer: Tokenizer, init_from: str | None, ranks: int = 1) -> nn.Module:
+    """The model with its initial weights: drawn by name, or those of the checkpoint `init_from`.
+
+    Raises:
+        UserError: the weights of the `ranks` ranks of this machine do not fit its memory, or as `start_from`.
+    """
+    together(lambda: require_memory(config.model, tokenizer.vocab_size, ranks))
     model = init.build(config.model, config.model.vocabulary(tokenizer.vocab_size), config.run.seed)
     if init_from is not None:
         start_from(model, init_from, tokenizer)
     return model
+
+
+def require_memory(model: ModelConfig, tokens: int, ranks: int, memory: int | None = None) -> None:
+    """Refuse a model that this machine cannot even hold: every rank first draws all weights, in fp32.
+
+    Args:
+        tokens: of the tokenizer.
+        ranks: ranks of this machine.
+        memory: of the machine, in bytes; as the system says when not given.
+
+    Raises:
+        UserError: names both sizes.
+    """
+    memory = memory or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in Transformer(model, model.vocabulary(tokens)).parameters())
+    needed = 4 * parameters * ranks
+    if needed > memory:
+        raise UserError(
+            f"the model has {parameters / 1e9:,.1f} B parameters, {4 * parameters / 2**30:,.0f} GiB in fp32 for each"
+            f" rank of this machine ({ranks}), but the machine has {memory / 2**30:,.0f} GiB of memory; start fewer"
+            f" ranks on a larger one, or make the model smaller (model.layers, model.hidden_size)"
+        )
 
 
 def start_from(model: nn.Module, path: str, tokenizer: Tokenizer) -> None:

@@ -140,6 +140,7 @@ def _show(trainer: Trainer, summary: dict[str, Any], picture: str | None) -> Non
     console.print("Next:", style="bold")
     if picture:
         console.print(f"  look at {picture}, or make a page of it: llmscale report {run}", markup=False)
-    console.print(f"  generate:  llmscale generate {run} --prompt 'def main('", markup=False)
+    if trainer.config.model.architecture != "encoder":
+        console.print(f"  generate:  llmscale generate {run} --prompt 'def main('", markup=False)
     console.print(f"  evaluate:  llmscale eval {run} --data FILE", markup=False)
     console.print(f"  checkpoint: llmscale checkpoint show {run}", markup=False)

@@ -79,7 +79,7 @@ def assemble(
     stack.callback(loader.close)
     config = build.with_steps(config, loader)
     init_from = None if resume.checkpoint else config.train.init_from
-    model = build.build_model(config, tokenizer, init_from)
+    model = build.build_model(config, tokenizer, init_from, world.local_size)
     loss = build_loss(config.objective, config.model)
     engine = Engine(model, loss, config, grid, world.device)
     if resume.checkpoint is not None:

@@ -93,6 +93,24 @@ def test_a_finished_run(tmp_path):
         assert " ".join(expected.split()) in text, expected
 
 
+def test_other_terms_of_the_loss_have_their_own_pictures(tmp_path):
+    run, plain = write_run(tmp_path / "bert", steps=40), write_run(tmp_path / "plain", steps=40)
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for row in rows:
+        if "loss" in row:
+            row["next_sentence_loss"] = 0.5 + 0.25 / row["step"]
+    write_metrics(run, rows)
+    paths = write_report([run])
+    assert {name: path.name for name, path in paths.terms.items()} == {"next_sentence_loss": "next_sentence_loss.png"}
+    assert paths.terms["next_sentence_loss"].read_bytes().startswith(PNG_MAGIC)
+    text = page_of(paths).text
+    assert "Next-sentence loss" in text
+    assert f"{0.5 + 0.25 / 40:.4f}" in text
+    assert "Router loss" not in text
+    assert write_report([plain]).terms == {}
+    assert list(write_report([plain, run], tmp_path / "both").terms) == ["next_sentence_loss"]
+
+
 def test_the_page_loads_nothing_and_its_ids_are_unique(tmp_path):
     paths = write_report([write_run(tmp_path / "a"), write_run(tmp_path / "b", seed=1)])
     page = paths.page.read_text(encoding="utf-8")
