@@ -101,19 +101,59 @@ def evaluate(checkpoint: Path, files: tuple[str, ...], batch: int, as_json: bool
     evaluate_files(checkpoint, files, batch, as_json)
 
 
+def _generation(command: Any) -> Any:
+    """Options that `generate` and `chat` share."""
+    for option in reversed(
+        (
+            click.option("--max-new-tokens", type=int, default=128, show_default=True, help="Most tokens to add."),
+            click.option("--temperature", type=float, help="0: always the most probable token.  [default: 0.8]"),
+            click.option("--top-k", default=0, show_default=True, help="Only the k most probable tokens; 0: all."),
+            click.option(
+                "--top-p", default=1.0, show_default=True, help="Only the most probable, to this probability."
+            ),
+            click.option("--repetition-penalty", default=1.0, show_default=True, help="CTRL's; 1: none."),
+            click.option("--stop", multiple=True, help="A text that ends the generation; repeatable."),
+            click.option("--stop-token", "stop_tokens", type=int, multiple=True, help="A token id that does."),
+            click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def _settings(temperature: float | None, **options: Any) -> Any:
+    from llmscale.generate import Settings
+
+    if temperature is None:
+        temperature = 0.8 if options.get("beams", 1) == 1 else 0.0
+    return Settings(temperature=temperature, **options)
+
+
 @cli.command()
 @click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.option("--prompt", required=True, help="Text to continue.")
-@click.option("--max-new-tokens", type=click.IntRange(min=1), default=128, show_default=True)
-@click.option("--temperature", default=0.8, show_default=True, help="0: always the most probable token.")
-@click.option("--top-k", default=0, show_default=True, help="Only the k most probable tokens; 0: all.")
-@click.option("--top-p", default=1.0, show_default=True, help="Only the most probable tokens up to this probability.")
-@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True)
-def generate(checkpoint: Path, prompt: str, **settings: Any) -> None:
-    """Continue a prompt with the model of CHECKPOINT (or a run directory)."""
-    from llmscale.generate.commands import generate_text
+@click.option("--prompt", "prompts", multiple=True, help="Text to continue, or to read as the source; repeatable.")
+@click.option("--prompts", "file", type=click.Path(path_type=Path), help="A file with a prompt a line.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object a line: prompt, text, tokens, finish.")
+@_generation
+@click.option("--beams", default=1, show_default=True, help="Hypotheses of beam search; 1: none.")
+@click.option("--length-penalty", default=1.0, show_default=True, help="Beam search: above 0 favours long texts.")
+@click.option("--batch", default=8, show_default=True, help="Most prompts in a forward pass.")
+def generate(checkpoint: Path, prompts: tuple[str, ...], file: Path | None, as_json: bool, **options: Any) -> None:
+    """Continue prompts with the model of CHECKPOINT (or a run directory). Beam search does not sample."""
+    from llmscale.generate.commands import generate_texts
 
-    generate_text(checkpoint, prompt, **settings)
+    generate_texts(checkpoint, prompts, file, as_json, _settings(**options))
+
+
+@cli.command()
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option("--system", help="A message that stands before the dialogue.")
+@_generation
+def chat(checkpoint: Path, system: str | None, **options: Any) -> None:
+    """Talk with the instruction-tuned model of CHECKPOINT; a message a line, /reset begins anew, /quit ends."""
+    from llmscale.generate.chat import chat as talk
+
+    talk(checkpoint, system, _settings(**options))
 
 
 @cli.group()

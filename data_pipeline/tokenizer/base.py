@@ -61,6 +61,10 @@ class Tokenizer(Protocol):
         """The vocabulary's own spelling of a token, such as `▁the`, `Ġthe`, `##ing` or `<0x0A>`; "" for a gap."""
         ...
 
+    def spellings(self) -> dict[str, int]:
+        """Special tokens, with a role or without, by how they are spelled, as chat templates spell them out."""
+        ...
+
     def save(self, directory: str | Path) -> None:
         """Write what `load_tokenizer` reads into an existing folder."""
         ...
@@ -147,6 +151,11 @@ class StoredTokenizer(ABC):
     def token_text(self, token: int) -> str:
         """As in `Tokenizer`."""
         return role_text(self.appended[token - self._own_size]) if token >= self._own_size else self._own_text(token)
+
+    def spellings(self) -> dict[str, int]:
+        """As in `Tokenizer`."""
+        tokens = sorted(self._special_tokens() | self._silent)
+        return {text: token for token in tokens if (text := self.token_text(token))}
 
     @abstractmethod
     def token_id(self, text: str) -> int | None:

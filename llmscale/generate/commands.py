@@ -2,28 +2,71 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
+from data_pipeline.errors import UserError
 from llmscale.checkpoint.model import load_model
-from llmscale.generate.decode import stream
-from llmscale.generate.sampling import Sampler
+from llmscale.generate.generator import Generator
+from llmscale.generate.prompts import reading_of
+from llmscale.generate.settings import Settings
 
 
-def generate_text(
-    checkpoint: Path, prompt: str, max_new_tokens: int, temperature: float, top_k: int, top_p: float, seed: int
+def generate_texts(
+    checkpoint: Path, prompts: Sequence[str], file: Path | None, as_json: bool, settings: Settings
 ) -> None:
-    """Print the prompt and its continuation as it is made.
+    """Print what follows each prompt: of one prompt as it is made, of several in their order, or JSON lines.
+
+    Args:
+        file: a file with a prompt a line, after `prompts`.
 
     Raises:
-        UserError: no intact checkpoint, a setting out of range, or a prompt that exceeds the context.
+        UserError: no prompt, no intact checkpoint, or what `Generator.stream` refuses.
     """
-    sampler = Sampler(temperature, top_k, top_p, seed)
+    prompts = [*prompts, *(_lines(file) if file is not None else [])]
+    if not prompts:
+        raise UserError("generate needs a prompt; give --prompt TEXT or --prompts FILE")
     trained = load_model(checkpoint)
-    pieces = stream(trained.model, trained.tokenizer, prompt, max_new_tokens=max_new_tokens, sampler=sampler)
-    first = next(pieces, "")
-    click.echo(prompt + first, nl=False)
-    for piece in pieces:
-        click.echo(piece, nl=False)
-    click.echo()
+    generator = Generator(trained.model, trained.tokenizer, reading_of(trained.config.objective))
+    # What follows a source is a text of its own.
+    continues = generator.config.architecture == "decoder" and generator.reading != "source"
+    if len(prompts) == 1 and not as_json:
+        echoed = not continues
+        for piece in generator.stream(prompts, settings):
+            click.echo(piece.text if echoed else prompts[0] + piece.text, nl=False)
+            echoed = True
+        click.echo()
+        return
+    done = {}
+    shown = 0
+    for piece in generator.stream(prompts, settings):
+        if piece.completion is not None:
+            done[piece.prompt] = piece.completion
+        while shown in done:
+            completion, prompt = done.pop(shown), prompts[shown]
+            if as_json:
+                row = {"prompt": prompt, "text": completion.text, "tokens": len(completion.tokens)}
+                click.echo(json.dumps({**row, "finish": completion.finish}, ensure_ascii=False))
+            else:
+                click.echo(f"--- {shown + 1}\n{prompt if continues else ''}{completion.text}")
+            shown += 1
+
+
+def _lines(path: Path) -> list[str]:
+    """The prompts of a file.
+
+    Raises:
+        UserError: it cannot be read, is no text or has no prompts.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise UserError(f"--prompts: cannot read {path}: {error.strerror}; name a text file") from None
+    except UnicodeDecodeError:
+        raise UserError(f"--prompts: {path} is not UTF-8 text; give a file with a prompt a line") from None
+    if not any(lines):
+        raise UserError(f"--prompts: {path} is empty; give a file with a prompt a line")
+    return [line for line in lines if line]

@@ -1,80 +1,70 @@
-"""Continuing a prompt token by token."""
+"""Greedy decoding and sampling, token by token."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from data_pipeline.errors import UserError
-from data_pipeline.tokenizer import Tokenizer
-from llmscale.generate.sampling import Sampler
+from llmscale.generate.prompts import Context
+from llmscale.generate.sampling import choose, draws_of, penalized
+from llmscale.generate.settings import Settings
+from llmscale.generate.state import State, seen_tokens
 from llmscale.model import Transformer
-from llmscale.model.cache import KeyValueCache
 
-
-def generate(
-    model: Transformer, tokenizer: Tokenizer, prompt: str, *, max_new_tokens: int = 128, sampler: Sampler | None = None
-) -> str:
-    """The continuation of `prompt`, without the prompt; see `stream`."""
-    return "".join(stream(model, tokenizer, prompt, max_new_tokens=max_new_tokens, sampler=sampler))
-
-
-def stream(
-    model: Transformer, tokenizer: Tokenizer, prompt: str, *, max_new_tokens: int = 128, sampler: Sampler | None = None
-) -> Iterator[str]:
-    """Pieces of the continuation as they are made; together they are the decoded new tokens.
-
-    The prompt follows the end-of-document token, as documents do in training; so an empty prompt begins a document.
-
-    Args:
-        max_new_tokens: most tokens to add; the end of the document may come first.
-        sampler: greedy when not given.
-
-    Raises:
-        UserError: prompt and new tokens exceed the model's context.
-    """
-    end = tokenizer.special["eos"]
-    context = [end, *tokenizer.encode(prompt)]
-    limit = model.config.max_positions
-    if len(context) >= limit:
-        raise UserError(
-            f"the prompt has {len(context)} tokens, but the model's context is {limit}; shorten the prompt to"
-            f" {limit - 1} or less"
-        )
-    if len(context) + max_new_tokens > limit:
-        raise UserError(
-            f"the prompt's {len(context)} tokens and {max_new_tokens} new ones exceed the model's context of {limit};"
-            f" shorten the prompt, or set --max-new-tokens to {limit - len(context)} or less"
-        )
-    tokens: list[int] = []
-    shown = ""
-    for token in new_tokens(model, context, max_new_tokens, sampler or Sampler(temperature=0), stop={end}):
-        tokens.append(token)
-        text = tokenizer.decode(tokens)
-        # A character may be spread over several tokens: wait until it is whole.
-        if not text.endswith("\ufffd"):
-            yield text[len(shown) :]
-            shown = text
-    rest = tokenizer.decode(tokens)[len(shown) :]
-    if rest:
-        yield rest
+Ended = Callable[[int, int], bool]
+"""Given a context's number and its next token: whether that ends it. Asked exactly once for each token."""
 
 
 @torch.inference_mode()
-def new_tokens(
-    model: Transformer, context: list[int], count: int, sampler: Sampler, stop: set[int] | None = None
-) -> Iterator[int]:
-    """At most `count` token ids that follow `context`, ending before a token of `stop`."""
-    parameter = next(model.parameters())
-    capacity = len(context) + count
-    cache = KeyValueCache(model.config, 1, capacity, parameter.dtype, parameter.device)
-    inputs = torch.tensor([context], device=parameter.device)
-    for _ in range(count):
-        hidden = model(inputs, cache=cache).hidden
-        chosen = sampler.choose(model.head(hidden[:, -1]))
-        token = int(chosen)
-        if stop and token in stop:
+def decode(
+    model: Transformer,
+    contexts: Sequence[Context],
+    settings: Settings,
+    ended: Ended,
+    draws: torch.Tensor | None = None,
+) -> Iterator[None]:
+    """Continue all contexts as one batch, until each has ended or has `settings.max_new_tokens`; pauses at each token.
+
+    Args:
+        ended: is told every token; a context that ended is not continued.
+        draws: (contexts, max_new_tokens) of `draws_of`, made here when not given; only for sampling.
+    """
+    state = State(model, contexts, settings.max_new_tokens)
+    logits = state.read()
+    numbers = list(range(len(contexts)))
+    running = [True] * len(numbers)
+    if settings.temperature > 0:
+        draws = (draws_of([c.key for c in contexts], settings) if draws is None else draws).to(logits.device)
+    seen = None
+    if settings.repetition_penalty != 1:
+        seen = seen_tokens(contexts, logits.shape[-1], logits.device)
+    for step in range(settings.max_new_tokens):
+        if seen is not None:
+            logits = penalized(logits.float(), seen, settings.repetition_penalty)
+        chosen = choose(logits, settings, None if draws is None else draws[:, step])
+        for row, token in enumerate(chosen.tolist()):
+            if running[row] and ended(numbers[row], token):
+                running[row] = False
+        yield
+        if step + 1 == settings.max_new_tokens or not any(running):
             return
-        yield token
-        inputs = chosen[:, None]
+        if seen is not None:
+            seen.scatter_(1, chosen[:, None], True)
+        state.append(chosen)
+        if 2 * sum(running) <= len(running):
+            # Half of the work would be for nothing.
+            rows = torch.tensor([row for row, going in enumerate(running) if going], device=logits.device)
+            state.keep(rows)
+            draws = None if draws is None else draws[rows]
+            seen = None if seen is None else seen[rows]
+            numbers = [number for number, going in zip(numbers, running, strict=True) if going]
+            running = [True] * len(numbers)
+        logits = state.read()
+
+
+def batches(contexts: Sequence[Context], size: int) -> Iterator[list[int]]:
+    """Numbers of contexts, at most `size` at a time; those of one batch are about equally long."""
+    order = sorted(range(len(contexts)), key=lambda number: len(contexts[number].key))
+    for start in range(0, len(order), size):
+        yield order[start : start + size]

@@ -2,61 +2,65 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from data_pipeline.errors import UserError
-
-LEAST_TEMPERATURE = 1e-6
-"""Below it, logits divided by the temperature might leave the range of fp32."""
+from data_pipeline.counter_random import uniforms
+from llmscale.generate.settings import Settings
 
 
-class Sampler:
-    """Greedy choice or sampling, reproducible by a seed of its own."""
+def choose(logits: Tensor, settings: Settings, draws: Tensor | None = None) -> Tensor:
+    """Next tokens: the most probable ones, or samples.
 
-    def __init__(self, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, seed: int = 0) -> None:
-        """
-        Args:
-            temperature: divides the logits; 0 always takes the most probable token.
-            top_k: keep only the k most probable tokens; 0 keeps all.
-            top_p: keep the fewest most probable tokens whose probabilities reach this sum (Holtzman et al. 2020,
-                section 3.1), after temperature and top_k; 1 keeps all.
-            seed: decides what is drawn.
+    Args:
+        logits: (B, V), after `penalized`.
+        draws: (B,) fp64 numbers in [0, 1), one for each row; not needed for a temperature of 0.
 
-        Raises:
-            UserError: a setting is out of range.
-        """
-        if not (temperature == 0 or LEAST_TEMPERATURE <= temperature < math.inf):
-            raise UserError(
-                f"temperature is {temperature}, but must be 0 (greedy) or a finite number from {LEAST_TEMPERATURE} on"
-            )
-        if top_k < 0:
-            raise UserError(f"top_k is {top_k}, but must be 0 (all tokens) or more")
-        if not 0 < top_p <= 1:
-            raise UserError(f"top_p is {top_p}, but must be above 0 and at most 1")
-        self.temperature = temperature
-        self.top_k = top_k
-        self.top_p = top_p
-        self._generator = torch.Generator().manual_seed(seed)
+    Returns:
+        (B,) int64.
+    """
+    if settings.temperature == 0:
+        return logits.argmax(dim=-1)
+    assert draws is not None
+    # Inverse of the distribution function: a row's token depends on its own draw and probabilities alone.
+    sums = probabilities(logits, settings).double().cumsum(dim=-1)
+    total = sums[:, -1]
+    # The first token whose sum is above the draw; never one of probability 0, which adds nothing to the sum.
+    below = torch.minimum(draws * total, torch.nextafter(total, torch.zeros_like(total)))
+    return torch.searchsorted(sums, below[:, None], right=True)[:, 0]
 
-    def choose(self, logits: Tensor) -> Tensor:
-        """Next tokens (B,) int64 from logits (B, V)."""
-        if self.temperature == 0:
-            return logits.argmax(dim=-1)
-        drawn = torch.multinomial(self.probabilities(logits).cpu(), 1, generator=self._generator)
-        return drawn[:, 0].to(logits.device)
 
-    def probabilities(self, logits: Tensor) -> Tensor:
-        """What is sampled from: (B, V) fp32, each row summing to 1; needs a temperature above 0."""
-        logits = logits.float() / self.temperature
-        if 0 < self.top_k < logits.shape[-1]:
-            least = logits.topk(self.top_k, dim=-1).values[:, -1:]
-            logits = logits.masked_fill(logits < least, -torch.inf)
-        if self.top_p < 1:
-            ordered, order = logits.softmax(dim=-1).sort(dim=-1, descending=True)
-            # A token stays when those before it do not yet reach top_p, so that at least one does.
-            surplus = ordered.cumsum(dim=-1) - ordered >= self.top_p
-            logits = logits.masked_fill(torch.zeros_like(surplus).scatter(1, order, surplus), -torch.inf)
-        return logits.softmax(dim=-1)
+def probabilities(logits: Tensor, settings: Settings) -> Tensor:
+    """What is sampled from: (B, V) logits to (B, V) fp32, each row summing to 1; needs a temperature above 0."""
+    logits = logits.float() / settings.temperature
+    if 0 < settings.top_k < logits.shape[-1]:
+        least = logits.topk(settings.top_k, dim=-1).values[:, -1:]
+        logits = logits.masked_fill(logits < least, -torch.inf)
+    if settings.top_p < 1:
+        ordered, order = logits.softmax(dim=-1).sort(dim=-1, descending=True)
+        # A token stays when those before it do not yet reach top_p, so that at least one does.
+        surplus = ordered.cumsum(dim=-1) - ordered >= settings.top_p
+        logits = logits.masked_fill(torch.zeros_like(surplus).scatter(1, order, surplus), -torch.inf)
+    return logits.softmax(dim=-1)
+
+
+def penalized(scores: Tensor, seen: Tensor, penalty: float) -> Tensor:
+    """Scores (B, V), logits or log-probabilities, with the repetition penalty on the tokens of `seen` (B, V) bool."""
+    return torch.where(seen, torch.where(scores > 0, scores / penalty, scores * penalty), scores)
+
+
+def draws_of(prompts: Sequence[Sequence[int]], settings: Settings) -> Tensor:
+    """Numbers to sample with, (prompts, max_new_tokens) fp64 in [0, 1).
+
+    Those of a prompt depend on its tokens and the seed, and on how many equal ones precede it, so that copies of a
+    prompt are continued differently; but not on what else there is.
+    """
+    copies: dict[tuple[int, ...], int] = {}
+    rows = []
+    for prompt in prompts:
+        key = tuple(prompt)
+        copies[key] = copies.get(key, -1) + 1
+        rows.append(torch.from_numpy(uniforms(settings.max_new_tokens, "generate", settings.seed, copies[key], *key)))
+    return torch.stack(rows)

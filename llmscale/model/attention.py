@@ -86,17 +86,20 @@ class Attention(Projections):
     def forward(self, hidden: Tensor, context: Context) -> Tensor:
         """(B, T, hidden_size) to the same shape; `context.queries` ask in place of the hidden states where given."""
         asking = hidden if context.queries is None else context.queries.expand_as(hidden)
-        query, key = self.heads(self.query(asking)), self.heads(self.key(hidden))
-        value = self.heads(self.value(hidden)).transpose(1, 2)
+        query, key, value = (self.heads(part) for part in self.project(asking, hidden))
         if self.query_norm is not None and self.key_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
         rotary = context.rotary[self.kind]
         if rotary is not None:
             query, key = rotate(query, rotary, self.interleaved), rotate(key, rotary, self.interleaved)
-        query, key = query.transpose(1, 2), key.transpose(1, 2)
+        query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
         if context.cache is not None:
             key, value = context.cache.extend(self.layer, key, value)
         return self.mix(query, key, value, context.masks[self.kind], self.causal, context.dropout)
+
+    def project(self, asking: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries of `asking`, keys and values of `hidden`, (B, T, hidden_size) both: (B, T, heads x channels) each."""
+        return self.query(asking), self.key(hidden), self.value(hidden)
 
 
 class CrossAttention(Projections):

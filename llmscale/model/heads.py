@@ -51,12 +51,16 @@ class Head(nn.Module):
         if self.factor is not None:
             hidden = hidden * self.factor
         if targets is None:
-            logits = F.linear(hidden, self.weight, self.bias)
+            logits = self.project(hidden)
             logits[..., self.vocab_size :] = -torch.inf
             return logits
         hidden, targets = hidden.flatten(0, -2), targets.flatten()
         weights = torch.ones_like(targets, dtype=torch.float32) if weights is None else weights.flatten()
         return linear_cross_entropy(hidden, self.weight, targets, weights, self.vocab_size, self.bias)
+
+    def project(self, hidden: Tensor) -> Tensor:
+        """(..., hidden_size) to (..., padded vocabulary)."""
+        return F.linear(hidden, self.weight, self.bias)
 
 
 class NextSentenceHead(nn.Module):

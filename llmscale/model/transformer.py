@@ -77,19 +77,21 @@ class Transformer(Stack):
             encoder_inputs: (B, S) int64, what the encoder of an encoder-decoder reads.
             encoder_real: (B, S) booleans, False for tokens of it that fill up.
             memory: (B, S, hidden_size), the result of `encode`, in place of `encoder_inputs`.
-            cache: keys and values of earlier tokens; the new ones are added. Not together with segment_ids or
-                prefix_lengths, or dropout.
+            cache: keys and values of earlier tokens; the new ones are added. Not together with segment_ids or dropout;
+                with prefix_lengths only while it is empty.
             dropout: what training drops, at the rates of the config; None: nothing.
 
         Raises:
-            ValueError: more tokens than `max_positions`, a cache together with segment_ids, prefix_lengths or dropout,
-                or an encoder-decoder without anything for its encoder.
+            ValueError: more tokens than `max_positions`, a cache together with segment_ids or dropout, or one that
+                holds tokens with prefix_lengths, or an encoder-decoder without anything for its encoder.
         """
         past, length = cache.length if cache else 0, inputs.shape[1]
         if past + length > self.config.max_positions:
             raise ValueError(f"{past + length} tokens exceed model.max_positions ({self.config.max_positions})")
-        if cache is not None and (segment_ids is not None or prefix_lengths is not None):
-            raise ValueError("segment_ids and prefix_lengths cannot be combined with a cache")
+        if cache is not None and (segment_ids is not None or (prefix_lengths is not None and past)):
+            raise ValueError(
+                "a cache cannot be combined with segment_ids, nor with prefix_lengths once it holds tokens"
+            )
         if cache is not None and dropout is not None:
             raise ValueError("dropout is for training and cannot be combined with a cache")
         router_loss = None

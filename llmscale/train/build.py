@@ -135,6 +135,11 @@ def build_tokenizer(config: RunConfig, run: RunDirectory) -> Tokenizer:
         )
     for index, prompt in enumerate(config.logging.sample_prompts):
         needed, room = len(tokenizer.encode(prompt)) + 2, config.model.max_positions
+        if needed == 2 and (config.model.architecture == "encoder_decoder" or config.objective.name == "seq2seq"):
+            raise UserError(
+                f"logging.sample_prompts.{index} is empty, but a model trained by objective {config.objective.name}"
+                " continues a source text; give one"
+            )
         if needed > room:
             raise UserError(
                 f"logging.sample_prompts.{index} needs {needed} positions with a token before and one after it, but"

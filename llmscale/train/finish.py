@@ -18,7 +18,7 @@ from data_pipeline.evaluation_set import heldout_documents, training_documents
 from data_pipeline.records import read_records
 from llmscale.checkpoint.model import load_model
 from llmscale.evaluate.baselines import Baselines, unigram_bits_per_byte, xz_bits_per_byte
-from llmscale.generate import Sampler, generate
+from llmscale.generate import Generator, Settings, reading_of
 from llmscale.train.run_directory import write_json
 
 if TYPE_CHECKING:
@@ -90,13 +90,12 @@ def _samples(trainer: Trainer) -> list[dict[str, str]]:
     if not prompts:
         return []
     trained = load_model(trainer.run.path)
-    sampler = Sampler(temperature=0.8, top_p=0.95, seed=trainer.config.run.seed)
-    room = trainer.config.model.max_positions - 1
+    generator = Generator(trained.model, trained.tokenizer, reading_of(trainer.config.objective))
+    settings = Settings(SAMPLE_TOKENS, temperature=0.8, top_p=0.95, seed=trainer.config.run.seed)
     samples = []
     for prompt in prompts:
-        count = min(SAMPLE_TOKENS, room - len(trained.tokenizer.encode(prompt)))
-        text = generate(trained.model, trained.tokenizer, prompt, max_new_tokens=count, sampler=sampler)
-        samples.append({"prompt": prompt, "text": text})
+        [completion] = generator.generate([prompt], settings.within(generator.room(prompt)))
+        samples.append({"prompt": prompt, "text": completion.text})
     return samples
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import gpu, train_step
+from benchmarks import generate, gpu, train_step
 from benchmarks.contenders import Shape, build_bare_step, build_gemm_step, build_transformers_step
 from benchmarks.harness import Contender, Ratio, Sample, alternate, bar, percentile, ratio
 from llmscale.config import ModelConfig
@@ -114,3 +114,22 @@ def test_without_a_gpu_the_gpu_benchmark_says_so() -> None:
     result = subprocess.run([sys.executable, "-m", "benchmarks.gpu"], check=False, capture_output=True, text=True)
     assert (result.returncode, result.stdout) == (2, "")
     assert "needs a CUDA device" in result.stderr
+
+
+def test_both_sides_generate_the_same_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generate, "NEW", 12)
+    for batch in (1, 3):
+        shape = generate.Shape(layers=2, hidden=128, vocabulary=300, batch=batch)
+        ours, theirs = generate.build_ours(shape), generate.build_theirs(shape)
+        assert ours() == theirs()
+
+
+def test_the_generation_benchmark_compares_medians() -> None:
+    sides = {
+        "llmscale": samples_of([1.0, 1.0, 9.0, 1.0, 1.0]),
+        "transformers": samples_of([2.0, 2.0, 2.0, 0.1, 2.0]),
+    }
+    figures, bars = generate.compare({"6x384-8192-8": sides, "6x384-50257-1": sides}, threads=2)
+    assert figures["6x384-8192-8"]["speed over transformers (wall)"][0] == 2.0
+    assert figures["6x384-8192-8"]["llmscale tokens/s"] == 8 * 128
+    assert [(row["value"], row["bar"]) for row in bars] == [(2.0, ">= 1.5")] * 2

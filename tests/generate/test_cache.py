@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from llmscale.generate import Sampler
-from llmscale.generate.decode import new_tokens
+from llmscale.generate import Settings
+from llmscale.generate.decode import decode
+from llmscale.generate.prompts import Context
 from llmscale.model import KeyValueCache, Transformer
 from tests.model.references import CONFIGS, CONTEXT, VOCAB, pair, tokens
 
@@ -27,25 +28,6 @@ def test_reading_in_parts_equals_reading_at_once(name: str, parts: list[int]) ->
     assert cache.length == 10
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_greedy_equals_full_recomputation_and_transformers(name: str) -> None:
-    ours, theirs = pair(name)
-    theirs.eval()
-    prompts, count = tokens(batch=3, length=5), 12
-    # Equal-length prompts as one batch of theirs, one by one in ours.
-    expected = theirs.generate(
-        prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=count, do_sample=False, eos_token_id=None,
-        pad_token_id=0,
-    )[:, 5:].tolist()  # fmt: skip
-    for prompt, reference in zip(prompts.tolist(), expected, strict=True):
-        found = list(new_tokens(ours, prompt, count, Sampler(temperature=0)))
-        recomputed = list(prompt)
-        with torch.no_grad():
-            for _ in range(count):
-                recomputed.append(int(ours.head(ours(torch.tensor([recomputed])).hidden[:, -1]).argmax()))
-        assert found == recomputed[5:] == reference
-
-
 def test_a_batch_of_equal_lengths_goes_through_one_cache() -> None:
     model, _ = pair("llama")
     prompts = tokens(batch=3, length=6)
@@ -66,12 +48,29 @@ def test_a_full_cache_and_segments_are_refused() -> None:
         with pytest.raises(ValueError, match="the cache holds 4 tokens, but 5 are needed"):
             model(tokens(batch=1, length=1), cache=cache)
         ids = tokens(batch=1, length=3)
-        with pytest.raises(ValueError, match="segment_ids and prefix_lengths cannot be combined with a cache"):
+        with pytest.raises(ValueError, match="a cache cannot be combined with segment_ids, nor"):
             model(ids, segment_ids=torch.zeros_like(ids), cache=cache_of(model, batch=1))
+
+
+def test_reordering_is_reading_the_other_sequence() -> None:
+    for rows in ([2, 0, 0], [1], [2, 1, 0, 1]):
+        model, _ = pair("llama")
+        prompts, step = tokens(batch=3, length=6), tokens(batch=len(rows), length=1, seed=9)
+        cache = cache_of(model, batch=3)
+        with torch.no_grad():
+            model(prompts, cache=cache)
+            cache.reorder(torch.tensor(rows))
+            found = model(step, cache=cache).hidden
+            alone = model(torch.cat([prompts[rows], step], dim=1)).hidden[:, -1:]
+        torch.testing.assert_close(found, alone, rtol=1e-4, atol=1e-5)
 
 
 def test_padded_tokens_are_never_drawn() -> None:
     model, _ = pair("gpt2")
-    drawn = list(new_tokens(model, [3], CONTEXT - 1, Sampler(temperature=50.0, seed=1)))
+    drawn = []
+    settings = Settings(max_new_tokens=CONTEXT - 1, temperature=50.0, seed=1)
+    for _ in decode(model, [Context([3])], settings, lambda _, token: bool(drawn.append(token))):
+        pass
     assert max(drawn) < VOCAB
+    assert len(drawn) == CONTEXT - 1
     assert len(set(drawn)) > 10

@@ -238,7 +238,12 @@ COMMAND_MISTAKES = {
     ("eval", "trained", "--data", "bad.jsonl"): r"bad\.jsonl has no field 'text' but 'body'",
     ("generate", "folder", "--prompt", "x"): r"folder holds no checkpoint yet; give",
     ("generate", "trained", "--prompt", "x" * 80): r"prompt has 81 tokens, but the model's context is 64; shorten",
-    ("generate", "trained", "--prompt", "x"): r"2 tokens and 128 new ones exceed .* 64; .* --max-new-tokens to 62",
+    (
+        "generate",
+        "trained",
+        "--prompt",
+        "x",
+    ): r"2 tokens of the prompt and 128 new tokens exceed .* 64; .* --max-new-tokens to 62",
     ("generate", "trained", "--prompt", "x", "--temperature", "-1"): r"temperature is -1\.0, but must be 0 .* or",
     ("generate", "trained", "--prompt", "x", "--temperature", "nan"): r"temperature is nan, but must be 0",
     ("generate", "trained", "--prompt", "x", "--temperature", "1e-320"): r"temperature is 1e-320, but must be 0",

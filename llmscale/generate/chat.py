@@ -1,0 +1,109 @@
+"""`llmscale chat`: a dialogue with an instruction-tuned model."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TextIO
+
+from data_pipeline.errors import UserError
+from llmscale.checkpoint.model import load_model
+from llmscale.generate.generator import Generator
+from llmscale.generate.prompts import Context, reading_of, room_for
+from llmscale.generate.settings import Settings
+from llmscale.generate.template import Message, Template, template_of
+
+LEAST_ROOM = 16
+"""Tokens that an answer must have room for before turns are dropped, where max_new_tokens is not less."""
+
+
+class Dialogue:
+    """What has been said, kept within the model's context."""
+
+    def __init__(self, generator: Generator, template: Template, settings: Settings, system: str | None = None) -> None:
+        self._generator = generator
+        self._template = template
+        self._settings = settings
+        self._system = [Message("system", system)] if system else []
+        self.turns: list[Message] = []
+
+    def reset(self) -> None:
+        """Forget everything but the system message."""
+        self.turns = []
+
+    def ask(self, text: str, output: TextIO) -> int:
+        """Answer a message, written to `output` as it is made.
+
+        Returns:
+            How many of the oldest turns were dropped to make room.
+
+        Raises:
+            UserError: the message alone exceeds the context; it is not kept.
+        """
+        kept = [*self.turns, Message("user", text)]
+        context, room = self._fit(kept)
+        dropped = len(self.turns) + 1 - len(kept)
+        self.turns = kept
+        if dropped:
+            print(f"(the oldest {dropped} turns were dropped to stay within the context)", file=sys.stderr, flush=True)
+        settings = self._settings.within(room, self._template.stop)
+        answer, begun = "", False
+        for piece in self._generator.stream_contexts([context], settings):
+            shown = piece.text if begun else piece.text.lstrip()
+            begun = begun or bool(shown)
+            answer += shown
+            output.write(shown)
+            output.flush()
+        output.write("\n")
+        output.flush()
+        self.turns.append(Message("assistant", answer.strip()))
+        return dropped
+
+    def _fit(self, turns: list[Message]) -> tuple[Context, int]:
+        """What the model reads, and the room after it; the oldest turns are taken off where there is too little."""
+        config = self._generator.config
+        wanted = min(self._settings.max_new_tokens, LEAST_ROOM)
+        while True:
+            context = self._template.context([*self._system, *turns])
+            room = room_for(context, config)
+            if room >= wanted or (len(turns) == 1 and room >= 1):
+                return context, room
+            if len(turns) == 1:
+                raise UserError(
+                    f"the message takes {len(context.key)} tokens, but the model's context is {config.max_positions};"
+                    f" shorten it"
+                )
+            # A question and its answer go together.
+            del turns[:2]
+
+
+def chat(checkpoint: Path, system: str | None, settings: Settings) -> None:
+    """Read messages from stdin and print answers, until /quit or the end of the input.
+
+    Raises:
+        UserError: no intact checkpoint, or a model that cannot answer.
+    """
+    trained = load_model(checkpoint)
+    reading = reading_of(trained.config.objective)
+    generator = Generator(trained.model, trained.tokenizer, reading)
+    folder = Path(trained.checkpoint.tokenizer)
+    template, words = template_of(folder, trained.tokenizer, trained.model.config, reading)
+    settings.ends(trained.tokenizer)
+    dialogue = Dialogue(generator, template, settings, system)
+    print(f"using {words}; /reset begins anew, /quit ends", file=sys.stderr, flush=True)
+    asking = sys.stdin.isatty()
+    while True:
+        if asking:
+            print("> ", end="", file=sys.stderr, flush=True)
+        line = sys.stdin.readline()
+        text = line.strip()
+        if not line or text == "/quit":
+            return
+        if text == "/reset":
+            dialogue.reset()
+            print("(forgotten)", file=sys.stderr, flush=True)
+        elif text:
+            try:
+                dialogue.ask(text, sys.stdout)
+            except UserError as error:
+                print(f"llmscale: {error}", file=sys.stderr, flush=True)

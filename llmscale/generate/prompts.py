@@ -1,0 +1,117 @@
+"""Prompts as the model was trained to read them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from data_pipeline.errors import UserError
+from data_pipeline.objective_config import ObjectiveConfig, PairsObjective, PrefixObjective
+from data_pipeline.tokenizer import Tokenizer
+from llmscale.config import ModelConfig
+
+Reading = Literal["document", "prefix", "source"]
+"""What a decoder takes a prompt for. document: the beginning of a document, which follows the end-of-document token;
+prefix: the same, its tokens all seeing each other (objective prefix); source: a text whose end is followed by another
+(objective seq2seq with concatenate). An encoder-decoder always reads a source, with its encoder."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a model reads before the first new token."""
+
+    tokens: list[int]
+    """For the decoder."""
+    source: list[int] | None = None
+    """For the encoder of an encoder-decoder."""
+    prefix: bool = False
+    """Whether `tokens` all see each other."""
+
+    @property
+    def key(self) -> list[int]:
+        """The tokens that tell one prompt from another."""
+        return self.tokens if self.source is None else self.source
+
+
+def reading_of(objective: ObjectiveConfig) -> Reading:
+    """How a decoder trained by this objective reads a prompt."""
+    if isinstance(objective, PairsObjective):
+        return "source"
+    return "prefix" if isinstance(objective, PrefixObjective) else "document"
+
+
+def require_generative(config: ModelConfig) -> None:
+    """Raise UserError for a model that continues no text."""
+    if config.architecture == "encoder":
+        raise UserError(
+            "model.architecture of this checkpoint is encoder, which continues no text; give a checkpoint of a decoder"
+            " or an encoder_decoder"
+        )
+
+
+def contexts_of(prompts: Sequence[str], tokenizer: Tokenizer, config: ModelConfig, reading: Reading) -> list[Context]:
+    """What the model reads of each prompt; an empty one begins a document.
+
+    Raises:
+        UserError: an empty prompt where a source text is needed.
+    """
+    end = tokenizer.special["eos"]
+    two = config.architecture == "encoder_decoder"
+    found = []
+    for number, tokens in enumerate(tokenizer.encode_batch(prompts)):
+        if (two or reading == "source") and not len(tokens):
+            reader = "the encoder of this model" if two else "this model, trained on pairs of texts,"
+            raise UserError(f"{_name(number, len(prompts))} is empty, but {reader} needs a source text; give one")
+        ids = tokens.tolist()
+        if two:
+            found.append(Context([start_token(tokenizer)], [*ids, end]))
+        elif reading == "source":
+            found.append(Context([*ids, end]))
+        else:
+            found.append(Context([end, *ids], prefix=reading == "prefix"))
+    return found
+
+
+def start_token(tokenizer: Tokenizer) -> int:
+    """The token that the decoder of an encoder-decoder starts from: pad, as in training.
+
+    Raises:
+        UserError: the tokenizer has none.
+    """
+    if "pad" not in tokenizer.special:
+        raise UserError(
+            "the checkpoint's tokenizer has no pad token, which the decoder of an encoder_decoder starts from"
+        )
+    return tokenizer.special["pad"]
+
+
+def room_for(context: Context, config: ModelConfig) -> int:
+    """New tokens for which there is room after a context; 0 or less where it is too long itself."""
+    if context.source is not None and len(context.source) > config.max_positions:
+        return config.max_positions - len(context.source)
+    # What starts the decoder is read, the last new token is not.
+    return config.max_positions - (0 if context.source is not None else len(context.tokens))
+
+
+def require_room(contexts: Sequence[Context], config: ModelConfig, max_new_tokens: int) -> None:
+    """Raise UserError, with both lengths, unless every context and its new tokens fit into the model's context."""
+    limit = config.max_positions
+    for number, context in enumerate(contexts):
+        room, read, name = room_for(context, config), len(context.key), _name(number, len(contexts))
+        if room < 1:
+            most = limit if context.source is not None else limit - 1
+            raise UserError(
+                f"{name} has {read} tokens, but the model's context is {limit}; shorten the prompt to {most} or less"
+            )
+        if max_new_tokens > room:
+            beside = "" if context.source is not None else f"the {read} tokens of {name} and "
+            raise UserError(
+                f"{beside}{max_new_tokens} new tokens exceed the model's context of {limit};"
+                f" {'' if context.source is not None else 'shorten the prompt, or '}set --max-new-tokens to {room} or"
+                f" less"
+            )
+
+
+def _name(number: int, count: int) -> str:
+    return "the prompt" if count == 1 else f"prompt {number + 1} of {count}"

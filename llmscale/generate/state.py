@@ -1,0 +1,111 @@
+"""Sequences that grow token by token, all of one batch with one cache."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from llmscale.generate.prompts import Context
+from llmscale.model import KeyValueCache, Transformer
+
+
+class State:
+    """What a model has read so far of a batch of unequal prompts, shorter ones being filled up at their beginning."""
+
+    def __init__(self, model: Transformer, contexts: Sequence[Context], room: int, copies: int = 1) -> None:
+        """
+        Args:
+            contexts: what is read first; all of one kind.
+            room: most new tokens.
+            copies: sequences that continue each context, one after the other.
+        """
+        self.model = model
+        parameter = next(model.parameters())
+        self.device = parameter.device
+        rows = [context.tokens for context in contexts]
+        self._inputs, real = _filled(rows, self.device, left=True)
+        length = self._inputs.shape[1]
+        capacity = min(length + room, model.config.max_positions)
+        self._cache = KeyValueCache(model.config, len(rows), capacity, parameter.dtype, self.device)
+        self._positions: Tensor | None = None
+        self._real: Tensor | None = None
+        if not bool(real.all()):
+            self._positions = (real.cumsum(1) - 1).clamp(min=0)
+            self._real = torch.ones(len(rows), capacity, dtype=torch.bool, device=self.device)
+            self._real[:, :length] = real
+        self._prefix: Tensor | None = None
+        if contexts[0].prefix:
+            self._prefix = torch.full((len(rows),), length, device=self.device)
+        self._memory: Tensor | None = None
+        self._memory_real: Tensor | None = None
+        if contexts[0].source is not None:
+            source, source_real = _filled([context.source or [] for context in contexts], self.device, left=False)
+            self._memory_real = None if bool(source_real.all()) else source_real
+            self._memory = model.encode(source, self._memory_real).hidden
+        self._copies = copies
+
+    def read(self) -> Tensor:
+        """Read what has not been read yet: logits (B, V) of the token that follows each sequence."""
+        end = self._cache.length + self._inputs.shape[1]
+        hidden = self.model(
+            self._inputs,
+            self._positions,
+            prefix_lengths=self._prefix,
+            real=None if self._real is None else self._real[:, :end],
+            encoder_real=self._memory_real,
+            memory=self._memory,
+            cache=self._cache,
+        ).hidden[:, -1]
+        # From now on the cache has the encoder's result.
+        self._prefix = self._memory = None
+        if self._positions is not None:
+            self._positions = self._positions[:, -1:]
+        if self._copies > 1:
+            logits = self.model.head(hidden)
+            rows = torch.arange(len(hidden), device=self.device).repeat_interleave(self._copies)
+            self._copies = 1
+            self.keep(rows)
+            return logits[rows]
+        return self.model.head(hidden)
+
+    def append(self, tokens: Tensor) -> None:
+        """(B,) tokens that each sequence goes on with, to be read next."""
+        self._inputs = tokens[:, None]
+        if self._positions is not None:
+            self._positions = self._positions + 1
+
+    def keep(self, rows: Tensor, *, same_prompt: bool = False) -> None:
+        """Let sequence i continue what sequence rows[i] has read.
+
+        Args:
+            rows: (new batch,) int64.
+            same_prompt: whether each sequence and the one that it replaces continue the same prompt.
+        """
+        self._cache.reorder(rows, memory=not same_prompt)
+        if same_prompt:
+            return
+        self._inputs = self._inputs[rows]
+        self._positions = None if self._positions is None else self._positions[rows]
+        self._real = None if self._real is None else self._real[rows]
+        self._memory_real = None if self._memory_real is None else self._memory_real[rows]
+
+
+def seen_tokens(contexts: Sequence[Context], width: int, device: torch.device) -> Tensor:
+    """(contexts, width) booleans: which tokens the decoder reads of each context."""
+    seen = torch.zeros(len(contexts), width, dtype=torch.bool, device=device)
+    for row, context in zip(seen, contexts, strict=True):
+        row[context.tokens] = True
+    return seen
+
+
+def _filled(rows: Sequence[list[int]], device: torch.device, *, left: bool) -> tuple[Tensor, Tensor]:
+    """Rows as one (B, longest) int64, filled up with 0 on one side, and booleans: what is no filling."""
+    longest = max(map(len, rows))
+    filling = [[0] * (longest - len(row)) for row in rows]
+    tokens = [fill + row if left else row + fill for fill, row in zip(filling, rows, strict=True)]
+    counts = torch.tensor([len(row) for row in rows])[:, None]
+    place = torch.arange(longest)
+    real = place >= longest - counts if left else place < counts
+    return torch.tensor(tokens, device=device), real.to(device)

@@ -1,0 +1,106 @@
+"""Every family: a batch of unequal prompts equals each prompt alone, and the cache equals recomputation."""
+
+import pytest
+import torch
+
+from llmscale.generate.beams import beam_search
+from llmscale.generate.decode import decode
+from llmscale.generate.packed import packed
+from llmscale.generate.prompts import Context
+from llmscale.generate.settings import Settings
+from llmscale.generate.state import State
+from llmscale.model import Transformer
+from tests.generate.models import MODELS, contexts_for, greedy, model_of
+
+COUNT = 10
+
+
+@torch.no_grad()
+def recomputed_logits(model: Transformer, context: Context, new: list[int]) -> torch.Tensor:
+    """Logits of the token after context and new ones, from scratch and without a cache."""
+    tokens = torch.tensor([[*context.tokens, *new]])
+    encoder = None if context.source is None else torch.tensor([context.source])
+    prefix = torch.tensor([len(context.tokens)]) if context.prefix else None
+    return model.head(model(tokens, prefix_lengths=prefix, encoder_inputs=encoder).hidden[0, -1])
+
+
+def recomputed(model: Transformer, context: Context, settings: Settings) -> list[int]:
+    """Greedy tokens without cache, batch or packed weights."""
+    new: list[int] = []
+    while len(new) < settings.max_new_tokens:
+        logits = recomputed_logits(model, context, new)
+        if settings.repetition_penalty != 1:
+            for token in {*context.tokens, *new}:
+                logits[token] *= settings.repetition_penalty if logits[token] < 0 else 1 / settings.repetition_penalty
+        token = int(logits.argmax())
+        if token == 1:
+            break
+        new.append(token)
+    return new
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_batch_equals_each_prompt_recomputed(name: str) -> None:
+    model = model_of(name)
+    contexts = contexts_for(model)
+    settings = Settings(max_new_tokens=COUNT, repetition_penalty=1.2)
+    expected = [recomputed(model, context, settings) for context in contexts]
+    assert len({tuple(tokens) for tokens in expected}) > 1
+    for form in (model, packed(model)):
+        assert greedy(form, contexts, settings) == expected
+        assert [greedy(form, [context], settings)[0] for context in contexts] == expected
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_logits_of_a_batch_are_those_of_each_prompt(name: str) -> None:
+    model = model_of(name)
+    contexts = contexts_for(model)
+    given = torch.randint(2, 90, (len(contexts), 6), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for form in (model, packed(model)):
+            state = State(form, contexts, room=7)
+            for step in range(7):
+                logits = state.read()
+                for row, context in enumerate(contexts):
+                    expected = recomputed_logits(model, context, given[row, :step].tolist())
+                    torch.testing.assert_close(logits[row], expected, rtol=1e-4, atol=1e-4)
+                if step < 6:
+                    state.append(given[:, step])
+
+
+@pytest.mark.parametrize("name", ["gpt2", "mistral", "alibi"])
+def test_a_prefix_sees_itself_in_both_directions(name: str) -> None:
+    model = model_of(name)
+    contexts, settings = contexts_for(model, prefix=True), Settings(max_new_tokens=COUNT)
+    expected = [recomputed(model, context, settings) for context in contexts]
+    assert greedy(model, contexts, settings) == expected
+    assert expected != greedy(model, contexts_for(model), settings)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_beam_search_of_a_batch_equals_each_prompt(name: str) -> None:
+    model = model_of(name)
+    contexts = contexts_for(model)
+    settings = Settings(max_new_tokens=8, beams=3)
+    alone = [beam_search(model, [context], settings, [1])[0] for context in contexts]
+    assert beam_search(packed(model), contexts, settings, [1]) == alone
+
+
+@pytest.mark.parametrize("name", ["llama", "t5"])
+def test_contexts_that_end_leave_the_batch(name: str) -> None:
+    """Whatever has ended no longer takes part, and what goes on is not disturbed."""
+    model = model_of(name)
+    contexts = contexts_for(model)
+    expected = greedy(model, contexts, Settings(max_new_tokens=COUNT), end=None)
+    sizes: list[int] = []
+    model.head.register_forward_hook(lambda _, inputs, __: sizes.append(len(inputs[0])))
+    found: list[list[int]] = [[] for _ in contexts]
+
+    def ended(number: int, token: int) -> bool:
+        found[number].append(token)
+        return len(found[number]) == (3, 9, 1, 2)[number]
+
+    for _ in decode(model, contexts, Settings(max_new_tokens=COUNT), ended):
+        pass
+    assert sizes == [4, 4, 2, 1, 1, 1, 1, 1, 1]
+    assert found == [row[:size] for row, size in zip(expected, (3, 9, 1, 2), strict=True)]
