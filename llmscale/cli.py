@@ -190,7 +190,9 @@ def data_ledger(run: Path, step: int | None, other: Path | None) -> None:
 @cli.command("import")
 @click.argument("folder", metavar="HF_DIR", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--tokenizer", type=click.Path(path_type=Path), help="Folder of the tokenizer's files, or `bytes`; HF_DIR.")
+@click.option(
+    "--tokenizer", type=click.Path(path_type=Path), help="Folder of the tokenizer's files, or `bytes`; HF_DIR."
+)
 @click.option("--allow-pickle", is_flag=True, help="Read pytorch_model.bin where there is no safetensors file.")
 def import_model(folder: Path, out: Path, tokenizer: Path | None, allow_pickle: bool) -> None:
     """Make the checkpoint OUT (weights, tokenizer, config) of a Hugging Face directory."""

@@ -11,7 +11,14 @@ from pydantic import ValidationError
 from data_pipeline.errors import UserError
 from llmscale import families
 from llmscale.config import ModelConfig
-from llmscale.families.hugging_face import HuggingFace, Settings, Unsupported, read_settings, write_settings
+from llmscale.families.hugging_face import (
+    HuggingFace,
+    Settings,
+    Unsupported,
+    read_settings,
+    repeated,
+    write_settings,
+)
 
 OWN = "llmscale"
 """`model_type` of models that transformers has no class for, under our own names."""
@@ -44,7 +51,8 @@ def recognise(values: dict[str, Any], path: Path) -> Recognised:
     kind = values.get("model_type")
     if kind not in known:
         raise UserError(
-            f"{path}: model_type is {kind!r}, but llmscale reads {', '.join(sorted(known))} and {OWN}; import one of them"
+            f"{path}: model_type is {kind!r}, but llmscale reads {', '.join(sorted(known))} and {OWN};"
+            f" import one of them"
         )
     table = known[kind]
     classes = values.get("architectures") or []
@@ -62,7 +70,9 @@ def recognise(values: dict[str, Any], path: Path) -> Recognised:
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(str(part) for part in problem["loc"])
-        raise UserError(f"{path} gives a model that cannot be: {where + ' ' if where else ''}{problem['msg']}") from None
+        raise UserError(
+            f"{path} gives a model that cannot be: {where + ' ' if where else ''}{problem['msg']}"
+        ) from None
     except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
         raise UserError(f"{path} has a value of the wrong kind ({type(error).__name__}: {error}); repair it") from None
     return Recognised(table_of(model["family"]), model, settings.notes)
@@ -85,7 +95,7 @@ def fit(model: ModelConfig, vocab_size: int) -> tuple[HuggingFace, dict[str, Any
     """
     order = sorted(families.WITH_CLASS, key=lambda name: name != model.family)
     misfits: list[tuple[int, Misfit]] = []
-    whole = model.model_dump()
+    whole = _resolved(model)
     for name in order:
         table = table_of(name)
         written = write_settings(table, whole, vocab_size)
@@ -94,17 +104,32 @@ def fit(model: ModelConfig, vocab_size: int) -> tuple[HuggingFace, dict[str, Any
             reasons = [need]
         if not reasons:
             return table, written
-        misfits.append((len(reasons) - 100 * (name == model.family), Misfit(table, reasons[0])))
+        misfits.append((len(reasons) - 1000 * (name == model.family), Misfit(table, reasons[0])))
     return min(misfits, key=lambda pair: pair[0])[1]
 
 
+def _resolved(model: ModelConfig) -> dict[str, Any]:
+    """The model section with the sizes and biases that follow from others."""
+    return {
+        **model.model_dump(),
+        "kv_heads": model.kv_head_count,
+        "head_size": model.head_channels,
+        "ffn_size": model.ffn_channels,
+        "encoder_layers": model.encoder_layer_count,
+        "norm_bias": model.norm == "layernorm" and model.has_bias("norm"),
+        "qkv_bias": model.has_bias("qkv"),
+        "attention_output_bias": model.has_bias("attention_output"),
+    }
+
+
 def _differences(model: ModelConfig, table: HuggingFace, name: str, written: dict[str, Any]) -> list[str]:
+    far = [""] * len(ModelConfig.model_fields)  # farther than any class with single differences
     try:
         back = ModelConfig.model_validate(read_settings(table, Settings(written)))
     except (Unsupported, ValidationError) as error:
-        return [str(error.errors()[0]["msg"]) if isinstance(error, ValidationError) else str(error)]
+        return [str(error.errors()[0]["msg"]) if isinstance(error, ValidationError) else str(error), *far]
     if table_of(back.family or name) is not table:
-        return [f"model.activation is {model.activation}, but {written['architectures'][0]} has {back.activation}"]
+        return [f"model.activation is {model.activation}, but this class has {back.activation}", *far]
     ours, theirs = function_of(model), function_of(back)
     return [
         f"model.{key} is {_shown(ours[key])}, but {written['architectures'][0]} has {_shown(theirs[key])}"
@@ -119,26 +144,19 @@ def _shown(value: Any) -> str:
 
 def function_of(model: ModelConfig) -> dict[str, Any]:
     """The settings that decide what a model computes, each spelled out in one way."""
-    found = {key: value for key, value in model.model_dump().items() if key not in _TRAINING_ONLY}
+    found = {key: value for key, value in _resolved(model).items() if key not in _TRAINING_ONLY}
     kinds = [model.attention_kind(layer) for layer in range(max(model.layers, model.encoder_layer_count))]
     found |= {
-        "kv_heads": model.kv_head_count,
-        "head_size": model.head_channels,
-        "ffn_size": model.ffn_channels,
-        "encoder_layers": model.encoder_layer_count,
-        "attention_pattern": kinds,
+        "attention_pattern": repeated(kinds),
         "window": model.window if "local" in kinds else None,
         "attention_scale": model.attention_scale or model.head_channels**-0.5,
-        "norm_bias": model.norm == "layernorm" and model.has_bias("norm"),
-        "qkv_bias": model.has_bias("qkv"),
-        "attention_output_bias": model.has_bias("attention_output"),
     }
     rotary = model.positions == "rotary"
     local = rotary and "local" in kinds
     found |= {
         "rotary_base": model.rotary_base if rotary and "global" in kinds else None,
         "rotary_local_base": (model.rotary_local_base or model.rotary_base) if local else None,
-        "rotary_fraction": int(model.head_channels * model.rotary_fraction) if rotary else None,
+        "rotary_fraction": int(model.head_channels * model.rotary_fraction) / model.head_channels if rotary else None,
         "rotary_interleaved": rotary and model.rotary_interleaved,
         "rotary_scaling": _scaling(model) if rotary else None,
     }

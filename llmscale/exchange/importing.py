@@ -17,7 +17,7 @@ from data_pipeline.tokenizer.base import StoredTokenizer
 from llmscale.checkpoint.manifest import TOKENIZER, RunState
 from llmscale.checkpoint.whole import write_whole
 from llmscale.config import ModelConfig, RunConfig, identity, parse_config
-from llmscale.exchange.classes import OWN, recognise, table_of
+from llmscale.exchange.classes import OWN, recognise
 from llmscale.exchange.files import CONFIG, new_folder, read_json, require_free
 from llmscale.exchange.tensors import TensorFolder
 from llmscale.exchange.tokenizers import import_tokenizer
@@ -123,7 +123,9 @@ def _own_source(values: dict[str, Any], path: Path, folder: TensorFolder) -> tup
     """A directory that `llmscale export` wrote of a model that transformers has no class for."""
     model, vocab_size = values.get("model"), values.get("vocab_size")
     if not isinstance(model, dict) or not isinstance(vocab_size, int):
-        raise UserError(f"{path} has no model section and vocab_size, as `llmscale export` writes them; export it again")
+        raise UserError(
+            f"{path} has no model section and vocab_size, as `llmscale export` writes them; export it again"
+        )
     try:
         config = ModelConfig.model_validate(model)
     except ValidationError as error:
@@ -143,8 +145,10 @@ def _config(model: dict[str, Any]) -> ModelConfig:
 def _known_names(table: HuggingFace, folder: TensorFolder) -> dict[str, str]:
     """Names in the files by those of today's transformers."""
     found = {}
+    tops = {row.theirs.partition(".")[0] for row in table.weights}
+    headless = bool(table.prefix) and not any(name.startswith(table.prefix) for name in folder.names)
     for name in folder.names:
-        today = name
+        today = table.prefix + name if headless and name.partition(".")[0] not in tops else name
         for pattern, replacement in table.renames:
             today = re.sub(pattern, replacement, today)
         found[today] = name
@@ -175,15 +179,13 @@ def _require_tensors(
     copies = {**(table.copies or {}), **tied}
     unexpected = set()
     for name in sorted(set(names) - set(expected)):
-        if table.prefix and table.prefix + name in expected:
-            names[table.prefix + name] = names.pop(name)
-        elif name in copies:
+        if name in copies:
             if not _equal(folder, names, name, copies[name]):
                 raise UserError(
                     f"{names[name]} in {folder.folder} differs from {copies[name]}, of which it should be a copy;"
                     f" import a model where they are tied"
                 )
-        elif not any(re.fullmatch(pattern, candidate) for pattern in table.ignored for candidate in (name, table.prefix + name)):
+        elif not any(re.fullmatch(pattern, name) for pattern in table.ignored):
             unexpected.add(name)
     _compare(folder, names, expected, unexpected)
 

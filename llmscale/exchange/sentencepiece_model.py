@@ -111,7 +111,8 @@ def as_library_tokenizer(contents: bytes, name: str) -> tokenizers.Tokenizer:
         )
     else:
         raise UserError(
-            f"{name} is a SentencePiece model of words or characters, which no tokenizer.json can hold; give --no-tokenizer"
+            f"{name} is a SentencePiece model of words or characters, which no tokenizer.json can hold;"
+            f" give --no-tokenizer"
         )
     steps: list[normalizers.Normalizer] = [normalizers.Precompiled(model.charsmap)] if model.charsmap else []
     if model.remove_extra_spaces:

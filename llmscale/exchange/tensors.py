@@ -62,8 +62,8 @@ class TensorFolder:
             raise self._damaged(self._files[name], error) from None
         if tensor.dtype not in _NAMES:
             raise UserError(
-                f"{name} in {self.folder / self._files[name]} is {tensor.dtype}, but llmscale reads fp32, bf16, fp16 and"
-                f" fp64; dequantize the model first"
+                f"{name} in {self.folder / self._files[name]} is {tensor.dtype}, but llmscale reads fp32, bf16, fp16"
+                f" and fp64; dequantize the model first"
             )
         return tensor.float()
 
@@ -97,7 +97,9 @@ class TensorFolder:
                 )
             lacking = sorted({name for name, other in found.items() if other == file} - set(self._keys(file)))
             if lacking:
-                raise UserError(f"{self.folder / file} lacks {lacking[0]}, which {path.name} says it holds; download it again")
+                raise UserError(
+                    f"{self.folder / file} lacks {lacking[0]}, which {path.name} says it holds; download it again"
+                )
         return found
 
     def _keys(self, file: str) -> list[str]:
@@ -124,7 +126,11 @@ class TensorFolder:
 
 
 def write_tensors(
-    folder: Path, entries: Sequence[tuple[str, tuple[int, ...]]], tensors: Iterator[Tensor], dtype: torch.dtype, limit: int
+    folder: Path,
+    entries: Sequence[tuple[str, tuple[int, ...]]],
+    tensors: Iterator[Tensor],
+    dtype: torch.dtype,
+    limit: int,
 ) -> None:
     """Write tensors as safetensors; in several files with an index, where they take more than `limit` bytes.
 
@@ -154,7 +160,9 @@ def write_tensors(
     write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
-def _write(path: Path, entries: Sequence[tuple[str, tuple[int, ...]]], tensors: Iterator[Tensor], dtype: torch.dtype) -> None:
+def _write(
+    path: Path, entries: Sequence[tuple[str, tuple[int, ...]]], tensors: Iterator[Tensor], dtype: torch.dtype
+) -> None:
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     position = 0
     for name, shape in entries:

@@ -90,8 +90,13 @@ def _import_own(folder: Path, destination: Path, final: Path) -> Imported:
 
 def _kept_settings(tokenizer: StoredTokenizer, final: Path) -> dict[str, Any]:
     """`data.tokenizer` for a run that uses the copy in `final`; it gives the same roles and so the same digest."""
-    names = {role: tokenizer.token_text(token) for role, token in tokenizer.special.items() if role not in tokenizer.appended}
-    settings: dict[str, Any] = {"kind": tokenizer.kind, "special": {r: names[r] for r in names if not r.startswith("sentinel")}}
+    names = {
+        role: tokenizer.token_text(token) for role, token in tokenizer.special.items() if role not in tokenizer.appended
+    }
+    settings: dict[str, Any] = {
+        "kind": tokenizer.kind,
+        "special": {r: names[r] for r in names if not r.startswith("sentinel")},
+    }
     if tokenizer.kind == "bytes":
         return {"kind": "bytes"}
     first = next(iter(tokenizer.files))
@@ -237,6 +242,6 @@ def _require_same(backend: tokenizers.Tokenizer, tokenizer: StoredTokenizer) -> 
         ours, theirs = tokenizer.encode(text), written.encode(text, add_special_tokens=False).ids
         if ours != theirs:
             raise UserError(
-                f"a tokenizer.json of this {tokenizer.kind} tokenizer would split {text[:40]!r} into {len(theirs)} tokens"
-                f" where it makes {len(ours)} itself; give --no-tokenizer to export without it"
+                f"a tokenizer.json of this {tokenizer.kind} tokenizer would split {text[:40]!r} into {len(theirs)}"
+                f" tokens where it makes {len(ours)} itself; give --no-tokenizer to export without it"
             )

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from llmscale.families.hugging_face import PLAIN, WRITTEN, HuggingFace, Settings, Weight, renamed
+from llmscale.families.hugging_face import (
+    PLAIN,
+    HuggingFace,
+    Settings,
+    Weight,
+    renamed,
+    written_activation,
+)
 
 PRESET: dict[str, object] = {
     "architecture": "encoder",
@@ -33,7 +40,7 @@ def _read(settings: Settings) -> dict[str, Any]:
 def _write(model: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "architectures": ["BertForPreTraining" if model["next_sentence"] else "BertForMaskedLM"],
-        "hidden_act": WRITTEN[model["activation"]],
+        "hidden_act": written_activation(model["activation"], PLAIN, "gelu"),
     }
 
 
@@ -56,12 +63,17 @@ HUGGING_FACE = HuggingFace(
         ("tie_word_embeddings", "tied_embeddings", True),
         ("initializer_range", "init_std", 0.02),
     ),
-    fixed={"position_embedding_type": "absolute"},
+    fixed={"position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False},
     dropout=("hidden_dropout_prob", "attention_probs_dropout_prob"),
     unused=(
-        "classifier_dropout", "pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers",
-        "pooler_size_per_head", "pooler_type", "directionality",
-    ),  # fmt: skip
+        "classifier_dropout",
+        "pooler_fc_size",
+        "pooler_num_attention_heads",
+        "pooler_num_fc_layers",
+        "pooler_size_per_head",
+        "pooler_type",
+        "directionality",
+    ),
     read=_read,
     write=_write,
     needs=_needs,

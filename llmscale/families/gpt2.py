@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from llmscale.families.hugging_face import PLAIN, WRITTEN, HuggingFace, Settings, Weight, heads_of, qkv, renamed
+from llmscale.families.hugging_face import (
+    PLAIN,
+    HuggingFace,
+    Settings,
+    Weight,
+    qkv,
+    renamed,
+    written_activation,
+)
 
 PRESET: dict[str, object] = {}
 
@@ -20,8 +28,8 @@ def _read(settings: Settings) -> dict[str, Any]:
 def _write(model: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "architectures": ["GPT2LMHeadModel"],
-        "activation_function": WRITTEN[model["activation"]],
-        "scale_attn_weights": model["attention_scale"] in (None, heads_of(model) ** -0.5),
+        "activation_function": written_activation(model["activation"], PLAIN, "gelu_new"),
+        "scale_attn_weights": model["attention_scale"] in (None, model["head_size"] ** -0.5),
     }
 
 
@@ -42,17 +50,20 @@ HUGGING_FACE = HuggingFace(
     fixed={"scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},
     dropout=("resid_pdrop", "embd_pdrop", "attn_pdrop"),
     unused=(
-        "n_ctx", "reorder_and_upcast_attn", "summary_type", "summary_use_proj", "summary_activation",
-        "summary_first_dropout", "summary_proj_to_labels",
-    ),  # fmt: skip
+        "n_ctx",
+        "reorder_and_upcast_attn",
+        "summary_type",
+        "summary_use_proj",
+        "summary_activation",
+        "summary_first_dropout",
+        "summary_proj_to_labels",
+    ),
     read=_read,
     write=_write,
     weights=(
         *renamed({"embedding": "wte", "positions": "wpe", "norm": "ln_f"}, theirs="transformer."),
         Weight(("head.weight",), "lm_head.weight"),
-        *renamed(
-            {"attention_norm": "ln_1", "feed_forward_norm": "ln_2"}, "blocks.{layer}.", "transformer.h.{layer}."
-        ),
+        *renamed({"attention_norm": "ln_1", "feed_forward_norm": "ln_2"}, "blocks.{layer}.", "transformer.h.{layer}."),
         qkv("blocks.{layer}.attention", "transformer.h.{layer}.attn.c_attn", transposed=True),
         *renamed(
             {"attention.output": "attn.c_proj", "feed_forward.up": "mlp.c_fc", "feed_forward.down": "mlp.c_proj"},

@@ -7,7 +7,6 @@ from typing import Any
 
 from llmscale.families.hugging_face import (
     PLAIN,
-    WRITTEN,
     HuggingFace,
     Settings,
     Unsupported,
@@ -15,6 +14,7 @@ from llmscale.families.hugging_face import (
     layer_kinds,
     renamed,
     repeated,
+    written_activation,
 )
 
 PRESET: dict[str, object] = {
@@ -47,7 +47,7 @@ def _write(model: Mapping[str, Any]) -> dict[str, Any]:
         "architectures": ["GPTNeoForCausalLM"],
         "attention_types": [[pattern, len(kinds) // len(pattern)]],
         "attention_layers": kinds,
-        "activation_function": WRITTEN[model["activation"]],
+        "activation_function": written_activation(model["activation"], PLAIN, "gelu_new"),
     }
 
 
@@ -68,9 +68,13 @@ HUGGING_FACE = HuggingFace(
     ),
     dropout=("resid_dropout", "embed_dropout", "attention_dropout"),
     unused=(
-        "classifier_dropout", "summary_type", "summary_use_proj", "summary_activation", "summary_first_dropout",
+        "classifier_dropout",
+        "summary_type",
+        "summary_use_proj",
+        "summary_activation",
+        "summary_first_dropout",
         "summary_proj_to_labels",
-    ),  # fmt: skip
+    ),
     read=_read,
     write=_write,
     weights=(

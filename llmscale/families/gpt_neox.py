@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from llmscale.families.hugging_face import PLAIN, WRITTEN, HuggingFace, Settings, Weight, qkv, renamed
+from llmscale.families.hugging_face import (
+    PLAIN,
+    HuggingFace,
+    Settings,
+    Weight,
+    qkv,
+    renamed,
+    written_activation,
+)
 from llmscale.families.rope import read_rope, write_rope
 
 PRESET: dict[str, object] = {
@@ -32,8 +40,8 @@ def _write(model: Mapping[str, Any]) -> dict[str, Any]:
     share = model["rotary_fraction"]
     return {
         "architectures": ["GPTNeoXForCausalLM"],
-        "attention_bias": model["bias"] if model["qkv_bias"] is None else model["qkv_bias"],
-        "hidden_act": WRITTEN[model["activation"]],
+        "attention_bias": model["qkv_bias"],
+        "hidden_act": written_activation(model["activation"], PLAIN, "gelu"),
         "rotary_pct": share,
         "rotary_emb_base": model["rotary_base"],
         **write_rope(model, partial_rotary_factor=share),

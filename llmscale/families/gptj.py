@@ -7,13 +7,12 @@ from typing import Any
 
 from llmscale.families.hugging_face import (
     PLAIN,
-    WRITTEN,
     HuggingFace,
     Settings,
     Unsupported,
     fraction,
-    heads_of,
     renamed,
+    written_activation,
 )
 
 PRESET: dict[str, object] = {
@@ -45,8 +44,8 @@ def _read(settings: Settings) -> dict[str, Any]:
 def _write(model: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "architectures": ["GPTJForCausalLM"],
-        "rotary_dim": int(heads_of(model) * model["rotary_fraction"]),
-        "activation_function": WRITTEN[model["activation"]],
+        "rotary_dim": int(model["head_size"] * model["rotary_fraction"]),
+        "activation_function": written_activation(model["activation"], PLAIN, "gelu_new"),
     }
 
 
@@ -67,9 +66,13 @@ HUGGING_FACE = HuggingFace(
     fixed={"rotary": True, "scale_attn_weights": True},
     dropout=("resid_pdrop", "embd_pdrop", "attn_pdrop"),
     unused=(
-        "n_ctx", "summary_type", "summary_use_proj", "summary_activation", "summary_first_dropout",
+        "n_ctx",
+        "summary_type",
+        "summary_use_proj",
+        "summary_activation",
+        "summary_first_dropout",
         "summary_proj_to_labels",
-    ),  # fmt: skip
+    ),
     read=_read,
     write=_write,
     weights=(

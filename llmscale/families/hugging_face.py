@@ -19,8 +19,8 @@ PLAIN = {
     "gelu_fast": "gelu_tanh",
     "relu": "relu",
 }
-"""`model.activation` by transformers' name of the function; of several names of one function, the one that is written
-is in `WRITTEN`."""
+"""`model.activation` by transformers' name of the function; of several names of one function, `_WRITTEN` has the one that is
+written, or else it is the first."""
 GATED = {
     "silu": "swiglu",
     "swish": "swiglu",
@@ -29,14 +29,7 @@ GATED = {
     "gelu_pytorch_tanh": "geglu_tanh",
 }
 """As `PLAIN`, for feed-forward layers with a gate."""
-WRITTEN = {
-    "gelu": "gelu",
-    "gelu_tanh": "gelu_new",
-    "relu": "relu",
-    "swiglu": "silu",
-    "geglu": "gelu",
-    "geglu_tanh": "gelu_pytorch_tanh",
-}
+_WRITTEN = {"gelu_tanh": "gelu_new", "swiglu": "silu", "geglu_tanh": "gelu_pytorch_tanh"}
 COMMON = (
     "_name_or_path", "architectures", "model_type", "transformers_version", "torch_dtype", "dtype", "use_cache",
     "bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "cls_token_id", "mask_token_id",
@@ -84,7 +77,7 @@ class HuggingFace:
     read: Callable[[Settings], dict[str, Any]]
     """Our other settings; those of the preset need no mention."""
     write: Callable[[Mapping[str, Any]], dict[str, Any]]
-    """Their other keys, from the resolved model section."""
+    """Their other keys, from the model section with all sizes and biases resolved."""
     fixed: Mapping[str, Any] | None = None
     """Keys that must have this value, which is also written."""
     dropout: tuple[str, ...] = ()
@@ -154,8 +147,6 @@ def read_settings(table: HuggingFace, settings: Settings) -> dict[str, Any]:
     Raises:
         Unsupported: an option that our model does not have.
     """
-    for key in ("is_decoder", "add_cross_attention") if table.model_type == "bert" else ():
-        settings.require(key, False)
     if settings.take("quantization_config") is not None:
         raise Unsupported("quantization_config is given, but llmscale reads plain weights only; dequantize them first")
     found = {ours: settings.take(theirs, default) for theirs, ours, default in table.fields}
@@ -192,9 +183,11 @@ def qkv(ours: str, theirs: str, **how: bool) -> Weight:
     return Weight(tuple(f"{ours}.{part}.{{kind}}" for part in ("query", "key", "value")), f"{theirs}.{{kind}}", **how)
 
 
-def heads_of(model: Mapping[str, Any]) -> int:
-    """Channels of a head."""
-    return int(model["head_size"] or model["hidden_size"] // model["heads"])
+def written_activation(activation: str, table: Mapping[str, str], default: str) -> str:
+    """transformers' name of our activation; the class's own `default` where the class has no such function, so that
+    reading it back shows the difference."""
+    names = [theirs for theirs, ours in table.items() if ours == activation]
+    return _WRITTEN.get(activation, names[0]) if names else default
 
 
 def fraction(rotated: int, channels: int) -> float:

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from llmscale.families.hugging_face import GATED, WRITTEN, HuggingFace, Settings, Weight, heads_of, renamed
+from llmscale.families.hugging_face import (
+    GATED,
+    HuggingFace,
+    Settings,
+    Weight,
+    renamed,
+    written_activation,
+)
 from llmscale.families.rope import read_rope, write_rope
 
 PRESET: dict[str, object] = {
@@ -49,10 +56,8 @@ def write_shared(model: Mapping[str, Any], name: str) -> dict[str, Any]:
     """The keys of `read_shared`, for the class `name`."""
     return {
         "architectures": [name],
-        "hidden_act": WRITTEN[model["activation"]],
-        "head_dim": heads_of(model),
-        "num_key_value_heads": model["kv_heads"] or model["heads"],
-        "intermediate_size": model["ffn_size"] or 4 * model["hidden_size"],
+        "hidden_act": written_activation(model["activation"], GATED, "silu"),
+        "head_dim": model["head_size"],
         **write_rope(model),
     }
 
@@ -67,16 +72,11 @@ def _read(settings: Settings) -> dict[str, Any]:
     }
 
 
-def attention_bias(model: Mapping[str, Any]) -> bool:
-    """Whether the attention's projections have biases."""
-    return bool(model["bias"] if model["qkv_bias"] is None else model["qkv_bias"])
-
-
 def _write(model: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **write_shared(model, "LlamaForCausalLM"),
         "mlp_bias": model["bias"],
-        "attention_bias": attention_bias(model),
+        "attention_bias": model["qkv_bias"],
     }
 
 

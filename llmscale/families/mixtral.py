@@ -29,11 +29,10 @@ def _read(settings: Settings) -> dict[str, Any]:
 
 def _write(model: Mapping[str, Any]) -> dict[str, Any]:
     experts = model["experts"] or {"count": 2, "per_token": 1, "balance_weight": 0.0, "ffn_size": None}
-    found = llama.write_shared(model, "MixtralForCausalLM")
     return {
-        **found,
+        **llama.write_shared(model, "MixtralForCausalLM"),
         **mistral.write_window(model),
-        "intermediate_size": experts["ffn_size"] or found["intermediate_size"],
+        "intermediate_size": experts["ffn_size"] or model["ffn_size"],
         "num_local_experts": experts["count"],
         "num_experts_per_tok": experts["per_token"],
         "router_aux_loss_coef": experts["balance_weight"],

@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from llmscale.families.hugging_face import GATED, PLAIN, WRITTEN, HuggingFace, Settings, Unsupported, Weight, qkv, renamed
+from llmscale.families.hugging_face import (
+    GATED,
+    PLAIN,
+    HuggingFace,
+    Settings,
+    Unsupported,
+    Weight,
+    qkv,
+    renamed,
+    written_activation,
+)
 from llmscale.families.qwen3 import read_kinds, write_kinds
 from llmscale.families.rope import read_scaling, write_scaling
 
@@ -64,21 +74,19 @@ def _read_rope(settings: Settings) -> dict[str, Any]:
 def _write(model: Mapping[str, Any]) -> dict[str, Any]:
     bases = {"full_attention": model["rotary_base"]}
     bases["sliding_attention"] = model["rotary_local_base"] or model["rotary_base"]
-    activation = WRITTEN[model["activation"]]
+    activation = written_activation(model["activation"], GATED, "gelu")
     return {
         "architectures": ["ModernBertForMaskedLM"],
         "hidden_activation": activation,
         "classifier_activation": activation,
-        "intermediate_size": model["ffn_size"] or 4 * model["hidden_size"],
         "layer_types": write_kinds(model),
         "local_attention": model["window"] or 128,
         "rope_parameters": {kind: {"rope_theta": base, **write_scaling(None)} for kind, base in bases.items()},
         "global_rope_theta": bases["full_attention"],
         "local_rope_theta": bases["sliding_attention"],
-        "attention_bias": model["bias"] if model["qkv_bias"] is None else model["qkv_bias"],
+        "attention_bias": model["qkv_bias"],
         "mlp_bias": model["bias"],
         "classifier_bias": model["bias"],
-        "norm_bias": model["bias"] if model["norm_bias"] is None else model["norm_bias"],
     }
 
 
@@ -101,10 +109,17 @@ HUGGING_FACE = HuggingFace(
     ),
     dropout=("attention_dropout", "embedding_dropout", "mlp_dropout"),
     unused=(
-        "initializer_cutoff_factor", "classifier_pooling", "classifier_dropout", "deterministic_flash_attn",
-        "sparse_prediction", "sparse_pred_ignore_index", "reference_compile", "repad_logits_with_grad",
-        "position_embedding_type", "layer_norm_eps",
-    ),  # fmt: skip
+        "initializer_cutoff_factor",
+        "classifier_pooling",
+        "classifier_dropout",
+        "deterministic_flash_attn",
+        "sparse_prediction",
+        "sparse_pred_ignore_index",
+        "reference_compile",
+        "repad_logits_with_grad",
+        "position_embedding_type",
+        "layer_norm_eps",
+    ),
     read=_read,
     write=_write,
     weights=(

@@ -54,7 +54,7 @@ def _write(model: Mapping[str, Any]) -> dict[str, Any]:
     sliding = "local" in layer_kinds(model)
     return {
         **llama.write_shared(model, "Qwen3ForCausalLM"),
-        "attention_bias": llama.attention_bias(model),
+        "attention_bias": model["qkv_bias"],
         "use_sliding_window": sliding,
         "sliding_window": model["window"] if sliding else None,
         "max_window_layers": model["layers"],

@@ -41,18 +41,17 @@ def _read(settings: Settings) -> dict[str, Any]:
 
 def _write(model: Mapping[str, Any]) -> dict[str, Any]:
     experts = model["experts"] or dict(count=2, per_token=1, every=1, ffn_size=1, normalize=True, balance_weight=0.0)
-    found = llama.write_shared(model, "Qwen3MoeForCausalLM")
     window = mistral.write_window(model)
     return {
-        **found,
+        **llama.write_shared(model, "Qwen3MoeForCausalLM"),
         **window,
         "use_sliding_window": window["sliding_window"] is not None,
-        "attention_bias": llama.attention_bias(model),
+        "attention_bias": model["qkv_bias"],
         "num_experts": experts["count"],
         "num_experts_per_tok": experts["per_token"],
         "decoder_sparse_step": experts["every"],
         "mlp_only_layers": [],
-        "moe_intermediate_size": experts["ffn_size"] or found["intermediate_size"],
+        "moe_intermediate_size": experts["ffn_size"] or model["ffn_size"],
         "norm_topk_prob": experts["normalize"],
         "router_aux_loss_coef": experts["balance_weight"],
     }

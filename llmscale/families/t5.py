@@ -45,14 +45,11 @@ def _read(settings: Settings) -> dict[str, Any]:
 
 def _write(model: Mapping[str, Any]) -> dict[str, Any]:
     names = {ours: theirs for theirs, ours in reversed(_FEED_FORWARD.items())}
-    encoder = model["encoder_layers"] or model["layers"]
     return {
         "architectures": ["T5ForConditionalGeneration"],
         "is_encoder_decoder": True,
-        "num_layers": encoder,
+        "num_layers": model["encoder_layers"],
         "num_decoder_layers": model["layers"],
-        "d_kv": model["head_size"] or model["hidden_size"] // model["heads"],
-        "d_ff": model["ffn_size"] or 4 * model["hidden_size"],
         "feed_forward_proj": names.get(model["activation"], "relu"),
         "tie_word_embeddings": model["tied_embeddings"],
         "scale_decoder_outputs": model["scaled_head"],

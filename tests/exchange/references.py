@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from llmscale.checkpoint.model import load_model
 from llmscale.config import ModelConfig
-from llmscale.exchange.classes import recognise
-from llmscale.exchange.files import CONFIG, read_json
+from llmscale.exchange.classes import table_of
 from llmscale.exchange.importing import import_directory
 from llmscale.exchange.weights import plan, shapes_of
 from llmscale.model import Transformer
@@ -161,8 +160,10 @@ def reference(name: str) -> nn.Module:
     if name == "t5_v1_1":
         # transformers 5 ties them when it makes a model, but not when it reads two different ones.
         model.lm_head.weight = nn.Parameter(torch.empty_like(model.shared.weight))
+    # T5 does not scale the scores, and a softmax of large ones makes training chaotic.
+    std = 0.1 if name.startswith("t5") else 0.15
     for key, parameter in model.named_parameters():
-        nn.init.normal_(parameter, mean=1.0 if parameter.dim() == 1 and "bias" not in key else 0.0, std=0.15)
+        nn.init.normal_(parameter, mean=1.0 if parameter.dim() == 1 and "bias" not in key else 0.0, std=std)
     return model.train()
 
 
@@ -186,6 +187,8 @@ def stored(model: nn.Module, read: Callable[[nn.Parameter], Tensor]) -> dict[str
     mixtral = model.config.model_type == "mixtral"
     for name, parameter in model.named_parameters():
         tensor = read(parameter)
+        if model.config.model_type == "gpt_neox":
+            name = name.replace("lm_head.", "embed_out.")
         if mixtral:
             name = name.replace(".mlp.", ".block_sparse_moe.")
         if ".experts." not in name:
@@ -202,14 +205,12 @@ def stored(model: nn.Module, read: Callable[[nn.Parameter], Tensor]) -> dict[str
     return found
 
 
-def renamed(model: nn.Module, folder: Path, read: Callable[[nn.Parameter], Tensor]) -> dict[str, Tensor]:
-    """What `read` takes from each of the reference's parameters, under our names and in our orientation; `folder` is
-    where it is saved."""
-    found = recognise(read_json(folder / CONFIG, ""), folder)
-    config = ModelConfig.model_validate(found.model)
+def renamed(model: nn.Module, config: ModelConfig, read: Callable[[nn.Parameter], Tensor]) -> dict[str, Tensor]:
+    """What `read` takes from each of the reference's parameters, under the names and in the orientation of our model
+    with that config."""
     tensors = stored(model, read)
     result = {}
-    for move in plan(found.table, config, shapes_of(config, VOCAB)):
+    for move in plan(table_of(config.family), config, shapes_of(config, VOCAB)):
         result.update(zip(move.ours, move.to_ours([tensors[name] for name in move.theirs]), strict=True))
     return result
 
