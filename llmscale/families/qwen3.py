@@ -22,8 +22,8 @@ def read_kinds(types: list[str], layers: int) -> list[str]:
     """`attention_pattern` from transformers' `layer_types`."""
     if len(types) != layers or set(types) - set(LAYER_TYPES):
         raise Unsupported(
-            f"layer_types gives {len(types)} layers ({', '.join(sorted(set(types)))}), but num_hidden_layers is {layers}"
-            f" and llmscale knows {', '.join(LAYER_TYPES)}; import another model"
+            f"layer_types gives {len(types)} layers ({', '.join(sorted(set(types)))}), but num_hidden_layers is"
+            f" {layers} and llmscale knows {', '.join(LAYER_TYPES)}; import another model"
         )
     return repeated([LAYER_TYPES[kind] for kind in types])
 

@@ -40,7 +40,8 @@ def _read(settings: Settings) -> dict[str, Any]:
 
 
 def _write(model: Mapping[str, Any]) -> dict[str, Any]:
-    experts = model["experts"] or dict(count=2, per_token=1, every=1, ffn_size=1, normalize=True, balance_weight=0.0)
+    dense = {"count": 2, "per_token": 1, "every": 1, "ffn_size": 1, "normalize": True, "balance_weight": 0.0}
+    experts = model["experts"] or dense
     window = mistral.write_window(model)
     return {
         **llama.write_shared(model, "Qwen3MoeForCausalLM"),
