@@ -101,6 +101,13 @@ def as_library_tokenizer(contents: bytes, name: str) -> tokenizers.Tokenizer:
 
     model = parse(contents)
     unknown = model.pieces[model.unknown][0]
+    symbols = [text for text, _, kind in model.pieces if kind == _USER_DEFINED]
+    if model.algorithm == _UNIGRAM and symbols:
+        # SentencePiece weighs them against other splits, where the library would take each that it sees.
+        raise UserError(
+            f"{name} is a Unigram model with user-defined symbols such as {symbols[0]!r}, which no tokenizer.json can"
+            f" hold; give --no-tokenizer to export without it"
+        )
     if model.algorithm == _UNIGRAM:
         scores = [(text, score) for text, score, _ in model.pieces]
         made = Tokenizer(models.Unigram(scores, unk_id=model.unknown, byte_fallback=model.byte_fallback))
@@ -122,9 +129,7 @@ def as_library_tokenizer(contents: bytes, name: str) -> tokenizers.Tokenizer:
     undo: list[decoders.Decoder] = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     made.decoder = decoders.Sequence([*undo, *([decoders.Strip(" ", 1, 0)] if model.dummy_prefix else [])])
     # Symbols are matched in the normalised text, where a space is the mark that they are spelled with.
-    made.add_tokens(
-        [AddedToken(text, special=False, normalized=True) for text, _, kind in model.pieces if kind == _USER_DEFINED]
-    )
+    made.add_tokens([AddedToken(text, special=False, normalized=True) for text in symbols])
     made.add_special_tokens(
         [AddedToken(text, special=True, normalized=False) for text, _, kind in model.pieces if kind == _CONTROL]
     )
