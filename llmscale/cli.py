@@ -237,6 +237,36 @@ def data_ledger(run: Path, step: int | None, other: Path | None) -> None:
         sys.exit(0 if same else FAILED)
 
 
+@cli.command("import")
+@click.argument("folder", metavar="HF_DIR", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "--tokenizer", type=click.Path(path_type=Path), help="Folder of the tokenizer's files, or `bytes`; HF_DIR."
+)
+@click.option("--allow-pickle", is_flag=True, help="Read pytorch_model.bin where there is no safetensors file.")
+def import_model(folder: Path, out: Path, tokenizer: Path | None, allow_pickle: bool) -> None:
+    """Make the checkpoint OUT (weights, tokenizer, config) of a Hugging Face directory."""
+    from llmscale.exchange.importing import import_directory
+
+    for line in import_directory(folder, out, allow_pickle=allow_pickle, tokenizer=tokenizer):
+        click.echo(line)
+
+
+@cli.command("export")
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.argument("folder", metavar="HF_DIR", type=click.Path(path_type=Path))
+@click.option("--dtype", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32", show_default=True)
+@click.option("--shard-size", default="5GB", show_default=True, help="Most bytes of a file of tensors.")
+@click.option("--no-tokenizer", is_flag=True, help="Leave the tokenizer out.")
+def export_model(checkpoint: Path, folder: Path, dtype: str, shard_size: str, no_tokenizer: bool) -> None:
+    """Make the Hugging Face directory HF_DIR of CHECKPOINT (or a run directory)."""
+    from llmscale.exchange.exporting import export_checkpoint
+
+    lines = export_checkpoint(checkpoint, folder, dtype=dtype, shard_size=shard_size, with_tokenizer=not no_tokenizer)
+    for line in lines:
+        click.echo(line)
+
+
 @cli.group()
 def checkpoint() -> None:
     """Look at checkpoints."""

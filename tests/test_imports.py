@@ -50,6 +50,13 @@ MAY_IMPORT = {
         "llmscale.config",
         "data_pipeline",
     },
+    "llmscale.exchange": {
+        "llmscale.checkpoint",
+        "llmscale.families",
+        "llmscale.model",
+        "llmscale.config",
+        "data_pipeline",
+    },
     "llmscale.report": {"llmscale.config", "data_pipeline.records", "data_pipeline.errors"},
     "llmscale.train": {
         "llmscale.engine",

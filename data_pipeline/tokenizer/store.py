@@ -53,6 +53,17 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
     return _load(Path(directory), meta)
 
 
+def open_tokenizer(settings: TokenizerConfig) -> StoredTokenizer:
+    """The tokenizer of the files that a config names, with the roles that it has by itself; kind bytes has no file.
+
+    Raises:
+        UserError: the files cannot be read, or are none of that kind.
+    """
+    given = _read_given(settings)
+    assert given is not None, "a tokenizer that is to be trained has no files yet"
+    return _open(settings.kind, given, settings.path or settings.kind, settings.lower_case)
+
+
 def prepare_tokenizer(
     config: DataConfig,
     directory: str | Path,

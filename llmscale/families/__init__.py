@@ -14,6 +14,11 @@ Family = Literal[
     "llama", "qwen3", "mistral", "mixtral", "qwen3_moe", "modernbert",
 ]  # fmt: skip
 NAMES: tuple[str, ...] = get_args(Family)
+WITH_CLASS = (
+    "gpt2", "llama", "bert", "t5", "t5_v1_1", "gpt_neo", "gptj", "gpt_neox", "qwen3", "mistral", "mixtral", "qwen3_moe",
+    "modernbert",
+)  # fmt: skip
+"""Families that transformers has a class for, each with its table HUGGING_FACE; Megatron-Turing NLG is GPT-2's."""
 
 
 def family(name: str) -> ModuleType:

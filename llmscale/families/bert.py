@@ -1,5 +1,19 @@
 """BERT (Devlin et al. 2019): an encoder with norms after each sum, segment embeddings, and two heads."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from llmscale.families.hugging_face import (
+    PLAIN,
+    HuggingFace,
+    Settings,
+    Weight,
+    renamed,
+    written_activation,
+)
+
 PRESET: dict[str, object] = {
     "architecture": "encoder",
     "max_positions": 512,
@@ -12,3 +26,88 @@ PRESET: dict[str, object] = {
     "head_transform": True,
     "head_bias": True,
 }
+
+
+def _read(settings: Settings) -> dict[str, Any]:
+    # Published directories of BertForMaskedLM hold the other head too, which `present` then sees.
+    classes = settings.take("architectures", ["BertForPreTraining"])
+    return {
+        "activation": settings.choose("hidden_act", PLAIN, "gelu"),
+        "next_sentence": "BertForMaskedLM" not in classes,
+    }
+
+
+def _write(model: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "architectures": ["BertForPreTraining" if model["next_sentence"] else "BertForMaskedLM"],
+        "hidden_act": written_activation(model["activation"], PLAIN, "gelu"),
+    }
+
+
+def _needs(model: Mapping[str, Any]) -> str | None:
+    return None if model["token_types"] else "model.token_types is 0, but BertForMaskedLM has at least one type"
+
+
+HUGGING_FACE = HuggingFace(
+    model_type="bert",
+    classes=("BertForPreTraining", "BertForMaskedLM"),
+    fields=(
+        ("vocab_size", "vocab_size", 30522),
+        ("num_hidden_layers", "layers", 12),
+        ("hidden_size", "hidden_size", 768),
+        ("num_attention_heads", "heads", 12),
+        ("intermediate_size", "ffn_size", 3072),
+        ("max_position_embeddings", "max_positions", 512),
+        ("type_vocab_size", "token_types", 2),
+        ("layer_norm_eps", "norm_eps", 1e-12),
+        ("tie_word_embeddings", "tied_embeddings", True),
+        ("initializer_range", "init_std", 0.02),
+    ),
+    fixed={"position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False},
+    dropout=("hidden_dropout_prob", "attention_probs_dropout_prob"),
+    unused=(
+        "classifier_dropout",
+        "pooler_fc_size",
+        "pooler_num_attention_heads",
+        "pooler_num_fc_layers",
+        "pooler_size_per_head",
+        "pooler_type",
+        "directionality",
+    ),
+    read=_read,
+    write=_write,
+    needs=_needs,
+    weights=(
+        *renamed(
+            {
+                "embedding": "word_embeddings",
+                "positions": "position_embeddings",
+                "token_types": "token_type_embeddings",
+                "embedding_norm": "LayerNorm",
+            },
+            theirs="bert.embeddings.",
+        ),
+        *renamed(
+            {
+                "attention.query": "attention.self.query",
+                "attention.key": "attention.self.key",
+                "attention.value": "attention.self.value",
+                "attention.output": "attention.output.dense",
+                "attention_norm": "attention.output.LayerNorm",
+                "feed_forward.up": "intermediate.dense",
+                "feed_forward.down": "output.dense",
+                "feed_forward_norm": "output.LayerNorm",
+            },
+            "blocks.{layer}.",
+            "bert.encoder.layer.{layer}.",
+        ),
+        *renamed({"dense": "dense", "norm": "LayerNorm"}, "head.", "cls.predictions.transform."),
+        Weight(("head.weight",), "cls.predictions.decoder.weight"),
+        Weight(("head.bias",), "cls.predictions.bias"),
+        *renamed({"next_sentence.pooler": "bert.pooler.dense", "next_sentence.classifier": "cls.seq_relationship"}),
+    ),
+    renames=((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias")),
+    ignored=(r"bert\.embeddings\.position_ids",),
+    present={"next_sentence": "cls.seq_relationship.weight"},
+    copies={"cls.predictions.decoder.bias": "cls.predictions.bias"},
+)

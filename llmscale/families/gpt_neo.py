@@ -1,5 +1,22 @@
 """GPT-Neo (Black et al. 2021): global and local attention in turn, scores without a factor, few biases."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from llmscale.families.hugging_face import (
+    PLAIN,
+    HuggingFace,
+    Settings,
+    Unsupported,
+    Weight,
+    layer_kinds,
+    renamed,
+    repeated,
+    written_activation,
+)
+
 PRESET: dict[str, object] = {
     "attention_pattern": ["global", "local"],
     "window": 256,
@@ -7,3 +24,77 @@ PRESET: dict[str, object] = {
     "qkv_bias": False,
     "max_positions": 2048,
 }
+
+
+def _read(settings: Settings) -> dict[str, Any]:
+    layers = settings.take("num_layers", 24)
+    types = settings.take("attention_types", [[["global", "local"], 12]])
+    settings.pass_over(["attention_layers"])
+    kinds = [kind for pattern, times in types for _ in range(times) for kind in pattern]
+    if len(kinds) != layers or set(kinds) - {"global", "local"}:
+        raise Unsupported(f"attention_types gives {len(kinds)} layers ({', '.join(sorted(set(kinds)))}), but num_layers"
+                          f" is {layers}; repair config.json")  # fmt: skip
+    return {
+        "attention_pattern": repeated(kinds),
+        "activation": settings.choose("activation_function", PLAIN, "gelu_new"),
+    }
+
+
+def _write(model: Mapping[str, Any]) -> dict[str, Any]:
+    kinds = layer_kinds(model)
+    pattern = repeated(kinds)
+    return {
+        "architectures": ["GPTNeoForCausalLM"],
+        "attention_types": [[pattern, len(kinds) // len(pattern)]],
+        "attention_layers": kinds,
+        "activation_function": written_activation(model["activation"], PLAIN, "gelu_new"),
+    }
+
+
+HUGGING_FACE = HuggingFace(
+    model_type="gpt_neo",
+    classes=("GPTNeoForCausalLM", "GPTNeoModel"),
+    fields=(
+        ("vocab_size", "vocab_size", 50257),
+        ("num_layers", "layers", 24),
+        ("hidden_size", "hidden_size", 2048),
+        ("num_heads", "heads", 16),
+        ("intermediate_size", "ffn_size", None),
+        ("max_position_embeddings", "max_positions", 2048),
+        ("window_size", "window", 256),
+        ("layer_norm_epsilon", "norm_eps", 1e-5),
+        ("tie_word_embeddings", "tied_embeddings", True),
+        ("initializer_range", "init_std", 0.02),
+    ),
+    dropout=("resid_dropout", "embed_dropout", "attention_dropout"),
+    unused=(
+        "classifier_dropout",
+        "summary_type",
+        "summary_use_proj",
+        "summary_activation",
+        "summary_first_dropout",
+        "summary_proj_to_labels",
+    ),
+    read=_read,
+    write=_write,
+    weights=(
+        *renamed({"embedding": "wte", "positions": "wpe", "norm": "ln_f"}, theirs="transformer."),
+        Weight(("head.weight",), "lm_head.weight"),
+        *renamed(
+            {
+                "attention_norm": "ln_1",
+                "attention.query": "attn.attention.q_proj",
+                "attention.key": "attn.attention.k_proj",
+                "attention.value": "attn.attention.v_proj",
+                "attention.output": "attn.attention.out_proj",
+                "feed_forward_norm": "ln_2",
+                "feed_forward.up": "mlp.c_fc",
+                "feed_forward.down": "mlp.c_proj",
+            },
+            "blocks.{layer}.",
+            "transformer.h.{layer}.",
+        ),
+    ),
+    prefix="transformer.",
+    ignored=(r".*\.attn\.attention\.(masked_)?bias",),
+)

@@ -1,5 +1,20 @@
 """GPT-J (Wang and Komatsuzaki 2021): interleaved rotary positions, attention and feed-forward side by side."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from llmscale.families.hugging_face import (
+    PLAIN,
+    HuggingFace,
+    Settings,
+    Unsupported,
+    fraction,
+    renamed,
+    written_activation,
+)
+
 PRESET: dict[str, object] = {
     "positions": "rotary",
     "rotary_fraction": 0.25,
@@ -12,3 +27,69 @@ PRESET: dict[str, object] = {
     "head_bias": True,
     "max_positions": 2048,
 }
+
+
+def _read(settings: Settings) -> dict[str, Any]:
+    if "rotary_dim" in settings.values and not settings.values["rotary_dim"]:
+        raise Unsupported("rotary_dim is null, but llmscale rotates a fraction of each head; give a number of channels")
+    rotated, channels = settings.take("rotary_dim", 64), settings.take("n_embd", 4096) // settings.take("n_head", 16)
+    if rotated > channels:
+        raise Unsupported(f"rotary_dim ({rotated}) exceeds the channels of a head ({channels}); repair config.json")
+    return {
+        "rotary_fraction": fraction(rotated, channels),
+        "activation": settings.choose("activation_function", PLAIN, "gelu_new"),
+    }
+
+
+def _write(model: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "architectures": ["GPTJForCausalLM"],
+        "rotary_dim": int(model["head_size"] * model["rotary_fraction"]),
+        "activation_function": written_activation(model["activation"], PLAIN, "gelu_new"),
+    }
+
+
+HUGGING_FACE = HuggingFace(
+    model_type="gptj",
+    classes=("GPTJForCausalLM",),
+    fields=(
+        ("vocab_size", "vocab_size", 50400),
+        ("n_layer", "layers", 28),
+        ("n_embd", "hidden_size", 4096),
+        ("n_head", "heads", 16),
+        ("n_inner", "ffn_size", None),
+        ("n_positions", "max_positions", 2048),
+        ("layer_norm_epsilon", "norm_eps", 1e-5),
+        ("tie_word_embeddings", "tied_embeddings", False),
+        ("initializer_range", "init_std", 0.02),
+    ),
+    fixed={"rotary": True, "scale_attn_weights": True},
+    dropout=("resid_pdrop", "embd_pdrop", "attn_pdrop"),
+    unused=(
+        "n_ctx",
+        "summary_type",
+        "summary_use_proj",
+        "summary_activation",
+        "summary_first_dropout",
+        "summary_proj_to_labels",
+    ),
+    read=_read,
+    write=_write,
+    weights=(
+        *renamed({"embedding": "transformer.wte", "norm": "transformer.ln_f", "head": "lm_head"}),
+        *renamed(
+            {
+                "attention_norm": "ln_1",
+                "attention.query": "attn.q_proj",
+                "attention.key": "attn.k_proj",
+                "attention.value": "attn.v_proj",
+                "attention.output": "attn.out_proj",
+                "feed_forward.up": "mlp.fc_in",
+                "feed_forward.down": "mlp.fc_out",
+            },
+            "blocks.{layer}.",
+            "transformer.h.{layer}.",
+        ),
+    ),
+    ignored=(r".*\.attn\.(masked_)?bias", r".*\.attn\.embed_positions"),
+)

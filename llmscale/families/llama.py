@@ -1,5 +1,20 @@
 """Llama, up to Llama 3 (Touvron et al. 2023; Grattafiori et al. 2024): rotary positions, RMSNorm, SwiGLU, no biases."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from llmscale.families.hugging_face import (
+    GATED,
+    HuggingFace,
+    Settings,
+    Weight,
+    renamed,
+    written_activation,
+)
+from llmscale.families.rope import read_rope, write_rope
+
 PRESET: dict[str, object] = {
     "positions": "rotary",
     "norm": "rmsnorm",
@@ -8,3 +23,107 @@ PRESET: dict[str, object] = {
     "tied_embeddings": False,
     "max_positions": 2048,
 }
+
+
+def fields(
+    layers: int, hidden: int, heads: int, kv_heads: int | None, ffn: int, positions: int, eps: float, vocab: int
+) -> tuple[tuple[str, str, Any], ...]:
+    """The settings that Llama's descendants share, with their class's defaults."""
+    return (
+        ("vocab_size", "vocab_size", vocab),
+        ("num_hidden_layers", "layers", layers),
+        ("hidden_size", "hidden_size", hidden),
+        ("num_attention_heads", "heads", heads),
+        ("num_key_value_heads", "kv_heads", kv_heads),
+        ("intermediate_size", "ffn_size", ffn),
+        ("max_position_embeddings", "max_positions", positions),
+        ("rms_norm_eps", "norm_eps", eps),
+        ("tie_word_embeddings", "tied_embeddings", False),
+        ("initializer_range", "init_std", 0.02),
+    )
+
+
+def read_shared(settings: Settings, base: float = 10000.0) -> dict[str, Any]:
+    """Activation and rotary settings of all of them."""
+    return {
+        "activation": settings.choose("hidden_act", GATED, "silu"),
+        "head_size": settings.take("head_dim"),
+        **read_rope(settings, base),
+    }
+
+
+def write_shared(model: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The keys of `read_shared`, for the class `name`."""
+    return {
+        "architectures": [name],
+        "hidden_act": written_activation(model["activation"], GATED, "silu"),
+        "head_dim": model["head_size"],
+        **write_rope(model),
+    }
+
+
+def _read(settings: Settings) -> dict[str, Any]:
+    bias = settings.take("attention_bias", False)
+    return {
+        **read_shared(settings),
+        "bias": settings.take("mlp_bias", False),
+        "qkv_bias": bias,
+        "attention_output_bias": bias,
+    }
+
+
+def _write(model: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        **write_shared(model, "LlamaForCausalLM"),
+        "mlp_bias": model["bias"],
+        "attention_bias": model["qkv_bias"],
+    }
+
+
+def _needs(model: Mapping[str, Any]) -> str | None:
+    if model["hidden_size"] % model["heads"] == 0:
+        return None
+    return (
+        f"model.hidden_size ({model['hidden_size']}) is no multiple of model.heads ({model['heads']}), which"
+        f" LlamaForCausalLM needs"
+    )
+
+
+FEED_FORWARD = renamed(
+    {"feed_forward.gate": "mlp.gate_proj", "feed_forward.up": "mlp.up_proj", "feed_forward.down": "mlp.down_proj"},
+    "blocks.{layer}.",
+    "model.layers.{layer}.",
+)
+WEIGHTS = (
+    Weight(("embedding.weight",), "model.embed_tokens.weight"),
+    Weight(("norm.weight",), "model.norm.weight"),
+    Weight(("head.weight",), "lm_head.weight"),
+    *renamed(
+        {
+            "attention_norm": "input_layernorm",
+            "attention.query": "self_attn.q_proj",
+            "attention.key": "self_attn.k_proj",
+            "attention.value": "self_attn.v_proj",
+            "attention.output": "self_attn.o_proj",
+            "attention.query_norm": "self_attn.q_norm",
+            "attention.key_norm": "self_attn.k_norm",
+            "feed_forward_norm": "post_attention_layernorm",
+        },
+        "blocks.{layer}.",
+        "model.layers.{layer}.",
+    ),
+    *FEED_FORWARD,
+)
+IGNORED = (r".*\.rotary_emb\.inv_freq",)
+HUGGING_FACE = HuggingFace(
+    model_type="llama",
+    classes=("LlamaForCausalLM",),
+    fields=fields(32, 4096, 32, None, 11008, 2048, 1e-6, 32000),
+    dropout=("attention_dropout",),
+    unused=("pretraining_tp",),
+    read=_read,
+    write=_write,
+    needs=_needs,
+    weights=WEIGHTS,
+    ignored=IGNORED,
+)

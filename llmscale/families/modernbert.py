@@ -1,5 +1,24 @@
 """ModernBERT (Warner et al. 2024): an encoder with rotary positions and a global layer among local ones."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from llmscale.families.hugging_face import (
+    GATED,
+    PLAIN,
+    HuggingFace,
+    Settings,
+    Unsupported,
+    Weight,
+    qkv,
+    renamed,
+    written_activation,
+)
+from llmscale.families.qwen3 import read_kinds, write_kinds
+from llmscale.families.rope import read_scaling, write_scaling
+
 PRESET: dict[str, object] = {
     "architecture": "encoder",
     "max_positions": 8192,
@@ -15,3 +34,112 @@ PRESET: dict[str, object] = {
     "head_transform": True,
     "head_bias": True,
 }
+_BASES = {"full_attention": ("global_rope_theta", 160000.0), "sliding_attention": ("local_rope_theta", 10000.0)}
+
+
+def _read(settings: Settings) -> dict[str, Any]:
+    layers, every = settings.take("num_hidden_layers", 22), settings.take("global_attn_every_n_layers", 3)
+    default = ["sliding_attention" if number % every else "full_attention" for number in range(layers)]
+    gated = settings.choose("hidden_activation", GATED, "gelu")
+    bias, attention = settings.take("mlp_bias", False), settings.take("attention_bias", False)
+    settings.require("classifier_bias", bias)
+    head = settings.choose("classifier_activation", {**PLAIN, "silu": "silu"}, "gelu")
+    if f"g{head.replace('gelu', 'eglu')}" != gated and (head, gated) != ("silu", "swiglu"):
+        raise Unsupported(
+            f"classifier_activation is {settings.values.get('classifier_activation')!r}, but llmscale has the function"
+            f" of hidden_activation ({settings.values.get('hidden_activation')!r}) there too; import another model"
+        )
+    return {
+        "activation": gated,
+        "attention_pattern": read_kinds(settings.take("layer_types", default), layers),
+        "bias": bias,
+        "qkv_bias": attention,
+        "attention_output_bias": attention,
+        **_read_rope(settings),
+    }
+
+
+def _read_rope(settings: Settings) -> dict[str, Any]:
+    """Each kind of layer has a base of its own; no stretching."""
+    given = settings.take("rope_parameters", {})
+    bases = {}
+    for kind, (key, default) in _BASES.items():
+        own = given.get(kind) or {}
+        if read_scaling(own) is not None or settings.take("rope_scaling"):
+            raise Unsupported(f"rope_parameters.{kind} stretches positions, but llmscale does not in this family")
+        bases[kind] = float(own.get("rope_theta") or settings.take(key, default))
+    return {"rotary_base": bases["full_attention"], "rotary_local_base": bases["sliding_attention"]}
+
+
+def _write(model: Mapping[str, Any]) -> dict[str, Any]:
+    bases = {"full_attention": model["rotary_base"]}
+    bases["sliding_attention"] = model["rotary_local_base"] or model["rotary_base"]
+    activation = written_activation(model["activation"], GATED, "gelu")
+    return {
+        "architectures": ["ModernBertForMaskedLM"],
+        "hidden_activation": activation,
+        "classifier_activation": activation,
+        "layer_types": write_kinds(model),
+        "local_attention": model["window"] or 128,
+        "rope_parameters": {kind: {"rope_theta": base, **write_scaling(None)} for kind, base in bases.items()},
+        "global_rope_theta": bases["full_attention"],
+        "local_rope_theta": bases["sliding_attention"],
+        "attention_bias": model["qkv_bias"],
+        "mlp_bias": model["bias"],
+        "classifier_bias": model["bias"],
+    }
+
+
+HUGGING_FACE = HuggingFace(
+    model_type="modernbert",
+    classes=("ModernBertForMaskedLM",),
+    fields=(
+        ("vocab_size", "vocab_size", 50368),
+        ("num_hidden_layers", "layers", 22),
+        ("hidden_size", "hidden_size", 768),
+        ("num_attention_heads", "heads", 12),
+        ("intermediate_size", "ffn_size", 1152),
+        ("max_position_embeddings", "max_positions", 8192),
+        ("local_attention", "window", 128),
+        ("norm_eps", "norm_eps", 1e-5),
+        ("norm_bias", "norm_bias", False),
+        ("decoder_bias", "head_bias", True),
+        ("tie_word_embeddings", "tied_embeddings", True),
+        ("initializer_range", "init_std", 0.02),
+    ),
+    dropout=("attention_dropout", "embedding_dropout", "mlp_dropout"),
+    unused=(
+        "initializer_cutoff_factor",
+        "classifier_pooling",
+        "classifier_dropout",
+        "deterministic_flash_attn",
+        "sparse_prediction",
+        "sparse_pred_ignore_index",
+        "reference_compile",
+        "repad_logits_with_grad",
+        "position_embedding_type",
+        "layer_norm_eps",
+    ),
+    read=_read,
+    write=_write,
+    weights=(
+        *renamed({"embedding": "tok_embeddings", "embedding_norm": "norm"}, theirs="model.embeddings."),
+        *renamed({"norm": "model.final_norm", "head.dense": "head.dense", "head.norm": "head.norm", "head": "decoder"}),
+        qkv("blocks.{layer}.attention", "model.layers.{layer}.attn.Wqkv"),
+        # The first half of Wi goes through the activation.
+        Weight(
+            ("blocks.{layer}.feed_forward.gate.{kind}", "blocks.{layer}.feed_forward.up.{kind}"),
+            "model.layers.{layer}.mlp.Wi.{kind}",
+        ),
+        *renamed(
+            {
+                "attention_norm": "attn_norm",
+                "attention.output": "attn.Wo",
+                "feed_forward_norm": "mlp_norm",
+                "feed_forward.down": "mlp.Wo",
+            },
+            "blocks.{layer}.",
+            "model.layers.{layer}.",
+        ),
+    ),
+)

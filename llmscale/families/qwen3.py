@@ -1,5 +1,74 @@
 """Qwen3 (Yang et al. 2025): Llama's block with norms on queries and keys."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
 from llmscale.families import llama
+from llmscale.families.hugging_face import HuggingFace, Settings, Unsupported, layer_kinds, repeated
 
 PRESET: dict[str, object] = {**llama.PRESET, "query_key_norm": True, "norm_eps": 1e-6, "rotary_base": 1e6}
+LAYER_TYPES = {"full_attention": "global", "sliding_attention": "local"}
+
+
+def read_biases(settings: Settings) -> dict[str, Any]:
+    """Biases of the attention alone."""
+    bias = settings.take("attention_bias", False)
+    return {"bias": False, "qkv_bias": bias, "attention_output_bias": bias}
+
+
+def read_kinds(types: list[str], layers: int) -> list[str]:
+    """`attention_pattern` from transformers' `layer_types`."""
+    if len(types) != layers or set(types) - set(LAYER_TYPES):
+        raise Unsupported(
+            f"layer_types gives {len(types)} layers ({', '.join(sorted(set(types)))}), but num_hidden_layers is"
+            f" {layers} and llmscale knows {', '.join(LAYER_TYPES)}; import another model"
+        )
+    return repeated([LAYER_TYPES[kind] for kind in types])
+
+
+def write_kinds(model: Mapping[str, Any]) -> list[str]:
+    """The inverse of `read_kinds`."""
+    names = {ours: theirs for theirs, ours in LAYER_TYPES.items()}
+    return [names[kind] for kind in layer_kinds(model)]
+
+
+def _read(settings: Settings) -> dict[str, Any]:
+    layers, window = settings.take("num_hidden_layers", 32), settings.take("sliding_window", 4096)
+    sliding, first = settings.take("use_sliding_window", False), settings.take("max_window_layers", 28)
+    default = ["sliding_attention" if sliding and number >= first else "full_attention" for number in range(layers)]
+    pattern = read_kinds(settings.take("layer_types", default), layers)
+    if "local" in pattern and not sliding:
+        raise Unsupported("layer_types has sliding_attention, but use_sliding_window is false; repair config.json")
+    return {
+        **llama.read_shared(settings),
+        **read_biases(settings),
+        "head_size": settings.take("head_dim", 128),
+        "attention_pattern": pattern,
+        "window": window if "local" in pattern else None,
+    }
+
+
+def _write(model: Mapping[str, Any]) -> dict[str, Any]:
+    sliding = "local" in layer_kinds(model)
+    return {
+        **llama.write_shared(model, "Qwen3ForCausalLM"),
+        "attention_bias": model["qkv_bias"],
+        "use_sliding_window": sliding,
+        "sliding_window": model["window"] if sliding else None,
+        "max_window_layers": model["layers"],
+        "layer_types": write_kinds(model),
+    }
+
+
+HUGGING_FACE = HuggingFace(
+    model_type="qwen3",
+    classes=("Qwen3ForCausalLM",),
+    fields=llama.fields(32, 4096, 32, 32, 22016, 32768, 1e-6, 151936),
+    dropout=("attention_dropout",),
+    read=_read,
+    write=_write,
+    weights=llama.WEIGHTS,
+    ignored=llama.IGNORED,
+)

@@ -1,5 +1,12 @@
 """T5 v1.0 (Raffel et al. 2020): relative positions, RMSNorm, no biases, scores without a factor."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from llmscale.families.hugging_face import HuggingFace, Settings, Weight, renamed
+
 PRESET: dict[str, object] = {
     "architecture": "encoder_decoder",
     "max_positions": 512,
@@ -13,3 +20,107 @@ PRESET: dict[str, object] = {
     "dropout_scheme": "t5",
     "init_scheme": "fan_in",
 }
+_FEED_FORWARD = {
+    "relu": "relu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gated-gelu": "geglu_tanh",
+    "gated-gelu_new": "geglu_tanh",
+    "gated-gelu_pytorch_tanh": "geglu_tanh",
+    "gated-silu": "swiglu",
+}
+
+
+def _read(settings: Settings) -> dict[str, Any]:
+    # transformers 4 tells v1.1 by its untied head, and scales the head's input only where it is tied.
+    tied = settings.take("tie_word_embeddings", True)
+    activation = settings.choose("feed_forward_proj", _FEED_FORWARD, "relu")
+    return {
+        "family": "t5_v1_1" if activation.startswith("geglu") else "t5",
+        "layers": settings.take("num_decoder_layers", settings.take("num_layers", 6)),
+        "activation": activation,
+        "tied_embeddings": tied,
+        "scaled_head": settings.take("scale_decoder_outputs", tied),
+    }
+
+
+def _write(model: Mapping[str, Any]) -> dict[str, Any]:
+    names = {ours: theirs for theirs, ours in reversed(_FEED_FORWARD.items())}
+    return {
+        "architectures": ["T5ForConditionalGeneration"],
+        "is_encoder_decoder": True,
+        "num_layers": model["encoder_layers"],
+        "num_decoder_layers": model["layers"],
+        "feed_forward_proj": names.get(model["activation"], "relu"),
+        "tie_word_embeddings": model["tied_embeddings"],
+        "scale_decoder_outputs": model["scaled_head"],
+    }
+
+
+def _stack(ours: str, theirs: str, feed_forward: int) -> tuple[Weight, ...]:
+    """Rows of the encoder or the decoder; in `feed_forward` is the number of that sub-layer in a block."""
+    block = f"{theirs}block.{{layer}}.layer."
+    found = {
+        "attention_norm": "0.layer_norm",
+        "feed_forward_norm": f"{feed_forward}.layer_norm",
+        "feed_forward.down": f"{feed_forward}.DenseReluDense.wo",
+    }
+    letters = {"query": "q", "key": "k", "value": "v", "output": "o"}
+    found |= {f"attention.{name}": f"0.SelfAttention.{letter}" for name, letter in letters.items()}
+    if feed_forward == 2:
+        found |= {f"cross_attention.{name}": f"1.EncDecAttention.{letter}" for name, letter in letters.items()}
+        found["cross_attention_norm"] = "1.layer_norm"
+    return (
+        *renamed(found, f"{ours}blocks.{{layer}}.", block),
+        *renamed({"norm": "final_layer_norm"}, ours, theirs),
+        Weight((f"{ours}relative_bias.table.weight",), f"{theirs}block.0.layer.0.SelfAttention.relative_attention_bias.weight"),
+    )  # fmt: skip
+
+
+def _inner(gated: bool) -> tuple[Weight, ...]:
+    names = {"gate": "wi_0", "up": "wi_1"} if gated else {"up": "wi"}
+    return tuple(
+        row
+        for ours, theirs, number in (("encoder.", "encoder.", 1), ("", "decoder.", 2))
+        for row in renamed(
+            {f"feed_forward.{name}": f"DenseReluDense.{inner}" for name, inner in names.items()},
+            f"{ours}blocks.{{layer}}.",
+            f"{theirs}block.{{layer}}.layer.{number}.",
+        )
+    )
+
+
+def table(gated: bool) -> HuggingFace:
+    """T5 with or without a gate, whose tensors have other names."""
+    return HuggingFace(
+        model_type="t5",
+        classes=("T5ForConditionalGeneration", "T5WithLMHeadModel"),
+        fields=(
+            ("vocab_size", "vocab_size", 32128),
+            ("num_layers", "encoder_layers", 6),
+            ("d_model", "hidden_size", 512),
+            ("num_heads", "heads", 8),
+            ("d_kv", "head_size", 64),
+            ("d_ff", "ffn_size", 2048),
+            ("n_positions", "max_positions", 512),
+            ("relative_attention_num_buckets", "relative_buckets", 32),
+            ("relative_attention_max_distance", "relative_max_distance", 128),
+            ("layer_norm_epsilon", "norm_eps", 1e-6),
+        ),
+        dropout=("dropout_rate",),
+        unused=("initializer_factor", "classifier_dropout", "is_gated_act", "dense_act_fn"),
+        read=_read,
+        write=_write,
+        weights=(
+            Weight(("embedding.weight",), "shared.weight"),
+            Weight(("head.weight",), "lm_head.weight"),
+            *_stack("encoder.", "encoder.", 1),
+            *_stack("", "decoder.", 2),
+            *_inner(gated),
+        ),
+        ignored=(r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",),
+        copies={"encoder.embed_tokens.weight": "shared.weight", "decoder.embed_tokens.weight": "shared.weight"},
+    )
+
+
+HUGGING_FACE = table(gated=False)

@@ -3,3 +3,4 @@
 from llmscale.families import t5
 
 PRESET: dict[str, object] = {**t5.PRESET, "activation": "geglu_tanh", "tied_embeddings": False, "scaled_head": False}
+HUGGING_FACE = t5.table(gated=True)

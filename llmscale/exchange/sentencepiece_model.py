@@ -1,0 +1,149 @@
+"""A SentencePiece model as a tokenizer of the `tokenizers` library.
+
+The file is a protocol buffer (sentencepiece_model.proto of the SentencePiece project) and is read here, since the
+library does not give out all of it.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from data_pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    import tokenizers
+
+SPACE = "\u2581"
+_UNIGRAM, _BPE = 1, 2
+_UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED = 2, 3, 4, 5
+
+
+@dataclass
+class Model:
+    """What a `.model` file says."""
+
+    pieces: list[tuple[str, float, int]] = field(default_factory=list)
+    """Text, score and type of each piece."""
+    algorithm: int = _UNIGRAM
+    byte_fallback: bool = False
+    unknown: int = 0
+    charsmap: bytes = b""
+    """The compiled normalisation."""
+    dummy_prefix: bool = True
+    """A space is put before the text."""
+    remove_extra_spaces: bool = True
+    """Spaces at the ends and repeated ones are dropped."""
+
+
+def parse(contents: bytes) -> Model:
+    """Read a `.model` file."""
+    model = Model()
+    for number, value in _fields(contents):
+        if number == 1:
+            parts = dict(_fields(_bytes(value)))
+            text = _bytes(parts.get(1, b"")).decode()
+            score = struct.unpack("<f", _bytes(parts.get(2, b"\0\0\0\0")))[0]
+            model.pieces.append((text, score, int(parts.get(3, 1))))
+        elif number == 2:
+            trainer = dict(_fields(_bytes(value)))
+            model.algorithm = int(trainer.get(3, _UNIGRAM))
+            model.byte_fallback = bool(trainer.get(35, 0))
+        elif number == 3:
+            normalizer = dict(_fields(_bytes(value)))
+            model.charsmap = _bytes(normalizer.get(2, b""))
+            model.dummy_prefix = bool(normalizer.get(3, 1))
+            model.remove_extra_spaces = bool(normalizer.get(4, 1))
+    model.unknown = next(index for index, (_, _, kind) in enumerate(model.pieces) if kind == _UNKNOWN)
+    return model
+
+
+def _fields(data: bytes) -> Iterator[tuple[int, bytes | int]]:
+    """(field number, value) of a protocol buffer's message: integers, or bytes of anything else."""
+    place = 0
+
+    def varint() -> int:
+        nonlocal place
+        value = shift = 0
+        while True:
+            byte = data[place]
+            place += 1
+            value |= (byte & 0x7F) << shift
+            shift += 7
+            if byte < 0x80:
+                return value
+
+    while place < len(data):
+        key = varint()
+        if key & 7 == 0:
+            yield key >> 3, varint()
+            continue
+        size = {1: 8, 5: 4}.get(key & 7)
+        size = varint() if size is None else size
+        yield key >> 3, data[place : place + size]
+        place += size
+
+
+def _bytes(value: bytes | int) -> bytes:
+    assert isinstance(value, bytes)
+    return value
+
+
+def as_library_tokenizer(contents: bytes, name: str) -> tokenizers.Tokenizer:
+    """The same tokenizer for the `tokenizers` library, without roles.
+
+    Raises:
+        UserError: an algorithm that the library does not have.
+    """
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers
+
+    model = parse(contents)
+    unknown = model.pieces[model.unknown][0]
+    symbols = [text for text, _, kind in model.pieces if kind == _USER_DEFINED]
+    if model.algorithm == _UNIGRAM and symbols:
+        # SentencePiece weighs them against other splits, where the library would take each that it sees.
+        raise UserError(
+            f"{name} is a Unigram model with user-defined symbols such as {symbols[0]!r}, which no tokenizer.json can"
+            f" hold; give --no-tokenizer to export without it"
+        )
+    if model.algorithm == _UNIGRAM:
+        scores = [(text, score) for text, score, _ in model.pieces]
+        made = Tokenizer(models.Unigram(scores, unk_id=model.unknown, byte_fallback=model.byte_fallback))
+    elif model.algorithm == _BPE:
+        vocabulary = {text: index for index, (text, _, _) in enumerate(model.pieces)}
+        made = Tokenizer(
+            models.BPE(vocabulary, _merges(model), unk_token=unknown, fuse_unk=True, byte_fallback=model.byte_fallback)
+        )
+    else:
+        raise UserError(
+            f"{name} is a SentencePiece model of words or characters, which no tokenizer.json can hold;"
+            f" give --no-tokenizer"
+        )
+    steps: list[normalizers.Normalizer] = [normalizers.Precompiled(model.charsmap)] if model.charsmap else []
+    if model.remove_extra_spaces:
+        steps += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
+    steps += [normalizers.Prepend(SPACE)] if model.dummy_prefix else []
+    made.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", SPACE)])
+    undo: list[decoders.Decoder] = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    made.decoder = decoders.Sequence([*undo, *([decoders.Strip(" ", 1, 0)] if model.dummy_prefix else [])])
+    # Symbols are matched in the normalised text, where a space is the mark that they are spelled with.
+    made.add_tokens([AddedToken(text, special=False, normalized=True) for text in symbols])
+    made.add_special_tokens(
+        [AddedToken(text, special=True, normalized=False) for text, _, kind in model.pieces if kind == _CONTROL]
+    )
+    return made
+
+
+def _merges(model: Model) -> list[tuple[str, str]]:
+    """Every way to make a piece of two others, the best piece first: SentencePiece always merges the pair whose result
+    has the highest score."""
+    usable = {text: score for text, score, kind in model.pieces if kind not in (_CONTROL, _USER_DEFINED, _UNUSED)}
+    found = [
+        (-score, cut, text[:cut], text[cut:])
+        for text, score in usable.items()
+        for cut in range(1, len(text))
+        if text[:cut] in usable and text[cut:] in usable
+    ]
+    return [(left, right) for _, _, left, right in sorted(found)]

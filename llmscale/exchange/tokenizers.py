@@ -1,0 +1,247 @@
+"""Tokenizers of Hugging Face directories, read into ours and written from ours."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data_pipeline.config import DataConfig, TokenizerConfig
+from data_pipeline.errors import UserError
+from data_pipeline.tokenizer import Tokenizer, load_tokenizer, prepare_tokenizer
+from data_pipeline.tokenizer.base import META_FILE, StoredTokenizer
+from data_pipeline.tokenizer.bytes_tokenizer import FIRST
+from data_pipeline.tokenizer.roles import role_text
+from data_pipeline.tokenizer.store import open_tokenizer
+from llmscale.config import ModelConfig
+from llmscale.exchange.files import read_json, write_json
+from llmscale.exchange.sentencepiece_model import as_library_tokenizer
+
+if TYPE_CHECKING:
+    import tokenizers
+
+OWN_FOLDER = "tokenizer"
+"""Where a model that transformers has no class for keeps our own tokenizer's files."""
+NAMED_ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+"""Roles that transformers has a name for."""
+_KINDS = (
+    ("huggingface", "tokenizer.json"),
+    ("gpt2", "vocab.json"),
+    ("wordpiece", "vocab.txt"),
+    ("sentencepiece", "spiece.model"),
+    ("sentencepiece", "tokenizer.model"),
+)
+_SETTINGS = "tokenizer_config.json"
+_PROBES = (
+    "The quick brown fox jumps over the lazy dog.",
+    " Two  spaces, a tab\tand\nnew lines\n\n    def main(argument: int = 10) -> None:\n",
+    "It's 3.14, isn't it? We'll see: e-mail@example.org, 100,000 £ – déjà vu, naïve café… “quoted” 😀",
+    "你好，世界。今天天气很好，我们去公园吧！盘古大模型是中文预训练语言模型。",
+    "吾輩は猫である。한국어 텍스트 Привет, мир! العربية",
+)
+"""Texts that a written tokenizer must split as ours does."""
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A tokenizer that was read."""
+
+    tokenizer: StoredTokenizer
+    settings: dict[str, Any]
+    """`data.tokenizer` for a run that uses it."""
+    notes: list[str]
+
+
+def import_tokenizer(
+    folder: Path, values: Mapping[str, Any], destination: Path, final: Path, other: Path | None
+) -> Imported:
+    """Read the tokenizer of a Hugging Face directory and keep our copy in the new folder `destination`.
+
+    Args:
+        values: its config.json.
+        final: what `destination` will be called.
+        other: the folder of the files, or `bytes`, in place of `folder`.
+
+    Raises:
+        UserError: there is none, or it cannot be used.
+    """
+    if (folder / OWN_FOLDER / META_FILE).is_file() and other is None:
+        return _import_own(folder / OWN_FOLDER, destination, final)
+    place = other or folder
+    settings = _settings_of(place)
+    made = open_tokenizer(TokenizerConfig(**settings))
+    special = _special(place, values, made)
+    appended = _appended(place, values, made)
+    settings["special"] = special
+    config = DataConfig(sources=[{"paths": ["-"]}], tokenizer=settings)  # type: ignore[list-item, arg-type]
+    tokenizer = prepare_tokenizer(config, destination, roles=appended)
+    assert isinstance(tokenizer, StoredTokenizer)
+    return Imported(tokenizer, _kept_settings(tokenizer, final), [])
+
+
+def _import_own(folder: Path, destination: Path, final: Path) -> Imported:
+    tokenizer = load_tokenizer(folder)
+    assert isinstance(tokenizer, StoredTokenizer)
+    destination.mkdir()
+    tokenizer.save(destination)
+    return Imported(tokenizer, _kept_settings(tokenizer, final), [])
+
+
+def _kept_settings(tokenizer: StoredTokenizer, final: Path) -> dict[str, Any]:
+    """`data.tokenizer` for a run that uses the copy in `final`; it gives the same roles and so the same digest."""
+    names = {
+        role: tokenizer.token_text(token) for role, token in tokenizer.special.items() if role not in tokenizer.appended
+    }
+    settings: dict[str, Any] = {
+        "kind": tokenizer.kind,
+        "special": {r: names[r] for r in names if not r.startswith("sentinel")},
+    }
+    if tokenizer.kind == "bytes":
+        return {"kind": "bytes"}
+    first = next(iter(tokenizer.files))
+    settings["path"] = str(final / first)
+    if tokenizer.kind == "wordpiece":
+        settings["lower_case"] = tokenizer.options["lower_case"]
+    return settings
+
+
+def _settings_of(place: Path) -> dict[str, Any]:
+    """Kind and files of the tokenizer in a folder."""
+    if str(place) == "bytes":
+        return {"kind": "bytes"}
+    for kind, file in _KINDS:
+        if not (place / file).is_file() or (kind == "gpt2" and not (place / "merges.txt").is_file()):
+            continue
+        found: dict[str, Any] = {"kind": kind, "path": str(place / file)}
+        if kind == "wordpiece":
+            found["lower_case"] = bool(_named(place / _SETTINGS).get("do_lower_case", True))
+        return found
+    names = ", ".join(file if kind != "gpt2" else "vocab.json with merges.txt" for kind, file in _KINDS)
+    raise UserError(f"{place} holds no tokenizer ({names}); give its folder by --tokenizer")
+
+
+def _named(path: Path) -> dict[str, Any]:
+    return read_json(path, "repair it or remove it") if path.is_file() else {}
+
+
+def _special(place: Path, values: Mapping[str, Any], made: StoredTokenizer) -> dict[str, str]:
+    """Special tokens by role: as the tokenizer's settings name them, else by the ids in config.json."""
+    if made.kind == "bytes":
+        return {}
+    given = {**_named(place / "special_tokens_map.json"), **_named(place / _SETTINGS)}
+    found: dict[str, str] = {}
+    for role in NAMED_ROLES:
+        text = given.get(f"{role}_token")
+        text = text.get("content") if isinstance(text, dict) else text
+        number = values.get(f"{role}_token_id")
+        number = number[0] if isinstance(number, list) and number else number
+        if isinstance(text, str) and made.token_id(text) is not None:
+            found[role] = text
+        elif isinstance(number, int) and 0 <= number < made.vocab_size and made.token_text(number):
+            found[role] = made.token_text(number)
+    return found
+
+
+def _appended(place: Path, values: Mapping[str, Any], made: StoredTokenizer) -> list[str]:
+    """T5's sentinels, which a SentencePiece model lacks: transformers puts them behind its pieces."""
+    if values.get("model_type") != "t5" or made.kind != "sentencepiece" or "sentinel_0" in made.special:
+        return []
+    return [f"sentinel_{number}" for number in range(int(_named(place / _SETTINGS).get("extra_ids", 100)))]
+
+
+def token_ids(tokenizer: Tokenizer) -> dict[str, int]:
+    """Token ids by the roles that transformers has a name for."""
+    return {role: token for role, token in tokenizer.special.items() if role in NAMED_ROLES}
+
+
+def export_tokenizer(tokenizer: Tokenizer, folder: Path, model: ModelConfig) -> None:
+    """Write tokenizer.json, its settings, and the vocabulary files that it was made of.
+
+    Raises:
+        UserError: no tokenizer.json splits text as this tokenizer does.
+    """
+    assert isinstance(tokenizer, StoredTokenizer)
+    backend = _backend(tokenizer)
+    _add_roles(backend, tokenizer)
+    if backend.post_processor is None:
+        backend.post_processor = _ends(tokenizer, model)
+    _require_same(backend, tokenizer)
+    for name, contents in tokenizer.files.items():
+        (folder / name).write_bytes(contents)
+    backend.encode_special_tokens = False
+    (folder / "tokenizer.json").write_text(backend.to_str(pretty=True), encoding="utf-8")
+    names = {f"{role}_token": backend.id_to_token(token) for role, token in token_ids(tokenizer).items()}
+    others = [token for role, token in tokenizer.special.items() if role not in NAMED_ROLES]
+    settings: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": model.max_positions,
+        "clean_up_tokenization_spaces": False,
+        **names,
+    }
+    if others:
+        settings["additional_special_tokens"] = [backend.id_to_token(token) for token in others]
+    if "lower_case" in tokenizer.options:
+        settings["do_lower_case"] = tokenizer.options["lower_case"]
+    write_json(folder / _SETTINGS, settings)
+
+
+def _backend(tokenizer: StoredTokenizer) -> tokenizers.Tokenizer:
+    """The tokenizer for the `tokenizers` library, without what it is given by roles."""
+    import tokenizers
+
+    files = tokenizer.files
+    if tokenizer.kind == "sentencepiece":
+        return as_library_tokenizer(next(iter(files.values())), tokenizer.name)
+    if tokenizer.kind == "bytes":
+        vocabulary = {tokenizer.token_text(token): token for token in range(FIRST + 256)}
+        made = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, [], byte_fallback=True))
+        made.decoder = tokenizers.decoders.Sequence([tokenizers.decoders.ByteFallback(), tokenizers.decoders.Fuse()])
+        return made
+    if tokenizer.kind == "huggingface":
+        return tokenizers.Tokenizer.from_str(files["tokenizer.json"].decode())
+    # Those of vocabulary files are built by the library already.
+    return tokenizers.Tokenizer.from_str(tokenizer._backend.to_str())  # type: ignore[attr-defined]
+
+
+def _add_roles(backend: tokenizers.Tokenizer, tokenizer: StoredTokenizer) -> None:
+    from tokenizers import AddedToken
+
+    own = sorted({token for role, token in tokenizer.special.items() if role not in tokenizer.appended})
+    texts = [tokenizer.token_text(token) for token in own]
+    texts += [role_text(role) for role in tokenizer.appended]
+    backend.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in texts])
+    for role, token in tokenizer.special.items():
+        text = role_text(role) if role in tokenizer.appended else tokenizer.token_text(token)
+        if backend.token_to_id(text) != token:
+            raise UserError(
+                f"the {role} token of the tokenizer is {token}, but {text!r} would be {backend.token_to_id(text)} in a"
+                f" tokenizer.json; give --no-tokenizer to export without it"
+            )
+
+
+def _ends(tokenizer: StoredTokenizer, model: ModelConfig) -> tokenizers.processors.PostProcessor | None:
+    """What transformers puts around a text: BERT's [CLS] and [SEP], T5's end token; nothing for decoders."""
+    from tokenizers.processors import TemplateProcessing
+
+    special = tokenizer.special
+    if model.architecture == "encoder" and {"cls", "sep"} <= set(special):
+        first, last = (tokenizer.token_text(special[role]) for role in ("cls", "sep"))
+        ends = [(first, special["cls"]), (last, special["sep"])]
+        return TemplateProcessing(f"{first} $A {last}", f"{first} $A {last} $B:1 {last}:1", ends)
+    if model.architecture == "encoder_decoder":
+        last = tokenizer.token_text(special["eos"])
+        return TemplateProcessing(f"$A {last}", f"$A {last} $B {last}", [(last, special["eos"])])
+    return None
+
+
+def _require_same(backend: tokenizers.Tokenizer, tokenizer: StoredTokenizer) -> None:
+    """Refuse a tokenizer.json that splits any of the probes in another way."""
+    written = type(backend).from_str(backend.to_str())
+    for text in _PROBES:
+        ours, theirs = tokenizer.encode(text), written.encode(text, add_special_tokens=False).ids
+        if ours != theirs:
+            raise UserError(
+                f"a tokenizer.json of this {tokenizer.kind} tokenizer would split {text[:40]!r} into {len(theirs)}"
+                f" tokens where it makes {len(ours)} itself; give --no-tokenizer to export without it"
+            )

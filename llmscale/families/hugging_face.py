@@ -1,0 +1,208 @@
+"""How a family's settings and tensors are written in a Hugging Face directory: the tables' form, without torch.
+
+A family has one `HuggingFace` table for both directions. `read` and `write` of a config are each other's inverse, and
+whoever exports a model proves it: a class fits a model if what would be written reads back as the same function.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+PLAIN = {
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "relu": "relu",
+}
+"""`model.activation` by transformers' name of the function; of several names of one function, `_WRITTEN` has the one that
+is written, or else it is the first."""
+GATED = {
+    "silu": "swiglu",
+    "swish": "swiglu",
+    "gelu": "geglu",
+    "gelu_new": "geglu_tanh",
+    "gelu_pytorch_tanh": "geglu_tanh",
+}
+"""As `PLAIN`, for feed-forward layers with a gate."""
+_WRITTEN = {"gelu_tanh": "gelu_new", "swiglu": "silu", "geglu_tanh": "gelu_pytorch_tanh"}
+COMMON = (
+    "_name_or_path", "architectures", "model_type", "transformers_version", "torch_dtype", "dtype", "use_cache",
+    "bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "cls_token_id", "mask_token_id",
+    "decoder_start_token_id", "tokenizer_class", "id2label", "label2id", "num_labels", "problem_type",
+    "task_specific_params", "finetuning_task", "prefix", "output_attentions", "output_hidden_states", "output_past",
+    "return_dict", "return_dict_in_generate", "output_scores", "torchscript", "gradient_checkpointing", "auto_map",
+    "chunk_size_feed_forward", "is_encoder_decoder", "is_decoder", "forced_bos_token_id", "forced_eos_token_id",
+)  # fmt: skip
+"""Keys of any config.json that do not change what the model computes."""
+
+
+class Unsupported(ValueError):
+    """A config.json says what our model cannot do; one sentence with the option, both values and what to do."""
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A row of the weight map: one of their tensors, made of one or several of ours.
+
+    Names are patterns: `{layer}` stands for the number of a layer, `{kind}` for weight and bias, and `{expert}`, in
+    theirs only, for the number of an expert, whose matrices are stacked in ours. A row whose tensors our model does
+    not have (a bias, a tied head, the experts of a dense layer) is left out.
+    """
+
+    ours: tuple[str, ...]
+    """Where several, theirs holds them one after the other, along its outputs."""
+    theirs: str
+    transposed: bool = False
+    """Theirs is (inputs, outputs), as transformers' Conv1D."""
+    interleaved: bool = False
+    """Theirs has the parts of the first head, then those of the second, and so on (GPT-NeoX)."""
+
+
+@dataclass(frozen=True)
+class HuggingFace:
+    """A family in Hugging Face's layout."""
+
+    model_type: str
+    """The key of config.json that names the kind of model."""
+    classes: tuple[str, ...]
+    """transformers' classes whose directories can be read."""
+    fields: tuple[tuple[str, str, Any], ...]
+    """(their key, our setting, what their class takes where the key is absent): settings of one value."""
+    weights: tuple[Weight, ...]
+    read: Callable[[Settings], dict[str, Any]]
+    """Our other settings; those of the preset need no mention."""
+    write: Callable[[Mapping[str, Any]], dict[str, Any]]
+    """Their other keys, from the model section with all sizes and biases resolved."""
+    fixed: Mapping[str, Any] | None = None
+    """Keys that must have this value, which is also written."""
+    dropout: tuple[str, ...] = ()
+    """Probabilities of dropout, which our model has none of."""
+    unused: tuple[str, ...] = ()
+    """Keys that belong to other classes of theirs, or do not change what the model computes."""
+    prefix: str = ""
+    """What the names of a headless class's tensors lack."""
+    renames: tuple[tuple[str, str], ...] = ()
+    """(regular expression, replacement): older names of tensors."""
+    ignored: tuple[str, ...] = ()
+    """Regular expressions of tensors that are no parameters: masks and tables that older versions stored."""
+    copies: Mapping[str, str] | None = None
+    """Tensors that must equal another, where they are stored at all."""
+    present: Mapping[str, str] | None = None
+    """Settings (booleans) that are true where a tensor is stored, whatever config.json says of the class."""
+    needs: Callable[[Mapping[str, Any]], str | None] | None = None
+    """Why their class cannot hold a model that its config can describe, or None."""
+
+
+class Settings:
+    """A config.json, read key by key, so that nothing in it is passed over."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self.values = dict(values)
+        self.notes: list[str] = []
+        """Sentences about what is not carried over."""
+        self._read: set[str] = set(COMMON)
+
+    def take(self, key: str, default: Any = None) -> Any:
+        """A key's value; `default` where it is absent or null."""
+        self._read.add(key)
+        value = self.values.get(key)
+        return default if value is None else value
+
+    def require(self, key: str, wanted: Any) -> None:
+        """Refuse another value than `wanted`."""
+        value = self.take(key, wanted)
+        if value != wanted:
+            raise Unsupported(f"{key} is {value!r}, but llmscale has it {wanted!r} only; import a model without it")
+
+    def choose(self, key: str, table: Mapping[str, Any], default: str) -> Any:
+        """What a table has for the key's value."""
+        value = self.take(key, default)
+        if value not in table:
+            raise Unsupported(f"{key} is {value!r}, but llmscale knows {', '.join(table)} there; import another model")
+        return table[value]
+
+    def pass_over(self, keys: Iterable[str]) -> None:
+        """Keys that change nothing."""
+        self._read.update(keys)
+
+    def no_dropout(self, keys: Iterable[str]) -> None:
+        """Note the probabilities that are not 0."""
+        for key in keys:
+            if self.take(key, 0.0):
+                self.notes.append(f"{key} is {self.values[key]}, but llmscale trains without dropout")
+
+    def unread(self) -> list[str]:
+        """Keys that nobody has asked for."""
+        return sorted(set(self.values) - self._read)
+
+
+def read_settings(table: HuggingFace, settings: Settings) -> dict[str, Any]:
+    """Our model settings, with `family`, from a config.json.
+
+    Raises:
+        Unsupported: an option that our model does not have.
+    """
+    if settings.take("quantization_config") is not None:
+        raise Unsupported("quantization_config is given, but llmscale reads plain weights only; dequantize them first")
+    found = {ours: settings.take(theirs, default) for theirs, ours, default in table.fields}
+    for key, wanted in (table.fixed or {}).items():
+        settings.require(key, wanted)
+    settings.no_dropout(table.dropout)
+    settings.pass_over(table.unused)
+    found.update(table.read(settings))
+    unread = settings.unread()
+    if unread:
+        settings.notes.append(f"{', '.join(unread)} not used: transformers' {table.model_type} has no such option")
+    return {"family": table.model_type, **found}
+
+
+def write_settings(table: HuggingFace, model: Mapping[str, Any], vocab_size: int) -> dict[str, Any]:
+    """A config.json, without the token ids, from the resolved model section."""
+    return {
+        "model_type": table.model_type,
+        "vocab_size": vocab_size,
+        **{theirs: model[ours] for theirs, ours, _ in table.fields if ours != "vocab_size"},
+        **(table.fixed or {}),
+        **dict.fromkeys(table.dropout, 0.0),
+        **table.write(model),
+    }
+
+
+def renamed(pairs: Mapping[str, str], ours: str = "", theirs: str = "", **how: bool) -> tuple[Weight, ...]:
+    """Rows for modules that correspond one to one, by our name; both kinds of tensor."""
+    return tuple(Weight((f"{ours}{a}.{{kind}}",), f"{theirs}{b}.{{kind}}", **how) for a, b in pairs.items())
+
+
+def qkv(ours: str, theirs: str, **how: bool) -> Weight:
+    """The row of a tensor that holds queries, keys and values."""
+    return Weight(tuple(f"{ours}.{part}.{{kind}}" for part in ("query", "key", "value")), f"{theirs}.{{kind}}", **how)
+
+
+def written_activation(activation: str, table: Mapping[str, str], default: str) -> str:
+    """transformers' name of our activation; the class's own `default` where the class has no such function, so that
+    reading it back shows the difference."""
+    names = [theirs for theirs, ours in table.items() if ours == activation]
+    return _WRITTEN.get(activation, names[0]) if names else default
+
+
+def fraction(rotated: int, channels: int) -> float:
+    """The `rotary_fraction` whose product with the channels, rounded down, is `rotated`."""
+    share = rotated / channels
+    return share if int(channels * share) == rotated else math.nextafter(share, 1.0)
+
+
+def repeated(pattern: list[str]) -> list[str]:
+    """The shortest beginning of a pattern that gives all of it when it is repeated."""
+    sizes = [size for size in range(1, len(pattern) + 1) if len(pattern) % size == 0]
+    return next(pattern[:size] for size in sizes if pattern[:size] * (len(pattern) // size) == pattern)
+
+
+def layer_kinds(model: Mapping[str, Any]) -> list[str]:
+    """The kind of attention of each layer."""
+    pattern = model["attention_pattern"]
+    return [pattern[layer % len(pattern)] for layer in range(model["layers"])]

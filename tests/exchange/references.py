@@ -1,0 +1,220 @@
+"""transformers' models, small and with large random weights, and their tensors under our names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from llmscale.checkpoint.model import load_model
+from llmscale.config import ModelConfig
+from llmscale.exchange.classes import table_of
+from llmscale.exchange.importing import import_directory
+from llmscale.exchange.weights import plan, shapes_of
+from llmscale.model import Transformer
+
+VOCAB, CONTEXT, LAYERS, WIDTH = 300, 24, 3, 40
+BYTES = Path("bytes")
+"""Our byte tokenizer, whose 259 tokens fit the vocabulary."""
+_GPT2 = {"n_positions": CONTEXT, "n_embd": WIDTH, "n_layer": LAYERS, "n_head": 4}
+_SHARED = {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": 4}
+_LLAMA = {**_SHARED, "intermediate_size": 72, "num_key_value_heads": 2, "max_position_embeddings": CONTEXT}
+_LLAMA3 = {
+    "rope_type": "llama3", "rope_theta": 500.0, "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 3.0,
+    "original_max_position_embeddings": 16,
+}  # fmt: skip
+_T5 = {
+    "d_model": WIDTH, "d_kv": 12, "d_ff": 72, "num_layers": 2, "num_decoder_layers": LAYERS, "num_heads": 4,
+    "relative_attention_num_buckets": 8, "relative_attention_max_distance": 12, "n_positions": CONTEXT,
+    "decoder_start_token_id": 0,
+}  # fmt: skip
+_ROPE = {"rope_type": "default", "rope_theta": 500.0}
+CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "gpt2": ("GPT2LMHeadModel", "GPT2Config", {**_GPT2, "n_inner": 72}),
+    "gpt2_unscaled": (
+        "GPT2LMHeadModel",
+        "GPT2Config",
+        {**_GPT2, "scale_attn_weights": False, "activation_function": "relu", "tie_word_embeddings": False},
+    ),
+    "gpt_neo": (
+        "GPTNeoForCausalLM",
+        "GPTNeoConfig",
+        {
+            "hidden_size": WIDTH, "num_layers": LAYERS, "num_heads": 4, "window_size": 5,
+            "attention_types": [[["local", "global"], 1], [["local"], 1]], "max_position_embeddings": CONTEXT,
+        },
+    ),
+    "gptj": ("GPTJForCausalLM", "GPTJConfig", {**_GPT2, "rotary_dim": 4}),
+    "gpt_neox": (
+        "GPTNeoXForCausalLM",
+        "GPTNeoXConfig",
+        {
+            **_SHARED, "intermediate_size": 72, "max_position_embeddings": CONTEXT,
+            "rope_parameters": {**_ROPE, "partial_rotary_factor": 0.4},
+        },
+    ),
+    "gpt_neox_serial": (
+        "GPTNeoXForCausalLM",
+        "GPTNeoXConfig",
+        {
+            **_SHARED, "intermediate_size": 72, "max_position_embeddings": CONTEXT, "use_parallel_residual": False,
+            "attention_bias": False, "hidden_act": "gelu_new",
+        },
+    ),
+    "bert": (
+        "BertForPreTraining",
+        "BertConfig",
+        {**_SHARED, "intermediate_size": 72, "max_position_embeddings": CONTEXT, "type_vocab_size": 3},
+    ),
+    "bert_masked": (
+        "BertForMaskedLM",
+        "BertConfig",
+        {**_SHARED, "intermediate_size": 72, "max_position_embeddings": CONTEXT, "hidden_act": "gelu_new"},
+    ),
+    "t5": ("T5ForConditionalGeneration", "T5Config", _T5),
+    "t5_v1_1": (
+        "T5ForConditionalGeneration",
+        "T5Config",
+        {**_T5, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
+    ),
+    "llama": ("LlamaForCausalLM", "LlamaConfig", {**_LLAMA, "head_dim": 12, "rope_parameters": _ROPE}),
+    "llama3": (
+        "LlamaForCausalLM",
+        "LlamaConfig",
+        {**_LLAMA, "rope_parameters": _LLAMA3, "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
+    ),
+    "llama_linear": (
+        "LlamaForCausalLM",
+        "LlamaConfig",
+        {**_LLAMA, "rope_parameters": {**_ROPE, "rope_type": "linear", "factor": 4.0}},
+    ),
+    "qwen3": ("Qwen3ForCausalLM", "Qwen3Config", {**_LLAMA, "head_dim": 12, "rope_parameters": _ROPE}),
+    "qwen3_sliding": (
+        "Qwen3ForCausalLM",
+        "Qwen3Config",
+        {**_LLAMA, "head_dim": 8, "use_sliding_window": True, "sliding_window": 5, "max_window_layers": 2},
+    ),
+    "mistral": ("MistralForCausalLM", "MistralConfig", {**_LLAMA, "head_dim": 12, "sliding_window": 6}),
+    "mixtral": (
+        "MixtralForCausalLM",
+        "MixtralConfig",
+        {**_LLAMA, "num_local_experts": 5, "num_experts_per_tok": 2, "rope_parameters": _ROPE},
+    ),
+    "qwen3_moe": (
+        "Qwen3MoeForCausalLM",
+        "Qwen3MoeConfig",
+        {
+            **_LLAMA, "head_dim": 12, "num_experts": 5, "num_experts_per_tok": 3, "moe_intermediate_size": 20,
+            "decoder_sparse_step": 2,
+        },
+    ),
+    "qwen3_moe_normalized": (
+        "Qwen3MoeForCausalLM",
+        "Qwen3MoeConfig",
+        {
+            **_LLAMA, "head_dim": 12, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 20,
+            "norm_topk_prob": True, "rope_parameters": _ROPE,
+        },
+    ),
+    "modernbert": (
+        "ModernBertForMaskedLM",
+        "ModernBertConfig",
+        {
+            **_SHARED, "intermediate_size": 72, "max_position_embeddings": CONTEXT, "local_attention": 6,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "default", "rope_theta": 300.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+            },
+        },
+    ),
+    "modernbert_biased": (
+        "ModernBertForMaskedLM",
+        "ModernBertConfig",
+        {
+            **_SHARED, "intermediate_size": 72, "max_position_embeddings": CONTEXT, "local_attention": 4,
+            "norm_bias": True, "attention_bias": True, "mlp_bias": True, "classifier_bias": True,
+            "global_attn_every_n_layers": 2, "decoder_bias": False, "hidden_activation": "silu",
+            "classifier_activation": "silu",
+        },
+    ),
+}  # fmt: skip
+NAMES = list(CASES)
+
+
+def reference(name: str) -> nn.Module:
+    """transformers' model of a case, without dropout; no part of it is near the identity or zero."""
+    class_name, config_name, settings = CASES[name]
+    torch.manual_seed(5)
+    config = getattr(transformers, config_name)(
+        vocab_size=VOCAB, bos_token_id=1, eos_token_id=2, pad_token_id=0, **settings
+    )
+    for key in list(config.to_dict()):
+        if "dropout" in key or key.endswith("pdrop"):
+            setattr(config, key, 0.0)
+    config._attn_implementation = "eager"
+    model = getattr(transformers, class_name)(config)
+    if name == "t5_v1_1":
+        # transformers 5 ties them when it makes a model, but not when it reads two different ones.
+        model.lm_head.weight = nn.Parameter(torch.empty_like(model.shared.weight))
+    # T5 does not scale the scores, and a softmax of large ones makes training chaotic.
+    std = 0.1 if name.startswith("t5") else 0.15
+    for key, parameter in model.named_parameters():
+        nn.init.normal_(parameter, mean=1.0 if parameter.dim() == 1 and "bias" not in key else 0.0, std=std)
+    return model.train()
+
+
+def save(model: nn.Module, folder: Path, **settings: Any) -> Path:
+    """The model's Hugging Face directory, as transformers writes it."""
+    model.save_pretrained(folder, **settings)
+    return folder
+
+
+def pair(name: str, folder: Path) -> tuple[Transformer, nn.Module]:
+    """Our model, imported from what transformers saved, and the reference."""
+    theirs = reference(name)
+    import_directory(save(theirs, folder / "hf"), folder / "ours", tokenizer=BYTES)
+    return load_model(folder / "ours").model.train(), theirs
+
+
+def stored(model: nn.Module, read: Callable[[nn.Parameter], Tensor]) -> dict[str, Tensor]:
+    """What `read` takes from each parameter, under the names that transformers stores it by: each expert's matrices
+    alone, which it holds together in memory."""
+    found = {}
+    mixtral = model.config.model_type == "mixtral"
+    for name, parameter in model.named_parameters():
+        tensor = read(parameter)
+        if model.config.model_type == "gpt_neox":
+            name = name.replace("lm_head.", "embed_out.")
+        if mixtral:
+            name = name.replace(".mlp.", ".block_sparse_moe.")
+        if ".experts." not in name:
+            found[name] = tensor
+            continue
+        base, _, part = name.rpartition(".")
+        for expert, matrix in enumerate(tensor):
+            if part == "down_proj":
+                found[f"{base}.{expert}.{'w2' if mixtral else 'down_proj'}.weight"] = matrix
+                continue
+            gate, up = matrix.chunk(2)
+            found[f"{base}.{expert}.{'w1' if mixtral else 'gate_proj'}.weight"] = gate
+            found[f"{base}.{expert}.{'w3' if mixtral else 'up_proj'}.weight"] = up
+    return found
+
+
+def renamed(model: nn.Module, config: ModelConfig, read: Callable[[nn.Parameter], Tensor]) -> dict[str, Tensor]:
+    """What `read` takes from each of the reference's parameters, under the names and in the orientation of our model
+    with that config."""
+    tensors = stored(model, read)
+    result = {}
+    for move in plan(table_of(config.family), config, shapes_of(config, VOCAB)):
+        result.update(zip(move.ours, move.to_ours([tensors[name] for name in move.theirs]), strict=True))
+    return result
+
+
+def tokens(batch: int = 3, length: int = CONTEXT, seed: int = 7) -> Tensor:
+    """(batch, length) random token ids; 0 fills up and does not occur."""
+    return torch.randint(1, VOCAB, (batch, length), generator=torch.Generator().manual_seed(seed))
