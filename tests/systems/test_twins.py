@@ -14,8 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
+import transformers
 
 from data_pipeline.records import read_records
+from data_pipeline.tokenizer import load_tokenizer
+from llmscale.checkpoint import newest_intact
 from llmscale.config import RunConfig, load_config
 from llmscale.train.finish import SAMPLE_TOKENS
 from tests.systems.published import PUBLISHED, ROOT, TWINS
@@ -24,8 +28,8 @@ from tests.train.runs import evaluations, ledger, llmscale, metrics
 
 STEPS = 50
 AT_A_TIME = 2
-GENERATE = ("decoder",)
-"""Architectures whose checkpoints continue a prompt. Encoders never will; add encoder_decoder once they can."""
+GENERATE = ("decoder", "encoder_decoder")
+"""Architectures whose checkpoints give text. Encoders give none."""
 CHINESE = ("pangu_alpha_200b", "wu_dao_2")
 TERMS = {
     "bert_base": "next_sentence_loss",
@@ -49,6 +53,10 @@ class Outcome:
     evaluation: dict[str, float]
     """What `llmscale eval` printed for the run's held-out files, or for the Chinese text."""
     generated: forked.Finished | None
+    exported: Path
+    """What `llmscale export` made of it."""
+    imported: Path
+    """And `llmscale import` of that."""
     pictures: set[str]
 
 
@@ -80,9 +88,14 @@ def play(name: str, folder: Path) -> Outcome:
         (prompt,) = config.logging.sample_prompts
         how = ("--temperature", 0.8, "--top-p", 0.95, "--seed", config.run.seed, "--max-new-tokens", SAMPLE_TOKENS)
         generated = _run("generate", whole, "--prompt", prompt, *how)
-    # `llmscale export WHOLE HF_DIR`, and loading what it wrote, belong here.
+    exported, imported = folder / "exported", folder / "imported"
+    for arguments in (("export", whole, exported), ("import", exported, imported)):
+        exchanged = _run(*arguments)
+        assert exchanged.returncode == 0, exchanged.stderr
     pictures = {picture.stem for picture in (whole / "report").glob("*.png")}
-    return Outcome(config, whole, resumed, stopped_at, json.loads(evaluated.stdout), generated, pictures)
+    return Outcome(
+        config, whole, resumed, stopped_at, json.loads(evaluated.stdout), generated, exported, imported, pictures
+    )
 
 
 def _run(*arguments: object) -> forked.Finished:
@@ -139,11 +152,14 @@ def test_a_twin_lives(name: str, outcomes: dict[str, Future]) -> None:
         values = [row[term] for row in read_records(outcome.whole / "metrics.jsonl") if "loss" in row]
         assert len(values) == STEPS
         assert all(value > 0 for value in values)
+    _check_exchange(outcome)
     if outcome.generated is not None:
         assert outcome.generated.returncode == 0, outcome.generated.stderr
         # The end of the training has generated the same.
         (sample,) = json.loads((outcome.whole / "summary.json").read_text())["samples"]
-        assert outcome.generated.stdout == f"{sample['prompt']}{sample['text']}\n"
+        # An encoder-decoder does not continue its prompt.
+        prompt = sample["prompt"] if outcome.config.model.architecture == "decoder" else ""
+        assert outcome.generated.stdout == f"{prompt}{sample['text']}\n"
         assert sample["text"]
 
 
@@ -160,3 +176,21 @@ def _check_evaluation(name: str, outcome: Outcome, first: float) -> None:
     for key in ("documents", "tokens", "bytes"):
         assert outcome.evaluation[key] == held_out[key]
     assert outcome.evaluation["loss"] == pytest.approx(held_out["loss"], rel=1e-6)
+
+
+def _check_exchange(outcome: Outcome) -> None:
+    """The weights came back to the bit, and transformers, where it has such a model, finds all of its own in them."""
+    mine, back = newest_intact(outcome.whole), newest_intact(outcome.imported)
+    assert sorted(mine.names) == sorted(back.names)
+    rows = load_tokenizer(mine.tokenizer).vocab_size
+    for name in mine.names:
+        one, other = mine.full(name), back.full(name)
+        # Rows that only fill the vocabulary up are not exchanged.
+        padded = name in ("embedding.weight", "head.weight", "head.bias")
+        assert torch.equal(one[:rows], other[:rows]) if padded else torch.equal(one, other), name
+    config = json.loads((outcome.exported / "config.json").read_text())
+    if config["model_type"] == "llmscale":
+        return
+    kind = getattr(transformers, config["architectures"][0])
+    _, found = kind.from_pretrained(outcome.exported, output_loading_info=True)
+    assert not any(found[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
