@@ -7,7 +7,7 @@ whoever exports a model proves it: a class fits a model if what would be written
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -196,8 +196,9 @@ def fraction(rotated: int, channels: int) -> float:
     return share if int(channels * share) == rotated else math.nextafter(share, 1.0)
 
 
-def repeated(pattern: list[str]) -> list[str]:
+def repeated(pattern: Sequence[str]) -> list[str]:
     """The shortest beginning of a pattern that gives all of it when it is repeated."""
+    pattern = list(pattern)
     sizes = [size for size in range(1, len(pattern) + 1) if len(pattern) % size == 0]
     return next(pattern[:size] for size in sizes if pattern[:size] * (len(pattern) // size) == pattern)
 

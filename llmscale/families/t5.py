@@ -72,8 +72,11 @@ def _stack(ours: str, theirs: str, feed_forward: int) -> tuple[Weight, ...]:
     return (
         *renamed(found, f"{ours}blocks.{{layer}}.", block),
         *renamed({"norm": "final_layer_norm"}, ours, theirs),
-        Weight((f"{ours}relative_bias.table.weight",), f"{theirs}block.0.layer.0.SelfAttention.relative_attention_bias.weight"),
-    )  # fmt: skip
+        Weight(
+            (f"{ours}relative_bias.table.weight",),
+            f"{theirs}block.0.layer.0.SelfAttention.relative_attention_bias.weight",
+        ),
+    )
 
 
 def _inner(gated: bool) -> tuple[Weight, ...]:
