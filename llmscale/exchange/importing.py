@@ -219,11 +219,11 @@ def _more(names: set[str] | list[str]) -> str:
 def _run_config(source: _Source, tokenizer: StoredTokenizer, settings: dict[str, Any], out: Path) -> RunConfig:
     """A whole config around the model: enough to use it, and to begin a fine-tuning config from."""
     model = _config(source.model)
-    objective: dict[str, Any] = {
+    objectives: dict[str, dict[str, Any]] = {
         "decoder": {"name": "causal"},
         "encoder": {"name": "masked", "next_sentence": model.next_sentence},
         "encoder_decoder": {"name": "denoising"},
-    }[model.architecture]
+    }
     data = {
         "sources": [{"kind": "text", "paths": ["corpus/*.txt"]}],
         "tokenizer": settings,
@@ -233,6 +233,6 @@ def _run_config(source: _Source, tokenizer: StoredTokenizer, settings: dict[str,
         "run": {"directory": f"runs/{out.name}"},
         "data": data,
         "model": source.model,
-        "objective": objective,
+        "objective": objectives[model.architecture],
     }
     return parse_config(raw, origin=str(out))

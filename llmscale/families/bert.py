@@ -64,7 +64,8 @@ HUGGING_FACE = HuggingFace(
         ("initializer_range", "init_std", 0.02),
     ),
     fixed={"position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False},
-    dropout=("hidden_dropout_prob", "attention_probs_dropout_prob"),
+    dropout=("hidden_dropout_prob",),
+    attention_dropout=("attention_probs_dropout_prob",),
     unused=(
         "classifier_dropout",
         "pooler_fc_size",

@@ -48,7 +48,8 @@ HUGGING_FACE = HuggingFace(
         ("initializer_range", "init_std", 0.02),
     ),
     fixed={"scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},
-    dropout=("resid_pdrop", "embd_pdrop", "attn_pdrop"),
+    dropout=("resid_pdrop", "embd_pdrop"),
+    attention_dropout=("attn_pdrop",),
     unused=(
         "n_ctx",
         "reorder_and_upcast_attn",

@@ -66,7 +66,8 @@ HUGGING_FACE = HuggingFace(
         ("tie_word_embeddings", "tied_embeddings", True),
         ("initializer_range", "init_std", 0.02),
     ),
-    dropout=("resid_dropout", "embed_dropout", "attention_dropout"),
+    dropout=("resid_dropout", "embed_dropout"),
+    attention_dropout=("attention_dropout",),
     unused=(
         "classifier_dropout",
         "summary_type",

@@ -64,7 +64,8 @@ HUGGING_FACE = HuggingFace(
         ("initializer_range", "init_std", 0.02),
     ),
     fixed={"rotary": True, "scale_attn_weights": True},
-    dropout=("resid_pdrop", "embd_pdrop", "attn_pdrop"),
+    dropout=("resid_pdrop", "embd_pdrop"),
+    attention_dropout=("attn_pdrop",),
     unused=(
         "n_ctx",
         "summary_type",

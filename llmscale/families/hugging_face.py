@@ -7,7 +7,7 @@ whoever exports a model proves it: a class fits a model if what would be written
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +19,8 @@ PLAIN = {
     "gelu_fast": "gelu_tanh",
     "relu": "relu",
 }
-"""`model.activation` by transformers' name of the function; of several names of one function, `_WRITTEN` has the one that
-is written, or else it is the first."""
+"""`model.activation` by transformers' name of the function; of several names of one function, `_WRITTEN` has the one
+that is written, or else it is the first."""
 GATED = {
     "silu": "swiglu",
     "swish": "swiglu",
@@ -81,7 +81,11 @@ class HuggingFace:
     fixed: Mapping[str, Any] | None = None
     """Keys that must have this value, which is also written."""
     dropout: tuple[str, ...] = ()
-    """Probabilities of dropout, which our model has none of."""
+    """Their keys of `model.dropout`, which must agree."""
+    attention_dropout: tuple[str, ...] = ()
+    """Their keys of `model.attention_dropout`."""
+    other_dropout: tuple[str, ...] = ()
+    """Probabilities of dropout in places where our model drops nothing."""
     unused: tuple[str, ...] = ()
     """Keys that belong to other classes of theirs, or do not change what the model computes."""
     prefix: str = ""
@@ -130,11 +134,19 @@ class Settings:
         """Keys that change nothing."""
         self._read.update(keys)
 
+    def dropout(self, keys: tuple[str, ...]) -> float:
+        """The probability that all these keys have; the first one's, with a note, where they differ."""
+        rates = {key: float(self.take(key, 0.0)) for key in keys}
+        if len(set(rates.values())) > 1:
+            told = ", ".join(f"{key} {rate}" for key, rate in rates.items())
+            self.notes.append(f"llmscale has one rate for {told}, and takes the first")
+        return next(iter(rates.values()), 0.0)
+
     def no_dropout(self, keys: Iterable[str]) -> None:
         """Note the probabilities that are not 0."""
         for key in keys:
             if self.take(key, 0.0):
-                self.notes.append(f"{key} is {self.values[key]}, but llmscale trains without dropout")
+                self.notes.append(f"{key} is {self.values[key]}, but llmscale drops nothing there")
 
     def unread(self) -> list[str]:
         """Keys that nobody has asked for."""
@@ -152,7 +164,11 @@ def read_settings(table: HuggingFace, settings: Settings) -> dict[str, Any]:
     found = {ours: settings.take(theirs, default) for theirs, ours, default in table.fields}
     for key, wanted in (table.fixed or {}).items():
         settings.require(key, wanted)
-    settings.no_dropout(table.dropout)
+    for ours, theirs in (("dropout", table.dropout), ("attention_dropout", table.attention_dropout)):
+        rate = settings.dropout(theirs)
+        if rate:
+            found[ours] = rate
+    settings.no_dropout(table.other_dropout)
     settings.pass_over(table.unused)
     found.update(table.read(settings))
     unread = settings.unread()
@@ -168,7 +184,9 @@ def write_settings(table: HuggingFace, model: Mapping[str, Any], vocab_size: int
         "vocab_size": vocab_size,
         **{theirs: model[ours] for theirs, ours, _ in table.fields if ours != "vocab_size"},
         **(table.fixed or {}),
-        **dict.fromkeys(table.dropout, 0.0),
+        **dict.fromkeys(table.dropout, model["dropout"]),
+        **dict.fromkeys(table.attention_dropout, model["attention_dropout"]),
+        **dict.fromkeys(table.other_dropout, 0.0),
         **table.write(model),
     }
 
@@ -196,8 +214,9 @@ def fraction(rotated: int, channels: int) -> float:
     return share if int(channels * share) == rotated else math.nextafter(share, 1.0)
 
 
-def repeated(pattern: list[str]) -> list[str]:
+def repeated(pattern: Sequence[str]) -> list[str]:
     """The shortest beginning of a pattern that gives all of it when it is repeated."""
+    pattern = list(pattern)
     sizes = [size for size in range(1, len(pattern) + 1) if len(pattern) % size == 0]
     return next(pattern[:size] for size in sizes if pattern[:size] * (len(pattern) // size) == pattern)
 

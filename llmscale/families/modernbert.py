@@ -107,7 +107,7 @@ HUGGING_FACE = HuggingFace(
         ("tie_word_embeddings", "tied_embeddings", True),
         ("initializer_range", "init_std", 0.02),
     ),
-    dropout=("attention_dropout", "embedding_dropout", "mlp_dropout"),
+    other_dropout=("attention_dropout", "embedding_dropout", "mlp_dropout"),
     unused=(
         "initializer_cutoff_factor",
         "classifier_pooling",

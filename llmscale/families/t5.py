@@ -73,8 +73,11 @@ def _stack(ours: str, theirs: str, feed_forward: int) -> tuple[Weight, ...]:
     return (
         *renamed(found, f"{ours}blocks.{{layer}}.", block),
         *renamed({"norm": "final_layer_norm"}, ours, theirs),
-        Weight((f"{ours}relative_bias.table.weight",), f"{theirs}block.0.layer.0.SelfAttention.relative_attention_bias.weight"),
-    )  # fmt: skip
+        Weight(
+            (f"{ours}relative_bias.table.weight",),
+            f"{theirs}block.0.layer.0.SelfAttention.relative_attention_bias.weight",
+        ),
+    )
 
 
 def _inner(gated: bool) -> tuple[Weight, ...]:
@@ -108,6 +111,7 @@ def table(gated: bool) -> HuggingFace:
             ("layer_norm_epsilon", "norm_eps", 1e-6),
         ),
         dropout=("dropout_rate",),
+        attention_dropout=("dropout_rate",),
         unused=("initializer_factor", "classifier_dropout", "is_gated_act", "dense_act_fn"),
         read=_read,
         write=_write,

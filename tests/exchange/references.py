@@ -185,8 +185,8 @@ def stored(model: nn.Module, read: Callable[[nn.Parameter], Tensor]) -> dict[str
     alone, which it holds together in memory."""
     found = {}
     mixtral = model.config.model_type == "mixtral"
-    for name, parameter in model.named_parameters():
-        tensor = read(parameter)
+    for own, parameter in model.named_parameters():
+        name, tensor = own, read(parameter)
         if model.config.model_type == "gpt_neox":
             name = name.replace("lm_head.", "embed_out.")
         if mixtral:

@@ -66,6 +66,14 @@ def put(name: str, text: str) -> Change:
     return lambda folder: (folder / name).write_text(text) and None
 
 
+def smaller_vocabulary(folder: Path) -> None:
+    def cut(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["transformer.wte.weight"] = tensors["transformer.wte.weight"][:200].contiguous()
+
+    edit_config(vocab_size=200)(folder)
+    edit_tensors(cut)(folder)
+
+
 UP = "transformer.h.1.mlp.c_fc.weight"
 SINGLE: dict[str, tuple[Change, list[str]]] = {
     "unknown architecture": (edit_config(model_type="opt"), ["model_type is 'opt'", "gpt_neox, gptj, llama, mistral"]),
@@ -81,7 +89,7 @@ SINGLE: dict[str, tuple[Change, list[str]]] = {
     ),
     "quantized": (edit_config(quantization_config={"bits": 4}), ["quantization_config", "dequantize"]),
     "indivisible": (edit_config(n_head=7), ["hidden_size (40) must be divisible by heads (7)"]),
-    "wrong kind": (edit_config(n_layer="three"), ["'three'" if False else "layers"]),
+    "wrong kind": (edit_config(n_layer="three"), ["layers Input should be a valid integer"]),
     "no config": (lambda folder: (folder / "config.json").unlink(), ["there is no", "config.json"]),
     "broken JSON": (put("config.json", "{"), ["config.json is not JSON"]),
     "no object": (put("config.json", "[]"), ["config.json holds a JSON list where an object is needed"]),
@@ -102,14 +110,10 @@ SINGLE: dict[str, tuple[Change, list[str]]] = {
         [UP, "torch.int8", "dequantize"],
     ),
     "larger tokenizer": (
-        lambda folder: (edit_config(vocab_size=200)(folder), edit_tensors(_smaller)(folder)) and None,
+        smaller_vocabulary,
         ["has 259 tokens, but the model's vocab_size is 200"],
     ),
 }
-
-
-def _smaller(tensors: dict[str, torch.Tensor]) -> None:
-    tensors["transformer.wte.weight"] = tensors["transformer.wte.weight"][:200].contiguous()
 
 
 def copied(source: Path, target: Path) -> Path:

@@ -26,8 +26,8 @@ from llmscale.train.build import start_from
 from tests.exchange.references import BYTES, CASES, NAMES, VOCAB, reference, save, tokens
 
 IMMATERIAL = {
-    "dtype", "transformers_version", "_name_or_path", "use_cache", "initializer_range", "rope_scaling", "tie_word_embeddings",
-    "max_window_layers", "torch_dtype",
+    "dtype", "transformers_version", "_name_or_path", "use_cache", "initializer_range", "rope_scaling",
+    "tie_word_embeddings", "max_window_layers", "torch_dtype",
 }  # fmt: skip
 """Keys in which a config.json may differ and give the same model; tying is seen in the tensors."""
 

@@ -12,7 +12,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from data_pipeline.config import DataConfig
 from data_pipeline.errors import UserError
-from data_pipeline.tokenizer import load_tokenizer
+from data_pipeline.objectives import required_roles
+from data_pipeline.tokenizer import load_tokenizer, prepare_tokenizer
 from data_pipeline.tokenizer.training import train_sentencepiece
 from llmscale.checkpoint.model import load_model
 from llmscale.exchange.exporting import export_checkpoint
@@ -61,7 +62,7 @@ def byte_level_json(folder: Path) -> Path:
     return tokenizer_json(folder / "tokenizer.json", backend, {"<|begin_of_text|>": True, "<|eot|>": False})
 
 
-def settings_of(kind: str, folder: Path) -> dict[str, Any]:
+def settings_of(kind: str, folder: Path) -> dict[str, Any]:  # noqa: PLR0911
     match kind:
         case "bpe":
             return {"kind": "sentencepiece", "path": str(trained(folder, kind))}
@@ -111,7 +112,17 @@ def test_transformers_splits_text_as_we_do(kind: str, tmp_path: Path) -> None:
     import_directory(tmp_path / "hf", tmp_path / "back")
     back = load_tokenizer(tmp_path / "back" / "tokenizer")
     assert back.special == ours.special
+    assert rebuilt(tmp_path / "back", tmp_path / "run-of-it") == back.digest
     assert all(back.encode(text) == theirs.encode(text, add_special_tokens=False) for text in SAMPLES)
+
+
+def rebuilt(checkpoint: Path, folder: Path) -> str:
+    """Digest of the tokenizer that a run with the config of a checkpoint would have, which `train.init_from` wants to
+    be that of the checkpoint."""
+    config = load_model(checkpoint).config
+    return prepare_tokenizer(
+        config.data, folder, roles=required_roles(config.objective, config.data.sequence_length)
+    ).digest
 
 
 def published(folder: Path, kind: str) -> None:
@@ -160,6 +171,7 @@ def test_published_files_are_read(kind: str, tmp_path: Path) -> None:
             assert (special["eos"], special["pad"], special["unk"]) == ("</s>", "<pad>", "<unk>")
         case "llama":
             assert special == {"bos": "<|begin_of_text|>", "eos": "<|eot|>"}
+    assert rebuilt(tmp_path / "ours", tmp_path / "run-of-it") == tokenizer.digest
     reference = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf", use_fast=True)
     for text in SAMPLES[-7:] if kind != "t5" else SAMPLES[:50]:
         assert tokenizer.encode(text) == reference.encode(text, add_special_tokens=False), text

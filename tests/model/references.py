@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from llmscale.config import ModelConfig
+from llmscale.exchange.classes import table_of
+from llmscale.exchange.weights import plan, shapes_of
 from llmscale.model import Transformer
 from llmscale.parallel.init import build
 
@@ -88,52 +90,9 @@ def pair(name: str) -> tuple[Transformer, nn.Module]:
 def renamed(name: str, model: nn.Module, read: Callable[[nn.Parameter], Tensor]) -> dict[str, Tensor]:
     """What `read` takes from each of the reference's parameters, under our names and in our orientation."""
     tensors = {key: read(parameter) for key, parameter in model.named_parameters()}
-    return _from_gpt2(tensors) if name == "gpt2" else _from_llama(tensors)
-
-
-def _from_gpt2(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    found = {
-        "embedding.weight": tensors["transformer.wte.weight"],
-        "positions.weight": tensors["transformer.wpe.weight"],
-    }
-    for kind in ("weight", "bias"):
-        found[f"norm.{kind}"] = tensors[f"transformer.ln_f.{kind}"]
-        for layer in range(LAYERS):
-            mine, theirs = f"blocks.{layer}", f"transformer.h.{layer}"
-            found[f"{mine}.attention_norm.{kind}"] = tensors[f"{theirs}.ln_1.{kind}"]
-            found[f"{mine}.feed_forward_norm.{kind}"] = tensors[f"{theirs}.ln_2.{kind}"]
-            # Conv1D keeps (in, out), and the three projections side by side.
-            parts = tensors[f"{theirs}.attn.c_attn.{kind}"].transpose(0, -1).chunk(3)
-            for part, tensor in zip(("query", "key", "value"), parts, strict=True):
-                found[f"{mine}.attention.{part}.{kind}"] = tensor
-            found[f"{mine}.attention.output.{kind}"] = tensors[f"{theirs}.attn.c_proj.{kind}"].transpose(0, -1)
-            found[f"{mine}.feed_forward.up.{kind}"] = tensors[f"{theirs}.mlp.c_fc.{kind}"].transpose(0, -1)
-            found[f"{mine}.feed_forward.down.{kind}"] = tensors[f"{theirs}.mlp.c_proj.{kind}"].transpose(0, -1)
-    return found
-
-
-def _from_llama(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    renames = {
-        "model.embed_tokens": "embedding",
-        "model.norm": "norm",
-        "lm_head": "head",
-        "model.layers": "blocks",
-        "input_layernorm": "attention_norm",
-        "post_attention_layernorm": "feed_forward_norm",
-        "self_attn.q_proj": "attention.query",
-        "self_attn.k_proj": "attention.key",
-        "self_attn.v_proj": "attention.value",
-        "self_attn.o_proj": "attention.output",
-        "mlp.gate_proj": "feed_forward.gate",
-        "mlp.up_proj": "feed_forward.up",
-        "mlp.down_proj": "feed_forward.down",
-    }
-    found = {}
-    for theirs, tensor in tensors.items():
-        mine = theirs
-        for old, new in renames.items():
-            mine = mine.replace(old, new)
-        found[mine] = tensor
+    found: dict[str, Tensor] = {}
+    for move in plan(table_of(name), CONFIGS[name], shapes_of(CONFIGS[name], VOCAB)):
+        found.update(zip(move.ours, move.to_ours([tensors[key] for key in move.theirs]), strict=True))
     return found
 
 
