@@ -139,8 +139,8 @@ DATA_MISTAKES = {
     ),
     "nothing held out": (r"documents to evaluate on hold no text; raise data\.holdout", "data.holdout=0.0000001"),
     "a tokenizer of another size": (
-        r"model\.vocab_size is 300, but the tokenizer has 259 tokens; set model\.vocab_size=259",
-        "model.vocab_size=300",
+        r"model\.vocab_size is 200, but the tokenizer has 259 tokens; set model\.vocab_size=259 or more",
+        "model.vocab_size=200",
     ),
     "a corrupt tokenizer": (
         r"corrupt\.model is not a SentencePiece model; give a \.model file",
