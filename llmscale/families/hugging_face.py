@@ -19,8 +19,8 @@ PLAIN = {
     "gelu_fast": "gelu_tanh",
     "relu": "relu",
 }
-"""`model.activation` by transformers' name of the function; of several names of one function, `_WRITTEN` has the one that
-is written, or else it is the first."""
+"""`model.activation` by transformers' name of the function; of several names of one function, `_WRITTEN` has the
+one that is written, or else it is the first."""
 GATED = {
     "silu": "swiglu",
     "swish": "swiglu",
