@@ -222,7 +222,7 @@ def _run_config(source: _Source, tokenizer: StoredTokenizer, settings: dict[str,
     objectives: dict[str, dict[str, Any]] = {
         "decoder": {"name": "causal"},
         "encoder": {"name": "masked", "next_sentence": model.next_sentence},
-        "encoder_decoder": {"name": "denoising"},
+        "encoder_decoder": {"name": "denoising" if "sentinel_0" in tokenizer.special else "seq2seq"},
     }
     data = {
         "sources": [{"kind": "text", "paths": ["corpus/*.txt"]}],
