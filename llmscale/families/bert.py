@@ -65,6 +65,7 @@ HUGGING_FACE = HuggingFace(
     ),
     fixed={"position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False},
     dropout=("hidden_dropout_prob",),
+    dropout_rate=0.1,
     attention_dropout=("attention_probs_dropout_prob",),
     unused=(
         "classifier_dropout",

@@ -49,6 +49,7 @@ HUGGING_FACE = HuggingFace(
     ),
     fixed={"scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},
     dropout=("resid_pdrop", "embd_pdrop"),
+    dropout_rate=0.1,
     attention_dropout=("attn_pdrop",),
     unused=(
         "n_ctx",

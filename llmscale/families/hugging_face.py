@@ -84,6 +84,8 @@ class HuggingFace:
     """Their keys of `model.dropout`, which must agree."""
     attention_dropout: tuple[str, ...] = ()
     """Their keys of `model.attention_dropout`."""
+    dropout_rate: float = 0.0
+    """What their class takes where such a key is absent."""
     other_dropout: tuple[str, ...] = ()
     """Probabilities of dropout in places where our model drops nothing."""
     unused: tuple[str, ...] = ()
@@ -134,9 +136,9 @@ class Settings:
         """Keys that change nothing."""
         self._read.update(keys)
 
-    def dropout(self, keys: tuple[str, ...]) -> float:
+    def dropout(self, keys: tuple[str, ...], default: float) -> float:
         """The probability that all these keys have; the first one's, with a note, where they differ."""
-        rates = {key: float(self.take(key, 0.0)) for key in keys}
+        rates = {key: float(self.take(key, default)) for key in keys}
         if len(set(rates.values())) > 1:
             told = ", ".join(f"{key} {rate}" for key, rate in rates.items())
             self.notes.append(f"llmscale has one rate for {told}, and takes the first")
@@ -165,7 +167,7 @@ def read_settings(table: HuggingFace, settings: Settings) -> dict[str, Any]:
     for key, wanted in (table.fixed or {}).items():
         settings.require(key, wanted)
     for ours, theirs in (("dropout", table.dropout), ("attention_dropout", table.attention_dropout)):
-        rate = settings.dropout(theirs)
+        rate = settings.dropout(theirs, table.dropout_rate)
         if rate:
             found[ours] = rate
     settings.no_dropout(table.other_dropout)

@@ -111,6 +111,7 @@ def table(gated: bool) -> HuggingFace:
             ("layer_norm_epsilon", "norm_eps", 1e-6),
         ),
         dropout=("dropout_rate",),
+        dropout_rate=0.1,
         attention_dropout=("dropout_rate",),
         unused=("initializer_factor", "classifier_dropout", "is_gated_act", "dense_act_fn"),
         read=_read,

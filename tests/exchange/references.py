@@ -108,7 +108,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "Qwen3MoeForCausalLM",
         "Qwen3MoeConfig",
         {
-            **_LLAMA, "head_dim": 12, "num_experts": 5, "num_experts_per_tok": 3, "moe_intermediate_size": 20,
+            **_LLAMA, "head_dim": 12, "num_experts": 5, "num_experts_per_tok": 3, "moe_intermediate_size": 24,
             "decoder_sparse_step": 2,
         },
     ),
@@ -116,7 +116,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "Qwen3MoeForCausalLM",
         "Qwen3MoeConfig",
         {
-            **_LLAMA, "head_dim": 12, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 20,
+            **_LLAMA, "head_dim": 12, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24,
             "norm_topk_prob": True, "rope_parameters": _ROPE,
         },
     ),

@@ -204,10 +204,10 @@ def test_a_pickle_that_would_run_code_is_not_read(
 
 def test_what_is_not_carried_over_is_said(good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = copied(good / "single", tmp_path / "hf")
-    edit_config(attn_pdrop=0.1, unheard_of=3)(folder)
+    edit_config(embd_pdrop=0.1, unheard_of=3)(folder)
     assert command("import", folder, tmp_path / "out", "--tokenizer", "bytes") == 0
     said = capsys.readouterr().out
-    assert "note: attn_pdrop is 0.1, but llmscale trains without dropout" in said
+    assert "note: llmscale has one rate for resid_pdrop 0.0, embd_pdrop 0.1, and takes the first" in said
     assert "note: unheard_of not used" in said
 
 

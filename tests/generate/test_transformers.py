@@ -50,7 +50,7 @@ def mistral() -> tuple[Transformer, nn.Module]:
     )  # fmt: skip
     ours = build(LLAMA.model_copy(update={"attention_pattern": ["local"], "window": WINDOW}), VOCAB, seed=0)
     randomize(theirs)
-    copy_weights(ours, references._from_llama(dict(theirs.named_parameters())))
+    copy_weights(ours, references.renamed("llama", theirs, lambda parameter: parameter.detach()))
     return ours, theirs
 
 

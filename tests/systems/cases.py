@@ -12,6 +12,7 @@ from data_pipeline.batch import Batch
 from llmscale.config import RunConfig, load_config
 from llmscale.engine.distributed import all_reduce_sum, join, leave, read_world
 from llmscale.engine.engine import Engine, accumulation
+from llmscale.model import Dropout
 from llmscale.objectives import build_loss
 from llmscale.parallel import init
 from llmscale.parallel.grid import RankGrid
@@ -78,7 +79,10 @@ def plain_torch(config: RunConfig) -> tuple[list[Figures], nn.Module]:
     for step in range(STEPS):
         batch = global_batch(config, step)
         optimizer.zero_grad(set_to_none=False)
-        terms = [total / count for total, count in zip(loss(model, batch), loss.counts(batch), strict=True)]
+        rates = config.model.dropout, config.model.attention_dropout
+        dropout = Dropout.of(config.run.seed, batch.sample_ids) if any(rates) else None
+        sums = loss(model, batch, dropout)
+        terms = [total / count for total, count in zip(sums, loss.counts(batch), strict=True)]
         sum(terms, torch.zeros(())).backward()
         norm = nn.utils.clip_grad_norm_(model.parameters(), CLIP)
         optimizer.step()

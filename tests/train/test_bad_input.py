@@ -162,7 +162,7 @@ DATA_MISTAKES = {
     "no run to start from": (r"train\.init_from: there is no .* nowhere", "train.init_from=nowhere"),
     "no checkpoint to start from": (r"train\.init_from: foreign holds no checkpoint", "train.init_from=foreign"),
     "weights of another shape": (
-        r"train\.init_from: embedding\.weight has shape \[384, 32\] in trained/.*, but \[384, 64\] in the model",
+        r"train\.init_from: blocks\.0\.\S+ has shape \[32\] in trained/.*, but \[64\] in the model",
         "train.init_from=trained",
         "model.hidden_size=64",
     ),
