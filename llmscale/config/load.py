@@ -167,9 +167,22 @@ def _nearest(path: list[str], section: type[BaseModel] | None) -> str:
     if near:
         return f"; did you mean '{'.'.join([*path[:-1], near[0]])}'?"
     elsewhere = [key for key, _ in known_keys() if key.rpartition(".")[2] == path[-1]]
+    if ".".join(path) in elsewhere:
+        kinds = ", ".join(_kinds_with(path))
+        return f", which {'.'.join(path[:-1])} has for {kinds} only; leave it out"
     if elsewhere:
         return f"; did you mean '{elsewhere[0]}'?"
     return f"; '{'.'.join(path[:-1]) or 'the top level'}' knows {', '.join(sorted(siblings))}"
+
+
+def _kinds_with(path: list[str]) -> list[str]:
+    """The kinds of a section, such as `objective.name=causal`, that have the key at `path`."""
+    kinds: list[type[BaseModel]] = [RunConfig]
+    for part in path[:-1]:
+        if not part.isdigit():
+            annotations = (kind.model_fields[part].annotation for kind in kinds if part in kind.model_fields)
+            kinds = [section for annotation in annotations for section in _sections(annotation)]
+    return [tag for kind in kinds if path[-1] in kind.model_fields for tag in _tags(kind)]
 
 
 def known_keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> list[tuple[str, str]]:

@@ -86,6 +86,10 @@ def test_bad_overrides(override, message):
         (["lr=5"], ["unknown key 'lr'", "did you mean 'optimizer.lr'?"]),
         (["data.tokenizer.train.vocabsize=5"], ["did you mean 'data.tokenizer.train.vocab_size'?"]),
         (["data.sources.0.path=a"], ["unknown key 'data.sources.0.path'", "did you mean 'data.sources.0.paths'?"]),
+        (
+            ["objective.name=causal", "objective.target_length=5"],
+            ["unknown key 'objective.target_length'", "which objective has for seq2seq only; leave it out"],
+        ),
         (["schedule.zzz=5"], ["unknown key 'schedule.zzz'", "'schedule' knows", "warmup_steps"]),
         (["train.steps=many"], ["'train.steps' is 'many'", "integer"]),
         (["train.steps=1.5"], ["'train.steps' is 1.5"]),
