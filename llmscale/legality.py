@@ -5,6 +5,7 @@ import math
 from data_pipeline.errors import UserError
 from data_pipeline.objective_config import MaskedObjective, PairsObjective
 from llmscale.config import RunConfig
+from llmscale.config.system import ParallelConfig
 
 _OBJECTIVES = {"decoder": "causal", "encoder": "masked", "encoder_decoder": "denoising"}
 """The objective that each architecture was made for."""
@@ -16,12 +17,7 @@ def require_legal(config: RunConfig, world_size: int) -> None:
     Raises:
         UserError: names the fields, both values and the nearest legal ones.
     """
-    data_parallel = config.parallel.data or world_size
-    if data_parallel != world_size:
-        raise UserError(
-            f"parallel.data is {data_parallel}, but the run has {_count(world_size, 'rank')};"
-            f" start {_count(data_parallel, 'rank')}, or leave parallel.data out"
-        )
+    data_parallel = data_parallel_size(config.parallel, world_size)
     _require_batches(config, data_parallel)
     _require_possible_data(config)
     _require_architecture(config)
@@ -37,6 +33,29 @@ def require_legal(config: RunConfig, world_size: int) -> None:
             "engine.recompute is selective, but engine.zero_stage is 3, whose linear layers overwrite the results that"
             " would be kept; set engine.recompute=block or engine.zero_stage=2"
         )
+
+
+def data_parallel_size(parallel: ParallelConfig, world_size: int) -> int:
+    """The data-parallel size of a run on `world_size` ranks.
+
+    Raises:
+        UserError: the sizes of the layout do not multiply to the number of ranks.
+    """
+    inner = parallel.pipeline * parallel.sequence * parallel.tensor
+    sizes = (("pipeline", parallel.pipeline), ("sequence", parallel.sequence), ("tensor", parallel.tensor))
+    others = "".join(f" x parallel.{name} {size}" for name, size in sizes if size > 1)
+    if parallel.data is not None and parallel.data * inner != world_size:
+        product = f"parallel.data is {parallel.data}" + (f"{others} = {parallel.data * inner}" if others else "")
+        raise UserError(
+            f"{product}, but the run has {_count(world_size, 'rank')};"
+            f" start {_count(parallel.data * inner, 'rank')}, or leave parallel.data out"
+        )
+    if world_size % inner:
+        raise UserError(
+            f"the run has {_count(world_size, 'rank')}, which is no multiple of{others.removeprefix(' x')}"
+            f"{f' = {inner}' if others.count('x') > 1 else ''}; start {-(-world_size // inner) * inner} ranks"
+        )
+    return world_size // inner
 
 
 def _require_batches(config: RunConfig, data_parallel: int) -> None:

@@ -22,10 +22,22 @@ class RunSection(Section):
 
 
 class ParallelConfig(Section):
-    """How the run is laid out over ranks."""
+    """How the run is laid out: ranks = pipeline x data x sequence x tensor. Nothing here changes what is learned."""
 
     data: int | None = Field(default=None, ge=1)
-    """Data-parallel size; the number of ranks when not given, and must equal it when given."""
+    """Data-parallel size; what the other sizes leave of the ranks when not given."""
+    tensor: int = Field(default=1, ge=1)
+    """Tensor-parallel size: ranks that share each layer's matrices by heads and channels (Shoeybi et al. 2019)."""
+    tensor_sequence: bool = False
+    """Let the tensor-parallel ranks share the residual stream by positions too (Korthikanti et al. 2022, section 4.2.2):
+    less memory for activations, the same traffic."""
+    sequence: int = Field(default=1, ge=1)
+    """Sequence-parallel size: ranks that share each sequence by positions, and attention by heads (DeepSpeed-Ulysses,
+    Jacobs et al. 2023)."""
+    pipeline: int = Field(default=1, ge=1)
+    """Pipeline-parallel size: ranks that share the layers, stage after stage."""
+    expert: int = Field(default=1, ge=1)
+    """Expert-parallel size: data-parallel ranks that share the experts of each layer; divides `data`."""
 
 
 class EngineConfig(Section):
