@@ -40,8 +40,8 @@ class Layout(NamedTuple):
 
     @property
     def replicas(self) -> int:
-        """The data-parallel size."""
-        return self.ranks // self.inner if self.data is None else self.data
+        """The data-parallel size; where the sizes do not multiply to the ranks, one that is at least positive."""
+        return max(self.ranks // self.inner, 1) if self.data is None else self.data
 
 
 SETTINGS = {

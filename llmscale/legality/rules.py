@@ -75,7 +75,7 @@ def _unproven(row: tuple[str, ...]) -> Rule:
         if whole_tensors and facts.optimizer not in WHOLE_TENSORS:
             return None
         for field in fields:
-            if getattr(layout, field) in (1, False, "none"):
+            if getattr(layout, field) == Layout._field_defaults[field]:
                 return None
         used = [f"{SETTINGS[field]}={_written(getattr(layout, field))}" for field in fields]
         if whole_tensors:
