@@ -172,10 +172,8 @@ class Layer:
     def _activation(self, values: int) -> tuple[float, float]:
         """The activation, and the product with a gate: one kernel when fused, else one for each operation."""
         size = values * self.software.element
-        if not self.model.gated:
-            passes = (2, 3)
-        else:
-            passes = (3, 5) if self.software.fused else (5, 9)
+        gated = (3, 5) if self.software.fused else (5, 9)
+        passes = gated if self.model.gated else (2, 3)
         forward, backward = (kernels.pass_over(self.gpu, count * size) for count in passes)
         if self.model.dropout and self.model.dropout_scheme == "t5":
             drop = self._drop(values)

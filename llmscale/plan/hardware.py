@@ -3,8 +3,9 @@
 Sources, by field:
 
 - *peaks, memory, bandwidths*: NVIDIA's data sheets: A100 80GB SXM (2021), H100 SXM (2023), H200 SXM (2024): dense
-  tensor cores without sparsity, bf16 (equal to fp16) and plain fp32; HBM capacity and bandwidth; NVLink counted in one
-  direction, half of the 600 and 900 GB/s that the sheets print for both.
+  tensor cores without sparsity, bf16 (equal to fp16) and plain fp32; HBM bandwidth; NVLink counted in one direction,
+  half of the 600 and 900 GB/s that the sheets print for both. Capacity as nvidia-smi shows it: 81,920, 81,559 and
+  143,771 MiB.
 - *multiprocessors, clock, L2*: NVIDIA A100 white paper (2020), table 1 and "A100 L2 cache": 108 SMs, 1.41 GHz, 5120
   bytes read a clock; H100 white paper (2022), table 3: 132 SMs. The peak of the H100 belongs to 1.83 GHz (989.4 TFLOP/s
   / (132 SMs x 4096 operations a clock)); its L2 is taken as wide as the A100's, nothing else being published.
@@ -23,7 +24,8 @@ Sources, by field:
 - *link_fraction*: bus bandwidth of NCCL over the data sheet's: A100 232.5 of 300 GB/s on 8 GPUs (nccl-tests issue 175);
   Hopper 370 of 450 (NCCL's maintainer in nccl-tests issue 212, without in-switch reduction).
 - *network*: of each GPU's own adapter: DGX A100 8 x 200 Gb/s HDR (Narayanan et al. 2021, section 5), DGX H100 and H200
-  8 x 400 Gb/s NDR (NVIDIA's data sheets); *network_fraction*: 96 of 100 GB/s of four HDR adapters (nccl-tests issue 119).
+  8 x 400 Gb/s NDR (NVIDIA's data sheets); *network_fraction*: 96 of 100 GB/s of four HDR adapters (nccl-tests issue
+  119).
 - *link_latency, network_latency*: a step of a ring with the Simple protocol in NCCL's own model (src/graph/tuning.cc,
   hwLat): 3.4 us over NVLink, 14 us over the network.
 """
@@ -73,14 +75,14 @@ class Hardware:
 
 
 A100 = Hardware(
-    "A100 80GB SXM", 312e12, 19.5e12, 80e9, 2.039e12, 108, 1.41e9, 466 / 1.41e9, 300e9, 25e9, 258 / 312, 0.73, 0.63,
+    "A100 80GB SXM", 312e12, 19.5e12, 81920 * 2**20, 2.039e12, 108, 1.41e9, 466 / 1.41e9, 300e9, 25e9, 258 / 312, 0.73, 0.63,
     232.5 / 300,
 )  # fmt: skip
 H100 = Hardware(
-    "H100 SXM", 989.4e12, 67e12, 80e9, 3.35e12, 132, 1.83e9, 479 / 1.83e9, 450e9, 50e9, 755 / 989, 0.35, 0.35,
+    "H100 SXM", 989.4e12, 67e12, 81559 * 2**20, 3.35e12, 132, 1.83e9, 479 / 1.83e9, 450e9, 50e9, 755 / 989, 0.35, 0.35,
     370 / 450,
 )  # fmt: skip
-H200 = replace(H100, name="H200 SXM", memory=141e9, memory_bandwidth=4.8e12)
+H200 = replace(H100, name="H200 SXM", memory=143771 * 2**20, memory_bandwidth=4.8e12)
 TABLE = {"a100": A100, "h100": H100, "h200": H200}
 """By the name that --hardware takes."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llmscale.config import RunConfig
-from llmscale.legality import data_parallel_size
+from llmscale import legality
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Layout:
     expert: int = 1
     """Expert-parallel size; divides `data`."""
     zero_stage: int = 1
-    """DeepSpeed ZeRO: 1 shards optimizer state, 2 gradients too, 3 weights too."""
+    """DeepSpeed ZeRO: 1 shards optimizer state, 2 gradients too, 3 weights too; 0, which the trainer has not: nothing."""
     recompute: str = "none"
     """none, selective or block, as `engine.recompute`."""
     micro_batch: int = 1
@@ -62,24 +62,24 @@ def micro_batches(samples: int, largest: int) -> tuple[int, int]:
     return micro, samples // micro
 
 
-def layout_of(config: RunConfig, world_size: int) -> Layout:
-    """The layout that the config itself asks for on `world_size` ranks.
+def layout_of(config: RunConfig, legal: legality.Layout, largest: int) -> Layout:
+    """The layout of a run on `legal.ranks` ranks, with micro batches of at most `largest` samples.
 
     Raises:
         UserError: the sizes do not multiply to the number of ranks.
     """
-    parallel, engine = config.parallel, config.engine
-    data = data_parallel_size(parallel, world_size)
-    micro, accumulation = micro_batches(max(config.train.global_batch // data, 1), config.train.micro_batch)
+    run = legality.with_layout(config, legal)
+    data = legality.data_parallel_size(run.parallel, legal.ranks)
+    micro, accumulation = micro_batches(max(config.train.global_batch // data, 1), largest)
     return Layout(
         data=data,
-        tensor=parallel.tensor,
-        tensor_sequence=parallel.tensor_sequence,
-        sequence=parallel.sequence,
-        pipeline=parallel.pipeline,
-        expert=parallel.expert,
-        zero_stage=engine.zero_stage,
-        recompute=engine.recompute,
+        tensor=legal.tensor,
+        tensor_sequence=legal.tensor_sequence,
+        sequence=legal.sequence,
+        pipeline=legal.pipeline,
+        expert=legal.expert,
+        zero_stage=legal.zero_stage,
+        recompute=legal.recompute,
         micro_batch=micro,
         accumulation=accumulation,
     )

@@ -95,7 +95,7 @@ class Forecaster:
         first = self._stage(layout, 0)
         last = self._stage(layout, layout.pipeline - 1) if layout.pipeline > 1 else first
         middle = self._stage(layout, layout.pipeline // 2) if layout.pipeline > 2 else first
-        slowest = max((first, middle, last), key=lambda times: _total(times))
+        slowest = max((first, middle, last), key=_total)
         count = layout.accumulation
         forward, backward, again = slowest
         mean = (_total(first) + _total(last) + (layout.pipeline - 2) * _total(middle)) / max(layout.pipeline, 1)
@@ -203,7 +203,7 @@ class Forecaster:
         if layout.zero_stage == 3:
             hidden = max(once - forward.total, 0.0) + max(2 * once - backward.total, 0.0)
             return count * hidden + once / max(self.model.layers, 1)
-        reductions = 1 if layout.zero_stage == 1 else count
+        reductions = count if layout.zero_stage == 2 else 1
         beside = backward.total if self.overlapped and layout.pipeline == 1 else 0.0
         # The last bucket is full only when the backward pass ends.
         tail = once / max(self.model.layers, 1) if beside else 0.0
@@ -243,7 +243,8 @@ class Forecaster:
     def _optimizer(self, layout: Layout) -> float:
         counts = self._elements(layout)
         experts = counts["experts"]
-        own = (sum(counts.values()) - experts) / layout.replicas + experts / layout.expert_replicas
+        dense = sum(counts.values()) - experts
+        own = dense / layout.replicas + experts / layout.expert_replicas if layout.zero_stage else dense + experts
         return kernels.pass_over(self.gpu, OPTIMIZER_BYTES * own)
 
 
