@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llmscale.config import RunConfig
 from llmscale import legality
+from llmscale.config import RunConfig
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Layout:
     expert: int = 1
     """Expert-parallel size; divides `data`."""
     zero_stage: int = 1
-    """DeepSpeed ZeRO: 1 shards optimizer state, 2 gradients too, 3 weights too; 0, which the trainer has not: nothing."""
+    """DeepSpeed ZeRO: 1 shards optimizer state, 2 gradients too, 3 weights too; 0 (never in the trainer): nothing."""
     recompute: str = "none"
     """none, selective or block, as `engine.recompute`."""
     micro_batch: int = 1

@@ -14,6 +14,8 @@ from llmscale.plan.workload import Workload
 _FP32 = 4
 REUSE_ELEMENTS = 1_000_000_000
 """DeepSpeed's stage3_max_reuse_distance: weights that come again within this many elements stay gathered."""
+SUB_GROUP_ELEMENTS = 1_000_000_000
+"""DeepSpeed's sub_group_size: what ZeRO 3 updates at a time."""
 PREFETCH_ELEMENTS = 50_000_000
 """DeepSpeed's stage3_prefetch_bucket_size: weights gathered ahead of their use."""
 
@@ -35,7 +37,7 @@ class Memory:
     gathered: int
     """Weights of other ranks, gathered at ZeRO 3 for the time of their use."""
     moment: str
-    """When it is most: forward, backward or step."""
+    """When it is most: forward, backward, end of backward, or step."""
 
     @property
     def total(self) -> int:
@@ -79,23 +81,59 @@ def _stage_memory(config: RunConfig, work: Workload, layout: Layout, stage: int,
     dense = sum(counts.values()) - experts
     share = _share(dense, layout.replicas) + _share(experts, layout.expert_replicas)
     whole = dense + experts
+    sizes = Sizes(layout, held, whole, share, element)
     weights = element * (share if layout.zero_stage == 3 else whole)
     optimizer = state_bytes(config, counts, layout)
     gathered = element * _gathered(config, layout, whole, stage) if layout.zero_stage == 3 else 0
-    flying = max(in_flight(layout, stage), 1)
-    kept = int(held.total * flying)
-    buffers = _buckets(config, layout, whole, element, device)
-    moments = [
-        ("forward", *_in_forward(layout, held, whole, share, element)),
-        ("backward", *_in_backward(layout, held, whole, share, element)),
-    ]
+    kept = int(held.total * max(in_flight(layout, stage), 1))
+    buckets = _buckets(config, layout, whole, element, device)
+    table = element * config.model.padded_vocab(work.vocab_size) // layout.tensor * config.model.hidden_size
+    moments = {
+        "forward": (sizes.standing, kept, held.head_forward + (buckets if layout.zero_stage == 3 else 0), gathered),
+        "backward": (sizes.standing, kept + sizes.values_backward, buckets, gathered),
+        "end of backward": (sizes.settled + table * (1 if layout.zero_stage == 1 else 2), 0, buckets, gathered),
+        "step": (sizes.at_step, 0, buckets if layout.zero_stage == 3 else 0, 0),
+    }
     found = [
-        Memory(weights, gradients, optimizer, kept + more, buffers + extra, gathered, name)
-        for name, gradients, more, extra in moments
+        Memory(weights, gradients, optimizer, activations, buffers, theirs, name)
+        for name, (gradients, activations, buffers, theirs) in moments.items()
     ]
-    settled = element * (whole if layout.zero_stage == 1 else share)
-    found.append(Memory(weights, settled + _FP32 * share, optimizer, 0, buffers, 0, "step"))
     return max(found, key=lambda part: part.total)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Gradients of one rank, in bytes, as DeepSpeed 0.19.8 holds them."""
+
+    layout: Layout
+    held: Forward
+    whole: int
+    """Elements of the rank's part of the model."""
+    share: int
+    """Of them, those that ZeRO gives this rank."""
+    element: int
+
+    @property
+    def settled(self) -> int:
+        """After the backward pass: all of them at stage 1, else this rank's share."""
+        return self.element * (self.whole if self.layout.zero_stage == 1 else self.share)
+
+    @property
+    def standing(self) -> int:
+        """While a pass begins: those of earlier micro batches; at stage 3 their room is always taken."""
+        return self.settled if self.layout.accumulation > 1 or self.layout.zero_stage == 3 else 0
+
+    @property
+    def values_backward(self) -> int:
+        """Gradients of values, and what recomputation brings back, in the first layers of the backward pass."""
+        return self.held.again + max(self.held.block_backward, self.held.head_backward)
+
+    @property
+    def at_step(self) -> int:
+        """The share is laid flat beside the gradients, and widened to fp32 where it is narrower."""
+        flat = min(self.share, SUB_GROUP_ELEMENTS) if self.layout.zero_stage == 3 else self.share
+        wide = _FP32 * flat if self.element < _FP32 else 0
+        return max(self.settled, self.element * (self.share + flat) + wide)
 
 
 def _share(elements: int, ranks: int) -> int:
@@ -111,29 +149,6 @@ def in_flight(layout: Layout, stage: int) -> float:
     return flying
 
 
-def _in_forward(layout: Layout, held: Forward, whole: int, share: int, element: int) -> tuple[int, int, int]:
-    """(gradients, more activations, more buffers) when the head computes its loss."""
-    return _standing(layout, whole, share, element), 0, held.head_forward
-
-
-def _in_backward(layout: Layout, held: Forward, whole: int, share: int, element: int) -> tuple[int, int, int]:
-    """The same when the first blocks of the backward pass run."""
-    return (
-        _standing(layout, whole, share, element),
-        held.again + max(held.block_backward, held.head_backward),
-        0,
-    )
-
-
-def _standing(layout: Layout, whole: int, share: int, element: int) -> int:
-    """Gradients of earlier micro batches, which stand while a later one runs; at ZeRO 3 their room is always taken."""
-    if layout.zero_stage == 3:
-        return element * share
-    if layout.accumulation == 1:
-        return 0
-    return element * (whole if layout.zero_stage == 1 else share)
-
-
 def _gathered(config: RunConfig, layout: Layout, whole: int, stage: int) -> int:
     """Elements that ZeRO 3 holds gathered when forward and backward pass meet: half the reuse distance lies on either
     side, then the largest layer and what is fetched ahead."""
@@ -146,11 +161,12 @@ def _gathered(config: RunConfig, layout: Layout, whole: int, stage: int) -> int:
 
 
 def _buckets(config: RunConfig, layout: Layout, whole: int, element: int, device: str) -> int:
-    """Buckets that gradients are copied into for the network: two where it overlaps with computing."""
-    if layout.replicas == 1:
-        return 0
+    """Buckets that gradients are copied into for the network: two where it overlaps with computing, none on a single
+    CPU process at stage 1, which copies nothing."""
     bucket = min(config.engine.bucket_elements, whole) * element
-    return bucket * (2 if device == "cuda" and layout.zero_stage < 3 else 1)
+    if device == "cuda" and layout.zero_stage < 3:
+        return 2 * bucket
+    return 0 if device == "cpu" and layout.zero_stage == 1 and layout.replicas == 1 else bucket
 
 
 def state_bytes(config: RunConfig, counts: Counts, layout: Layout) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -17,14 +18,19 @@ from llmscale.plan.timing import Step
 
 SHOWN = 15
 """Layouts that the table has."""
+WIDTH = 100
+"""Characters of a line that goes to a file or a pipe."""
 _SECONDS = ("products", "attention", "passes", "recompute", "tensor", "data", "bubble", "sending", "optimizer")
+_COLUMNS = ("dp", "tp", "sp", "pp", "ep", "ZeRO", "recompute", "micro")
+_ALWAYS = ("dp", "tp", "ZeRO", "recompute", "micro")
+"""Columns of the table of layouts that stand there even where all have 1."""
 _CAUSES = {
     "products": "products with weights",
     "attention": "attention",
-    "passes": "norms, activations and sums",
+    "passes": "norms, activations, sums",
     "recompute": "computing again",
     "tensor": "communication within layers",
-    "data": "gradients and weights, not hidden",
+    "data": "data parallelism, not hidden",
     "bubble": "pipeline bubble",
     "sending": "between pipeline stages",
     "optimizer": "optimizer",
@@ -110,6 +116,8 @@ def overrides(layout: Layout) -> list[str]:
 def show(plan: Plan) -> None:
     """Print the plan on stdout."""
     console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = max(console.width, WIDTH)
     _show_model(console, plan)
     if plan.problem:
         console.print(f"The config's own layout is not legal on {plan.ranks} GPUs: {plan.problem}", markup=False)
@@ -126,7 +134,7 @@ def _show_model(console: Console, plan: Plan) -> None:
     config, work = plan.planner.config, plan.planner.work
     counts = parameters(config.model, work.vocab_size)
     numbers = flops(config.model, work)
-    table = Table("parameters", title_justify="left")
+    table = Table("parameters", box=box.SIMPLE_HEAD)
     table.add_column("elements", justify="right")
     for part, elements in counts.items():
         table.add_row(part.replace("_", " "), f"{elements:,}")
@@ -148,14 +156,14 @@ def _show_own(console: Console, plan: Plan, own: Forecast) -> None:
     verdict = "fits" if plan.planner.fits(own.memory) else "does not fit"
     ranks = f"{plan.ranks} GPU{'' if plan.ranks == 1 else 's'}"
     console.print(f"\nThe config's own layout on {ranks}, {_sizes(layout)}, {verdict} {_gib(limit)} GiB:", markup=False)
-    table = Table("memory of a GPU")
+    table = Table("memory of a GPU", box=box.SIMPLE_HEAD)
     table.add_column("GiB", justify="right")
     table.add_column("time of a step")
     table.add_column("s", justify="right")
     table.add_column("share", justify="right")
     step = own.step
     left = [(field.name, getattr(own.memory, field.name)) for field in fields(Memory) if field.name != "moment"]
-    left.append((f"all, in the {own.memory.moment}" if own.memory.moment != "step" else "all, at the step", None))
+    left.append((f"all, at most in: {own.memory.moment}", None))
     right = [name for name in _SECONDS if getattr(step, name) or name == "products"]
     for place in range(max(len(left), len(right) + 1)):
         table.add_row(*_memory_cells(left, place, own.memory), *_time_cells(right, place, step))
@@ -190,13 +198,11 @@ def _show_layouts(console: Console, plan: Plan) -> None:
         f" {_gib(plan.planner.limit)} GiB each; the fastest first:",
         markup=False,
     )
-    names = ("data", "tensor", "sequence", "pipeline", "expert", "ZeRO", "recompute", "micro batch")
-    figures = ("GiB", "s/step", "TFLOP/s", "MFU", "bubble")
-    table = Table()
-    kept = [place for place, name in enumerate(names) if name in _always() or _varies(shown, place)]
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, collapse_padding=True)
+    kept = [place for place, name in enumerate(_COLUMNS) if name in _ALWAYS or _varies(shown, place)]
     for place in kept:
-        table.add_column(names[place], justify="right", no_wrap=True)
-    for name in figures:
+        table.add_column(_COLUMNS[place], justify="right", no_wrap=True)
+    for name in ("GiB", "s/step", "TFLOP/s", "MFU", "bubble"):
         table.add_column(name, justify="right", no_wrap=True)
     for found in shown:
         cells, step = _layout_cells(found.layout), found.step
@@ -210,10 +216,6 @@ def _show_layouts(console: Console, plan: Plan) -> None:
         )
     console.print(table)
     console.print(f"The first as overrides: {' '.join(overrides(shown[0].layout))}", markup=False)
-
-
-def _always() -> tuple[str, ...]:
-    return "data", "tensor", "ZeRO", "recompute", "micro batch"
 
 
 def _varies(shown: list[Forecast], place: int) -> bool:

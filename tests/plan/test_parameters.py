@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from llmscale.plan.parameters import parameters, stage_layers
 from llmscale.plan.workload import vocabulary
 
 ROOT = Path(__file__).parents[2]
-CONFIGS = sorted((ROOT / "configs/systems").rglob("*.yaml")) + [ROOT / "configs/quickstart.yaml"]
+CONFIGS = [*sorted((ROOT / "configs/systems").rglob("*.yaml")), ROOT / "configs/quickstart.yaml"]
 VOCAB = 1000
 COLUMN, ROW = ("attention.query", "feed_forward.up", "feed_forward.gate"), ("attention.output", "feed_forward.down")
 
@@ -25,36 +26,29 @@ def model(config: ModelConfig, vocab_size: int) -> Transformer:
         return Transformer(config, vocab_size)
 
 
-def part(name: str, dims: int) -> str:
-    """Which part a parameter belongs to, by its name."""
-    if name.startswith(("head.", "next_sentence.")):
-        return "head"
-    if "norm." in name:
-        return "norms"
-    if name.startswith(("positions.", "token_types.")) or "relative_bias" in name or "queries." in name:
-        return "positions"
-    if "cross_attention." in name:
-        return "cross_attention"
-    if ".attention." in name:
-        return "attention"
-    if ".router." in name:
-        return "router"
-    if ".feed_forward." in name:
-        return "feed_forward"
-    assert name == "embedding.weight", name
-    return "embedding"
+PARTS = (
+    (r"(head|next_sentence)\.", "head"),
+    (r".*norm\.", "norms"),
+    (r"(positions|token_types|queries)\.|.*relative_bias", "positions"),
+    (r".*cross_attention\.", "cross_attention"),
+    (r".*\.attention\.", "attention"),
+    (r".*\.router\.", "router"),
+    (r".*\.feed_forward\.", "feed_forward"),
+    (r"embedding\.weight", "embedding"),
+)
+"""Part by parameter's name; the first that fits."""
+
+
+def part(name: str) -> str:
+    return next(found for pattern, found in PARTS if re.match(pattern, name))
 
 
 def by_part(config: ModelConfig, vocab_size: int) -> Counter[str]:
     built = model(config, vocab_size)
     counts: Counter[str] = Counter()
-    experts = {
-        name
-        for name, module in built.named_modules()
-        if type(module).__name__ == "ExpertLinear"
-    }  # fmt: skip
+    experts = {name for name, module in built.named_modules() if type(module).__name__ == "ExpertLinear"}
     for name, parameter in built.named_parameters():
-        found = "experts" if name.rpartition(".")[0] in experts else part(name, parameter.dim())
+        found = "experts" if name.rpartition(".")[0] in experts else part(name)
         counts[found] += parameter.numel()
     return counts
 

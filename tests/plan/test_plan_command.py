@@ -113,7 +113,7 @@ def test_plan_imports_no_torch_and_takes_two_seconds_at_530_billion_parameters()
     seconds = []
     for _ in range(3):
         start = time.perf_counter()
-        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
         seconds.append(time.perf_counter() - start)
         assert done.returncode == 0, done.stderr
     assert "529,600,819,200" in done.stdout

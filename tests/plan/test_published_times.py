@@ -1,5 +1,5 @@
-"""Times of an iteration against the ten rows of Narayanan et al. 2021, "Efficient Large-Scale Language Model Training on
-GPU Clusters Using Megatron-LM", table 1.
+"""Times of an iteration against the ten rows of Narayanan et al. 2021, table 1 ("Efficient Large-Scale Language Model
+Training on GPU Clusters Using Megatron-LM").
 
 Layouts, batches and recomputation are those of the table; micro batches and interleaving, which it does not print,
 those of the scripts that the authors published with it (Megatron-LM, examples/sc21/run_table_1.sh). Nothing in
