@@ -19,6 +19,8 @@ from llmscale.plan.workload import Workload
 Saved = dict[str, int]
 """Bytes by what is kept."""
 _FLAG, _INDEX, _WIDE = 1, 8, 4
+_BIASED = ("relative", "alibi")
+"""Positions that enter as biases of the scores, one tensor for all layers, with the mask in it."""
 
 
 @dataclass(frozen=True)
@@ -69,13 +71,13 @@ class Activations:
         """Query heads and key heads of this rank's tensor-parallel part."""
         return self.model.heads // self.layout.tensor, local_heads(self.model.kv_head_count, self.layout.tensor)
 
-    def attention(self, length: int, memory: int, mask: str, cross: bool) -> Saved:
+    def attention(self, length: int, memory: int, flags: int, cross: bool) -> Saved:
         """Attention from its projections' results to its output projection's input.
 
         Args:
             length: tokens that ask, of a sample.
             memory: tokens that are asked.
-            mask: none, seen (booleans or fixed biases), or learned (biases that have a gradient).
+            flags: elements of the boolean mask that this layer is given; 0: none, or biases, which all layers share.
             cross: whether another stack's result is asked.
         """
         model, layout = self.model, self.layout
@@ -92,14 +94,15 @@ class Activations:
             repeated = keys * heads // shared
             saved |= {"queries": queries, "keys and values": 2 * repeated, "probabilities": pairs * (4 + self.element)}
             saved["dropped probabilities"] = pairs * _FLAG
-            saved["mask"] = length * memory * _FLAG if mask == "none" and not cross and self._causal else 0
-        elif mask == "learned":
+            own = length * memory if model.positions not in _BIASED and not cross and self._causal else 0
+            saved["mask"] = (flags or own) * _FLAG
+        elif model.positions == "relative" and not cross:
             # No fused kernel of torch gives the biases their gradient on every device.
             saved |= {"queries": queries, "keys and values": 2 * keys, "probabilities": pairs * self.element}
         else:
             saved |= {"queries": queries, "keys and values": 2 * keys, "attention result": queries}
             saved["attention sums"] = pairs // memory * _WIDE
-            saved["mask"] = length * memory * self.element if mask != "none" else 0
+            saved["mask"] = flags * self.element  # Kernels take biases: 0 or minus infinity.
             if layout.sequence == 1:
                 return saved  # The output projection's input is the kept result.
         return saved | {"output projection's input": queries}
@@ -142,11 +145,8 @@ class Activations:
     def block(self, layer: int, length: int, memory: int = 0, *, causal: bool = True) -> Saved:
         """Everything kept of one layer when nothing is recomputed; with `memory`, one with cross-attention."""
         model = self.model
-        learned = (
-            "learned" if model.positions == "relative" else "seen" if self.masked(layer, length, causal) else "none"
-        )
         saved: Saved = {}
-        add(saved, self.attention(length, length, learned, cross=False))
+        add(saved, self.attention(length, length, self.flags(layer, length, causal), cross=False))
         whole = self.residual(length)
         normed = model.first_norm or layer > 0 or model.norm_order == "post"
         sublayers = 2 + bool(memory)
@@ -161,19 +161,22 @@ class Activations:
         if model.query_layer and layer == model.layers - 1:
             add(saved, {"projections' inputs": whole})
         if memory:
-            add(saved, self.attention(length, memory, "seen" if self.work.masked else "none", cross=True))
+            flags = self.layout.micro_batch * memory if self.work.masked else 0
+            add(saved, self.attention(length, memory, flags, cross=True))
         add(saved, self.experts(length) if model.has_experts(layer) else self.feed_forward(length))
         if model.dropout:
             share = self.carried(length) // self.element
             add(saved, {"dropped values": sublayers * share * _FLAG})
         return saved
 
-    def masked(self, layer: int, length: int, causal: bool) -> bool:
-        """Whether a layer's attention takes a mask rather than a kernel's own causality."""
+    def flags(self, layer: int, length: int, causal: bool) -> int:
+        """Elements of a layer's boolean mask; 0 where the kernel's own causality does, or biases stand for it."""
         model = self.model
         windowed = model.attention_kind(layer) == "local" and model.window is not None
         reach = (model.window or 0) if causal else (model.window or 0) // 2 + 1
-        return (windowed and length > reach) or self.work.masked or model.positions == "alibi"
+        if model.positions in _BIASED or not (self.work.masked or (windowed and length > reach)):
+            return 0
+        return length * length * (self.layout.micro_batch if self.work.masked else 1)
 
     def kept(self, layer: int, length: int, memory: int = 0) -> Saved:
         """What `engine.recompute: selective` keeps of one layer besides its input: results of products with weights,

@@ -75,10 +75,10 @@ def _stack(acts: Activations, kept: Saved, layers: range, length: int, memory: i
     """Add what the blocks of a stack keep, and give what the largest of them brings back when it is recomputed."""
     add(kept, {"masks and positions": _shared(acts, layers, length, causal)})
     again = 0
-    sizes: dict[tuple[bool, bool, bool, bool], tuple[int, int]] = {}
+    sizes: dict[tuple[bool, int, bool, bool], tuple[int, int]] = {}
     for layer in layers:
         last = acts.model.query_layer and layer == acts.model.layers - 1
-        kind = (acts.model.has_experts(layer), acts.masked(layer, length, causal), layer == 0, last)
+        kind = (acts.model.has_experts(layer), acts.flags(layer, length, causal), layer == 0, last)
         if kind not in sizes:
             sizes[kind] = _block(acts, layer, length, memory, causal)
         held, back = sizes[kind]
@@ -109,10 +109,16 @@ def _shared(acts: Activations, layers: range, length: int, causal: bool) -> int:
         kinds = len({model.attention_kind(layer) for layer in layers})
         size += kinds * length * int(model.head_channels * model.rotary_fraction) * _WIDE
     pairs = length * length
-    if work.masked or any(acts.masked(layer, length, causal) for layer in layers):
-        size += pairs * _FLAG * (acts.layout.micro_batch if work.masked else 1)
-    if model.positions in ("relative", "alibi"):
-        size += pairs * acts.heads()[0] * acts.element * (2 if causal else 1)
+    # Each kind of layer has its own mask.
+    masks = {model.attention_kind(layer): acts.flags(layer, length, causal) for layer in layers}
+    size += sum(masks.values()) * _FLAG
+    fused = model.positions == "alibi" and not (model.attention_dropout and acts.layout_free)
+    if model.positions in ("relative", "alibi") and (fused or acts.layout.recompute != "none"):
+        # Added to scores, biases need not be kept, unless a kernel or a recomputed layer adds them again.
+        own = acts.layout.micro_batch if work.masked else 1
+        size += pairs * acts.heads()[0] * acts.element * own
+    if model.query_layer and layers.stop == model.layers and acts.layout.recompute != "none":
+        size += length * model.hidden_size * acts.element  # the queries, which the last layer asks with again
     if model.positions == "relative":
         size += pairs * (_INDEX + (_FLAG if causal else 0))
     return size

@@ -64,7 +64,10 @@ def test_every_config_has_as_many_parameters_as_its_model(path: Path) -> None:
 def test_every_family_has_as_many_parameters_as_its_model(family: str) -> None:
     given = {"family": family, "layers": 3, "hidden_size": 64, "heads": 4, "head_size": 16, "ffn_size": 48}
     preset = families.preset(family)
-    for experts in ({}, {"experts": {**preset.get("experts", {}), "count": 4, "every": 2, "ffn_size": 24}}):
+    for experts in (
+        {"experts": None},
+        {"experts": {**preset.get("experts", {}), "count": 4, "per_token": 2, "every": 2, "ffn_size": 24}},
+    ):
         config = ModelConfig(**given, **(experts if preset.get("architecture") != "encoder_decoder" else {}))
         assert parameters(config, VOCAB) == by_part(config, VOCAB)
 
