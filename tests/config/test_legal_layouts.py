@@ -104,7 +104,7 @@ def numbers_are_true(found: Problem, at: L) -> None:
 def test_what_a_refusal_proposes_is_legal(name: str, rows: tuple[tuple[str, ...], ...]) -> None:
     model = MODELS[name]
     config = base(model)
-    for at in random_layouts(f"{name} refused", 500):
+    for at in random_layouts(f"{name} refused", 200):
         found = problem(laid_out(config, at), at.ranks)
         if found is None:
             continue

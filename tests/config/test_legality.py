@@ -65,7 +65,7 @@ def test_batch_and_lanes_are_shared_evenly(ranks: int) -> None:
             ["parallel.data=3"],
             2,
             "the run has 2 ranks, but parallel.pipeline (1) x parallel.data (3) x parallel.sequence (1)"
-            " x parallel.tensor (1) = 3; use 3 ranks, or parallel.data=2",
+            " x parallel.tensor (1) = 3; use parallel.data=2, or 3 ranks",
         ),
         (
             ["parallel.data=2", "parallel.tensor=2"],

@@ -76,7 +76,7 @@ CONFIG_MISTAKES = {
         "parallel.data=3",
     ),
     "fewer ranks than asked for": (
-        r"the run has 1 rank, but .*parallel\.data \(2\).* = 2; use 2 ranks, or parallel\.data=1",
+        r"the run has 1 rank, but .*parallel\.data \(2\).* = 2; use parallel\.data=1, or 2 ranks",
         "config.yaml",
         "parallel.data=2",
     ),
