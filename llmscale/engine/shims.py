@@ -17,10 +17,12 @@ from torch import nn
 
 from llmscale.checkpoint.fragments import Fragment
 from llmscale.engine.optimizers import Part, ShardedOptimizer, create_state
+from llmscale.parallel.shards import Shard, shard_of
 
 WEIGHT = "weight"
-# Reads a flat fp32 range of a global tensor: (name, kind, shape, start, end) -> 1-D tensor of end - start elements.
-RangeReader = Callable[[str, str, tuple[int, ...], int, int], torch.Tensor]
+# Reads a flat fp32 range of a rectangle of a global tensor: (name, kind, rectangle, start, end) -> 1-D tensor of
+# end - start elements.
+RangeReader = Callable[[str, str, Shard, int, int], torch.Tensor]
 
 
 def import_deepspeed(device: torch.device) -> Any:
@@ -92,7 +94,7 @@ def bind_optimizer(engine: Any, named: list[tuple[str, nn.Parameter]]) -> None:
         parts = []
         for parameter in parameters:
             start, count, offset = (_range_stage3 if stage3 else _range)(engine, parameter)
-            parts.append(Part(names[id(parameter)], _global_shape(parameter), start, count, offset))
+            parts.append(Part(names[id(parameter)], shard_of(parameter).shape, start, count, offset))
         optimizer.bind(partition, parts, zero.dp_process_group)
 
 
@@ -141,19 +143,20 @@ def set_optimizer_steps(engine: Any, steps: int) -> None:
 def fragments(engine: Any, named: list[tuple[str, nn.Parameter]]) -> Iterator[Fragment]:
     """What this rank owns of every tensor: fp32 masters and optimizer tensors, as views of DeepSpeed's buffers.
 
-    What is the same on every rank comes from the first alone.
+    What is the same on several ranks comes from the first alone.
     """
     shared = _shared_state(engine) if dist.get_rank(engine.optimizer.dp_process_group) == 0 else {}
     for name, parameter in named:
-        shape = _global_shape(parameter)
-        for kind in state_kinds(engine, parameter):
+        own = shard_of(parameter)
+        for kind in state_kinds(engine, parameter) if own.first else []:
             for start, values in _owned(engine, parameter, kind):
-                yield Fragment(
-                    name, kind, shape, (0,) * len(shape), shape, start, start + values.numel(), values.detach()
-                )
+                end = start + values.numel()
+                yield Fragment(name, kind, own.shape, own.offsets, own.sizes, start, end, values.detach())
         for kind, whole in shared.get(name, {}).items():
-            own = tuple(whole.shape)
-            yield Fragment(name, kind, shape, (0,) * len(own), own, 0, whole.numel(), whole.view(-1), kind_shape=own)
+            shape = tuple(whole.shape)
+            yield Fragment(
+                name, kind, own.shape, (0,) * len(shape), shape, 0, whole.numel(), whole.view(-1), kind_shape=shape
+            )
 
 
 def load(engine: Any, named: list[tuple[str, nn.Parameter]], read: RangeReader) -> None:
@@ -163,12 +166,12 @@ def load(engine: Any, named: list[tuple[str, nn.Parameter]], read: RangeReader) 
     """
     shared = _shared_state(engine)
     for name, parameter in named:
-        shape = _global_shape(parameter)
+        own = shard_of(parameter)
         for kind in state_kinds(engine, parameter):
             for start, values in _owned(engine, parameter, kind):
-                values.data.copy_(read(name, kind, shape, start, start + values.numel()))
+                values.data.copy_(read(name, kind, own, start, start + values.numel()))
         for kind, whole in shared.get(name, {}).items():
-            whole.view(-1).copy_(read(name, kind, tuple(whole.shape), 0, whole.numel()))
+            whole.view(-1).copy_(read(name, kind, Shard.whole(whole.shape), 0, whole.numel()))
     _refresh_weights(engine)
 
 
@@ -181,10 +184,6 @@ def _partitions(engine: Any) -> list[torch.Tensor]:
     if engine.zero_optimization_stage() == 3:
         return engine.optimizer.fp32_partitioned_groups_flat
     return engine.optimizer.single_partition_of_fp32_groups
-
-
-def _global_shape(parameter: nn.Parameter) -> tuple[int, ...]:
-    return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 
 def _partition_of(engine: Any, parameter: Any) -> int | None:
