@@ -62,7 +62,7 @@ def compare(
 
     Args:
         config: of a model that this machine can train; its data, objective and sizes are used, with the optimizers of
-            `SETTINGS` at a constant rate, and clipping to half of the first gradient's norm.
+            `SETTINGS` at a constant rate, and clipping to a tenth of the first gradient's norm.
         layouts: legal for the config.
         tell: called with a sentence before each run.
 
@@ -96,14 +96,14 @@ class _Reference:
 
 
 def _reference(config: RunConfig, pool: RankPool, optimizer: Optimizer, steps: int, gradients: Path) -> _Reference:
-    """One process; clipping is to half of the norm of its first gradient, so that it is active."""
+    """One process; clipping is to a tenth of the norm of its first gradient, so that it is active."""
     probe = prepared(config, optimizer, gradients / "probe", clip=0.0)
-    clip = float(f"{pool.run(1, run_layout, probe, 1, gradients, True)[0].norms[0] / 2:.2g}")
+    clip = float(f"{pool.run(1, run_layout, probe, 1, gradients, True)[0].norms[0] / 10:.2g}")
     job = prepared(config, optimizer, gradients / "one", clip)
     _adopt(Path(probe.run.directory), Path(job.run.directory))
     figures = pool.run(1, run_layout, job, steps, gradients, True)[0]
     if not all(norm > clip for norm in figures.norms):
-        raise UserError(f"the gradient's norm fell from {2 * clip} below {clip} within {steps} steps; compare fewer")
+        raise UserError(f"the gradient's norm fell from {figures.norms[0]:.2g} below {clip} within {steps} steps; compare fewer")
     return _Reference(figures, clip)
 
 
