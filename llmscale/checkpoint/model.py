@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,9 +41,22 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> TrainedM
     return TrainedModel(model.eval(), tokenizer, config, checkpoint)
 
 
+Rectangle = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+"""Shape of a global tensor, and offsets and sizes of a part of it."""
+
+
+def _whole(parameter: torch.Tensor) -> Rectangle:
+    return tuple(parameter.shape), (0,) * parameter.dim(), tuple(parameter.shape)
+
+
 @torch.no_grad()
-def load_weights(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
+def load_weights(
+    model: torch.nn.Module, checkpoint: Checkpoint, part_of: Callable[[torch.Tensor], Rectangle] = _whole
+) -> None:
     """Fill every parameter from a checkpoint, one tensor at a time.
+
+    Args:
+        part_of: what each parameter is a part of.
 
     Raises:
         UserError: a tensor is missing on either side or has another shape; names it and both shapes.
@@ -54,4 +68,5 @@ def load_weights(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
             f" the checkpoint"
         )
     for name, parameter in model.named_parameters():
-        parameter.copy_(checkpoint.full(name, shape=tuple(parameter.shape)))
+        shape, offsets, sizes = part_of(parameter)
+        parameter.copy_(checkpoint.read(name, offsets=offsets, sizes=sizes, shape=shape).view(sizes))

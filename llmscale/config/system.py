@@ -29,8 +29,8 @@ class ParallelConfig(Section):
     tensor: int = Field(default=1, ge=1)
     """Tensor-parallel size: ranks that share each layer's matrices by heads and channels (Shoeybi et al. 2019)."""
     tensor_sequence: bool = False
-    """Let the tensor-parallel ranks share the residual stream by positions too (Korthikanti et al. 2022, section 4.2.2):
-    less memory for activations, the same traffic."""
+    """Let the tensor-parallel ranks share the residual stream by positions too (Korthikanti et al. 2022, section
+    4.2.2): less memory for activations, the same traffic."""
     sequence: int = Field(default=1, ge=1)
     """Sequence-parallel size: ranks that share each sequence by positions, and attention by heads (DeepSpeed-Ulysses,
     Jacobs et al. 2023)."""

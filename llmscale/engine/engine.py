@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
+import math
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -23,6 +24,8 @@ from llmscale.model import Dropout
 from llmscale.model.block import Block
 from llmscale.objectives import Loss
 from llmscale.parallel.grid import RankGrid
+from llmscale.parallel.shards import shard_of
+from llmscale.parallel.tensor import dropout_part
 
 _LOGGER = logging.getLogger("llmscale")
 
@@ -30,17 +33,19 @@ _LOGGER = logging.getLogger("llmscale")
 class ObjectiveModule(nn.Module):
     """The model with its loss, as the one module that DeepSpeed wraps."""
 
-    def __init__(self, model: nn.Module, loss: Loss, config: RunConfig) -> None:
+    def __init__(self, model: nn.Module, loss: Loss, config: RunConfig, grid: RankGrid) -> None:
         super().__init__()
         self.model = model
         self._loss = loss
         self._drops = bool(config.model.dropout or config.model.attention_dropout)
         self._seed, self._layout_free = config.run.seed, config.engine.dropout_layout_free
+        self._part = dropout_part(grid, config.parallel.tensor_sequence)
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """The sum of each term of the loss over the batch, (terms,) in fp32; with dropout in training."""
         if self._drops and self.training:
-            return self._loss(self.model, batch, Dropout.of(self._seed, batch.sample_ids, self._layout_free))
+            dropout = Dropout.of(self._seed, batch.sample_ids, self._layout_free, self._part)
+            return self._loss(self.model, batch, dropout)
         return self._loss(self.model, batch)
 
 
@@ -57,7 +62,9 @@ class Engine:
         self.device = device
         self.dtype = resolve_dtype(config.engine.dtype, device)
         self.named = list(model.named_parameters())
-        self.parameters = sum(parameter.numel() for _, parameter in self.named)
+        self.parameters = sum(math.prod(shard_of(parameter).shape) for _, parameter in self.named)
+        """Of the whole model, not of this rank's part."""
+        held = sum(parameter.numel() for _, parameter in self.named)
         self.draws = config.model.attention_dropout > 0 and not config.engine.dropout_layout_free
         if self.draws:
             _LOGGER.warning(
@@ -73,10 +80,10 @@ class Engine:
         deepspeed = shims.import_deepspeed(device)
         with _stdout_to_stderr():
             self._engine, *_ = deepspeed.initialize(
-                model=ObjectiveModule(model, loss, config),
+                model=ObjectiveModule(model, loss, config, grid),
                 optimizer=optimizer,
                 mpu=grid,
-                config=deepspeed_config(config, grid, device, self.dtype, self.parameters),
+                config=deepspeed_config(config, grid, device, self.dtype, held),
             )
         if not isinstance(self._engine, deepspeed.DeepSpeedEngine):
             raise AssertionError(f"deepspeed.initialize gave {type(self._engine)}, not an engine")
@@ -94,7 +101,8 @@ class Engine:
                 whose count is 0 is left out.
 
         Returns:
-            This rank's sum of each term, and the gradient's norm before clipping over all ranks.
+            This rank's sum of each term, 0 where another rank of its tensor-parallel group has the same, so that the
+            sums add up over all ranks; and the gradient's norm before clipping over all ranks.
         """
         set_learning_rate(self._engine.optimizer, self.learning_rate(step))
         ranks = self.grid.data * self.grid.sequence
@@ -111,7 +119,8 @@ class Engine:
             self._engine.backward((terms * scale).sum(), scale_wrt_gas=False)
             self._engine.step()
             sums.append(terms.detach())
-        return torch.stack(sums).double().sum(0).tolist(), float(self._engine.get_global_grad_norm())
+        own = torch.stack(sums).double().sum(0) * self.grid.reports
+        return own.tolist(), float(self._engine.get_global_grad_norm())
 
     def learning_rate(self, step: int) -> float:
         """Learning rate of 0-based step `step`."""
@@ -119,13 +128,21 @@ class Engine:
 
     @torch.no_grad()
     def loss(self, batch: Batch) -> float:
-        """Sum of weight x loss over a batch's targets, without training; at ZeRO 3 all ranks must call it together."""
+        """Sum of weight x loss over a batch's targets, without training, as `train_step` gives it; where ranks share
+        parameters they must call it together."""
         self._engine.eval()
-        return float(self._engine.module(batch.to(self.device))[0])
+        return float(self._engine.module(batch.to(self.device))[0]) * self.grid.reports
 
     def state(self) -> Iterator[Fragment]:
         """This rank's part of all weights and optimizer tensors, as views: copy before the next step."""
         return shims.fragments(self._engine, self.named)
+
+    @contextlib.contextmanager
+    def watched_gradients(self, seen: list[Fragment]) -> Iterator[None]:
+        """Within the block, `seen` gets what this rank has of each gradient that an update uses: summed over all ranks
+        and clipped."""
+        with shims.watched_gradients(self._engine, self.named, seen):
+            yield
 
     @property
     def optimizer_steps(self) -> int:
@@ -133,7 +150,7 @@ class Engine:
         return shims.optimizer_steps(self._engine)
 
     def load_state(self, read: shims.RangeReader, optimizer_steps: int) -> None:
-        """Continue from saved state: `read` gives flat ranges of global tensors."""
+        """Continue from saved state: `read` gives flat ranges of rectangles of global tensors."""
         shims.load(self._engine, self.named, read)
         shims.set_optimizer_steps(self._engine, optimizer_steps)
 
@@ -170,7 +187,10 @@ def accumulation(config: RunConfig, data_parallel: int, global_batch: int | None
 def deepspeed_config(
     config: RunConfig, grid: RankGrid, device: torch.device, dtype: torch.dtype, parameters: int
 ) -> dict[str, Any]:
-    """DeepSpeed's own config. The global batch is left out: DeepSpeed derives it and would check it."""
+    """DeepSpeed's own config. The global batch is left out: DeepSpeed derives it and would check it.
+
+    `parameters`: elements that this rank holds before ZeRO shares them.
+    """
     micro, steps = accumulation(config, grid.data)
     on_gpu = device.type == "cuda"
     # DeepSpeed wants an even number, and refuses to start on ranks otherwise.

@@ -5,9 +5,11 @@ Written against DeepSpeed 0.19.8, which constraints.txt pins; tests/engine holds
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import types
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,10 +19,12 @@ from torch import nn
 
 from llmscale.checkpoint.fragments import Fragment
 from llmscale.engine.optimizers import Part, ShardedOptimizer, create_state
+from llmscale.parallel.shards import Shard, shard_of
 
 WEIGHT = "weight"
-# Reads a flat fp32 range of a global tensor: (name, kind, shape, start, end) -> 1-D tensor of end - start elements.
-RangeReader = Callable[[str, str, tuple[int, ...], int, int], torch.Tensor]
+# Reads a flat fp32 range of a rectangle of a global tensor: (name, kind, rectangle, start, end) -> 1-D tensor of
+# end - start elements.
+RangeReader = Callable[[str, str, Shard, int, int], torch.Tensor]
 
 
 def import_deepspeed(device: torch.device) -> Any:
@@ -33,6 +37,8 @@ def import_deepspeed(device: torch.device) -> Any:
     # DeepSpeed insists on it even where a single process needs no launcher.
     os.environ.setdefault("LOCAL_RANK", "0")
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    # It calls collectives by names that torch 2.13 has replaced, and torch says so at every start.
+    warnings.filterwarnings("ignore", message=".*torch.distributed.* is deprecated", category=FutureWarning)
     import deepspeed
     import deepspeed.ops
 
@@ -92,7 +98,7 @@ def bind_optimizer(engine: Any, named: list[tuple[str, nn.Parameter]]) -> None:
         parts = []
         for parameter in parameters:
             start, count, offset = (_range_stage3 if stage3 else _range)(engine, parameter)
-            parts.append(Part(names[id(parameter)], _global_shape(parameter), start, count, offset))
+            parts.append(Part(names[id(parameter)], shard_of(parameter).shape, start, count, offset))
         optimizer.bind(partition, parts, zero.dp_process_group)
 
 
@@ -141,19 +147,50 @@ def set_optimizer_steps(engine: Any, steps: int) -> None:
 def fragments(engine: Any, named: list[tuple[str, nn.Parameter]]) -> Iterator[Fragment]:
     """What this rank owns of every tensor: fp32 masters and optimizer tensors, as views of DeepSpeed's buffers.
 
-    What is the same on every rank comes from the first alone.
+    What is the same on several ranks comes from the first alone.
     """
     shared = _shared_state(engine) if dist.get_rank(engine.optimizer.dp_process_group) == 0 else {}
     for name, parameter in named:
-        shape = _global_shape(parameter)
-        for kind in state_kinds(engine, parameter):
+        own = shard_of(parameter)
+        for kind in state_kinds(engine, parameter) if own.first else []:
             for start, values in _owned(engine, parameter, kind):
-                yield Fragment(
-                    name, kind, shape, (0,) * len(shape), shape, start, start + values.numel(), values.detach()
-                )
+                end = start + values.numel()
+                yield Fragment(name, kind, own.shape, own.offsets, own.sizes, start, end, values.detach())
         for kind, whole in shared.get(name, {}).items():
-            own = tuple(whole.shape)
-            yield Fragment(name, kind, shape, (0,) * len(own), own, 0, whole.numel(), whole.view(-1), kind_shape=own)
+            shape = tuple(whole.shape)
+            yield Fragment(
+                name, kind, own.shape, (0,) * len(shape), shape, 0, whole.numel(), whole.view(-1), kind_shape=shape
+            )
+
+
+@contextlib.contextmanager
+def watched_gradients(engine: Any, named: list[tuple[str, nn.Parameter]], seen: list[Fragment]) -> Iterator[None]:
+    """Within the block, copy what the optimizer gets: this rank's part of each gradient, summed, unscaled, clipped."""
+
+    def look(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        partitions = {id(partition): place for place, partition in enumerate(_partitions(engine))}
+        present = {
+            partitions[id(partition)]
+            for group in optimizer.param_groups
+            for partition in group["params"]
+            if partition.grad is not None and id(partition) in partitions
+        }
+        for name, parameter in named:
+            own = shard_of(parameter)
+            place = _partition_of(engine, parameter) if own.first and parameter.requires_grad else None
+            if place is None or place not in present:
+                continue
+            start, count, offset = (_range_stage3 if hasattr(parameter, "ds_id") else _range)(engine, parameter)
+            gradient = _partitions(engine)[place].grad
+            assert gradient is not None
+            values = gradient.view(-1).narrow(0, offset, count).float().clone()
+            seen.append(Fragment(name, "gradient", own.shape, own.offsets, own.sizes, start, start + count, values))
+
+    handle = _inner_optimizer(engine).register_step_pre_hook(look)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def load(engine: Any, named: list[tuple[str, nn.Parameter]], read: RangeReader) -> None:
@@ -163,12 +200,12 @@ def load(engine: Any, named: list[tuple[str, nn.Parameter]], read: RangeReader) 
     """
     shared = _shared_state(engine)
     for name, parameter in named:
-        shape = _global_shape(parameter)
+        own = shard_of(parameter)
         for kind in state_kinds(engine, parameter):
             for start, values in _owned(engine, parameter, kind):
-                values.data.copy_(read(name, kind, shape, start, start + values.numel()))
+                values.data.copy_(read(name, kind, own, start, start + values.numel()))
         for kind, whole in shared.get(name, {}).items():
-            whole.view(-1).copy_(read(name, kind, tuple(whole.shape), 0, whole.numel()))
+            whole.view(-1).copy_(read(name, kind, Shard.whole(whole.shape), 0, whole.numel()))
     _refresh_weights(engine)
 
 
@@ -181,10 +218,6 @@ def _partitions(engine: Any) -> list[torch.Tensor]:
     if engine.zero_optimization_stage() == 3:
         return engine.optimizer.fp32_partitioned_groups_flat
     return engine.optimizer.single_partition_of_fp32_groups
-
-
-def _global_shape(parameter: nn.Parameter) -> tuple[int, ...]:
-    return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 
 def _partition_of(engine: Any, parameter: Any) -> int | None:

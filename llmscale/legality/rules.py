@@ -30,7 +30,6 @@ UNPROVEN: tuple[tuple[str, ...], ...] = (
     ("sequence",),
     ("pipeline",),
     ("expert",),
-    ("tensor_sequence",),
     ("sequence", "tensor_sequence"),
     ("sequence", "expert"),
     ("pipeline", "tensor_sequence"),

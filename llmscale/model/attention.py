@@ -51,9 +51,8 @@ class Projections(nn.Module):
         causal = causal and mask is None and query.shape[2] > 1
         probability = 0.0 if dropout is None else self.attention_dropout
         if dropout is not None and dropout.layout_free and probability:
-            mixed = dropped_attention(
-                query, key, value, mask, causal, self.scale, dropout.keys[self.places[0]], probability
-            )
+            keys, part = dropout.keys[self.places[0]], dropout.part.heads
+            mixed = dropped_attention(query, key, value, mask, causal, self.scale, keys, probability, part)
         else:
             mixed = F.scaled_dot_product_attention(
                 query,
@@ -67,7 +66,7 @@ class Projections(nn.Module):
             )
         mixed = self.output(mixed.transpose(1, 2).flatten(2))
         if dropout is not None and self.dropout:
-            mixed = drop(mixed, dropout.keys[self.places[1]], self.dropout)
+            mixed = drop(mixed, dropout.keys[self.places[1]], self.dropout, [dropout.part.positions])
         return mixed
 
 
@@ -131,6 +130,7 @@ def dropped_attention(
     scale: float | None,
     keys: Tensor,
     rate: float,
+    part: int = 0,
 ) -> Tensor:
     """F.scaled_dot_product_attention with hashed dropout of the probabilities, which its kernels cannot do.
 
@@ -142,6 +142,7 @@ def dropped_attention(
         scale: of the scores; None: 1 / sqrt(channels).
         keys: (B, 2) of the dropout.
         rate: probability that a probability is dropped.
+        part: which of equal parts of all heads these are.
 
     Returns:
         (B, heads, T, channels).
@@ -156,4 +157,4 @@ def dropped_attention(
         scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
     wide = torch.promote_types(scores.dtype, torch.float32)
     probabilities = scores.softmax(dim=-1, dtype=wide).to(value.dtype)
-    return drop(probabilities, keys, rate) @ value
+    return drop(probabilities, keys, rate, [part]) @ value

@@ -26,8 +26,12 @@ class ExpertLinear(nn.Module):
     def forward(self, tokens: Tensor, expert: Tensor, ends: Tensor) -> Tensor:
         """(N, inputs) to (N, outputs), where token i belongs to `expert[i]` (N,), and those of expert e end before
         `ends[e]` (experts,) int32."""
-        projected = grouped_product(tokens, self.weight, ends)
+        projected = self.project(tokens, ends)
         return projected if self.bias is None else projected + self.bias[expert]
+
+    def project(self, tokens: Tensor, ends: Tensor) -> Tensor:
+        """`forward` without the bias."""
+        return grouped_product(tokens, self.weight, ends)
 
 
 class Experts(nn.Module):

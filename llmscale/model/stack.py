@@ -69,7 +69,8 @@ class Stack(nn.Module):
         if dropout is not None:
             before, after = dropout.around(self.number)
             contexts = [replace(context, dropout=own) for own in dropout.layers(self.number, len(self.blocks))]
-        hidden = self._drop(hidden, before)
+        part = 0 if dropout is None else dropout.part.positions
+        hidden = self._drop(hidden, before, part)
         router_loss = None
         for block, own in zip(self.blocks[:-1], contexts[:-1], strict=True):
             hidden, loss = block(hidden, own)
@@ -80,11 +81,11 @@ class Stack(nn.Module):
             own = replace(own, queries=self.queries(positions))
         hidden, loss = self.blocks[-1](hidden, own)
         hidden = hidden if self.queries is not None else self._finish(hidden)
-        hidden = self._drop(hidden, after if self.config.dropout_scheme == "t5" else None)
+        hidden = self._drop(hidden, after if self.config.dropout_scheme == "t5" else None, part)
         return hidden, _add(router_loss, loss)
 
-    def _drop(self, hidden: Tensor, keys: Tensor | None) -> Tensor:
-        return hidden if keys is None or not self.config.dropout else drop(hidden, keys, self.config.dropout)
+    def _drop(self, hidden: Tensor, keys: Tensor | None, part: int) -> Tensor:
+        return hidden if keys is None or not self.config.dropout else drop(hidden, keys, self.config.dropout, [part])
 
     def _finish(self, hidden: Tensor) -> Tensor:
         return hidden if self.norm is None else self.norm(hidden)

@@ -8,31 +8,66 @@ from torch import Tensor
 
 from llmscale.config.model import ModelConfig
 from llmscale.model import Transformer
+from llmscale.parallel.grid import RankGrid
+from llmscale.parallel.shards import Shard, set_shard, shard_of
+from llmscale.parallel.tensor import apply_tensor_parallel
 
 BLOCK = 1 << 20
 """Elements of the flattened tensor that one generator draws."""
 
 
-def build(config: ModelConfig, vocab_size: int, seed: int, device: torch.device | str = "cpu") -> Transformer:
-    """A Transformer on `device` in fp32 with its initial values.
+def build(
+    config: ModelConfig,
+    vocab_size: int,
+    seed: int,
+    device: torch.device | str = "cpu",
+    grid: RankGrid | None = None,
+    by_positions: bool = False,
+) -> Transformer:
+    """A Transformer on `device` in fp32 with its initial values; of it only this rank's part where there is a grid.
 
-    The result depends on (config, vocab_size, seed) only, and the global random state is not touched.
+    The values depend on (config, vocab_size, seed) only, and the global random state is not touched. No rank ever
+    holds more than its part.
+
+    Args:
+        grid: with process groups; None: one process has all.
+        by_positions: see `ParallelConfig.tensor_sequence`.
     """
     with torch.device("meta"):
         model = Transformer(config, vocab_size)
+    shards = {} if grid is None else apply_tensor_parallel(model, grid, by_positions)
     model.to_empty(device=device)
+    for name, parameter in model.named_parameters():
+        if name in shards:
+            set_shard(parameter, shards[name])
     initialize(model, seed)
     return model
 
 
+@torch.no_grad()
 def initialize(model: Transformer, seed: int) -> None:
     """Draw every parameter in place, each by its name alone (see `initial_values`)."""
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            flat = parameter.view(-1)
-            for start in range(0, flat.numel(), BLOCK):
-                end = min(start + BLOCK, flat.numel())
-                flat[start:end] = initial_values(model.config, seed, name, start, end).to(flat)
+    for name, parameter in model.named_parameters():
+        shard = shard_of(parameter)
+        if shard.cut and len(shard.shape) > 1:
+            _draw_rectangle(model.config, seed, name, parameter, shard)
+            continue
+        flat, first = parameter.view(-1), shard.offsets[0] if shard.cut else 0
+        for start in range(0, flat.numel(), BLOCK):
+            end = min(start + BLOCK, flat.numel())
+            flat[start:end] = initial_values(model.config, seed, name, first + start, first + end).to(flat)
+
+
+def _draw_rectangle(config: ModelConfig, seed: int, name: str, parameter: Tensor, shard: Shard) -> None:
+    """Draw whole rows of the global tensor, some at a time, and keep what lies in the rectangle."""
+    inner = math.prod(shard.shape[1:])
+    kept = slice(None), *(slice(low, low + size) for low, size in zip(shard.offsets[1:], shard.sizes[1:], strict=True))
+    at_once = max(1, BLOCK // inner)
+    for start in range(0, shard.sizes[0], at_once):
+        end = min(start + at_once, shard.sizes[0])
+        first, last = shard.offsets[0] + start, shard.offsets[0] + end
+        values = initial_values(config, seed, name, first * inner, last * inner)
+        parameter[start:end] = values.view(-1, *shard.shape[1:])[kept].to(parameter)
 
 
 def initial_values(config: ModelConfig, seed: int, name: str, start: int, end: int) -> Tensor:

@@ -18,16 +18,18 @@ from data_pipeline.loader import TrainLoader
 from data_pipeline.objectives import required_roles
 from data_pipeline.tokenizer import Tokenizer, load_tokenizer, prepare_tokenizer
 from data_pipeline.training_samples import open_samples
-from llmscale.checkpoint.model import load_weights
+from llmscale.checkpoint.model import Rectangle, load_weights
 from llmscale.checkpoint.reader import newest_intact
 from llmscale.checkpoint.store import Retention, clean
 from llmscale.checkpoint.writer import CheckpointWriter
 from llmscale.config import ModelConfig, RunConfig, flatten
 from llmscale.config.training import require_schedule_fits
 from llmscale.engine.distributed import World, broadcast_object, gather_objects
+from llmscale.legality import data_parallel_size
 from llmscale.model import Transformer
 from llmscale.parallel import init
 from llmscale.parallel.grid import RankGrid
+from llmscale.parallel.shards import shard_of
 from llmscale.train.run_directory import RunDirectory
 
 Value = TypeVar("Value")
@@ -40,6 +42,14 @@ def set_threads(config: RunConfig, world: World) -> int:
     elif "OMP_NUM_THREADS" not in os.environ:  # which torch obeys by itself
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // world.local_size))
     return torch.get_num_threads()
+
+
+def build_grid(config: RunConfig, world: World) -> RankGrid:
+    """The layout of `parallel` over all ranks, with process groups; collective."""
+    parallel = config.parallel
+    data = data_parallel_size(parallel, world.size)
+    sizes = parallel.pipeline, data, parallel.sequence, parallel.tensor
+    return RankGrid(*sizes, rank=world.rank).with_groups()
 
 
 def on_rank_zero(function: Callable[[], Value]) -> Value:
@@ -148,25 +158,31 @@ def build_tokenizer(config: RunConfig, run: RunDirectory) -> Tokenizer:
     return tokenizer
 
 
-def build_model(config: RunConfig, tokenizer: Tokenizer, init_from: str | None, ranks: int = 1) -> nn.Module:
-    """The model with its initial weights: drawn by name, or those of the checkpoint `init_from`.
+def build_model(
+    config: RunConfig, tokenizer: Tokenizer, init_from: str | None, grid: RankGrid, ranks: int = 1
+) -> nn.Module:
+    """This rank's part of the model with its initial weights: drawn by name, or those of the checkpoint `init_from`.
 
     Raises:
         UserError: the weights of the `ranks` ranks of this machine do not fit its memory, or as `start_from`.
     """
-    together(lambda: require_memory(config.model, tokenizer.vocab_size, ranks))
-    model = init.build(config.model, config.model.vocabulary(tokenizer.vocab_size), config.run.seed)
+    together(lambda: require_memory(config.model, tokenizer.vocab_size, ranks, grid.tensor))
+    vocab_size = config.model.vocabulary(tokenizer.vocab_size)
+    model = init.build(
+        config.model, vocab_size, config.run.seed, grid=grid, by_positions=config.parallel.tensor_sequence
+    )
     if init_from is not None:
         start_from(model, init_from, tokenizer)
     return model
 
 
-def require_memory(model: ModelConfig, tokens: int, ranks: int, memory: int | None = None) -> None:
-    """Refuse a model that this machine cannot even hold: every rank first draws all weights, in fp32.
+def require_memory(model: ModelConfig, tokens: int, ranks: int, parts: int = 1, memory: int | None = None) -> None:
+    """Refuse a model that this machine cannot even hold: every rank first draws all weights of its part, in fp32.
 
     Args:
         tokens: of the tokenizer.
         ranks: ranks of this machine.
+        parts: ranks that share the weights.
         memory: of the machine, in bytes; as the system says when not given.
 
     Raises:
@@ -175,12 +191,14 @@ def require_memory(model: ModelConfig, tokens: int, ranks: int, memory: int | No
     memory = memory or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     with torch.device("meta"):
         parameters = sum(p.numel() for p in Transformer(model, model.vocabulary(tokens)).parameters())
-    needed = 4 * parameters * ranks
+    needed = 4 * parameters * ranks / parts
     if needed > memory:
+        share = f" and {parts} parallel parts" if parts > 1 else ""
         raise UserError(
-            f"the model has {parameters / 1e9:,.1f} B parameters, {4 * parameters / 2**30:,.0f} GiB in fp32 for each"
-            f" rank of this machine ({ranks}), but the machine has {memory / 2**30:,.0f} GiB of memory; start fewer"
-            f" ranks on a larger one, or make the model smaller (model.layers, model.hidden_size)"
+            f"the model has {parameters / 1e9:,.1f} B parameters{share}, {4 * parameters / parts / 2**30:,.0f} GiB in"
+            f" fp32 for each rank of this machine ({ranks}), but the machine has {memory / 2**30:,.0f} GiB of memory;"
+            f" start fewer ranks on a larger one, raise parallel.tensor, or make the model smaller (model.layers,"
+            f" model.hidden_size)"
         )
 
 
@@ -202,9 +220,14 @@ def start_from(model: nn.Module, path: str, tokenizer: Tokenizer) -> None:
             f" set data.tokenizer to that checkpoint's"
         )
     try:
-        load_weights(model, checkpoint)
+        load_weights(model, checkpoint, _rectangle)
     except UserError as error:
         raise UserError(f"train.init_from: {error}") from None
+
+
+def _rectangle(parameter: torch.Tensor) -> Rectangle:
+    part = shard_of(parameter)
+    return part.shape, part.offsets, part.sizes
 
 
 def build_evaluation(config: RunConfig, run: RunDirectory) -> EvaluationSet | None:

@@ -15,7 +15,7 @@ from llmscale.engine.distributed import World, join, leave, read_world, refuse
 from llmscale.engine.engine import Engine, accumulation
 from llmscale.legality import require_legal
 from llmscale.objectives import build_loss
-from llmscale.parallel.grid import RankGrid
+from llmscale.parallel.grid import AXES, RankGrid
 from llmscale.train import build
 from llmscale.train.callbacks import Checkpointer, Evaluator, MetricsLogger
 from llmscale.train.data_report import DataReporter
@@ -71,7 +71,7 @@ def assemble(
     config: RunConfig, run: RunDirectory, world: World, attempt: int, flag: PreemptionFlag, stack: contextlib.ExitStack
 ) -> Trainer:
     """Everything a run needs, continued from its newest intact checkpoint; `stack` closes what needs closing."""
-    grid = RankGrid(data=world.size, rank=world.rank).with_groups()
+    grid = build.build_grid(config, world)
     tokenizer = build.build_tokenizer(config, run)
     evaluation_set = build.build_evaluation(config, run)
     resume = find_resume(run)
@@ -79,7 +79,7 @@ def assemble(
     stack.callback(loader.close)
     config = build.with_steps(config, loader)
     init_from = None if resume.checkpoint else config.train.init_from
-    model = build.build_model(config, tokenizer, init_from, world.local_size)
+    model = build.build_model(config, tokenizer, init_from, grid, world.local_size)
     loss = build_loss(config.objective, config.model)
     engine = Engine(model, loss, config, grid, world.device)
     if resume.checkpoint is not None:
@@ -133,9 +133,17 @@ def _announce(trainer: Trainer, threads: int) -> None:
         trainer.world,
         f"{trainer.run.path}: {where}, attempt {trainer.attempt}; {trainer.engine.parameters:,} parameters,"
         f" {config.train.steps} steps of {config.train.global_batch} x {config.data.sequence_length} tokens;"
-        f" {trainer.world.size} rank(s) x {accumulated} micro batch(es) of {micro},"
+        f" {_layout(trainer.grid)} x {accumulated} micro batch(es) of {micro},"
         f" ZeRO {config.engine.zero_stage}, {str(trainer.engine.dtype).removeprefix('torch.')} on"
         f" {trainer.world.device.type}, {threads} thread(s)",
+    )
+
+
+def _layout(grid: RankGrid) -> str:
+    """The number of ranks, and what it is the product of where there is more than data parallelism."""
+    factors = [f"{name} {grid.size(name)}" for name in AXES if grid.size(name) > 1]
+    return f"{grid.world_size} rank(s)" + (
+        f" ({' x '.join(factors)})" if factors not in ([], [f"data {grid.data}"]) else ""
     )
 
 
