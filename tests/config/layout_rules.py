@@ -98,7 +98,6 @@ NOT_PROVEN: dict[tuple[str, ...], Callable[[Model, L], bool]] = {
     ("sequence",): lambda model, at: at.sequence > 1,
     ("pipeline",): lambda model, at: at.pipeline > 1,
     ("expert",): lambda model, at: at.expert > 1,
-    ("tensor_sequence",): lambda model, at: at.tensor_sequence,
     ("sequence", "tensor_sequence"): lambda model, at: at.sequence > 1 and at.tensor_sequence,
     ("sequence", "expert"): lambda model, at: at.sequence > 1 and at.expert > 1,
     ("pipeline", "tensor_sequence"): lambda model, at: at.pipeline > 1 and at.tensor_sequence,
