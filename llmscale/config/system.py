@@ -93,5 +93,10 @@ class LoggingConfig(Section):
     """Experiment trackers to feed through accelerate; each must be installed."""
     ledger_snapshot_interval: int = Field(default=100, ge=1)
     """Steps between cursor snapshots beside the ledger: the most that `llmscale data ledger` has to replay."""
+    profile_start: int = Field(default=0, ge=0)
+    """First step that torch.profiler records on rank 0, into `profile/` of the run; 0: none. The first steps of a start
+    are slower than the others."""
+    profile_steps: int = Field(default=3, ge=1)
+    """Steps that it records."""
     sample_prompts: list[str] = []
     """Prompts that the trained model continues at the end, printed with the result."""

@@ -20,6 +20,7 @@ from llmscale.train import build
 from llmscale.train.callbacks import Checkpointer, Evaluator, MetricsLogger
 from llmscale.train.data_report import DataReporter
 from llmscale.train.finish import finish
+from llmscale.train.profiling import Profiler
 from llmscale.train.progress import Progress
 from llmscale.train.resume import find_resume, restore
 from llmscale.train.run_directory import RunDirectory
@@ -104,6 +105,7 @@ def _run(trainer: Trainer, stack: contextlib.ExitStack) -> None:
             DataReporter(run.quarantine, config.data.bad_record_warning, config.logging.interval, trainer.world),
             Evaluator(records, progress, trackers, config.evaluation.interval),
             Checkpointer(config.checkpoint.interval),
+            Profiler(config.logging.profile_start, config.logging.profile_steps),
         ]
     )
     for tracker in trackers:

@@ -43,6 +43,8 @@ FREE: dict[str, Any] = {
     "logging.interval": 7,
     "logging.trackers": ["tensorboard"],
     "logging.ledger_snapshot_interval": 7,
+    "logging.profile_start": 7,
+    "logging.profile_steps": 7,
     "logging.sample_prompts": ["x"],
 }
 IDENTITY: dict[str, Any] = {
