@@ -109,6 +109,7 @@ class Engine:
                 )
         if not isinstance(self._engine, deepspeed.DeepSpeedEngine):
             raise AssertionError(f"deepspeed.initialize gave {type(self._engine)}, not an engine")
+        shims.share_masters(self._engine)
         if self.dtype != torch.float32:
             # DeepSpeed made them of weights that were rounded already.
             shims.fill_masters(self._engine, self.named, values)

@@ -85,15 +85,41 @@ def linear_that_keeps_no_weight() -> Iterator[None]:
         nn.functional.linear = plain
 
 
+def share_masters(engine: Any) -> None:
+    """Let fp32 weights at ZeRO 3 be their own masters, as DeepSpeed means them to be where nothing is offloaded.
+
+    It compares a device with the name of a device, finds them different and makes a copy.
+    """
+    optimizer = engine.optimizer
+    if engine.zero_optimization_stage() != 3 or optimizer.dtype != torch.float32 or optimizer.offload_optimizer:
+        return
+    masters = optimizer.fp32_partitioned_groups_flat
+    for place, weights in enumerate(optimizer.fp16_partitioned_groups_flat):
+        weights.ds_id = masters[place].ds_id
+        masters[place] = weights.requires_grad_()
+
+
 def save_passes_over_gradients(engine: Any) -> None:
-    """Spare ZeRO 1 and 2 two costs that show on a CPU: the norm in converted fp64, and averaging over one rank."""
+    """Spare costs that show: at ZeRO 1 and 2 the norm in converted fp64, and averaging over one rank; at ZeRO 3 a copy
+    of all gradients."""
     optimizer = engine.optimizer
     if engine.zero_optimization_stage() == 3:
+        optimizer._prepare_fp32_grad_for_sub_group = types.MethodType(_gradient_of_sub_group, optimizer)
         return
     optimizer.get_grad_norm_direct = types.MethodType(_grad_norm, optimizer)
     if dist.get_world_size(optimizer.dp_process_group) == 1 and optimizer.dtype == torch.float32:
         # Copies every gradient into a bucket and back, to change nothing.
         optimizer.allreduce_and_copy = lambda *_, **__: None
+
+
+def _gradient_of_sub_group(optimizer: Any, number: int) -> None:
+    """What DeepSpeedZeroOptimizer_Stage3._prepare_fp32_grad_for_sub_group does, with a view of the buffer that has all
+    gradients in the order of the masters, where that flattens the parts of it into a new one."""
+    sizes = optimizer.fp16_partitioned_groups_flat_numel
+    gradient = optimizer.grad_partitions_flat_buffer.narrow(0, sum(sizes[:number]), sizes[number])
+    assert gradient.dtype == torch.float32
+    optimizer.fp32_partitioned_groups_flat[number].grad = gradient
+    optimizer.averaged_gradients[number] = None
 
 
 def _grad_norm(optimizer: Any, gradients: list[torch.Tensor], params: list[nn.Parameter], norm_type: int = 2) -> Any:

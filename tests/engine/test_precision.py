@@ -31,7 +31,7 @@ EVEN: dict[str, Any] = {
 Whole = dict[str, Tensor]
 
 
-def gradients_on_rank(configs: list[RunConfig]) -> list[tuple[Whole, Whole]]:
+def gradients_on_rank(configs: list[RunConfig]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     """For each run: the masters before any step, and the gradients of the first update."""
     join(read_world("cpu"))
     found = []
@@ -48,8 +48,11 @@ def gradients_on_rank(configs: list[RunConfig]) -> list[tuple[Whole, Whole]]:
         seen: list[Fragment] = []
         with engine.watched_gradients(seen):
             one_step(engine, grid, 0)
-        both = [dict(assembled(part for each in gather_objects(parts) for part in each)) for parts in (weights, seen)]
-        found.append((both[0], both[1]))
+        masters, gradients = (
+            {name: value.numpy() for name, value in assembled(part for each in gather_objects(parts) for part in each)}
+            for parts in (weights, seen)
+        )
+        found.append((masters, gradients))
     leave()
     return found
 
@@ -90,9 +93,11 @@ def test_masters_are_exact_and_gradients_are_summed_in_fp32(ranks: int) -> None:
     wide = reference(configs[0], micro, ranks, torch.float32)
     narrow = reference(configs[0], micro, ranks, torch.bfloat16)
     assert difference(narrow, wide) > 1e-3, "sums in bf16 would show"
-    for masters, gradients in run_ranks(ranks, gradients_on_rank, configs)[0]:
-        assert all(torch.equal(masters[name], exact[name]) for name in exact)
-        assert difference(gradients, wide) < 1e-6
+    for case, both in zip(cases, run_ranks(ranks, gradients_on_rank, configs)[0], strict=True):
+        masters, gradients = ({name: torch.from_numpy(value) for name, value in each.items()} for each in both)
+        assert masters.keys() == exact.keys()
+        assert all(torch.equal(masters[name], exact[name]) for name in exact), case
+        assert difference(gradients, wide) < 1e-6, case
 
 
 def test_bf16_losses_are_near_those_of_fp32_in_one_process() -> None:
