@@ -14,7 +14,7 @@ from rich.table import Table
 
 from data_pipeline.errors import UserError
 from llmscale.config import load_config
-from llmscale.parity.compare import OPTIMIZERS, Optimizer, Verdict, compare
+from llmscale.parity.compare import OPTIMIZERS, Optimizer, Verdict, compare, prepared
 from llmscale.parity.layouts import parse_layout
 from llmscale.parity.pool import RankPool
 
@@ -36,7 +36,7 @@ def parity(
     wanted = [parse_layout(text) for text in layouts]
     # All of them before the first takes its time.
     for layout in wanted:
-        layout.of(config)
+        prepared(config, layout, chosen[0], path, clip=0.0)
     verdicts = []
     with RankPool(max(layout.ranks for layout in wanted)) as pool:
         for verdict in compare(config, wanted, pool, steps=steps, optimizers=chosen, tell=_tell):

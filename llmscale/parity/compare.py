@@ -28,6 +28,10 @@ GRADIENT_TOLERANCE = {"fp32": 1e-4, "bf16": 2e-1}
 """By arithmetic: of a parameter's gradient, as `llmscale.parity.job.gradient_difference` measures it."""
 
 
+ALONE = parse_layout("dp=1,sp=1,tp=1,pp=1,ep=1,positions=false,zero=1")
+"""One process."""
+
+
 @dataclass(frozen=True)
 class Verdict:
     """How far a layout is from one process."""
@@ -62,7 +66,7 @@ def compare(
 
     Args:
         config: of a model that this machine can train; its data, objective and sizes are used, with the optimizers of
-            `SETTINGS` at a constant rate, and clipping to half of the first gradient's norm.
+            `SETTINGS` at a constant rate, and clipping to a tenth of the first gradient's norm.
         layouts: legal for the config.
         tell: called with a sentence before each run.
 
@@ -73,17 +77,15 @@ def compare(
         UserError: the config cannot be trained here.
         RuntimeError: a rank fails, with its traceback.
     """
-    own = {layout: layout.of(config) for layout in layouts}
     with tempfile.TemporaryDirectory(prefix="llmscale-parity-") as folder:
         for optimizer in optimizers:
             gradients = Path(folder) / optimizer
             gradients.mkdir()
             tell(f"{optimizer}: one process")
-            single = parse_layout("dp=1").of(config)
-            reference = _reference(single, pool, optimizer, steps, gradients)
+            reference = _reference(config, pool, optimizer, steps, gradients)
             for number, layout in enumerate(layouts):
                 tell(f"{optimizer}: {layout.text} on {layout.ranks} rank(s)")
-                job = prepared(own[layout], optimizer, gradients / f"run-{number}", reference.clip)
+                job = prepared(config, layout, optimizer, gradients / f"run-{number}", reference.clip)
                 _adopt(gradients / "one", Path(job.run.directory))
                 found = pool.run(layout.ranks, run_layout, job, steps, gradients, False)[0]
                 yield _judge(layout, optimizer, reference.figures, found, _arithmetic(job))
@@ -96,14 +98,16 @@ class _Reference:
 
 
 def _reference(config: RunConfig, pool: RankPool, optimizer: Optimizer, steps: int, gradients: Path) -> _Reference:
-    """One process; clipping is to half of the norm of its first gradient, so that it is active."""
-    probe = prepared(config, optimizer, gradients / "probe", clip=0.0)
-    clip = float(f"{pool.run(1, run_layout, probe, 1, gradients, True)[0].norms[0] / 2:.2g}")
-    job = prepared(config, optimizer, gradients / "one", clip)
+    """One process; clipping is to a tenth of the norm of its first gradient, so that it is active."""
+    probe = prepared(config, ALONE, optimizer, gradients / "probe", clip=0.0)
+    clip = float(f"{pool.run(1, run_layout, probe, 1, gradients, True)[0].norms[0] / 10:.2g}")
+    job = prepared(config, ALONE, optimizer, gradients / "one", clip)
     _adopt(Path(probe.run.directory), Path(job.run.directory))
     figures = pool.run(1, run_layout, job, steps, gradients, True)[0]
     if not all(norm > clip for norm in figures.norms):
-        raise UserError(f"the gradient's norm fell from {2 * clip} below {clip} within {steps} steps; compare fewer")
+        raise UserError(
+            f"the gradient's norm fell from {figures.norms[0]:.2g} below {clip} within {steps} steps; compare fewer"
+        )
     return _Reference(figures, clip)
 
 
@@ -114,8 +118,12 @@ def _adopt(done: Path, new: Path) -> None:
             shutil.copytree(done / name, new / name)
 
 
-def prepared(config: RunConfig, optimizer: Optimizer, directory: Path, clip: float) -> RunConfig:
-    """The config as it is run: on the CPU, with one thread a rank, without evaluation and checkpoints."""
+def prepared(config: RunConfig, layout: Layout, optimizer: Optimizer, directory: Path, clip: float) -> RunConfig:
+    """The config as it is run in a layout: on the CPU, with one thread a rank, without evaluation and checkpoints.
+
+    Raises:
+        UserError: the layout is not legal.
+    """
     raw = config.model_dump(mode="json")
     raw["run"] |= {"directory": str(directory), "device": "cpu", "threads": 1}
     raw["data"] |= {"holdout": 0.0, "evaluation": []}
@@ -125,7 +133,7 @@ def prepared(config: RunConfig, optimizer: Optimizer, directory: Path, clip: flo
     raw["evaluation"] = {}
     raw["checkpoint"] = {"interval": 0}
     raw["logging"] = {"interval": 1}
-    return parse_config(raw)
+    return layout.of(parse_config(raw))
 
 
 def _arithmetic(config: RunConfig) -> str:
