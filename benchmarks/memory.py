@@ -3,8 +3,7 @@
     python -m benchmarks.memory [--layers 4] [--hidden 512] [--length 512] [--micro 2]
 
 Two data-parallel replicas on CPU ranks, at ZeRO 1, 2 and 3 with and without tensor parallelism, of models like GPT-2
-and like Llama. What is counted are the bytes that torch's allocator has given out for tensors, as its profiler records
-them: not what Python, the libraries and the allocator's own pages take.
+and like Llama. What is counted are the bytes of tensors: not what Python, the libraries and the allocator's pages take.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ import gc
 import itertools
 import json
 import sys
+import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -21,7 +21,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
-from torch.autograd import DeviceType
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from benchmarks.harness import machine
 from data_pipeline.batch import Batch
@@ -42,22 +44,58 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 
 
+class LiveTensors(TorchDispatchMode):
+    """Counts, within the block, the bytes of the storages of all CPU tensors while they live, and the most so far.
+
+    torch's profiler is no use on ranks: it misses what is freed by the threads that communicate. What an operation
+    takes for itself while it runs, and gives back, is not seen here.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._known: set[int] = set()
+        # Other threads free tensors too, and a list grows atomically.
+        self._changes: list[int] = []
+        for each in gc.get_objects():
+            if isinstance(each, Tensor) and _is_real(each):
+                self._add(each.untyped_storage())
+        self._changes.clear()
+
+    @property
+    def most(self) -> int:
+        return max(itertools.accumulate(self._changes), default=0)
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for each in tree_leaves(result):
+            if isinstance(each, Tensor) and _is_real(each):
+                self._add(each.untyped_storage())
+        return result
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._known:
+            return
+
+        def gone() -> None:
+            self._known.discard(key)
+            self._changes.append(-size)
+
+        self._known.add(key)
+        self._changes.append(size)
+        weakref.finalize(storage, gone)
+
+
+def _is_real(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu" and tensor.layout == torch.strided and not isinstance(tensor, FakeTensor)
+
+
 def peak_bytes(function: Callable[[], Any]) -> tuple[int, Any]:
-    """(the most bytes of CPU tensors beyond those at the start, result) of a call: every allocation and release of
-    torch's allocator, as its profiler records them."""
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+    """(the most bytes of tensors beyond those at the start, result) of a call."""
+    gc.collect()
+    with LiveTensors() as live:
         result = function()
-    found = [
-        (event.start_ns(), event.nbytes())
-        for event in profile.profiler.kineto_results.events()
-        if event.name() == "[memory]" and event.device_type() == DeviceType.CPU
-    ]
-    now = most = 0
-    for _, change in sorted(found, key=lambda pair: pair[0]):
-        now += change
-        most = max(most, now)
-    return most, result
+    return live.most, result
 
 
 def state_bytes(engine: Engine) -> dict[str, int]:
