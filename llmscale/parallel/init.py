@@ -8,7 +8,9 @@ from torch import Tensor
 
 from llmscale.config.model import ModelConfig
 from llmscale.model import Transformer
+from llmscale.parallel.expert import apply_expert_parallel
 from llmscale.parallel.grid import RankGrid
+from llmscale.parallel.sequence import apply_sequence_parallel
 from llmscale.parallel.shards import Shard, set_shard, shard_of
 from llmscale.parallel.tensor import apply_tensor_parallel
 
@@ -35,7 +37,11 @@ def build(
     """
     with torch.device("meta"):
         model = Transformer(config, vocab_size)
-    shards = {} if grid is None else apply_tensor_parallel(model, grid, by_positions)
+    shards: dict[str, Shard] = {}
+    if grid is not None:
+        shards = apply_tensor_parallel(model, grid, by_positions)
+        apply_expert_parallel(model, grid, shards)
+        apply_sequence_parallel(model, grid)
     model.to_empty(device=device)
     for name, parameter in model.named_parameters():
         if name in shards:

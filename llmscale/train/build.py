@@ -27,6 +27,7 @@ from llmscale.config.training import require_schedule_fits
 from llmscale.engine.distributed import World, broadcast_object, gather_objects
 from llmscale.legality import data_parallel_size
 from llmscale.model import Transformer
+from llmscale.model.experts import ExpertLinear
 from llmscale.parallel import init
 from llmscale.parallel.grid import RankGrid
 from llmscale.parallel.shards import shard_of
@@ -49,7 +50,7 @@ def build_grid(config: RunConfig, world: World) -> RankGrid:
     parallel = config.parallel
     data = data_parallel_size(parallel, world.size)
     sizes = parallel.pipeline, data, parallel.sequence, parallel.tensor
-    return RankGrid(*sizes, rank=world.rank).with_groups()
+    return RankGrid(*sizes, rank=world.rank, expert=parallel.expert).with_groups()
 
 
 def on_rank_zero(function: Callable[[], Value]) -> Value:
@@ -166,7 +167,7 @@ def build_model(
     Raises:
         UserError: the weights of the `ranks` ranks of this machine do not fit its memory, or as `start_from`.
     """
-    together(lambda: require_memory(config.model, tokenizer.vocab_size, ranks, grid.tensor))
+    together(lambda: require_memory(config.model, tokenizer.vocab_size, ranks, grid.tensor, grid.expert))
     vocab_size = config.model.vocabulary(tokenizer.vocab_size)
     model = init.build(
         config.model, vocab_size, config.run.seed, grid=grid, by_positions=config.parallel.tensor_sequence
@@ -176,13 +177,16 @@ def build_model(
     return model
 
 
-def require_memory(model: ModelConfig, tokens: int, ranks: int, parts: int = 1, memory: int | None = None) -> None:
+def require_memory(
+    model: ModelConfig, tokens: int, ranks: int, parts: int = 1, expert: int = 1, memory: int | None = None
+) -> None:
     """Refuse a model that this machine cannot even hold: every rank first draws all weights of its part, in fp32.
 
     Args:
         tokens: of the tokenizer.
         ranks: ranks of this machine.
         parts: ranks that share the weights.
+        expert: ranks that share experts besides.
         memory: of the machine, in bytes; as the system says when not given.
 
     Raises:
@@ -190,12 +194,14 @@ def require_memory(model: ModelConfig, tokens: int, ranks: int, parts: int = 1, 
     """
     memory = memory or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     with torch.device("meta"):
-        parameters = sum(p.numel() for p in Transformer(model, model.vocabulary(tokens)).parameters())
-    needed = 4 * parameters * ranks / parts
-    if needed > memory:
-        share = f" and {parts} parallel parts" if parts > 1 else ""
+        whole = Transformer(model, model.vocabulary(tokens))
+    parameters = sum(p.numel() for p in whole.parameters())
+    experts = sum(p.numel() for part in whole.modules() if isinstance(part, ExpertLinear) for p in part.parameters())
+    held = (parameters - experts + experts / expert) / parts
+    if 4 * held * ranks > memory:
+        share = f" and {parts * expert} parallel parts" if parts * expert > 1 else ""
         raise UserError(
-            f"the model has {parameters / 1e9:,.1f} B parameters{share}, {4 * parameters / parts / 2**30:,.0f} GiB in"
+            f"the model has {parameters / 1e9:,.1f} B parameters{share}, {4 * held / 2**30:,.0f} GiB in"
             f" fp32 for each rank of this machine ({ranks}), but the machine has {memory / 2**30:,.0f} GiB of memory;"
             f" start fewer ranks on a larger one, raise parallel.tensor, or make the model smaller (model.layers,"
             f" model.hidden_size)"
