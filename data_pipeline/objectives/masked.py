@@ -66,7 +66,7 @@ class Masked(Objective):
         rows[:, 0] = self._cls
         sizes = np.empty(len(samples), dtype=np.int64)
         for number, (row, sample) in enumerate(zip(rows, samples, strict=True)):
-            parts = (sample.tokens,)
+            parts: tuple[np.ndarray, ...] = (sample.tokens,)
             if sample.split >= 0:
                 parts = sample.tokens[: sample.split], sample.tokens[sample.split :]
             end = 1

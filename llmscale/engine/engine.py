@@ -18,6 +18,7 @@ from data_pipeline.errors import UserError
 from llmscale.checkpoint.fragments import Fragment
 from llmscale.config import RunConfig
 from llmscale.engine import shims
+from llmscale.engine.experts import experts_of_deepspeed, mark_experts
 from llmscale.engine.optimizers import build_optimizer, set_learning_rate
 from llmscale.engine.recompute import apply_recompute
 from llmscale.engine.schedule import learning_rate
@@ -27,6 +28,7 @@ from llmscale.model.block import Block
 from llmscale.objectives import Loss
 from llmscale.parallel.grid import RankGrid
 from llmscale.parallel.init import Weights
+from llmscale.parallel.sequence import own_targets
 from llmscale.parallel.shards import shard_of
 from llmscale.parallel.tensor import dropout_part
 
@@ -43,13 +45,15 @@ class ObjectiveModule(nn.Module):
         self._drops = bool(config.model.dropout or config.model.attention_dropout)
         self._seed, self._layout_free = config.run.seed, config.engine.dropout_layout_free
         self._part = dropout_part(grid, config.parallel.tensor_sequence)
+        self._grid = grid
+        self.experts = experts_of_deepspeed(grid)
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """The sum of each term of the loss over the batch, (terms,) in fp32; with dropout in training."""
+        dropout = None
         if self._drops and self.training:
             dropout = Dropout.of(self._seed, batch.sample_ids, self._layout_free, self._part)
-            return self._loss(self.model, batch, dropout)
-        return self._loss(self.model, batch)
+        return self._loss(self.model, batch, dropout, own_targets(batch, self._grid))
 
 
 class Engine:
@@ -93,6 +97,7 @@ class Engine:
         apply_recompute(model, config.engine.recompute, self.draws)
         if config.engine.compile:
             compile_blocks(model)
+        mark_experts(self.named, grid)
         # Sees shapes, which are gone once ZeRO 3 has cut the weights.
         optimizer = build_optimizer(self.named, config.optimizer, self.dtype)
         deepspeed = shims.import_deepspeed(device)
@@ -274,8 +279,9 @@ def deepspeed_config(
             "reduce_bucket_size": bucket,
             "allgather_bucket_size": bucket,
             "overlap_comm": on_gpu,
-            # Copying gradients into one buffer pays only where it feeds a network of its own.
-            "contiguous_gradients": on_gpu or settings.zero_stage == 2,
+            # Copying gradients into one buffer pays only where it feeds a network of its own; without it DeepSpeed would
+            # add up those of experts over all ranks.
+            "contiguous_gradients": on_gpu or settings.zero_stage == 2 or grid.expert > 1,
         },
         "steps_per_print": None,
         "wall_clock_breakdown": False,

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import nn
 
 from llmscale.checkpoint.fragments import Fragment
+from llmscale.engine.experts import expert_group_of
 from llmscale.engine.optimizers import Part, ShardedOptimizer, create_state
 from llmscale.parallel.init import Weights, fill
 from llmscale.parallel.shards import Shard, shard_of
@@ -336,13 +337,19 @@ def _owned(engine: Any, parameter: Any, kind: str) -> Iterator[tuple[int, torch.
 def _range(engine: Any, parameter: Any) -> tuple[int, int, int]:
     """(first element, elements, place in the partition) of this rank's part at stages 1 and 2."""
     if not parameter.requires_grad:
-        first = dist.get_rank(engine.optimizer.dp_process_group) == 0
+        first = dist.get_rank(_replicas(engine, parameter)) == 0
         return 0, parameter.numel() if first else 0, 0
     mapping = parameter._hp_mapping
     if mapping is None:
         return 0, 0, 0
     address = mapping.hp_fragment_address
     return mapping.lp_fragment_address.start, address.numel, address.start
+
+
+def _replicas(engine: Any, parameter: Any) -> Any:
+    """The group of the ranks that have the same parameter and share its state."""
+    name = expert_group_of(parameter)
+    return engine.optimizer.dp_process_group if name is None else engine.optimizer.expert_dp_process_group[name]
 
 
 def _range_stage3(engine: Any, parameter: Any) -> tuple[int, int, int]:

@@ -9,7 +9,9 @@ from torch import Tensor
 
 from llmscale.config.model import ModelConfig
 from llmscale.model import Transformer
+from llmscale.parallel.expert import apply_expert_parallel
 from llmscale.parallel.grid import RankGrid
+from llmscale.parallel.sequence import apply_sequence_parallel
 from llmscale.parallel.shards import Shard, set_shard, shard_of
 from llmscale.parallel.tensor import apply_tensor_parallel
 
@@ -65,7 +67,12 @@ def _skeleton(
     """This rank's part of the model on the meta device, and what cut or shared parameters are parts of."""
     with torch.device("meta"):
         model = Transformer(config, vocab_size)
-    return model, {} if grid is None else apply_tensor_parallel(model, grid, by_positions)
+    shards: dict[str, Shard] = {}
+    if grid is not None:
+        shards = apply_tensor_parallel(model, grid, by_positions)
+        apply_expert_parallel(model, grid, shards)
+        apply_sequence_parallel(model, grid)
+    return model, shards
 
 
 def _mark(model: Transformer, shards: dict[str, Shard]) -> None:

@@ -28,6 +28,7 @@ from llmscale.engine.distributed import World, broadcast_object, gather_objects
 from llmscale.engine.engine import resolve_dtype
 from llmscale.legality import data_parallel_size
 from llmscale.model import Transformer
+from llmscale.model.experts import ExpertLinear
 from llmscale.parallel import init
 from llmscale.parallel.grid import RankGrid
 from llmscale.parallel.init import Weights
@@ -51,7 +52,7 @@ def build_grid(config: RunConfig, world: World) -> RankGrid:
     parallel = config.parallel
     data = data_parallel_size(parallel, world.size)
     sizes = parallel.pipeline, data, parallel.sequence, parallel.tensor
-    return RankGrid(*sizes, rank=world.rank).with_groups()
+    return RankGrid(*sizes, rank=world.rank, expert=parallel.expert).with_groups()
 
 
 def on_rank_zero(function: Callable[[], Value]) -> Value:
@@ -174,7 +175,9 @@ def require_memory(config: RunConfig, tokens: int, grid: RankGrid, world: World,
         memory = torch.cuda.get_device_properties(world.device).total_memory
     memory = memory or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     with torch.device("meta"):
-        parameters = sum(p.numel() for p in Transformer(config.model, config.model.vocabulary(tokens)).parameters())
+        whole = Transformer(config.model, config.model.vocabulary(tokens))
+    parameters = sum(p.numel() for p in whole.parameters())
+    experts = sum(p.numel() for part in whole.modules() if isinstance(part, ExpertLinear) for p in part.parameters())
     dtype = resolve_dtype(config.engine.dtype, world.device)
     shares = grid.get_data_parallel_world_size()
     bytes_each = dtype.itemsize / (shares if config.engine.zero_stage == 3 else 1)
@@ -183,8 +186,9 @@ def require_memory(config: RunConfig, tokens: int, grid: RankGrid, world: World,
     if dtype != torch.float32 and not (on_gpu and config.engine.offload != "none"):
         bytes_each += 4 / shares
     parts = grid.tensor * grid.pipeline
-    needed = bytes_each * parameters / parts
+    needed = bytes_each * (parameters - experts + experts / grid.expert) / parts
     if needed * ranks > memory:
+        parts *= grid.expert
         share = f" and {parts} parallel parts" if parts > 1 else ""
         place = f"this machine ({ranks}), but the machine" if not on_gpu else "this machine, but its GPU"
         raise UserError(
