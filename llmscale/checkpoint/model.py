@@ -49,9 +49,15 @@ def _whole(parameter: torch.Tensor) -> Rectangle:
     return tuple(parameter.shape), (0,) * parameter.dim(), tuple(parameter.shape)
 
 
+def _names(model: Transformer) -> set[str]:
+    """The names of all parameters, also of those that other stages of a pipeline have."""
+    with torch.device("meta"):
+        return {name for name, _ in Transformer(model.config, model.vocab_size).named_parameters()}
+
+
 @torch.no_grad()
 def load_weights(
-    model: torch.nn.Module, checkpoint: Checkpoint, part_of: Callable[[torch.Tensor], Rectangle] = _whole
+    model: Transformer, checkpoint: Checkpoint, part_of: Callable[[torch.Tensor], Rectangle] = _whole
 ) -> None:
     """Fill every parameter from a checkpoint, one tensor at a time.
 
@@ -61,7 +67,7 @@ def load_weights(
     Raises:
         UserError: a tensor is missing on either side or has another shape; names it and both shapes.
     """
-    lacking = set(checkpoint.names) - {name for name, _ in model.named_parameters()}
+    lacking = set(checkpoint.names) - _names(model)
     if lacking:
         raise UserError(
             f"{checkpoint.path} has the tensor {min(lacking)}, which the model lacks; make the model section that of"

@@ -9,6 +9,7 @@ from torch import Tensor
 from llmscale.config.model import ModelConfig
 from llmscale.model import Transformer
 from llmscale.parallel.grid import RankGrid
+from llmscale.parallel.pipeline import keep_stage
 from llmscale.parallel.shards import Shard, set_shard, shard_of
 from llmscale.parallel.tensor import apply_tensor_parallel
 
@@ -35,7 +36,10 @@ def build(
     """
     with torch.device("meta"):
         model = Transformer(config, vocab_size)
-    shards = {} if grid is None else apply_tensor_parallel(model, grid, by_positions)
+    shards: dict[str, Shard] = {}
+    if grid is not None:
+        keep_stage(model, grid)
+        shards = apply_tensor_parallel(model, grid, by_positions)
     model.to_empty(device=device)
     for name, parameter in model.named_parameters():
         if name in shards:

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
 
 from data_pipeline.cursor import merge_cursors
 from data_pipeline.errors import FULL, UserError
@@ -160,13 +159,13 @@ def build_tokenizer(config: RunConfig, run: RunDirectory) -> Tokenizer:
 
 def build_model(
     config: RunConfig, tokenizer: Tokenizer, init_from: str | None, grid: RankGrid, ranks: int = 1
-) -> nn.Module:
+) -> Transformer:
     """This rank's part of the model with its initial weights: drawn by name, or those of the checkpoint `init_from`.
 
     Raises:
         UserError: the weights of the `ranks` ranks of this machine do not fit its memory, or as `start_from`.
     """
-    together(lambda: require_memory(config.model, tokenizer.vocab_size, ranks, grid.tensor))
+    together(lambda: require_memory(config.model, tokenizer.vocab_size, ranks, grid.tensor * grid.pipeline))
     vocab_size = config.model.vocabulary(tokenizer.vocab_size)
     model = init.build(
         config.model, vocab_size, config.run.seed, grid=grid, by_positions=config.parallel.tensor_sequence
@@ -197,12 +196,12 @@ def require_memory(model: ModelConfig, tokens: int, ranks: int, parts: int = 1, 
         raise UserError(
             f"the model has {parameters / 1e9:,.1f} B parameters{share}, {4 * parameters / parts / 2**30:,.0f} GiB in"
             f" fp32 for each rank of this machine ({ranks}), but the machine has {memory / 2**30:,.0f} GiB of memory;"
-            f" start fewer ranks on a larger one, raise parallel.tensor, or make the model smaller (model.layers,"
-            f" model.hidden_size)"
+            f" start fewer ranks on a larger one, raise parallel.tensor or parallel.pipeline, or make the model smaller"
+            f" (model.layers, model.hidden_size)"
         )
 
 
-def start_from(model: nn.Module, path: str, tokenizer: Tokenizer) -> None:
+def start_from(model: Transformer, path: str, tokenizer: Tokenizer) -> None:
     """Fill a model from another run's checkpoint.
 
     Raises:

@@ -12,7 +12,8 @@ from data_pipeline.records import RecordWriter
 from llmscale.config import RunConfig
 from llmscale.engine.allocator import keep_large_blocks
 from llmscale.engine.distributed import World, join, leave, read_world, refuse
-from llmscale.engine.engine import Engine, accumulation
+from llmscale.engine.engine import accumulation
+from llmscale.engine.pipeline import make_engine
 from llmscale.legality import require_legal
 from llmscale.objectives import build_loss
 from llmscale.parallel.grid import AXES, RankGrid
@@ -81,7 +82,7 @@ def assemble(
     init_from = None if resume.checkpoint else config.train.init_from
     model = build.build_model(config, tokenizer, init_from, grid, world.local_size)
     loss = build_loss(config.objective, config.model)
-    engine = Engine(model, loss, config, grid, world.device)
+    engine = make_engine(model, loss, config, grid, world.device)
     if resume.checkpoint is not None:
         restore(engine, resume.checkpoint)
     writer = build.build_writer(config, run, world, attempt)

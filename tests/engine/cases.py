@@ -14,6 +14,7 @@ from llmscale.config import RunConfig, parse_config
 from llmscale.engine.distributed import all_reduce_sum, gather_objects, join, leave, read_world
 from llmscale.engine.engine import Engine, accumulation
 from llmscale.engine.optimizers import build_optimizer
+from llmscale.engine.pipeline import make_engine
 from llmscale.engine.schedule import learning_rate
 from llmscale.model import Dropout
 from llmscale.objectives import build_loss
@@ -123,7 +124,7 @@ def open_engine(config: RunConfig) -> tuple[Engine, RankGrid]:
     """An engine on this rank; the process group must be there."""
     grid = build_grid(config, read_world("cpu"))
     model = build(config, grid)
-    return Engine(model, build_loss(config.objective, config.model), config, grid, torch.device("cpu")), grid
+    return make_engine(model, build_loss(config.objective, config.model), config, grid, torch.device("cpu")), grid
 
 
 def train_on_rank(configs: list[RunConfig], steps: int = STEPS) -> list[list[Figures]]:
