@@ -5,8 +5,11 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
+import yaml
+
 from data_pipeline.errors import UserError
 from llmscale.config import load_config
+from llmscale.legality import require_legal, require_possible
 
 
 def launch_accelerate(config: str, overrides: tuple[str, ...], config_file: str) -> NoReturn:
@@ -16,12 +19,32 @@ def launch_accelerate(config: str, overrides: tuple[str, ...], config_file: str)
     tells what happened.
 
     Raises:
-        UserError: the config is wrong or `config_file` is missing; nothing was started.
+        UserError: the config is wrong, or illegal for the number of ranks that `config_file` gives, or that file is
+            missing or no YAML; nothing was started.
     """
-    load_config(config, overrides)
-    if not Path(config_file).is_file():
-        raise UserError(f"no Accelerate config {config_file}; configs/accelerate/cpu.yaml is one to start from")
+    resolved = load_config(config, overrides)
+    ranks = _ranks(Path(config_file))
+    if ranks is None:
+        # Accelerate itself decides how many; each rank checks the layout when it starts.
+        require_possible(resolved)
+    else:
+        require_legal(resolved, ranks)
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config_file]
     sys.stdout.flush()
     sys.stderr.flush()
     os.execv(sys.executable, [*launch, "-m", "llmscale", "train", config, *overrides])
+
+
+def _ranks(config_file: Path) -> int | None:
+    """The number of ranks in an Accelerate config; None where it gives none."""
+    try:
+        settings = yaml.safe_load(config_file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(
+            f"no Accelerate config {config_file}; configs/accelerate/cpu.yaml is one to start from"
+        ) from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not valid YAML"
+        raise UserError(f"cannot read Accelerate config {config_file}: {reason}") from None
+    ranks = settings.get("num_processes") if isinstance(settings, dict) else None
+    return ranks if isinstance(ranks, int) and ranks > 0 else None

@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from llmscale.config import dump_config, load_config
+from llmscale.legality import given_ranks, require_legal
 
 ROOT = Path(__file__).parents[1]
 # accelerate/ holds configs of `accelerate launch`, which are not run configs.
@@ -22,6 +23,7 @@ def test_shipped_config(path, tmp_path):
     resolved = tmp_path / "config.yaml"
     resolved.write_text(dump_config(config), encoding="utf-8")
     assert load_config(resolved) == config
+    require_legal(config, given_ranks(config.parallel))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.relative_to(ROOT).as_posix())

@@ -156,6 +156,13 @@ class Engine:
         """This rank's part of all weights and optimizer tensors, as views: copy before the next step."""
         return shims.fragments(self._engine, self.named)
 
+    @contextlib.contextmanager
+    def watched_gradients(self, seen: list[Fragment]) -> Iterator[None]:
+        """Within the block, `seen` gets what this rank has of each gradient that an update uses: summed over all ranks
+        and clipped."""
+        with shims.watched_gradients(self._engine, self.named, seen):
+            yield
+
     @property
     def optimizer_steps(self) -> int:
         """Updates made so far; skipped steps do not count."""

@@ -5,9 +5,11 @@ Written against DeepSpeed 0.19.8, which constraints.txt pins; tests/engine holds
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import types
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -35,6 +37,8 @@ def import_deepspeed(device: torch.device) -> Any:
     # DeepSpeed insists on it even where a single process needs no launcher.
     os.environ.setdefault("LOCAL_RANK", "0")
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    # It calls collectives by names that torch 2.13 has replaced, and torch says so at every start.
+    warnings.filterwarnings("ignore", message=".*torch.distributed.* is deprecated", category=FutureWarning)
     import deepspeed
     import deepspeed.ops
 
@@ -157,6 +161,36 @@ def fragments(engine: Any, named: list[tuple[str, nn.Parameter]]) -> Iterator[Fr
             yield Fragment(
                 name, kind, own.shape, (0,) * len(shape), shape, 0, whole.numel(), whole.view(-1), kind_shape=shape
             )
+
+
+@contextlib.contextmanager
+def watched_gradients(engine: Any, named: list[tuple[str, nn.Parameter]], seen: list[Fragment]) -> Iterator[None]:
+    """Within the block, copy what the optimizer gets: this rank's part of each gradient, summed, unscaled, clipped."""
+
+    def look(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        partitions = {id(partition): place for place, partition in enumerate(_partitions(engine))}
+        present = {
+            partitions[id(partition)]
+            for group in optimizer.param_groups
+            for partition in group["params"]
+            if partition.grad is not None and id(partition) in partitions
+        }
+        for name, parameter in named:
+            own = shard_of(parameter)
+            place = _partition_of(engine, parameter) if own.first and parameter.requires_grad else None
+            if place is None or place not in present:
+                continue
+            start, count, offset = (_range_stage3 if hasattr(parameter, "ds_id") else _range)(engine, parameter)
+            gradient = _partitions(engine)[place].grad
+            assert gradient is not None
+            values = gradient.view(-1).narrow(0, offset, count).float().clone()
+            seen.append(Fragment(name, "gradient", own.shape, own.offsets, own.sizes, start, start + count, values))
+
+    handle = _inner_optimizer(engine).register_step_pre_hook(look)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def load(engine: Any, named: list[tuple[str, nn.Parameter]], read: RangeReader) -> None:

@@ -6,19 +6,20 @@ import os
 from pathlib import Path
 
 from llmscale.config import RunConfig, load_config
-from llmscale.legality import require_legal
+from llmscale.legality import given_ranks, require_legal
 from llmscale.train.trackers import require_trackers
 
 
 def checked_config(path: Path, overrides: tuple[str, ...]) -> RunConfig:
     """The config, when nothing is wrong with it that shows without data and without torch.
 
-    It must be legal for WORLD_SIZE ranks; for `parallel.data` ranks where no launcher has set that.
+    It must be legal for WORLD_SIZE ranks; where no launcher has set that, for as many as the sizes under `parallel`
+    multiply to.
 
     Raises:
         UserError: a file or setting is wrong.
     """
     config = load_config(path, overrides)
-    require_legal(config, int(os.environ.get("WORLD_SIZE", config.parallel.data or 1)))
+    require_legal(config, int(os.environ.get("WORLD_SIZE", given_ranks(config.parallel))))
     require_trackers(config)
     return config

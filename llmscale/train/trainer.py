@@ -79,13 +79,14 @@ class Trainer:
         for callback in callbacks:
             callback.on_start(self)
         while not self.finished and not self.preempted:
-            result = self._one_step()
+            result = self.one_step()
             for callback in callbacks:
                 callback.on_step(self, result)
         for callback in reversed(callbacks):
             callback.on_end(self)
 
-    def _one_step(self) -> StepResult:
+    def one_step(self) -> StepResult:
+        """Take the samples of the next step, train on them, and record it; collective."""
         started = time.perf_counter()
         global_batch = batch_at(self.config.train, self.samples)
         batch, ledger_sum = self._take(global_batch)
@@ -121,6 +122,7 @@ class Trainer:
             data_seconds=data_seconds,
             step_seconds=step_seconds,
             skipped=skipped,
+            ledger_sum=ledger_sum,
         )
 
     def _record_ledger(self, ledger_sum: int, global_batch: int) -> None:

@@ -1,14 +1,17 @@
-"""Legal layouts against a statement of their own, and whether the fixes that a refusal names are fixes."""
+"""What a refusal says, and whether the fixes that it names are fixes. All rules are swept in test_legal_layouts.py."""
 
 import itertools
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from data_pipeline.errors import UserError
 from llmscale.config import RunConfig, parse_config
-from llmscale.legality import nearest_divisor, require_legal
+from llmscale.legality import data_parallel_size, require_legal
+from llmscale.train.check import checked_config
 
 
 def config(*overrides: str, global_batch: int = 12, lanes: int = 24) -> RunConfig:
@@ -37,48 +40,124 @@ def test_batch_and_lanes_are_shared_evenly(ranks: int) -> None:
         assert (message is None) == all(even), (global_batch, lanes)
         if message is None:
             continue
-        named = re.search(
-            r"(train\.global_batch|data\.lanes) \((\d+)\).*\((\d+)\); use (\d+) ranks?, or set (\S+)$", message
+        named = re.fullmatch(
+            r"(train\.global_batch|data\.lanes) \((\d+)\) must be a multiple of the data-parallel size \((\d+)\);"
+            r" use (.*), or set (\S+)",
+            message,
         )
         assert named, message
-        field, value, size, fewer, fix = named.groups()
+        field, value, size, others, fix = named.groups()
         assert (int(value), int(size)) == ({"train.global_batch": global_batch, "data.lanes": lanes}[field], ranks)
-        assert refusal(config(global_batch=global_batch, lanes=lanes), int(fewer)) is None, message
         assert field not in (refusal(config(fix, global_batch=global_batch, lanes=lanes), ranks) or ""), message
-
-
-def test_the_nearest_divisor_is_nearest() -> None:
-    for number, wanted in itertools.product(range(1, 40), range(1, 40)):
-        found = nearest_divisor(number, wanted)
-        assert number % found == 0
-        for distance in range(abs(found - wanted)):
-            assert all(other < 1 or number % other for other in (wanted - distance, wanted + distance))
+        for choice in re.findall(r"((?:\d+ or )?\d+) rank", others):
+            for fewer in choice.split(" or "):
+                assert refusal(config(global_batch=global_batch, lanes=lanes), int(fewer)) is None, message
+        for choice in re.findall(r"parallel\.tensor=((?:\d+ or )?\d+)", others):
+            for size in choice.split(" or "):
+                override = f"parallel.tensor={size}"
+                assert refusal(config(override, global_batch=global_batch, lanes=lanes), ranks) is None, message
 
 
 @pytest.mark.parametrize(
-    ("override", "message"),
+    ("overrides", "ranks", "message"),
     [
-        ("parallel.data=3", "parallel.data is 3, but the run has 2 ranks; start 3 ranks, or leave parallel.data out"),
-        ("parallel.data=1", "parallel.data is 1, but the run has 2 ranks; start 1 rank, or leave parallel.data out"),
-        ("data.sequence_length=17", r"data.sequence_length \(17 tokens\) exceeds model.max_positions \(16\)"),
-        ("data.sequence_length=15", None),
-        ("parallel.data=2", None),
+        (
+            ["parallel.data=3"],
+            2,
+            "the run has 2 ranks, but parallel.pipeline (1) x parallel.data (3) x parallel.sequence (1)"
+            " x parallel.tensor (1) = 3; use parallel.data=2, or 3 ranks",
+        ),
+        (
+            ["parallel.data=2", "parallel.tensor=2"],
+            1,
+            "the run has 1 rank, but parallel.pipeline (1) x parallel.data (2) x parallel.sequence (1)"
+            " x parallel.tensor (2) = 4; use 4 ranks",
+        ),
+        (
+            ["parallel.tensor=4"],
+            6,
+            "the run has 6 ranks, which is no multiple of parallel.pipeline (1) x parallel.sequence (1)"
+            " x parallel.tensor (4) = 4; use 8 or 4 ranks, or parallel.tensor=2",
+        ),
+        (
+            ["parallel.tensor=5", "model.vocab_multiple=96", "train.global_batch=30", "data.lanes=30"],
+            60,
+            "parallel.tensor (5) must divide model.heads (12); use parallel.tensor=6 or 4",
+        ),
+        (["parallel.data=2"], 2, None),
+        (["parallel.tensor=2"], 2, None),
+        (["data.sequence_length=15"], 2, None),
+        (
+            ["parallel.tensor=8", "model.heads=16", "model.kv_heads=2"],
+            8,
+            None,
+        ),
+        (
+            ["model.heads=16", "model.kv_heads=16", "model.ffn_size=100", "parallel.tensor=8"],
+            8,
+            "parallel.tensor (8) must divide model.ffn_size (100); use parallel.tensor=4",
+        ),
+        (
+            ["parallel.tensor=4", "model.kv_heads=6"],
+            4,
+            "parallel.tensor (4) must divide model.kv_heads (6), or be a multiple of it; use parallel.tensor=2",
+        ),
+        (
+            ["parallel.tensor=2", "optimizer.name=muon"],
+            2,
+            "parallel.tensor=2 is not proven equal to one process yet with optimizer.name=muon, which needs whole"
+            " tensors; use parallel.tensor=1",
+        ),
+        (
+            ["engine.compile=true", "engine.zero_stage=3"],
+            2,
+            "engine.compile is true, but engine.zero_stage is 3, whose weights are not whole when layers are compiled;"
+            " use engine.zero_stage=2, or engine.compile=false",
+        ),
+        (
+            ["engine.recompute=selective", "engine.zero_stage=3"],
+            2,
+            "engine.recompute is selective, but engine.zero_stage is 3, whose linear layers overwrite the results that"
+            " would be kept; use engine.zero_stage=2, or engine.recompute=block or none",
+        ),
     ],
 )
-def test_other_limits_on_two_ranks(override: str, message: str | None) -> None:
-    if message is None:
-        require_legal(config(override), 2)
-    else:
-        with pytest.raises(UserError, match=message):
-            require_legal(config(override), 2)
+def test_sentences(overrides: list[str], ranks: int, message: str | None) -> None:
+    assert refusal(config(*overrides), ranks) == message
+
+
+def test_sequences_fit_the_positions() -> None:
+    message = refusal(config("data.sequence_length=17"), 2)
+    assert message is not None
+    assert message.startswith("data.sequence_length (17 tokens) exceeds model.max_positions (16)")
 
 
 def test_layers_are_compiled_at_every_stage_but_three() -> None:
     for stage in (1, 2):
         require_legal(config("engine.compile=true", f"engine.zero_stage={stage}"), 2)
     require_legal(config("engine.zero_stage=3"), 2)
-    with pytest.raises(UserError, match=r"engine\.compile is true, but engine\.zero_stage is 3"):
-        require_legal(config("engine.compile=true", "engine.zero_stage=3"), 2)
+
+
+def test_without_a_launcher_the_ranks_are_the_product_of_the_given_sizes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(config(global_batch=12).model_dump(mode="json")))
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert checked_config(path, ("parallel.data=3", "parallel.tensor=4")).parallel.tensor == 4
+    assert checked_config(path, ("parallel.tensor=4",)).parallel.tensor == 4
+    with pytest.raises(UserError, match=r"train\.global_batch \(12\) .* size \(5\)"):
+        checked_config(path, ("parallel.data=5", "parallel.tensor=4"))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match=r"the run has 2 ranks, which is no multiple of .*parallel\.tensor \(4\) = 4"):
+        checked_config(path, ("parallel.tensor=4",))
+
+
+def test_sizes_that_do_not_multiply_are_told_alone_too() -> None:
+    parallel = config("parallel.tensor=4", "parallel.pipeline=2").parallel
+    assert data_parallel_size(parallel, 24) == 3
+    with pytest.raises(UserError, match=r"has 20 ranks.*parallel\.pipeline \(2\).*parallel\.tensor \(4\) = 8"):
+        data_parallel_size(parallel, 20)
 
 
 ENCODER = ("model.architecture=encoder",)

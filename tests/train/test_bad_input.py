@@ -75,7 +75,11 @@ CONFIG_MISTAKES = {
         "config.yaml",
         "parallel.data=3",
     ),
-    "fewer ranks than asked for": (r"parallel\.data is 2, but the run has 1 rank", "config.yaml", "parallel.data=2"),
+    "fewer ranks than asked for": (
+        r"the run has 1 rank, but .*parallel\.data \(2\).* = 2; use parallel\.data=1, or 2 ranks",
+        "config.yaml",
+        "parallel.data=2",
+    ),
     "too long sequences": (
         r"data\.sequence_length \(65 tokens\) exceeds model\.max_positions \(64\); set model\.max_positions=65",
         "config.yaml",
