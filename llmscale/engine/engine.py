@@ -41,7 +41,7 @@ class ObjectiveModule(nn.Module):
     def __init__(self, model: nn.Module, loss: Loss, config: RunConfig, grid: RankGrid) -> None:
         super().__init__()
         self.model = model
-        self._loss = loss
+        self.loss = loss
         self._drops = bool(config.model.dropout or config.model.attention_dropout)
         self._seed, self._layout_free = config.run.seed, config.engine.dropout_layout_free
         self._part = dropout_part(grid, config.parallel.tensor_sequence)
@@ -50,10 +50,13 @@ class ObjectiveModule(nn.Module):
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """The sum of each term of the loss over the batch, (terms,) in fp32; with dropout in training."""
-        dropout = None
-        if self._drops and self.training:
-            dropout = Dropout.of(self._seed, batch.sample_ids, self._layout_free, self._part)
-        return self._loss(self.model, batch, dropout, own_targets(batch, self._grid))
+        return self.loss(self.model, batch, self.dropout(batch), own_targets(batch, self._grid))
+
+    def dropout(self, batch: Batch) -> Dropout | None:
+        """What is dropped of a batch: nothing outside of training."""
+        if not (self._drops and self.training):
+            return None
+        return Dropout.of(self._seed, batch.sample_ids, self._layout_free, self._part)
 
 
 class Engine:
@@ -83,7 +86,7 @@ class Engine:
         self.grid = grid
         self.device = device
         self.dtype = resolve_dtype(config.engine.dtype, device)
-        self.named = list(model.named_parameters())
+        self.named = self._trained(model)
         self.parameters = sum(math.prod(shard_of(parameter).shape) for _, parameter in self.named)
         """Of the whole model, not of this rank's part."""
         own = sum(parameter.numel() for _, parameter in self.named)
@@ -102,16 +105,17 @@ class Engine:
         optimizer = build_optimizer(self.named, config.optimizer, self.dtype)
         deepspeed = shims.import_deepspeed(device)
         settings = deepspeed_config(config, grid, device, self.dtype, own)
-        values = held(self.named) if weights is None else weights
+        # Also what is trained elsewhere.
+        everything = list(model.named_parameters())
+        values = held(everything) if weights is None else weights
+        module = ObjectiveModule(model, loss, config, grid)
         with _stdout_to_stderr():
             if config.engine.zero_stage == 3:
-                partition(self.named, values, device, self.dtype, grid, settings)
+                partition(everything, values, device, self.dtype, grid, settings)
             else:
-                place(self.named, values, device, self.dtype)
+                place(everything, values, device, self.dtype)
             with shims.one_kind_of_optimizer(deepspeed):
-                self._engine, *_ = deepspeed.initialize(
-                    model=ObjectiveModule(model, loss, config, grid), optimizer=optimizer, mpu=grid, config=settings
-                )
+                self._engine = self._start(deepspeed, module, optimizer, settings)
         if not isinstance(self._engine, deepspeed.DeepSpeedEngine):
             raise AssertionError(f"deepspeed.initialize gave {type(self._engine)}, not an engine")
         shims.share_masters(self._engine)
@@ -121,6 +125,17 @@ class Engine:
         shims.bind_optimizer(self._engine, self.named)
         shims.create_optimizer_state(self._engine)
         shims.save_passes_over_gradients(self._engine)
+
+    def _trained(self, model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+        """The parameters that this rank updates, or shares the update of, by name."""
+        return list(model.named_parameters())
+
+    def _start(
+        self, deepspeed: Any, module: ObjectiveModule, optimizer: torch.optim.Optimizer, settings: dict[str, Any]
+    ) -> Any:
+        """DeepSpeed's engine around the model."""
+        engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, mpu=self.grid, config=settings)
+        return engine
 
     def train_step(self, micro_batches: list[Batch], step: int, counts: list[float]) -> tuple[list[float], float]:
         """One update from this rank's micro batches of the global batch.
@@ -138,10 +153,18 @@ class Engine:
         set_learning_rate(self._engine.optimizer, self.learning_rate(step))
         ranks = self.grid.data * self.grid.sequence
         scale = torch.tensor([ranks / count if count else 0.0 for count in counts], device=self.device)
-        self._engine.train()
         if self.draws:
             # The same on the same layout, also after a resume.
             torch.manual_seed(_derived_seed(self.config.run.seed, step, self.grid.rank))
+        own = self._update(micro_batches, scale) * self.grid.reports
+        return own.tolist(), float(self._engine.get_global_grad_norm())
+
+    def _update(self, micro_batches: list[Batch], scale: torch.Tensor) -> torch.Tensor:
+        """Forward and backward pass of every micro batch, and the update.
+
+        `scale`: (terms,) factors of the sums, which make the loss of them. Returns (terms,), the sums in fp64.
+        """
+        self._engine.train()
         sums = []
         for number, batch in enumerate(micro_batches, start=1):
             # DeepSpeed's own count of micro batches is fixed when it starts; the batch may grow.
@@ -151,8 +174,7 @@ class Engine:
                 self._engine.backward((terms * scale).sum(), scale_wrt_gas=False)
             self._engine.step()
             sums.append(terms.detach())
-        own = torch.stack(sums).double().sum(0) * self.grid.reports
-        return own.tolist(), float(self._engine.get_global_grad_norm())
+        return torch.stack(sums).double().sum(0)
 
     def learning_rate(self, step: int) -> float:
         """Learning rate of 0-based step `step`."""
@@ -279,8 +301,8 @@ def deepspeed_config(
             "reduce_bucket_size": bucket,
             "allgather_bucket_size": bucket,
             "overlap_comm": on_gpu,
-            # Copying gradients into one buffer pays only where it feeds a network of its own; without it DeepSpeed would
-            # add up those of experts over all ranks.
+            # Copying gradients into one buffer pays only where it feeds a network of its own; without it DeepSpeed
+            # would add up those of experts over all ranks.
             "contiguous_gradients": on_gpu or settings.zero_stage == 2 or grid.expert > 1,
         },
         "steps_per_print": None,

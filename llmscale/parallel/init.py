@@ -11,6 +11,7 @@ from llmscale.config.model import ModelConfig
 from llmscale.model import Transformer
 from llmscale.parallel.expert import apply_expert_parallel
 from llmscale.parallel.grid import RankGrid
+from llmscale.parallel.pipeline import keep_stage
 from llmscale.parallel.sequence import apply_sequence_parallel
 from llmscale.parallel.shards import Shard, set_shard, shard_of
 from llmscale.parallel.tensor import apply_tensor_parallel
@@ -69,6 +70,7 @@ def _skeleton(
         model = Transformer(config, vocab_size)
     shards: dict[str, Shard] = {}
     if grid is not None:
+        keep_stage(model, grid)
         shards = apply_tensor_parallel(model, grid, by_positions)
         apply_expert_parallel(model, grid, shards)
         apply_sequence_parallel(model, grid)

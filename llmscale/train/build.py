@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
 
 from data_pipeline.cursor import merge_cursors
 from data_pipeline.errors import FULL, UserError
@@ -32,7 +31,7 @@ from llmscale.model.experts import ExpertLinear
 from llmscale.parallel import init
 from llmscale.parallel.grid import RankGrid
 from llmscale.parallel.init import Weights
-from llmscale.parallel.shards import Shard, shard_of
+from llmscale.parallel.shards import Shard
 from llmscale.train.run_directory import RunDirectory
 
 Value = TypeVar("Value")
@@ -142,7 +141,7 @@ def build_tokenizer(config: RunConfig, run: RunDirectory) -> Tokenizer:
 
 def build_model(
     config: RunConfig, tokenizer: Tokenizer, grid: RankGrid, world: World, start: Checkpoint | None = None
-) -> tuple[nn.Module, Weights]:
+) -> tuple[Transformer, Weights]:
     """This rank's part of the model, of which there are shapes only, and where its weights come from: drawn by name, or
     read from the checkpoint that the run continues from (`start`) or that `train.init_from` names.
 
@@ -194,11 +193,12 @@ def require_memory(config: RunConfig, tokens: int, grid: RankGrid, world: World,
         raise UserError(
             f"the model has {parameters / 1e9:,.1f} B parameters{share}, {needed / 2**30:,.0f} GiB of weights for each"
             f" rank of {place} has {memory / 2**30:,.0f} GiB of memory; start more ranks on more machines with"
-            f" engine.zero_stage=3, raise parallel.tensor, or make the model smaller (model.layers, model.hidden_size)"
+            f" engine.zero_stage=3, raise parallel.tensor or parallel.pipeline, or make the model smaller"
+            f" (model.layers, model.hidden_size)"
         )
 
 
-def start_from(model: nn.Module, path: str, tokenizer: Tokenizer) -> Weights:
+def start_from(model: Transformer, path: str, tokenizer: Tokenizer) -> Weights:
     """The weights of another run's checkpoint for a model.
 
     Raises:
@@ -215,8 +215,10 @@ def start_from(model: nn.Module, path: str, tokenizer: Tokenizer) -> Weights:
             f" {theirs.digest[:12]}) than this run's ({tokenizer.vocab_size} tokens, digest {tokenizer.digest[:12]});"
             f" set data.tokenizer to that checkpoint's"
         )
+    with torch.device("meta"):
+        whole = Transformer(model.config, model.vocab_size)
     try:
-        require_tensors(checkpoint, {name: shard_of(parameter).shape for name, parameter in model.named_parameters()})
+        require_tensors(checkpoint, {name: tuple(parameter.shape) for name, parameter in whole.named_parameters()})
     except UserError as error:
         raise UserError(f"train.init_from: {error}") from None
     return weights_of(checkpoint)

@@ -12,7 +12,8 @@ from data_pipeline.records import RecordWriter
 from llmscale.config import RunConfig, flatten
 from llmscale.engine.allocator import keep_large_blocks
 from llmscale.engine.distributed import World, join, leave, named_losses, read_world, refuse
-from llmscale.engine.engine import Engine, accumulation, resolve_dtype
+from llmscale.engine.engine import accumulation, resolve_dtype
+from llmscale.engine.pipeline import make_engine
 from llmscale.legality import require_legal
 from llmscale.objectives import build_loss
 from llmscale.parallel.grid import AXES, RankGrid
@@ -81,7 +82,7 @@ def assemble(
     config = build.with_steps(config, loader)
     model, weights = build.build_model(config, tokenizer, grid, world, resume.checkpoint)
     loss = build_loss(config.objective, config.model)
-    engine = Engine(model, loss, config, grid, world.device, weights)
+    engine = make_engine(model, loss, config, grid, world.device, weights)
     if resume.checkpoint is not None:
         restore(engine, resume.checkpoint)
     writer = build.build_writer(config, run, world, attempt)

@@ -14,6 +14,7 @@ from llmscale.config import RunConfig, parse_config
 from llmscale.engine.distributed import all_reduce_sum, gather_objects, join, leave, read_world
 from llmscale.engine.engine import Engine, accumulation
 from llmscale.engine.optimizers import build_optimizer
+from llmscale.engine.pipeline import make_engine
 from llmscale.engine.schedule import learning_rate
 from llmscale.model import Dropout
 from llmscale.objectives import build_loss
@@ -125,7 +126,7 @@ def open_engine(config: RunConfig) -> tuple[Engine, RankGrid]:
     model = init.build_hollow(config.model, VOCAB, grid, config.parallel.tensor_sequence)
     weights = init.drawn(config.model, config.run.seed)
     loss = build_loss(config.objective, config.model)
-    return Engine(model, loss, config, grid, torch.device("cpu"), weights), grid
+    return make_engine(model, loss, config, grid, torch.device("cpu"), weights), grid
 
 
 def train_on_rank(configs: list[RunConfig], steps: int = STEPS) -> list[list[Figures]]:
