@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import logging
 import math
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -109,7 +109,7 @@ class Engine:
         everything = list(model.named_parameters())
         values = held(everything) if weights is None else weights
         module = ObjectiveModule(model, loss, config, grid)
-        with _stdout_to_stderr():
+        with _stdout_to_log():
             if config.engine.zero_stage == 3:
                 partition(everything, values, device, self.dtype, grid, settings)
             else:
@@ -311,7 +311,12 @@ def deepspeed_config(
 
 
 @contextlib.contextmanager
-def _stdout_to_stderr() -> Iterator[None]:
+def _stdout_to_log() -> Iterator[None]:
     """DeepSpeed prints while it starts; stdout carries our result only."""
-    with contextlib.redirect_stdout(sys.stderr):
-        yield
+    with io.StringIO() as printed:
+        try:
+            with contextlib.redirect_stdout(printed):
+                yield
+        finally:
+            for line in printed.getvalue().splitlines():
+                _LOGGER.info(line)

@@ -27,9 +27,6 @@ class Rule(NamedTuple):
 
 
 UNPROVEN: tuple[tuple[str, ...], ...] = (
-    ("sequence",),
-    ("pipeline",),
-    ("expert",),
     ("sequence", "tensor_sequence"),
     ("sequence", "expert"),
     ("pipeline", "tensor_sequence"),

@@ -95,9 +95,6 @@ MODELS = {
 
 # What is refused until a test proves it, by row of llmscale.legality.rules.UNPROVEN.
 NOT_PROVEN: dict[tuple[str, ...], Callable[[Model, L], bool]] = {
-    ("sequence",): lambda model, at: at.sequence > 1,
-    ("pipeline",): lambda model, at: at.pipeline > 1,
-    ("expert",): lambda model, at: at.expert > 1,
     ("sequence", "tensor_sequence"): lambda model, at: at.sequence > 1 and at.tensor_sequence,
     ("sequence", "expert"): lambda model, at: at.sequence > 1 and at.expert > 1,
     ("pipeline", "tensor_sequence"): lambda model, at: at.pipeline > 1 and at.tensor_sequence,

@@ -104,7 +104,8 @@ def _pairs(name: str, shape: Shape) -> Pairs:
         (field, min(getattr(shape, field), 3)) for field in ("tensor", "sequence", "pipeline", "expert")
     ]
     values = [*sizes, ("zero", shape.zero_stage), ("data", shape.replicas > 1), ("positions", shape.tensor_sequence)]
-    with_family = [(field, size != 1) for field, size in sizes] + values[len(sizes) :]
+    with_family = [(field, size != 1) for field, size in sizes]
+    with_family += [("zero", shape.zero_stage), ("positions", shape.tensor_sequence)]
     return frozenset(
         [(one, other) for place, one in enumerate(values) for other in values[place + 1 :]]
         + [(("family", name), value) for value in with_family]
