@@ -27,8 +27,6 @@ class Rule(NamedTuple):
 
 
 UNPROVEN: tuple[tuple[str, ...], ...] = (
-    ("sequence", "tensor_sequence"),
-    ("sequence", "expert"),
     ("pipeline", "tensor_sequence"),
     ("pipeline", "compile"),
     ("pipeline", "recompute"),
@@ -132,6 +130,15 @@ def _sequence_heads(facts: Facts, layout: Layout) -> Broken | None:
     return None
 
 
+def _sequence_model(facts: Facts, layout: Layout) -> Broken | None:
+    if layout.sequence > 1 and facts.experts:
+        return Broken(
+            f"parallel.sequence is {layout.sequence}, but model.experts.count is {facts.experts}, whose router looks at"
+            " whole sequences"
+        )
+    return None
+
+
 def _positions(facts: Facts, layout: Layout) -> Broken | None:
     """Ranks that share a sequence have equally many of its positions."""
     parts = layout.sequence * (layout.tensor if layout.tensor_sequence else 1)
@@ -229,6 +236,7 @@ _PRODUCT = Rule(_SIZES, _product)
 _RULES = (
     Rule(frozenset({"tensor"}), _tensor),
     Rule(frozenset({"tensor_sequence", "tensor"}), _tensor_sequence),
+    Rule(frozenset({"sequence"}), _sequence_model),
     Rule(frozenset({"sequence", "tensor"}), _sequence_heads),
     Rule(frozenset({"sequence", "tensor", "tensor_sequence"}), _positions),
     Rule(frozenset({"pipeline"}), _pipeline_model),

@@ -147,7 +147,8 @@ def plain_loop(config: RunConfig, steps: int = STEPS) -> Trained:
         norm = nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip or float("inf"))
         for optimizer in optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(config.schedule, config.optimizer.lr, config.train.steps, step)
+                rate = learning_rate(config.schedule, config.optimizer.lr, config.train.steps, step)
+                group["lr"] = rate * group["lr_scale"]
             optimizer.step()
             optimizer.zero_grad()
         figures.append((loss.item(), norm.item()))
