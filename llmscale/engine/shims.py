@@ -262,6 +262,8 @@ def watched_gradients(engine: Any, named: list[tuple[str, nn.Parameter]], seen: 
             if place is None or place not in present:
                 continue
             start, count, offset = (_range_stage3 if hasattr(parameter, "ds_id") else _range)(engine, parameter)
+            if not count:
+                continue
             gradient = _partitions(engine)[place].grad
             assert gradient is not None
             values = gradient.view(-1).narrow(0, offset, count).float().clone()
