@@ -36,9 +36,7 @@ PUBLISHED = {
     # EleutherAI/gpt-neo-2.7B, gpt-j-6b and gpt-neox-20b, and their cards.
     "gpt_neo_2_7b": Published(2_651_307_520, True, tokens=420e9, layout=(2, 1, 128)),
     "gpt_j_6b": Published(6_050_882_784, True, tokens=402e9, layout=(8, 1, 32)),
-    "gpt_neox_20b": Published(
-        20_554_567_680, True, tokens=150_000 * 3.15e6, batch_tokens=3.15e6, layout=(2, 4, 12)
-    ),
+    "gpt_neox_20b": Published(20_554_567_680, True, tokens=150_000 * 3.15e6, batch_tokens=3.15e6, layout=(2, 4, 12)),
     # Narayanan et al. 2021, table 1; Smith et al. 2022: the schedule reaches its end at 340 B tokens.
     "mt_nlg_530b": Published(529.6e9, False, tokens=340e9, batch_tokens=1920 * 2048, layout=(8, 35, 8)),
     # Zeng et al. 2021, table 1 and section 3.
