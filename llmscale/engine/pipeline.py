@@ -6,6 +6,8 @@ Written against DeepSpeed 0.19.8, as `llmscale.engine.shims` is.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import itertools
 from collections.abc import Iterator
 from functools import partial
@@ -144,7 +146,8 @@ class PipelineEngine(Engine):
         # The layers are shared out already: each rank has one of as many as there are stages.
         layers = [self._stage if rank == grid.rank else _elsewhere for rank in grid.ranks("pipeline")]
         topology = PipeModelDataParallelTopology(num_pp=grid.pipeline, num_dp=grid.data, num_mp=grid.tensor)
-        pipeline = deepspeed.PipelineModule(layers=layers, topology=topology, partition_method="uniform")
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints the places of all ranks
+            pipeline = deepspeed.PipelineModule(layers=layers, topology=topology, partition_method="uniform")
         engine, *_ = deepspeed.initialize(model=pipeline, optimizer=optimizer, config=_pipeline_settings(settings))
         _require_same_groups(engine.grid, grid)
         for shared in self._shared:
