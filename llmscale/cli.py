@@ -352,7 +352,7 @@ def _mistakes_explained() -> Iterator[None]:
             _complain("interrupted")
         sys.exit(INTERRUPTED)
     except RuntimeError as error:
-        if type(error).__name__ != "CheckpointError":
+        if type(error).__name__ not in ("CheckpointError", "LostRankError"):
             raise
         _complain(str(error))
         sys.exit(FAILED)

@@ -6,8 +6,6 @@ Written against DeepSpeed 0.19.8, as `llmscale.engine.shims` is.
 
 from __future__ import annotations
 
-import contextlib
-import io
 import itertools
 from collections.abc import Iterator
 from functools import partial
@@ -25,12 +23,20 @@ from llmscale.model import Transformer
 from llmscale.objectives import Loss
 from llmscale.objectives.loss import TokenLoss
 from llmscale.parallel.grid import REPLICAS, RankGrid
+from llmscale.parallel.init import Weights
 from llmscale.parallel.pipeline import shared_by_stages, users
 
 
-def make_engine(model: Transformer, loss: Loss, config: RunConfig, grid: RankGrid, device: torch.device) -> Engine:
-    """The engine for this rank's part of a model, as `llmscale.parallel.init.build` gives it."""
-    return (PipelineEngine if grid.pipeline > 1 else Engine)(model, loss, config, grid, device)
+def make_engine(
+    model: Transformer,
+    loss: Loss,
+    config: RunConfig,
+    grid: RankGrid,
+    device: torch.device,
+    weights: Weights | None = None,
+) -> Engine:
+    """The engine for this rank's part of a model; the arguments are those of `Engine`."""
+    return (PipelineEngine if grid.pipeline > 1 else Engine)(model, loss, config, grid, device, weights)
 
 
 class Stage(nn.Module):
@@ -114,10 +120,18 @@ class PipelineEngine(Engine):
     What several stages use is updated by the first of them (see `Shared`).
     """
 
-    def __init__(self, model: Transformer, loss: Loss, config: RunConfig, grid: RankGrid, device: torch.device) -> None:
+    def __init__(
+        self,
+        model: Transformer,
+        loss: Loss,
+        config: RunConfig,
+        grid: RankGrid,
+        device: torch.device,
+        weights: Weights | None = None,
+    ) -> None:
         self._shared: list[Shared] = []
         self._shape: torch.Size | None = None
-        super().__init__(model, loss, config, grid, device)
+        super().__init__(model, loss, config, grid, device, weights)
         count = torch.tensor(self.parameters)
         dist.all_reduce(count, group=grid.group("pipeline"))
         self.parameters = int(count)
@@ -146,8 +160,7 @@ class PipelineEngine(Engine):
         # The layers are shared out already: each rank has one of as many as there are stages.
         layers = [self._stage if rank == grid.rank else _elsewhere for rank in grid.ranks("pipeline")]
         topology = PipeModelDataParallelTopology(num_pp=grid.pipeline, num_dp=grid.data, num_mp=grid.tensor)
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints the places of all ranks
-            pipeline = deepspeed.PipelineModule(layers=layers, topology=topology, partition_method="uniform")
+        pipeline = deepspeed.PipelineModule(layers=layers, topology=topology, partition_method="uniform")
         engine, *_ = deepspeed.initialize(model=pipeline, optimizer=optimizer, config=_pipeline_settings(settings))
         _require_same_groups(engine.grid, grid)
         for shared in self._shared:
@@ -176,8 +189,8 @@ class PipelineEngine(Engine):
         )
         return sum(float(terms[0]) for terms in self._stage.sums) * self.grid.reports
 
-    def load_state(self, read: shims.RangeReader, optimizer_steps: int) -> None:
-        super().load_state(read, optimizer_steps)
+    def load_state(self, read: shims.RangeReader, counters: dict[str, Any]) -> None:
+        super().load_state(read, counters)
         self._spread_values()
 
     def _expect(self, micro_batches: list[Batch], scale: Tensor | None = None) -> None:

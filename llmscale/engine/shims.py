@@ -18,7 +18,9 @@ import torch.distributed as dist
 from torch import nn
 
 from llmscale.checkpoint.fragments import Fragment
+from llmscale.engine.experts import expert_group_of
 from llmscale.engine.optimizers import Part, ShardedOptimizer, create_state
+from llmscale.parallel.init import Weights, fill
 from llmscale.parallel.shards import Shard, shard_of
 
 WEIGHT = "weight"
@@ -47,15 +49,78 @@ def import_deepspeed(device: torch.device) -> Any:
     return deepspeed
 
 
+@contextlib.contextmanager
+def one_kind_of_optimizer(deepspeed: Any) -> Iterator[None]:
+    """Within the block, engines that start take for ZeRO 1 with bf16 weights the optimizer that they take for all else.
+
+    Where gradients are summed in fp32, DeepSpeed would take its BF16_Optimizer for this one case.
+    """
+    from deepspeed.runtime.zero.config import ZERO_OPTIMIZATION
+
+    engine, check = deepspeed.DeepSpeedEngine, deepspeed.DeepSpeedEngine._do_optimizer_sanity_check
+
+    def always_zero(self: Any, optimizer: Any) -> str:
+        check(self, optimizer)
+        return ZERO_OPTIMIZATION
+
+    engine._do_optimizer_sanity_check = always_zero
+    try:
+        yield
+    finally:
+        engine._do_optimizer_sanity_check = check
+
+
+@contextlib.contextmanager
+def linear_that_keeps_no_weight() -> Iterator[None]:
+    """Within the block, linear layers do not keep gathered weights for the backward pass, which gathers them again.
+
+    DeepSpeed replaces torch's function for good, with all else that the process computes.
+    """
+    from deepspeed.runtime.zero.linear import zero3_linear_wrap
+
+    plain = nn.functional.linear
+    nn.functional.linear = zero3_linear_wrap
+    try:
+        yield
+    finally:
+        nn.functional.linear = plain
+
+
+def share_masters(engine: Any) -> None:
+    """Let fp32 weights at ZeRO 3 be their own masters, as DeepSpeed means them to be where nothing is offloaded.
+
+    It compares a device with the name of a device, finds them different and makes a copy.
+    """
+    optimizer = engine.optimizer
+    if engine.zero_optimization_stage() != 3 or optimizer.dtype != torch.float32 or optimizer.offload_optimizer:
+        return
+    masters = optimizer.fp32_partitioned_groups_flat
+    for place, weights in enumerate(optimizer.fp16_partitioned_groups_flat):
+        weights.ds_id = masters[place].ds_id
+        masters[place] = weights.requires_grad_()
+
+
 def save_passes_over_gradients(engine: Any) -> None:
-    """Spare ZeRO 1 and 2 two costs that show on a CPU: the norm in converted fp64, and averaging over one rank."""
+    """Spare costs that show: at ZeRO 1 and 2 the norm in converted fp64, and averaging over one rank; at ZeRO 3 a copy
+    of all gradients."""
     optimizer = engine.optimizer
     if engine.zero_optimization_stage() == 3:
+        optimizer._prepare_fp32_grad_for_sub_group = types.MethodType(_gradient_of_sub_group, optimizer)
         return
     optimizer.get_grad_norm_direct = types.MethodType(_grad_norm, optimizer)
-    if dist.get_world_size(optimizer.dp_process_group) == 1:
+    if dist.get_world_size(optimizer.dp_process_group) == 1 and optimizer.dtype == torch.float32:
         # Copies every gradient into a bucket and back, to change nothing.
         optimizer.allreduce_and_copy = lambda *_, **__: None
+
+
+def _gradient_of_sub_group(optimizer: Any, number: int) -> None:
+    """What DeepSpeedZeroOptimizer_Stage3._prepare_fp32_grad_for_sub_group does, with a view of the buffer that has all
+    gradients in the order of the masters, where that flattens the parts of it into a new one."""
+    sizes = optimizer.fp16_partitioned_groups_flat_numel
+    gradient = optimizer.grad_partitions_flat_buffer.narrow(0, sum(sizes[:number]), sizes[number])
+    assert gradient.dtype == torch.float32
+    optimizer.fp32_partitioned_groups_flat[number].grad = gradient
+    optimizer.averaged_gradients[number] = None
 
 
 def _grad_norm(optimizer: Any, gradients: list[torch.Tensor], params: list[nn.Parameter], norm_type: int = 2) -> Any:
@@ -171,6 +236,22 @@ def set_optimizer_steps(engine: Any, steps: int) -> None:
             state["step"].fill_(float(steps))
 
 
+_SCALING = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+
+
+def loss_scaling(engine: Any) -> dict[str, float]:
+    """In fp16, the factor of the loss and what decides when it changes; empty otherwise."""
+    scaler = engine.optimizer.loss_scaler
+    return {name: getattr(scaler, name) for name in _SCALING} if scaler.dynamic else {}
+
+
+def set_loss_scaling(engine: Any, values: dict[str, float]) -> None:
+    """Restore what `loss_scaling` gives; without effect where the loss is not scaled."""
+    scaler = engine.optimizer.loss_scaler
+    for name, value in values.items() if scaler.dynamic else ():
+        setattr(scaler, name, value)
+
+
 def fragments(engine: Any, named: list[tuple[str, nn.Parameter]]) -> Iterator[Fragment]:
     """What this rank owns of every tensor: fp32 masters and optimizer tensors, as views of DeepSpeed's buffers.
 
@@ -208,6 +289,8 @@ def watched_gradients(engine: Any, named: list[tuple[str, nn.Parameter]], seen: 
             if place is None or place not in present:
                 continue
             start, count, offset = (_range_stage3 if hasattr(parameter, "ds_id") else _range)(engine, parameter)
+            if not count:
+                continue
             gradient = _partitions(engine)[place].grad
             assert gradient is not None
             values = gradient.view(-1).narrow(0, offset, count).float().clone()
@@ -234,6 +317,15 @@ def load(engine: Any, named: list[tuple[str, nn.Parameter]], read: RangeReader) 
         for kind, whole in shared.get(name, {}).items():
             whole.view(-1).copy_(read(name, kind, Shard.whole(whole.shape), 0, whole.numel()))
     _refresh_weights(engine)
+
+
+@torch.no_grad()
+def fill_masters(engine: Any, named: list[tuple[str, nn.Parameter]], weights: Weights) -> None:
+    """Give the fp32 masters that this rank owns their exact values, of which the forward pass has rounded ones."""
+    for name, parameter in named:
+        if parameter.requires_grad:
+            for start, values in _owned(engine, parameter, WEIGHT):
+                fill(values.data, weights, name, shard_of(parameter), start)
 
 
 def _inner_optimizer(engine: Any) -> torch.optim.Optimizer:
@@ -274,13 +366,19 @@ def _owned(engine: Any, parameter: Any, kind: str) -> Iterator[tuple[int, torch.
 def _range(engine: Any, parameter: Any) -> tuple[int, int, int]:
     """(first element, elements, place in the partition) of this rank's part at stages 1 and 2."""
     if not parameter.requires_grad:
-        first = dist.get_rank(engine.optimizer.dp_process_group) == 0
+        first = dist.get_rank(_replicas(engine, parameter)) == 0
         return 0, parameter.numel() if first else 0, 0
     mapping = parameter._hp_mapping
     if mapping is None:
         return 0, 0, 0
     address = mapping.hp_fragment_address
     return mapping.lp_fragment_address.start, address.numel, address.start
+
+
+def _replicas(engine: Any, parameter: Any) -> Any:
+    """The group of the ranks that have the same parameter and share its state."""
+    name = expert_group_of(parameter)
+    return engine.optimizer.dp_process_group if name is None else engine.optimizer.expert_dp_process_group[name]
 
 
 def _range_stage3(engine: Any, parameter: Any) -> tuple[int, int, int]:

@@ -27,10 +27,6 @@ class Rule(NamedTuple):
 
 
 UNPROVEN: tuple[tuple[str, ...], ...] = (
-    ("sequence",),
-    ("expert",),
-    ("sequence", "tensor_sequence"),
-    ("sequence", "expert"),
     ("tensor", "whole_tensors"),
     ("expert", "whole_tensors"),
 )
@@ -126,6 +122,15 @@ def _sequence_heads(facts: Facts, layout: Layout) -> Broken | None:
         return Broken(
             f"parallel.sequence ({sequence}) must divide model.kv_heads ({facts.kv_heads})"
             f"{shared and f'{shared}{kv_heads}'}, or be a multiple of it"
+        )
+    return None
+
+
+def _sequence_model(facts: Facts, layout: Layout) -> Broken | None:
+    if layout.sequence > 1 and facts.experts:
+        return Broken(
+            f"parallel.sequence is {layout.sequence}, but model.experts.count is {facts.experts}, whose router looks at"
+            " whole sequences"
         )
     return None
 
@@ -227,6 +232,7 @@ _PRODUCT = Rule(_SIZES, _product)
 _RULES = (
     Rule(frozenset({"tensor"}), _tensor),
     Rule(frozenset({"tensor_sequence", "tensor"}), _tensor_sequence),
+    Rule(frozenset({"sequence"}), _sequence_model),
     Rule(frozenset({"sequence", "tensor"}), _sequence_heads),
     Rule(frozenset({"sequence", "tensor", "tensor_sequence"}), _positions),
     Rule(frozenset({"pipeline"}), _pipeline_model),

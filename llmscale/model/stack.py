@@ -135,7 +135,12 @@ class Stack(nn.Module):
         queries, keys = sight.places(hidden.device)
         if self.relative_bias is not None:
             return self.relative_bias(keys - queries)
-        return alibi_bias(keys - queries, self.config.heads).to(hidden.dtype)
+        return alibi_bias(keys - queries, self.config.heads, self.heads).to(hidden.dtype)
+
+    @property
+    def heads(self) -> range:
+        """Which of the heads this process computes: all."""
+        return range(self.config.heads)
 
 
 def _add(total: Tensor | None, more: Tensor | None) -> Tensor | None:

@@ -51,6 +51,17 @@ def join(x: Tensor, group: Any) -> Tensor:
     return _Join.apply(x, group)
 
 
+def exchange(x: Tensor, group: Any, split_dim: int, join_dim: int) -> Tensor:
+    """All to all: the ranks, which have parts of `x` along `join_dim`, get all of that and parts along `split_dim`."""
+    return _Exchange.apply(x, group, split_dim, join_dim)
+
+
+def travel(rows: Tensor, group: Any, sent: list[int], received: list[int]) -> Tensor:
+    """All to all of rows, (sum of `sent`, C) to (sum of `received`, C): the first `sent[0]` go to the first rank, and
+    so on; what comes lies in the order of the ranks that sent it."""
+    return _Travel.apply(rows, group, sent, received)
+
+
 class _Copy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: Any) -> Tensor:
@@ -116,6 +127,28 @@ class _Join(torch.autograd.Function):
         return _own(gradient, ctx.group), None
 
 
+class _Exchange(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: Any, split_dim: int, join_dim: int) -> Tensor:
+        ctx.group, ctx.dims = group, (join_dim, split_dim)
+        return _exchanged(x, group, split_dim, join_dim)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        return _exchanged(gradient, ctx.group, *ctx.dims), None, None, None
+
+
+class _Travel(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, group: Any, sent: list[int], received: list[int]) -> Tensor:
+        ctx.group, ctx.counts = group, (received, sent)
+        return _travelled(rows, group, sent, received)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        return _travelled(gradient, ctx.group, *ctx.counts), None, None, None
+
+
 def _sum(x: Tensor, group: Any) -> Tensor:
     # A copy: what autograd hands over may be somebody else's too.
     found = x.clone(memory_format=torch.contiguous_format)
@@ -140,4 +173,19 @@ def _scattered(x: Tensor, group: Any) -> Tensor:
     parts = x.unflatten(POSITIONS, (ranks, -1)).movedim(POSITIONS, 0).flatten(0, 1)
     found = x.new_empty(x.shape[0], parts.shape[1], *x.shape[2:])
     _reduce_scatter(found, parts.contiguous(), group=group)
+    return found
+
+
+def _exchanged(x: Tensor, group: Any, split_dim: int, join_dim: int) -> Tensor:
+    ranks = dist.get_world_size(group)
+    parts = x.unflatten(split_dim, (ranks, -1)).movedim(split_dim, 0).contiguous()
+    found = torch.empty_like(parts)
+    dist.all_to_all_single(found, parts, group=group)
+    # The dim of the ranks comes to lie before the one that they had parts of.
+    return found.movedim(0, join_dim).flatten(join_dim, join_dim + 1)
+
+
+def _travelled(rows: Tensor, group: Any, sent: list[int], received: list[int]) -> Tensor:
+    found = rows.new_empty(sum(received), *rows.shape[1:])
+    dist.all_to_all_single(found, rows.contiguous(), received, sent, group=group)
     return found

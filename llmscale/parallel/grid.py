@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch.distributed as dist
@@ -32,6 +32,8 @@ class RankGrid:
     rank: int = 0
     groups: dict[tuple[int, ...], Any] = field(default_factory=dict, compare=False, repr=False)
     """Process groups by their global ranks."""
+    expert: int = 1
+    """How many data-parallel ranks, one after the other, share the experts: no axis, but a cut of `data`."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.world_size:
@@ -61,6 +63,17 @@ class RankGrid:
             origin + sum(place * self._stride(axis) for axis, place in zip(axes, each, strict=True)) for each in places
         )
 
+    def expert_ranks(self) -> list[int]:
+        """Global ranks that share the experts with this one, itself included, in the order of the experts."""
+        ranks = self.ranks("data")
+        first = ranks.index(self.rank) // self.expert * self.expert
+        return ranks[first : first + self.expert]
+
+    def expert_replicas(self) -> list[int]:
+        """Global ranks that have the same experts as this one, itself included, in order."""
+        ranks = self.ranks("data")
+        return ranks[ranks.index(self.rank) % self.expert :: self.expert]
+
     @property
     def leads(self) -> bool:
         """Whether this rank speaks for its samples, which all ranks with the same place in `data` have."""
@@ -82,7 +95,7 @@ class RankGrid:
 
     def with_groups(self) -> RankGrid:
         """The grid with a process group per axis, and one of all replicas; every rank must call this together."""
-        grid = RankGrid(self.pipeline, self.data, self.sequence, self.tensor, self.rank, {})
+        grid = replace(self, groups={})
         for axes in (*((axis,) for axis in AXES), REPLICAS):
             grid.group_of(grid.ranks(*axes))
         return grid

@@ -206,12 +206,11 @@ class ShardedStack(Stack):
         hidden, loss = super().run(hidden, positions, sight, **others)
         return (collectives.join(hidden, self.ranks.group) if self.ends else hidden), loss
 
-    def _bias(self, sight: Sight, hidden: Tensor) -> Tensor | None:
-        bias = super()._bias(sight, hidden)
-        if bias is None or self.relative_bias is not None:
-            return bias  # a table of this rank's heads
-        heads = bias.shape[1] // self.ranks.size
-        return bias.narrow(1, self.ranks.rank * heads, heads)
+    @property
+    def heads(self) -> range:
+        whole = super().heads
+        size = len(whole) // self.ranks.size
+        return whole[self.ranks.rank * size : (self.ranks.rank + 1) * size]
 
 
 class ShardedTransformer(ShardedStack, Transformer):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import nn
 
 
@@ -22,6 +23,8 @@ class Shard:
     first: bool = True
     """Whether no rank before this one in its tensor-parallel group holds the same rectangle: only the first counts in
     the norm and writes to checkpoints."""
+    expert: bool = False
+    """Whether it is of experts that data-parallel ranks share: only some of them hold the same rectangle."""
 
     @staticmethod
     def whole(shape: Sequence[int], first: bool = True) -> Shard:
@@ -40,7 +43,7 @@ class Shard:
         offsets, sizes = list(self.offsets), list(self.sizes)
         offsets[dim] += part * size
         sizes[dim] = size
-        return Shard(self.shape, tuple(offsets), tuple(sizes), self.first and first)
+        return replace(self, offsets=tuple(offsets), sizes=tuple(sizes), first=self.first and first)
 
 
 def set_shard(parameter: nn.Parameter, shard: Shard) -> None:
@@ -58,3 +61,9 @@ def shard_of(parameter: Any) -> Shard:
     """What `set_shard` said; a whole tensor where it said nothing."""
     # At ZeRO 3 the parameter's own shape is that of nothing.
     return getattr(parameter, "shard", None) or Shard.whole(getattr(parameter, "ds_shape", parameter.shape))
+
+
+def narrow(module: nn.Module, name: str, shard: Shard) -> None:
+    """Give a module on the meta device a parameter of the rectangle's size in place of its own."""
+    parameter = getattr(module, name)
+    setattr(module, name, nn.Parameter(torch.empty(shard.sizes, dtype=parameter.dtype, device=parameter.device)))

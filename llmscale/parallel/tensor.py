@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import nn
 
 from llmscale.config import ModelConfig
@@ -16,7 +15,7 @@ from llmscale.model.stack import Stack
 from llmscale.parallel import layers
 from llmscale.parallel.grid import RankGrid
 from llmscale.parallel.plans import Cut, cut_of
-from llmscale.parallel.shards import Shard
+from llmscale.parallel.shards import Shard, narrow
 
 _SHARDED: dict[type[nn.Module], type[nn.Module]] = {
     Attention: layers.ShardedAttention,
@@ -51,7 +50,7 @@ def apply_tensor_parallel(model: Transformer, grid: RankGrid, by_positions: bool
         if cut is not None and not isinstance(module, Experts):
             for own, shard in _cut(module, cut, model.config, grid, ranks).items():
                 shards[f"{name}.{own}"] = shard
-                _narrow(module, own, shard)
+                narrow(module, own, shard)
     # Parameters that all ranks have are written by the first.
     for name, parameter in model.named_parameters():
         shards.setdefault(name, Shard.whole(parameter.shape, first=ranks.rank == 0))
@@ -61,8 +60,13 @@ def apply_tensor_parallel(model: Transformer, grid: RankGrid, by_positions: bool
 
 def dropout_part(grid: RankGrid, by_positions: bool) -> Part:
     """Which part of each layer this rank computes."""
-    rank = grid.coordinate("tensor")
-    return Part(positions=rank if by_positions else 0, channels=rank, heads=rank)
+    rank, sequence = grid.coordinate("tensor"), grid.coordinate("sequence")
+    return Part(
+        positions=sequence * grid.tensor + rank if by_positions else sequence,
+        inner_positions=sequence,
+        channels=rank,
+        heads=rank * grid.sequence + sequence,
+    )
 
 
 def _cut(
@@ -115,8 +119,3 @@ def _become(module: nn.Module, kind: type[nn.Module], **attributes: Any) -> None
     module.__class__ = kind
     for name, value in attributes.items():
         setattr(module, name, value)
-
-
-def _narrow(module: nn.Module, name: str, shard: Shard) -> None:
-    parameter = getattr(module, name)
-    setattr(module, name, nn.Parameter(torch.empty(shard.sizes, dtype=parameter.dtype, device=parameter.device)))

@@ -95,10 +95,6 @@ MODELS = {
 
 # What is refused until a test proves it, by row of llmscale.legality.rules.UNPROVEN.
 NOT_PROVEN: dict[tuple[str, ...], Callable[[Model, L], bool]] = {
-    ("sequence",): lambda model, at: at.sequence > 1,
-    ("expert",): lambda model, at: at.expert > 1,
-    ("sequence", "tensor_sequence"): lambda model, at: at.sequence > 1 and at.tensor_sequence,
-    ("sequence", "expert"): lambda model, at: at.sequence > 1 and at.expert > 1,
     ("tensor", "whole_tensors"): lambda model, at: at.tensor > 1 and model.optimizer in ("muon", "adafactor"),
     ("expert", "whole_tensors"): lambda model, at: at.expert > 1 and model.optimizer in ("muon", "adafactor"),
 }
@@ -115,6 +111,7 @@ def is_legal(model: Model, at: L, not_proven: tuple[tuple[str, ...], ...] = ()) 
         and keys_meet_queries(model.heads, model.kv_heads, at.tensor, at.sequence)
         and all(even(length, shards) for length in model.lengths)
         and not (at.tensor_sequence and at.tensor < 2)
+        and not (at.sequence > 1 and model.experts)
         and (at.pipeline == 1 or pipeline_is_legal(model, at))
         and (at.expert == 1 or experts_are_legal(model, at, data))
         and not (at.zero_stage == 3 and (at.compile or at.recompute == "selective"))
