@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,32 +40,38 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> TrainedM
     return TrainedModel(model.eval(), tokenizer, config, checkpoint)
 
 
-Rectangle = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
-"""Shape of a global tensor, and offsets and sizes of a part of it."""
-
-
-def _whole(parameter: torch.Tensor) -> Rectangle:
-    return tuple(parameter.shape), (0,) * parameter.dim(), tuple(parameter.shape)
-
-
 @torch.no_grad()
-def load_weights(
-    model: torch.nn.Module, checkpoint: Checkpoint, part_of: Callable[[torch.Tensor], Rectangle] = _whole
-) -> None:
+def load_weights(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
     """Fill every parameter from a checkpoint, one tensor at a time.
 
+    Raises:
+        UserError: as `require_tensors`.
+    """
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    require_tensors(checkpoint, shapes)
+    for name, parameter in model.named_parameters():
+        parameter.copy_(checkpoint.full(name))
+
+
+def require_tensors(checkpoint: Checkpoint, shapes: dict[str, tuple[int, ...]]) -> None:
+    """Refuse a checkpoint whose tensors are not those of a model.
+
     Args:
-        part_of: what each parameter is a part of.
+        shapes: of the model's tensors, by name.
 
     Raises:
         UserError: a tensor is missing on either side or has another shape; names it and both shapes.
     """
-    lacking = set(checkpoint.names) - {name for name, _ in model.named_parameters()}
+    lacking = set(checkpoint.names) - set(shapes)
     if lacking:
         raise UserError(
             f"{checkpoint.path} has the tensor {min(lacking)}, which the model lacks; make the model section that of"
             f" the checkpoint"
         )
-    for name, parameter in model.named_parameters():
-        shape, offsets, sizes = part_of(parameter)
-        parameter.copy_(checkpoint.read(name, offsets=offsets, sizes=sizes, shape=shape).view(sizes))
+    for name, shape in shapes.items():
+        stored = checkpoint.shape(name)
+        if stored != shape:
+            raise UserError(
+                f"{name} has shape {list(stored)} in {checkpoint.path}, but {list(shape)} in the model;"
+                f" make the model section that of the checkpoint"
+            )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import logging
 import math
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from data_pipeline.batch import Batch
+from data_pipeline.errors import UserError
 from llmscale.checkpoint.fragments import Fragment
 from llmscale.config import RunConfig
 from llmscale.engine import shims
@@ -21,10 +22,12 @@ from llmscale.engine.experts import experts_of_deepspeed, mark_experts
 from llmscale.engine.optimizers import build_optimizer, set_learning_rate
 from llmscale.engine.recompute import apply_recompute
 from llmscale.engine.schedule import learning_rate
+from llmscale.engine.weights import held, partition, place
 from llmscale.model import Dropout
 from llmscale.model.block import Block
 from llmscale.objectives import Loss
 from llmscale.parallel.grid import RankGrid
+from llmscale.parallel.init import Weights
 from llmscale.parallel.sequence import own_targets
 from llmscale.parallel.shards import shard_of
 from llmscale.parallel.tensor import dropout_part
@@ -38,7 +41,7 @@ class ObjectiveModule(nn.Module):
     def __init__(self, model: nn.Module, loss: Loss, config: RunConfig, grid: RankGrid) -> None:
         super().__init__()
         self.model = model
-        self._loss = loss
+        self.loss = loss
         self._drops = bool(config.model.dropout or config.model.attention_dropout)
         self._seed, self._layout_free = config.run.seed, config.engine.dropout_layout_free
         self._part = dropout_part(grid, config.parallel.tensor_sequence)
@@ -47,10 +50,13 @@ class ObjectiveModule(nn.Module):
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """The sum of each term of the loss over the batch, (terms,) in fp32; with dropout in training."""
-        dropout = None
-        if self._drops and self.training:
-            dropout = Dropout.of(self._seed, batch.sample_ids, self._layout_free, self._part)
-        return self._loss(self.model, batch, dropout, own_targets(batch, self._grid))
+        return self.loss(self.model, batch, self.dropout(batch), own_targets(batch, self._grid))
+
+    def dropout(self, batch: Batch) -> Dropout | None:
+        """What is dropped of a batch: nothing outside of training."""
+        if not (self._drops and self.training):
+            return None
+        return Dropout.of(self._seed, batch.sample_ids, self._layout_free, self._part)
 
 
 class Engine:
@@ -60,15 +66,30 @@ class Engine:
     batch), at any number of ranks and micro batches.
     """
 
-    def __init__(self, model: nn.Module, loss: Loss, config: RunConfig, grid: RankGrid, device: torch.device) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        config: RunConfig,
+        grid: RankGrid,
+        device: torch.device,
+        weights: Weights | None = None,
+    ) -> None:
+        """Start; collective.
+
+        Args:
+            model: this rank's part, hollow (`llmscale.parallel.init.build_hollow`) or with its values.
+            weights: its values, read one tensor at a time, at ZeRO 3 only this rank's part of it; None: those that the
+                model has.
+        """
         self.config = config
         self.grid = grid
         self.device = device
         self.dtype = resolve_dtype(config.engine.dtype, device)
-        self.named = list(model.named_parameters())
+        self.named = self._trained(model)
         self.parameters = sum(math.prod(shard_of(parameter).shape) for _, parameter in self.named)
         """Of the whole model, not of this rank's part."""
-        held = sum(parameter.numel() for _, parameter in self.named)
+        own = sum(parameter.numel() for _, parameter in self.named)
         self.draws = config.model.attention_dropout > 0 and not config.engine.dropout_layout_free
         if self.draws:
             _LOGGER.warning(
@@ -76,25 +97,45 @@ class Engine:
                 " micro batch",
                 config.model.attention_dropout,
             )
-        model.to(device=device, dtype=self.dtype)
         apply_recompute(model, config.engine.recompute, self.draws)
         if config.engine.compile:
             compile_blocks(model)
         mark_experts(self.named, grid)
+        # Sees shapes, which are gone once ZeRO 3 has cut the weights.
         optimizer = build_optimizer(self.named, config.optimizer, self.dtype)
         deepspeed = shims.import_deepspeed(device)
-        with _stdout_to_stderr():
-            self._engine, *_ = deepspeed.initialize(
-                model=ObjectiveModule(model, loss, config, grid),
-                optimizer=optimizer,
-                mpu=grid,
-                config=deepspeed_config(config, grid, device, self.dtype, held),
-            )
+        settings = deepspeed_config(config, grid, device, self.dtype, own)
+        # Also what is trained elsewhere.
+        everything = list(model.named_parameters())
+        values = held(everything) if weights is None else weights
+        module = ObjectiveModule(model, loss, config, grid)
+        with _stdout_to_log():
+            if config.engine.zero_stage == 3:
+                partition(everything, values, device, self.dtype, grid, settings)
+            else:
+                place(everything, values, device, self.dtype)
+            with shims.one_kind_of_optimizer(deepspeed):
+                self._engine = self._start(deepspeed, module, optimizer, settings)
         if not isinstance(self._engine, deepspeed.DeepSpeedEngine):
             raise AssertionError(f"deepspeed.initialize gave {type(self._engine)}, not an engine")
+        shims.share_masters(self._engine)
+        if self.dtype != torch.float32:
+            # DeepSpeed made them of weights that were rounded already.
+            shims.fill_masters(self._engine, self.named, values)
         shims.bind_optimizer(self._engine, self.named)
         shims.create_optimizer_state(self._engine)
         shims.save_passes_over_gradients(self._engine)
+
+    def _trained(self, model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+        """The parameters that this rank updates, or shares the update of, by name."""
+        return list(model.named_parameters())
+
+    def _start(
+        self, deepspeed: Any, module: ObjectiveModule, optimizer: torch.optim.Optimizer, settings: dict[str, Any]
+    ) -> Any:
+        """DeepSpeed's engine around the model."""
+        engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, mpu=self.grid, config=settings)
+        return engine
 
     def train_step(self, micro_batches: list[Batch], step: int, counts: list[float]) -> tuple[list[float], float]:
         """One update from this rank's micro batches of the global batch.
@@ -112,20 +153,28 @@ class Engine:
         set_learning_rate(self._engine.optimizer, self.learning_rate(step))
         ranks = self.grid.data * self.grid.sequence
         scale = torch.tensor([ranks / count if count else 0.0 for count in counts], device=self.device)
-        self._engine.train()
         if self.draws:
             # The same on the same layout, also after a resume.
             torch.manual_seed(_derived_seed(self.config.run.seed, step, self.grid.rank))
+        own = self._update(micro_batches, scale) * self.grid.reports
+        return own.tolist(), float(self._engine.get_global_grad_norm())
+
+    def _update(self, micro_batches: list[Batch], scale: torch.Tensor) -> torch.Tensor:
+        """Forward and backward pass of every micro batch, and the update.
+
+        `scale`: (terms,) factors of the sums, which make the loss of them. Returns (terms,), the sums in fp64.
+        """
+        self._engine.train()
         sums = []
-        for place, batch in enumerate(micro_batches):
+        for number, batch in enumerate(micro_batches, start=1):
             # DeepSpeed's own count of micro batches is fixed when it starts; the batch may grow.
-            self._engine.set_gradient_accumulation_boundary(place + 1 == len(micro_batches))
-            terms = self._engine(batch.to(self.device))
-            self._engine.backward((terms * scale).sum(), scale_wrt_gas=False)
+            self._engine.set_gradient_accumulation_boundary(number == len(micro_batches))
+            with self._passes():
+                terms = self._engine(batch.to(self.device))
+                self._engine.backward((terms * scale).sum(), scale_wrt_gas=False)
             self._engine.step()
             sums.append(terms.detach())
-        own = torch.stack(sums).double().sum(0) * self.grid.reports
-        return own.tolist(), float(self._engine.get_global_grad_norm())
+        return torch.stack(sums).double().sum(0)
 
     def learning_rate(self, step: int) -> float:
         """Learning rate of 0-based step `step`."""
@@ -136,7 +185,12 @@ class Engine:
         """Sum of weight x loss over a batch's targets, without training, as `train_step` gives it; where ranks share
         parameters they must call it together."""
         self._engine.eval()
-        return float(self._engine.module(batch.to(self.device))[0]) * self.grid.reports
+        with self._passes():
+            return float(self._engine.module(batch.to(self.device))[0]) * self.grid.reports
+
+    def _passes(self) -> contextlib.AbstractContextManager[None]:
+        stage3 = self.config.engine.zero_stage == 3
+        return shims.linear_that_keeps_no_weight() if stage3 else contextlib.nullcontext()
 
     def state(self) -> Iterator[Fragment]:
         """This rank's part of all weights and optimizer tensors, as views: copy before the next step."""
@@ -154,10 +208,22 @@ class Engine:
         """Updates made so far; skipped steps do not count."""
         return shims.optimizer_steps(self._engine)
 
-    def load_state(self, read: shims.RangeReader, optimizer_steps: int) -> None:
-        """Continue from saved state: `read` gives flat ranges of rectangles of global tensors."""
+    @property
+    def counters(self) -> dict[str, Any]:
+        """What a checkpoint keeps besides tensors: `optimizer_steps`, and in fp16 how the loss is scaled."""
+        scaling = shims.loss_scaling(self._engine)
+        return {"steps": self.optimizer_steps} | ({"loss_scaling": scaling} if scaling else {})
+
+    def load_state(self, read: shims.RangeReader, counters: dict[str, Any]) -> None:
+        """Continue from saved state.
+
+        Args:
+            read: gives flat ranges of rectangles of global tensors.
+            counters: as they were.
+        """
         shims.load(self._engine, self.named, read)
-        shims.set_optimizer_steps(self._engine, optimizer_steps)
+        shims.set_optimizer_steps(self._engine, int(counters["steps"]))
+        shims.set_loss_scaling(self._engine, counters.get("loss_scaling", {}))
 
 
 def _derived_seed(*key: int) -> int:
@@ -166,10 +232,18 @@ def _derived_seed(*key: int) -> int:
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The arithmetic that `engine.dtype` names on this device."""
+    """The arithmetic that `engine.dtype` names on this device.
+
+    Raises:
+        UserError: fp16 on a CPU.
+    """
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
-    return {"fp32": torch.float32, "bf16": torch.bfloat16}[name]
+    if name == "fp16" and device.type == "cpu":
+        raise UserError(
+            "engine.dtype is fp16, but this run is on a CPU, which has no fp16 arithmetic; use bf16 or fp32"
+        )
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
 
 
 def compile_blocks(model: nn.Module) -> None:
@@ -198,23 +272,38 @@ def deepspeed_config(
     """
     micro, steps = accumulation(config, grid.data)
     on_gpu = device.type == "cuda"
+    settings = config.engine
     # DeepSpeed wants an even number, and refuses to start on ranks otherwise.
-    bucket = min(config.engine.bucket_elements, parameters)
+    bucket = min(settings.bucket_elements, parameters)
     bucket += bucket % 2
+    away = {"device": "cpu", "pin_memory": on_gpu}
+    offload = {} if settings.offload == "none" else {"offload_optimizer": away}
+    if settings.offload == "optimizer_and_weights":
+        offload["offload_param"] = away
     return {
         "train_micro_batch_size_per_gpu": micro,
         "gradient_accumulation_steps": steps,
         "gradient_clipping": config.optimizer.clip,
         "zero_allow_untested_optimizer": True,
+        # Its own optimizer for offloading takes a minute and a half to compile; torch's fused AdamW runs on CPUs too.
+        "zero_force_ds_cpu_optimizer": False,
         "bf16": {"enabled": dtype == torch.bfloat16},
+        "fp16": {"enabled": dtype == torch.float16, "initial_scale_power": settings.initial_scale_power},
+        # Gradients are summed over micro batches and over ranks in fp32, whatever the passes compute in.
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "communication_data_type": "fp32",
         "zero_optimization": {
-            "stage": config.engine.zero_stage,
+            "stage": settings.zero_stage,
+            "stage3_param_persistence_threshold": settings.persistence_elements,
+            "stage3_max_live_parameters": settings.live_elements,
+            "stage3_max_reuse_distance": settings.live_elements,
+            **offload,
             "reduce_bucket_size": bucket,
             "allgather_bucket_size": bucket,
             "overlap_comm": on_gpu,
-            # Copying gradients into one buffer pays only where it feeds a network of its own.
-            # Without it DeepSpeed would add up those of experts over all ranks.
-            "contiguous_gradients": on_gpu or config.engine.zero_stage > 1 or grid.expert > 1,
+            # Copying gradients into one buffer pays only where it feeds a network of its own; without it DeepSpeed
+            # would add up those of experts over all ranks.
+            "contiguous_gradients": on_gpu or settings.zero_stage == 2 or grid.expert > 1,
         },
         "steps_per_print": None,
         "wall_clock_breakdown": False,
@@ -222,7 +311,12 @@ def deepspeed_config(
 
 
 @contextlib.contextmanager
-def _stdout_to_stderr() -> Iterator[None]:
+def _stdout_to_log() -> Iterator[None]:
     """DeepSpeed prints while it starts; stdout carries our result only."""
-    with contextlib.redirect_stdout(sys.stderr):
-        yield
+    with io.StringIO() as printed:
+        try:
+            with contextlib.redirect_stdout(printed):
+                yield
+        finally:
+            for line in printed.getvalue().splitlines():
+                _LOGGER.info(line)

@@ -21,6 +21,7 @@ from torch import nn
 from llmscale.checkpoint.fragments import Fragment
 from llmscale.engine.experts import expert_group_of
 from llmscale.engine.optimizers import Part, ShardedOptimizer, create_state
+from llmscale.parallel.init import Weights, fill
 from llmscale.parallel.shards import Shard, shard_of
 
 WEIGHT = "weight"
@@ -60,33 +61,123 @@ def restart_numbers() -> None:
         sys.modules["deepspeed.runtime.zero.partition_parameters"].Init.param_id = 0  # type: ignore[attr-defined]
 
 
+@contextlib.contextmanager
+def one_kind_of_optimizer(deepspeed: Any) -> Iterator[None]:
+    """Within the block, engines that start take for ZeRO 1 with bf16 weights the optimizer that they take for all else.
+
+    Where gradients are summed in fp32, DeepSpeed would take its BF16_Optimizer for this one case.
+    """
+    from deepspeed.runtime.zero.config import ZERO_OPTIMIZATION
+
+    engine, check = deepspeed.DeepSpeedEngine, deepspeed.DeepSpeedEngine._do_optimizer_sanity_check
+
+    def always_zero(self: Any, optimizer: Any) -> str:
+        check(self, optimizer)
+        return ZERO_OPTIMIZATION
+
+    engine._do_optimizer_sanity_check = always_zero
+    try:
+        yield
+    finally:
+        engine._do_optimizer_sanity_check = check
+
+
+@contextlib.contextmanager
+def linear_that_keeps_no_weight() -> Iterator[None]:
+    """Within the block, linear layers do not keep gathered weights for the backward pass, which gathers them again.
+
+    DeepSpeed replaces torch's function for good, with all else that the process computes.
+    """
+    from deepspeed.runtime.zero.linear import zero3_linear_wrap
+
+    plain = nn.functional.linear
+    nn.functional.linear = zero3_linear_wrap
+    try:
+        yield
+    finally:
+        nn.functional.linear = plain
+
+
+def share_masters(engine: Any) -> None:
+    """Let fp32 weights at ZeRO 3 be their own masters, as DeepSpeed means them to be where nothing is offloaded.
+
+    It compares a device with the name of a device, finds them different and makes a copy.
+    """
+    optimizer = engine.optimizer
+    if engine.zero_optimization_stage() != 3 or optimizer.dtype != torch.float32 or optimizer.offload_optimizer:
+        return
+    masters = optimizer.fp32_partitioned_groups_flat
+    for place, weights in enumerate(optimizer.fp16_partitioned_groups_flat):
+        weights.ds_id = masters[place].ds_id
+        masters[place] = weights.requires_grad_()
+
+
 def save_passes_over_gradients(engine: Any) -> None:
-    """Spare ZeRO 1 and 2 two costs that show on a CPU: the norm in converted fp64, and averaging over one rank."""
+    """Spare costs that show: at ZeRO 1 and 2 the norm in converted fp64, and averaging over one rank; at ZeRO 3 a copy
+    of all gradients."""
     optimizer = engine.optimizer
     if engine.zero_optimization_stage() == 3:
+        optimizer._prepare_fp32_grad_for_sub_group = types.MethodType(_gradient_of_sub_group, optimizer)
         return
     optimizer.get_grad_norm_direct = types.MethodType(_grad_norm, optimizer)
-    if dist.get_world_size(optimizer.dp_process_group) == 1:
+    if dist.get_world_size(optimizer.dp_process_group) == 1 and optimizer.dtype == torch.float32:
         # Copies every gradient into a bucket and back, to change nothing.
         optimizer.allreduce_and_copy = lambda *_, **__: None
 
 
+def _gradient_of_sub_group(optimizer: Any, number: int) -> None:
+    """What DeepSpeedZeroOptimizer_Stage3._prepare_fp32_grad_for_sub_group does, with a view of the buffer that has all
+    gradients in the order of the masters, where that flattens the parts of it into a new one."""
+    sizes = optimizer.fp16_partitioned_groups_flat_numel
+    gradient = optimizer.grad_partitions_flat_buffer.narrow(0, sum(sizes[:number]), sizes[number])
+    assert gradient.dtype == torch.float32
+    optimizer.fp32_partitioned_groups_flat[number].grad = gradient
+    optimizer.averaged_gradients[number] = None
+
+
 def _grad_norm(optimizer: Any, gradients: list[torch.Tensor], params: list[nn.Parameter], norm_type: int = 2) -> Any:
     """What ZeroOptimizer.get_grad_norm_direct computes: the norm over all ranks, -1 where it is not finite."""
-    from deepspeed.runtime.utils import is_model_parallel_parameter, mask_nan_or_inf_with_val_inplace
+    from deepspeed.runtime.utils import mask_nan_or_inf_with_val_inplace
 
     assert norm_type == 2
-    total = torch.zeros((), dtype=torch.float64, device=optimizer.device)
-    real = (gradient for gradient in gradients if not getattr(gradient, "_zero_padding", False))
-    for gradient, parameter in zip(real, params, strict=False):
-        replica = getattr(parameter, "ds_pipe_replicated", False)
-        if not replica and (is_model_parallel_parameter(parameter) or optimizer.model_parallel_rank == 0):
-            total += sum_of_squares(gradient.detach())
-    dist.all_reduce(total, group=optimizer.dp_process_group)
-    optimizer._model_parallel_all_reduce(tensor=total, op=dist.ReduceOp.SUM)
+    total = _sum_over_ranks(optimizer, _squares(optimizer, gradients, params))
     norm = total.sqrt().float()
     mask_nan_or_inf_with_val_inplace(norm, device=optimizer.device)
     return norm
+
+
+def norm_over_stages(engine: Any) -> None:
+    """Let the stages of a pipeline add up their gradients' squares once. DeepSpeed does it for each group of
+    parameters, but a stage may have fewer groups than another, which then waits for it for ever."""
+
+    def norm(optimizer: Any, norm_type: int = 2) -> torch.Tensor:
+        assert norm_type == 2
+        own = [
+            _squares(optimizer, optimizer.averaged_gradients[group], params)
+            for group, params in enumerate(optimizer.params_in_partition)
+        ]
+        found = _sum_over_ranks(optimizer, torch.stack(own).sum()).sqrt().float()
+        return torch.where(found.isfinite(), found, torch.inf)
+
+    engine.optimizer.scaled_global_norm = types.MethodType(norm, engine.optimizer)
+
+
+def _squares(optimizer: Any, gradients: list[torch.Tensor], params: list[nn.Parameter]) -> torch.Tensor:
+    """Sum of squares in fp64 of what this rank has of some gradients, and no other rank."""
+    from deepspeed.runtime.utils import is_model_parallel_parameter
+
+    total = torch.zeros((), dtype=torch.float64, device=optimizer.device)
+    real = (gradient for gradient in gradients if not getattr(gradient, "_zero_padding", False))
+    for gradient, parameter in zip(real, params, strict=False):
+        if is_model_parallel_parameter(parameter) or optimizer.model_parallel_rank == 0:
+            total += sum_of_squares(gradient.detach())
+    return total
+
+
+def _sum_over_ranks(optimizer: Any, total: torch.Tensor) -> torch.Tensor:
+    dist.all_reduce(total, group=optimizer.dp_process_group)
+    optimizer._model_parallel_all_reduce(tensor=total, op=dist.ReduceOp.SUM)
+    return total
 
 
 def sum_of_squares(values: torch.Tensor) -> torch.Tensor:
@@ -157,6 +248,22 @@ def set_optimizer_steps(engine: Any, steps: int) -> None:
             state["step"].fill_(float(steps))
 
 
+_SCALING = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+
+
+def loss_scaling(engine: Any) -> dict[str, float]:
+    """In fp16, the factor of the loss and what decides when it changes; empty otherwise."""
+    scaler = engine.optimizer.loss_scaler
+    return {name: getattr(scaler, name) for name in _SCALING} if scaler.dynamic else {}
+
+
+def set_loss_scaling(engine: Any, values: dict[str, float]) -> None:
+    """Restore what `loss_scaling` gives; without effect where the loss is not scaled."""
+    scaler = engine.optimizer.loss_scaler
+    for name, value in values.items() if scaler.dynamic else ():
+        setattr(scaler, name, value)
+
+
 def fragments(engine: Any, named: list[tuple[str, nn.Parameter]]) -> Iterator[Fragment]:
     """What this rank owns of every tensor: fp32 masters and optimizer tensors, as views of DeepSpeed's buffers.
 
@@ -222,6 +329,15 @@ def load(engine: Any, named: list[tuple[str, nn.Parameter]], read: RangeReader) 
         for kind, whole in shared.get(name, {}).items():
             whole.view(-1).copy_(read(name, kind, Shard.whole(whole.shape), 0, whole.numel()))
     _refresh_weights(engine)
+
+
+@torch.no_grad()
+def fill_masters(engine: Any, named: list[tuple[str, nn.Parameter]], weights: Weights) -> None:
+    """Give the fp32 masters that this rank owns their exact values, of which the forward pass has rounded ones."""
+    for name, parameter in named:
+        if parameter.requires_grad:
+            for start, values in _owned(engine, parameter, WEIGHT):
+                fill(values.data, weights, name, shard_of(parameter), start)
 
 
 def _inner_optimizer(engine: Any) -> torch.optim.Optimizer:

@@ -81,8 +81,9 @@ class RankGrid:
 
     @property
     def reports(self) -> bool:
-        """Whether this rank's sums of the loss count; others of its tensor-parallel group have the same."""
-        return not self.coordinate("tensor")
+        """Whether this rank's sums of the loss count: those of the last stage, where others of its tensor-parallel
+        group have the same."""
+        return not self.coordinate("tensor") and self.coordinate("pipeline") == self.pipeline - 1
 
     def _stride(self, axis: Axis) -> int:
         stride = 1

@@ -194,15 +194,17 @@ class ShardedExperts(Experts):
 
 
 class ShardedStack(Stack):
-    """A stack of sharded blocks. What enters it and what it gives is whole on every rank."""
+    """A stack of sharded blocks. What enters its first layer and what its last gives is whole on every rank."""
 
     ranks: TensorRanks
 
     def run(self, hidden: Tensor, positions: Tensor, sight: Sight, **others: Any) -> tuple[Tensor, Tensor | None]:
         if not self.ranks.by_positions:
             return super().run(hidden, positions, sight, **others)
-        hidden, loss = super().run(collectives.split(hidden, self.ranks.group), positions, sight, **others)
-        return collectives.join(hidden, self.ranks.group), loss
+        if self.begins:
+            hidden = collectives.split(hidden, self.ranks.group)
+        hidden, loss = super().run(hidden, positions, sight, **others)
+        return (collectives.join(hidden, self.ranks.group) if self.ends else hidden), loss
 
     @property
     def heads(self) -> range:

@@ -1,4 +1,5 @@
-"""How the modules of a Transformer are shared by tensor-parallel ranks: one table for all families.
+"""How a Transformer is shared: its modules by tensor-parallel ranks, in one table for all families, and its layers by
+the stages of a pipeline.
 
 Module names are those of `llmscale.model`; a `*` stands for any characters. What no row names is whole on every rank
 and sees the same on every rank, so that its gradient needs nothing.
@@ -47,3 +48,18 @@ def cut_of(name: str, by_positions: bool) -> Cut | None:
     """How the module `name` is cut; None: not at all."""
     table = TENSOR + (BY_POSITIONS if by_positions else ())
     return next((cut for pattern, cut in table if fnmatchcase(name, pattern)), None)
+
+
+def stage_layers(layers: int, stages: int) -> list[range]:
+    """Which layers each stage of a pipeline has, as evenly as they go.
+
+    The layers that are left over go to the stages just before the last, which has the head; earlier stages hold more
+    micro batches at a time.
+    """
+    least, over = divmod(layers, stages)
+    found, start = [], 0
+    for stage in range(stages):
+        end = start + least + (stages - 1 - over <= stage < stages - 1)
+        found.append(range(start, end))
+        start = end
+    return found

@@ -71,4 +71,4 @@ def restore(engine: Engine, checkpoint: Checkpoint) -> None:
     def read(name: str, kind: str, part: Shard, start: int, end: int) -> torch.Tensor:
         return checkpoint.read(name, kind, part.offsets, part.sizes, start, end, shape=part.shape)
 
-    engine.load_state(read, int(checkpoint.manifest.optimizer["steps"]))
+    engine.load_state(read, checkpoint.manifest.optimizer)

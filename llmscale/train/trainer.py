@@ -163,7 +163,7 @@ class Trainer:
         extra = {
             "samples": self.samples,
             "progress": {"tokens": self.tokens, "skipped_steps": self.skipped_steps, "seconds": self.seconds},
-            "optimizer": {"steps": self.engine.optimizer_steps},
+            "optimizer": self.engine.counters,
             "schedule": {"lr": self.engine.learning_rate(self.step), "step": self.step},
             "config": self.config.model_dump(mode="json"),
             "identity": identity(self.config),

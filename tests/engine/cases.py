@@ -14,6 +14,7 @@ from llmscale.config import RunConfig, parse_config
 from llmscale.engine.distributed import all_reduce_sum, gather_objects, join, leave, read_world
 from llmscale.engine.engine import Engine, accumulation
 from llmscale.engine.optimizers import build_optimizer
+from llmscale.engine.pipeline import make_engine
 from llmscale.engine.schedule import learning_rate
 from llmscale.model import Dropout
 from llmscale.objectives import build_loss
@@ -122,8 +123,10 @@ def one_step(engine: Engine, grid: RankGrid, step: int) -> Figures:
 def open_engine(config: RunConfig) -> tuple[Engine, RankGrid]:
     """An engine on this rank; the process group must be there."""
     grid = build_grid(config, read_world("cpu"))
-    model = build(config, grid)
-    return Engine(model, build_loss(config.objective, config.model), config, grid, torch.device("cpu")), grid
+    model = init.build_hollow(config.model, VOCAB, grid, config.parallel.tensor_sequence)
+    weights = init.drawn(config.model, config.run.seed)
+    loss = build_loss(config.objective, config.model)
+    return make_engine(model, loss, config, grid, torch.device("cpu"), weights), grid
 
 
 def train_on_rank(configs: list[RunConfig], steps: int = STEPS) -> list[list[Figures]]:
@@ -156,7 +159,7 @@ def _save(config: RunConfig, folder: Path, steps: int, after: int) -> list[Figur
         one_step(engine, grid, step)
     writer = CheckpointWriter(folder, rank=grid.rank, world=grid.world_size)
     progress = {"tokens": 0, "skipped_steps": 0, "seconds": 0.0}
-    extra = {"samples": 0, "progress": progress, "optimizer": {"steps": engine.optimizer_steps}}
+    extra = {"samples": 0, "progress": progress, "optimizer": engine.counters}
     writer.save(steps, engine.state(), extra)
     found = [one_step(engine, grid, step) for step in range(steps, steps + after)]
     writer.wait()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from functools import cache
 
 from llmscale.config import RunConfig, load_config
@@ -30,7 +31,7 @@ FAMILIES = tuple(sorted(path.stem for path in TWINS.glob("*.yaml")))
 DISTINCT = tuple(name for name in FAMILIES if name not in ("bert_large", "t5_11b"))
 """Without those that only differ in size from another."""
 
-TRIES = 40
+TRIES = 8
 """Attempts to find few covering cases."""
 
 Pairs = frozenset[tuple[tuple[str, object], tuple[str, object]]]
@@ -73,8 +74,7 @@ def every_case() -> list[Case]:
 def covering_cases() -> list[Case]:
     """Few legal cases in which every pair of two settings' values occurs that occurs in a legal one.
 
-    A family meets every setting and every ZeRO stage; settings meet each other at sizes of 1, 2 and more. Greedy: each
-    time the case with most new pairs, the one on fewer ranks where several have as many.
+    A family meets every setting and every ZeRO stage; settings meet each other at sizes of 1, 2 and more.
     """
     pairs = {
         (name, shape): _pairs(name, shape)
@@ -82,20 +82,24 @@ def covering_cases() -> list[Case]:
         for shape in layouts(name)
         if shape.ranks > 1 and text_of(shape) != "dp=1"
     }
-    # Which of several equally good cases is taken first makes some difference.
     tries = [_cover(pairs, random.Random(seed)) for seed in range(TRIES)]
     return [(name, text_of(shape)) for name, shape in min(tries, key=len)]
 
 
 def _cover(pairs: dict[tuple[str, Shape], Pairs], chance: random.Random) -> list[tuple[str, Shape]]:
-    missing = set().union(*pairs.values())
-    order = list(pairs)
-    chance.shuffle(order)
-    chosen = []
+    """Greedy: each time the case with the rarest new pairs, give or take; then without those that are not needed."""
+    every = frozenset().union(*pairs.values())
+    often = Counter(pair for found in pairs.values() for pair in found)
+    missing, chosen = every, []
     while missing:
-        best = max(order, key=lambda case: (len(pairs[case] & missing), -case[1].ranks))
+        worth = {case: sum(often[pair] ** -0.5 for pair in found & missing) for case, found in pairs.items()}
+        best = max(pairs, key=lambda case: worth[case] * (1 + 0.1 * chance.random()))
         missing -= pairs[best]
         chosen.append(best)
+    for case in list(chosen):
+        others = [other for other in chosen if other != case]
+        if frozenset().union(*(pairs[other] for other in others)) == every:
+            chosen = others
     return chosen
 
 
@@ -104,7 +108,8 @@ def _pairs(name: str, shape: Shape) -> Pairs:
         (field, min(getattr(shape, field), 3)) for field in ("tensor", "sequence", "pipeline", "expert")
     ]
     values = [*sizes, ("zero", shape.zero_stage), ("data", shape.replicas > 1), ("positions", shape.tensor_sequence)]
-    with_family = [(field, size != 1) for field, size in sizes] + values[len(sizes) :]
+    with_family = [(field, size != 1) for field, size in sizes]
+    with_family += [("zero", shape.zero_stage), ("positions", shape.tensor_sequence)]
     return frozenset(
         [(one, other) for place, one in enumerate(values) for other in values[place + 1 :]]
         + [(("family", name), value) for value in with_family]
