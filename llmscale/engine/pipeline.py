@@ -75,11 +75,49 @@ class Stage(nn.Module):
         return (terms if self._scale is None else terms * self._scale).sum()
 
 
+class Shared:
+    """A parameter that several stages use: the gradients of all go to its owner, whose new values go to all."""
+
+    def __init__(self, parameter: nn.Parameter, group: Any, owner: int) -> None:
+        self.parameter = parameter
+        self.group = group
+        """Of the ranks that use it."""
+        self.owner = owner
+        self.owned = owner == dist.get_rank()
+        self._gradient: Tensor | None = None
+
+    def start(self) -> None:
+        """Take the gradients from now on; call it once the parameter has its dtype."""
+        if not self.owned:
+            self.parameter.register_post_accumulate_grad_hook(self._take)
+
+    def _take(self, parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        # In fp32 over the micro batches, whatever the passes compute in.
+        found, parameter.grad = parameter.grad.float(), None
+        self._gradient = found if self._gradient is None else self._gradient.add_(found)
+
+    @torch.no_grad()
+    def collect(self, zero: Any) -> None:
+        """Add what the others found to the owner's gradient, in fp32. `zero`: DeepSpeed's optimizer."""
+        gradient = zero.get_gradient_for_reduction(self.parameter) if self.owned else self._gradient
+        assert gradient is not None
+        total = gradient.float()
+        dist.reduce(total, dst=self.owner, group=self.group)
+        if self.owned:
+            gradient.copy_(total)
+        self._gradient = None
+
+    @torch.no_grad()
+    def spread(self) -> None:
+        """Send the owner's values to the others."""
+        dist.broadcast(self.parameter.data, src=self.owner, group=self.group)
+
+
 class PipelineEngine(Engine):
     """One stage of a model that trains: the interface of `Engine`, and the same gradients.
 
-    What several stages use is updated by the first of them: it gets the gradients of the others before the update, and
-    sends them the new values after it.
+    What several stages use is updated by the first of them (see `Shared`).
     """
 
     def __init__(
@@ -91,8 +129,7 @@ class PipelineEngine(Engine):
         device: torch.device,
         weights: Weights | None = None,
     ) -> None:
-        self._shared: list[tuple[nn.Parameter, Any, int]] = []
-        """Parameters of this rank that several stages use, with the group of those and their owner's rank."""
+        self._shared: list[Shared] = []
         self._shape: torch.Size | None = None
         super().__init__(model, loss, config, grid, device, weights)
         count = torch.tensor(self.parameters)
@@ -102,12 +139,12 @@ class PipelineEngine(Engine):
     def _trained(self, model: nn.Module) -> list[tuple[str, nn.Parameter]]:
         grid, shared, trained = self.grid, shared_by_stages(self.config.model, self.grid.pipeline), []
         for name, parameter in model.named_parameters():
-            owner = grid.rank
+            owned = True
             if name in shared:
                 members = users(grid, shared[name])
-                owner = members[0]
-                self._shared.append((parameter, grid.group_of(members), owner))
-            if owner == grid.rank:
+                self._shared.append(Shared(parameter, grid.group_of(members), owner=members[0]))
+                owned = self._shared[-1].owned
+            if owned:
                 trained.append((name, parameter))
         return trained
 
@@ -126,7 +163,10 @@ class PipelineEngine(Engine):
         pipeline = deepspeed.PipelineModule(layers=layers, topology=topology, partition_method="uniform")
         engine, *_ = deepspeed.initialize(model=pipeline, optimizer=optimizer, config=_pipeline_settings(settings))
         _require_same_groups(engine.grid, grid)
-        engine._INSTRUCTION_MAP = {**engine._INSTRUCTION_MAP, ReduceTiedGrads: lambda _: self._collect_gradients()}
+        for shared in self._shared:
+            shared.start()
+        engine._INSTRUCTION_MAP = {**engine._INSTRUCTION_MAP, ReduceTiedGrads: self._collect_gradients}
+        shims.norm_over_stages(engine)
         return engine
 
     def _update(self, micro_batches: list[Batch], scale: Tensor) -> Tensor:
@@ -161,22 +201,14 @@ class PipelineEngine(Engine):
             self._engine.reset_activation_shape()
         self._shape = shape
 
-    @torch.no_grad()
-    def _collect_gradients(self) -> None:
-        """Add what other stages found to the owners' gradients, in fp32, before these are averaged."""
-        for parameter, group, owner in self._shared:
-            assert parameter.grad is not None
-            total = parameter.grad.float()
-            dist.reduce(total, dst=owner, group=group)
-            if owner == self.grid.rank:
-                parameter.grad.copy_(total)
-            else:
-                parameter.grad = None
+    def _collect_gradients(self, engine: Any) -> None:
+        """In place of DeepSpeed's own sum over stages: before it averages over replicas."""
+        for shared in self._shared:
+            shared.collect(engine.optimizer)
 
-    @torch.no_grad()
     def _spread_values(self) -> None:
-        for parameter, group, owner in self._shared:
-            dist.broadcast(parameter.data, src=owner, group=group)
+        for shared in self._shared:
+            shared.spread()
 
 
 _NOTHING = torch.zeros(1, dtype=torch.int64)

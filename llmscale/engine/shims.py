@@ -128,20 +128,47 @@ def _gradient_of_sub_group(optimizer: Any, number: int) -> None:
 
 def _grad_norm(optimizer: Any, gradients: list[torch.Tensor], params: list[nn.Parameter], norm_type: int = 2) -> Any:
     """What ZeroOptimizer.get_grad_norm_direct computes: the norm over all ranks, -1 where it is not finite."""
-    from deepspeed.runtime.utils import is_model_parallel_parameter, mask_nan_or_inf_with_val_inplace
+    from deepspeed.runtime.utils import mask_nan_or_inf_with_val_inplace
 
     assert norm_type == 2
-    total = torch.zeros((), dtype=torch.float64, device=optimizer.device)
-    real = (gradient for gradient in gradients if not getattr(gradient, "_zero_padding", False))
-    for gradient, parameter in zip(real, params, strict=False):
-        replica = getattr(parameter, "ds_pipe_replicated", False)
-        if not replica and (is_model_parallel_parameter(parameter) or optimizer.model_parallel_rank == 0):
-            total += sum_of_squares(gradient.detach())
-    dist.all_reduce(total, group=optimizer.dp_process_group)
-    optimizer._model_parallel_all_reduce(tensor=total, op=dist.ReduceOp.SUM)
+    total = _sum_over_ranks(optimizer, _squares(optimizer, gradients, params))
     norm = total.sqrt().float()
     mask_nan_or_inf_with_val_inplace(norm, device=optimizer.device)
     return norm
+
+
+def norm_over_stages(engine: Any) -> None:
+    """Let the stages of a pipeline add up their gradients' squares once. DeepSpeed does it for each group of
+    parameters, but a stage may have fewer groups than another, which then waits for it for ever."""
+
+    def norm(optimizer: Any, norm_type: int = 2) -> torch.Tensor:
+        assert norm_type == 2
+        own = [
+            _squares(optimizer, optimizer.averaged_gradients[group], params)
+            for group, params in enumerate(optimizer.params_in_partition)
+        ]
+        found = _sum_over_ranks(optimizer, torch.stack(own).sum()).sqrt().float()
+        return torch.where(found.isfinite(), found, torch.inf)
+
+    engine.optimizer.scaled_global_norm = types.MethodType(norm, engine.optimizer)
+
+
+def _squares(optimizer: Any, gradients: list[torch.Tensor], params: list[nn.Parameter]) -> torch.Tensor:
+    """Sum of squares in fp64 of what this rank has of some gradients, and no other rank."""
+    from deepspeed.runtime.utils import is_model_parallel_parameter
+
+    total = torch.zeros((), dtype=torch.float64, device=optimizer.device)
+    real = (gradient for gradient in gradients if not getattr(gradient, "_zero_padding", False))
+    for gradient, parameter in zip(real, params, strict=False):
+        if is_model_parallel_parameter(parameter) or optimizer.model_parallel_rank == 0:
+            total += sum_of_squares(gradient.detach())
+    return total
+
+
+def _sum_over_ranks(optimizer: Any, total: torch.Tensor) -> torch.Tensor:
+    dist.all_reduce(total, group=optimizer.dp_process_group)
+    optimizer._model_parallel_all_reduce(tensor=total, op=dist.ReduceOp.SUM)
+    return total
 
 
 def sum_of_squares(values: torch.Tensor) -> torch.Tensor:

@@ -27,11 +27,7 @@ class Rule(NamedTuple):
 
 
 UNPROVEN: tuple[tuple[str, ...], ...] = (
-    ("pipeline", "tensor_sequence"),
-    ("pipeline", "compile"),
-    ("pipeline", "recompute"),
     ("tensor", "whole_tensors"),
-    ("pipeline", "whole_tensors"),
     ("expert", "whole_tensors"),
 )
 """Refused until a parity test proves them equal to one process; that test's change deletes the row. A row is what may

@@ -95,11 +95,7 @@ MODELS = {
 
 # What is refused until a test proves it, by row of llmscale.legality.rules.UNPROVEN.
 NOT_PROVEN: dict[tuple[str, ...], Callable[[Model, L], bool]] = {
-    ("pipeline", "tensor_sequence"): lambda model, at: at.pipeline > 1 and at.tensor_sequence,
-    ("pipeline", "compile"): lambda model, at: at.pipeline > 1 and at.compile,
-    ("pipeline", "recompute"): lambda model, at: at.pipeline > 1 and at.recompute in ("block", "selective"),
     ("tensor", "whole_tensors"): lambda model, at: at.tensor > 1 and model.optimizer in ("muon", "adafactor"),
-    ("pipeline", "whole_tensors"): lambda model, at: at.pipeline > 1 and model.optimizer in ("muon", "adafactor"),
     ("expert", "whole_tensors"): lambda model, at: at.expert > 1 and model.optimizer in ("muon", "adafactor"),
 }
 

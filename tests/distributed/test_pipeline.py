@@ -1,6 +1,7 @@
 """Pipelines against one process in plain torch, alone and beside data and tensor parallelism; and whole runs that
 change to a pipeline and back."""
 
+import shutil
 import signal
 from functools import cache
 from pathlib import Path
@@ -9,14 +10,18 @@ from typing import Any
 import pytest
 import torch
 
+from llmscale.config import RunConfig
 from llmscale.parallel import init
 from llmscale.parallel.grid import RankGrid
 from llmscale.parallel.plans import stage_layers
 from llmscale.train.start import PREEMPTED
 from tests.distributed.cases import Case, case_config, run_cases, write_corpus
 from tests.distributed.pipelines import DROPPED, STEPS, Found, config_of, plain, train_on_rank
+from tests.engine import cases as engine_cases
 from tests.engine.cases import VOCAB
+from tests.engine.references import VARIANTS, reference_optimizers, single_precision_muon
 from tests.ranks import run_ranks
+from tests.systems import cases as twins
 from tests.train.runs import evaluations, ledger, metrics
 
 TOLERANCE = 1e-5
@@ -115,6 +120,73 @@ def test_the_references_clip() -> None:
     for rows in CASES.values():
         for row in rows:
             assert all(norm > config_of(*row[:2]).optimizer.clip for *_, norm in reference(row).steps), row
+
+
+FAMILIES = {
+    "bert_base": (),
+    "gpt3_175b": ("model.layers=3",),
+    "gpt_j_6b": ("model.rotary_fraction=0.5",),
+    "gpt_neo_2_7b": ("model.positions=alibi",),
+    "gpt_neox_20b": ("model.layers=3", "model.rotary_fraction=0.5"),
+    "llama3_8b": (),
+    "pangu_alpha_200b": (),
+    "qwen3_8b": (),
+}
+"""Twins of every family of one dense stack, and what is set besides."""
+
+
+def test_every_family_trains_as_plain_torch() -> None:
+    stages = "parallel.pipeline=2", "train.micro_batch=2"
+    every = run_ranks(2, twins.train_on_rank, [twins.twin(name, *FAMILIES[name], *stages) for name in FAMILIES])
+    for number, name in enumerate(FAMILIES):
+        expected, _ = twins.plain_torch(twins.twin(name, *FAMILIES[name]))
+        for rank in every:
+            assert rank[number] == [pytest.approx(row, rel=TOLERANCE) for row in expected], name
+
+
+def test_optimizers_that_need_whole_tensors(tmp_path: Path) -> None:
+    """As others have written them; and their state, from a pipeline to replicas and back."""
+    configs = {name: engine_cases.case_config(**variant, train__micro_batch=4) for name, variant in VARIANTS.items()}
+    staged = {name: with_stages(config) for name, config in configs.items()}
+    with_state = [name for name in VARIANTS if name in ("lion", "adafactor-momentum", "muon")]
+    expected = {}
+    for name, config in configs.items():
+        with single_precision_muon():
+            expected[name] = engine_cases.plain_torch(config, 7, reference_optimizers)[0]
+    for ranks in (2, 4):
+        for rank in run_ranks(ranks, engine_cases.train_on_rank, list(staged.values())):
+            for name, found in zip(staged, rank, strict=True):
+                assert found == [pytest.approx(row, rel=TOLERANCE) for row in expected[name][:STEPS]], name
+    for way, (before, after) in {"to": (configs, staged), "from": (staged, configs)}.items():
+        folders = {name: tmp_path / way / name for name in with_state}
+        run_ranks(2, engine_cases.save_all_on_rank, [(before[name], folders[name]) for name in with_state], 3, 0)
+        cases = [(after[name], folders[name]) for name in with_state]
+        for rank in run_ranks(2, engine_cases.resume_all_on_rank, cases, 3, 4):
+            for name, found in zip(with_state, rank, strict=True):
+                assert found == [pytest.approx(row, rel=TOLERANCE) for row in expected[name][3:]], (way, name)
+
+
+def with_stages(config: RunConfig) -> RunConfig:
+    return config.model_copy(update={"parallel": config.parallel.model_copy(update={"pipeline": 2})})
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on CPU")
+def test_compiled_layers_train_as_plain_ones() -> None:
+    rows: list[Row] = [("gpt2", "sgd", {}), ("llama", "adamw", {})]
+    configs = [config_of(*row[:2], parallel__pipeline=2, engine__compile=True) for row in rows]
+    for figures, compiled in run_ranks(2, train_compiled_on_rank, configs):
+        assert compiled, "nothing was compiled"
+        for found, row in zip(figures, rows, strict=True):
+            assert found.steps == [pytest.approx(figures, rel=TOLERANCE) for figures in reference(row).steps], row
+
+
+def train_compiled_on_rank(configs: list[RunConfig]) -> tuple[list[Found], int]:
+    """What `train_on_rank` gives, and how many graphs torch compiled for it."""
+    from torch._dynamo.utils import counters
+
+    found = train_on_rank(configs)
+    return found, counters["stats"]["unique_graphs"]
 
 
 def test_bf16_follows_fp32() -> None:

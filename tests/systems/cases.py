@@ -10,7 +10,8 @@ from torch import nn
 from data_pipeline.batch import Batch
 from llmscale.config import RunConfig, load_config
 from llmscale.engine.distributed import all_reduce_sum, join, leave, read_world
-from llmscale.engine.engine import Engine, accumulation
+from llmscale.engine.engine import accumulation
+from llmscale.engine.pipeline import make_engine
 from llmscale.model import Dropout
 from llmscale.objectives import build_loss
 from llmscale.parallel import init
@@ -102,7 +103,7 @@ def train_on_rank(configs: list[RunConfig]) -> list[list[Figures]]:
 def _train(config: RunConfig) -> list[Figures]:
     grid = build_grid(config, read_world("cpu"))
     loss = build_loss(config.objective, config.model)
-    engine = Engine(build(config, grid), loss, config, grid, torch.device("cpu"))
+    engine = make_engine(build(config, grid), loss, config, grid, torch.device("cpu"))
     micro, _ = accumulation(config, grid.data)
     found: list[Any] = []
     for step in range(STEPS):
