@@ -14,7 +14,6 @@ import torch
 from torch import nn
 
 from data_pipeline.batch import Batch
-from data_pipeline.errors import UserError
 from llmscale.checkpoint.fragments import Fragment
 from llmscale.config import RunConfig
 from llmscale.engine import shims
@@ -235,17 +234,9 @@ def _derived_seed(*key: int) -> int:
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The arithmetic that `engine.dtype` names on this device.
-
-    Raises:
-        UserError: fp16 on a CPU.
-    """
+    """The arithmetic that `engine.dtype` names on this device."""
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
-    if name == "fp16" and device.type == "cpu":
-        raise UserError(
-            "engine.dtype is fp16, but this run is on a CPU, which has no fp16 arithmetic; use bf16 or fp32"
-        )
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
 
 
