@@ -67,7 +67,8 @@ def page(rows: list[dict[str, Any]], legal: int) -> str:
         "# Layouts beside one process",
         "",
         f"{cases} of the {legal} legal layouts of the twins in `configs/systems/tiny/` on 2, 4 and 8 ranks, five steps"
-        f" each with active clipping; {within} of {len(rows)} rows are within the tolerance of fp32: {TOLERANCE['fp32']:g}"
+        f" each with active clipping; {within} of {len(rows)} rows are within the tolerance of fp32:"
+        f" {TOLERANCE['fp32']:g}"
         f" relative for losses and gradient norms, {GRADIENT_TOLERANCE['fp32']:g} for a parameter's gradient"
         " ([guide](guide/layouts.md)). Written by `make parity-full`;"
         f" torch {torch.__version__}, {platform.machine()}, gloo.",
