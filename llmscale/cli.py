@@ -80,6 +80,21 @@ def train(config: Path, overrides: tuple[str, ...], dry_run: bool) -> None:
 
 
 @cli.command()
+@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("overrides", nargs=-1, metavar="[dotted.key=value ...]")
+@click.option("--gpus", type=click.IntRange(min=1), help="Search the layouts on this many GPUs.")
+@click.option("--gpu-memory", help="Memory of a GPU, such as 80GiB.  [default: of --hardware]")
+@click.option("--hardware", default="h100", show_default=True, help="Which GPU: a100, h100 or h200.")
+@click.option("--calibration", type=click.Path(path_type=Path), help="Figures measured on your machine; JSON or YAML.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def plan(config: Path, overrides: tuple[str, ...], **options: Any) -> None:
+    """Forecast memory and time of a step of CONFIG, and with --gpus find the fastest layout that fits."""
+    from llmscale.plan.commands import plan as print_plan
+
+    print_plan(config, overrides, **options)
+
+
+@cli.command()
 def schema() -> None:
     """Print the JSON schema of the config, by which editors complete and check YAML files."""
     import json
@@ -283,11 +298,20 @@ def checkpoint_show(path: Path) -> None:
 
 @checkpoint.command("verify")
 @click.argument("path", type=click.Path(path_type=Path))
-def checkpoint_verify(path: Path) -> None:
-    """Read every file of a checkpoint and compare it with its recorded SHA-256."""
+@click.option("--reload", "layout", metavar="LAYOUT", help="Load it in this layout too, such as tp=2,dp=1.")
+def checkpoint_verify(path: Path, layout: str | None) -> None:
+    """Read every file of a checkpoint and compare it with its recorded SHA-256.
+
+    With --reload, load it on ranks of this machine's CPU and compare all that they then hold with it.
+    """
     from llmscale.checkpoint.commands import verify
 
     click.echo(verify(path))
+    if layout is not None:
+        from llmscale.parity.layouts import parse_layout
+        from llmscale.parity.reload import reload
+
+        click.echo(reload(path, parse_layout(layout)))
 
 
 @cli.command()

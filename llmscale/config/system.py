@@ -47,7 +47,7 @@ class EngineConfig(Section):
     """What DeepSpeed ZeRO shards over the data-parallel ranks: 1 optimizer states, 2 gradients too, 3 weights too."""
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Arithmetic of the forward and backward pass; masters, moments and sums of gradients stay fp32. auto: bf16 on
-    CUDA, fp32 on CPU. fp16, on CUDA only: the loss is scaled, and steps whose gradient overflows are skipped."""
+    CUDA, fp32 on CPU. fp16: the loss is scaled, and steps whose gradient overflows are skipped and counted."""
     initial_scale_power: int = Field(default=16, ge=0, le=32)
     """fp16: the loss is multiplied by 2 to the power of this at the start; the factor then follows the gradients."""
     offload: Literal["none", "optimizer", "optimizer_and_weights"] = "none"
@@ -61,7 +61,8 @@ class EngineConfig(Section):
     bucket_elements: int = Field(default=50_000_000, ge=1)
     """Gradient elements per communication bucket."""
     compile: bool = False
-    """torch.compile each layer: slower to start, faster to run. Not at zero_stage 3, which takes the weights apart."""
+    """torch.compile each layer: slower to start, faster to run. At zero_stage 3 all weights of a layer are then brought
+    together at once."""
     recompute: Literal["none", "block", "selective"] = "none"
     """What the forward pass does not keep for the backward pass, which computes it again: less memory for more time.
     block: everything inside each layer; selective: all but the results of matrix products with weights and of fused

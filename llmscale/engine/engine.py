@@ -14,7 +14,6 @@ import torch
 from torch import nn
 
 from data_pipeline.batch import Batch
-from data_pipeline.errors import UserError
 from llmscale.checkpoint.fragments import Fragment
 from llmscale.config import RunConfig
 from llmscale.engine import shims
@@ -109,6 +108,9 @@ class Engine:
         everything = list(model.named_parameters())
         values = held(everything) if weights is None else weights
         module = ObjectiveModule(model, loss, config, grid)
+        if config.engine.compile and config.engine.zero_stage == 3:
+            # A layer's weights are brought together before it runs, and not one after the other inside of it.
+            deepspeed.utils.set_z3_leaf_modules(model, [Block])
         with _stdout_to_log():
             if config.engine.zero_stage == 3:
                 partition(everything, values, device, self.dtype, grid, settings)
@@ -232,17 +234,9 @@ def _derived_seed(*key: int) -> int:
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The arithmetic that `engine.dtype` names on this device.
-
-    Raises:
-        UserError: fp16 on a CPU.
-    """
+    """The arithmetic that `engine.dtype` names on this device."""
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
-    if name == "fp16" and device.type == "cpu":
-        raise UserError(
-            "engine.dtype is fp16, but this run is on a CPU, which has no fp16 arithmetic; use bf16 or fp32"
-        )
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
 
 
@@ -250,7 +244,8 @@ def compile_blocks(model: nn.Module) -> None:
     """Compile each layer in place, so that names and parameters stay; equal layers share their compiled code."""
     for module in model.modules():
         if isinstance(module, Block):
-            module.compile()
+            # Only what is within, so that ZeRO 3's hooks around it stay outside.
+            module.forward = torch.compile(module.forward)  # type: ignore[method-assign]
 
 
 def accumulation(config: RunConfig, data_parallel: int, global_batch: int | None = None) -> tuple[int, int]:

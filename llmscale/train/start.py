@@ -12,7 +12,7 @@ from data_pipeline.records import RecordWriter
 from llmscale.config import RunConfig, flatten
 from llmscale.engine.allocator import keep_large_blocks
 from llmscale.engine.distributed import World, join, leave, named_losses, read_world, refuse
-from llmscale.engine.engine import accumulation, resolve_dtype
+from llmscale.engine.engine import accumulation
 from llmscale.engine.pipeline import make_engine
 from llmscale.legality import require_legal
 from llmscale.objectives import build_loss
@@ -42,7 +42,6 @@ def train(config: RunConfig, flag: PreemptionFlag) -> int:
     try:
         world = read_world(config.run.device)
         require_legal(config, world.size)
-        resolve_dtype(config.engine.dtype, world.device)
     except UserError as error:
         refuse(error)
     run = RunDirectory(config.run.directory)

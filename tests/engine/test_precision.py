@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +22,8 @@ from tests.engine.cases import (
     one_step,
     open_engine,
     plain_torch,
+    resume_on_rank,
+    save_on_rank,
     train_on_rank,
 )
 from tests.ranks import run_ranks
@@ -113,3 +116,51 @@ def test_bf16_losses_are_near_those_of_fp32_in_one_process() -> None:
                 assert norm == pytest.approx(exact_norm, rel=5e-2)
                 assert loss != exact_loss
     assert GLOBAL_BATCH == 8
+
+
+def scaled_on_rank(
+    configs: list[RunConfig], steps: int
+) -> list[tuple[list[tuple[float, float]], dict[str, Any], bool]]:
+    """Of each fp16 run: loss and norm by step, the counters, and whether the masters are still the initial ones."""
+    join(read_world("cpu"))
+    found = []
+    for config in configs:
+        engine, grid = open_engine(config)
+        before = [each.tensor.clone() for each in engine.state()]
+        figures = [one_step(engine, grid, step) for step in range(steps)]
+        same = all(torch.equal(old, each.tensor) for old, each in zip(before, engine.state(), strict=True))
+        found.append((figures, engine.counters, same))
+    leave()
+    return found
+
+
+def test_fp16_trains_near_fp32_and_skips_what_overflows() -> None:
+    steps = 5
+    cases = [(stage, power) for stage in (1, 2, 3) for power in (10, 24)]
+    configs = [
+        case_config(
+            **EVEN, engine__zero_stage=stage, engine__dtype="fp16", engine__initial_scale_power=power,
+            parallel__tensor=2, train__micro_batch=2,
+        )
+        for stage, power in cases
+    ]  # fmt: skip
+    exact = plain_torch(case_config(**EVEN), steps)[0]
+    for rank in run_ranks(4, scaled_on_rank, configs, steps):
+        for (figures, counters, same), (stage, power) in zip(rank, cases, strict=True):
+            scaling = counters["loss_scaling"]
+            if power == 10:
+                assert figures == [pytest.approx(row, rel=1e-2) for row in exact], stage
+                assert (counters["steps"], scaling["cur_scale"], same) == (steps, 2**10, False)
+            else:
+                # 2^24 is beyond fp16: nothing is updated, and the factor falls, by half a step after the first.
+                assert all(norm == float("inf") and loss > 0 for loss, norm in figures), stage
+                assert (counters["steps"], scaling["cur_scale"], same) == (0, 2 ** (24 - steps + 1), True)
+
+
+def test_a_resume_goes_on_with_the_factor_of_the_loss(tmp_path: Path) -> None:
+    """Or it would skip steps that the run did not."""
+    config = case_config(engine__dtype="fp16", engine__initial_scale_power=23, optimizer__lr=0.003)
+    expected = run_ranks(2, save_on_rank, config, tmp_path, 5, 5)[0]
+    assert any(norm == float("inf") for _, norm in expected)
+    assert any(norm < float("inf") for _, norm in expected)
+    assert run_ranks(2, resume_on_rank, config, [tmp_path], 5, 5)[0][0] == expected

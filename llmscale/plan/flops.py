@@ -1,0 +1,121 @@
+"""Floating-point operations of a training step, from matrix products alone.
+
+A product of (m, k) with (k, n) takes 2 m n k. The backward pass takes twice the forward pass. What counts for MFU is
+what the model needs (PaLM, Chowdhery et al. 2022, appendix B); the hardware also does what is recomputed (Narayanan et
+al. 2021, section 5.1 and appendix, whose equation 3 this equals for a GPT with full recomputation).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llmscale.config.model import ModelConfig
+from llmscale.plan.workload import Workload
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Operations of the forward pass of one sample; whole model, all ranks together."""
+
+    projections: int
+    """Products with weights inside blocks."""
+    attention: int
+    """Scores and their mixing of values."""
+    head: int
+    """Products with the vocabulary."""
+
+    @property
+    def forward(self) -> int:
+        return self.projections + self.attention + self.head
+
+    @property
+    def backward(self) -> int:
+        return 2 * self.forward
+
+    @property
+    def model(self) -> int:
+        """Forward and backward: what MFU counts."""
+        return self.forward + self.backward
+
+    def recomputed(self, mode: str, fused_attention: bool = True) -> int:
+        """What `engine.recompute` computes a second time; `selective` keeps the result of fused attention."""
+        if mode == "block":
+            return self.projections + self.attention
+        return self.attention if mode == "selective" and not fused_attention else 0
+
+
+def flops(config: ModelConfig, work: Workload, *, causal: bool = False) -> Flops:
+    """Operations of one sample.
+
+    Args:
+        config: the shape.
+        work: lengths and targets.
+        causal: whether a causal layer is counted at what its tokens see, half of all pairs, as a kernel that skips the
+            others computes it. The papers above count all pairs, and so does `llmscale` for MFU. Local layers are
+            counted at their window in both cases.
+    """
+    decoder = config.architecture != "encoder"
+    projections = attention = 0
+    for length, memory, layers, own in _stacks(config, work, decoder):
+        for layer in range(layers):
+            projections += length * _dense(config, layer)
+            attention += _attention(config, layer, length, own, causal)
+        if memory:
+            projections += layers * (length * _cross_asking(config) + memory * _cross_asked(config))
+            attention += layers * 4 * length * memory * config.heads * config.head_channels
+    rows = config.padded_vocab(work.vocab_size)
+    targets = int(work.length * work.targets)
+    head = 2 * targets * config.hidden_size * rows
+    if config.head_transform:
+        head += 2 * targets * config.hidden_size**2
+    return Flops(projections, attention, head)
+
+
+def _stacks(config: ModelConfig, work: Workload, decoder: bool) -> list[tuple[int, int, int, bool]]:
+    """(tokens, tokens of the memory, layers, causal) of each stack."""
+    stacks = [(work.length, work.memory, config.layers, decoder)]
+    return [*stacks, (work.memory, 0, config.encoder_layer_count, False)] if work.memory else stacks
+
+
+def _dense(config: ModelConfig, layer: int) -> int:
+    """Products of one token with the weights of a layer."""
+    hidden = config.hidden_size
+    query, shared = config.heads * config.head_channels, config.kv_head_count * config.head_channels
+    count = hidden * (query + 2 * shared) + query * hidden
+    width = 3 if config.gated else 2
+    if config.has_experts(layer):
+        assert config.experts is not None
+        count += hidden * config.experts.count + config.experts.per_token * width * hidden * config.expert_channels
+    else:
+        count += width * hidden * config.ffn_channels
+    return 2 * count
+
+
+def _cross_asking(config: ModelConfig) -> int:
+    return 2 * 2 * config.hidden_size * config.heads * config.head_channels
+
+
+def _cross_asked(config: ModelConfig) -> int:
+    return 2 * 2 * config.hidden_size * config.kv_head_count * config.head_channels
+
+
+def seen(config: ModelConfig, layer: int, length: int, own_causal: bool, causal: bool) -> int:
+    """Pairs of query and key that a layer computes for one sample, per head.
+
+    Args:
+        config: the shape.
+        layer: its number.
+        length: tokens.
+        own_causal: whether the layer is causal.
+        causal: whether a causal layer skips what its tokens do not see.
+    """
+    window = config.window if config.attention_kind(layer) == "local" else None
+    if window is not None and own_causal and length > window:
+        return window * (window + 1) // 2 + (length - window) * window
+    if window is not None and not own_causal:
+        return length * min(length, window + 1)
+    return length * (length + 1) // 2 if own_causal and causal else length * length
+
+
+def _attention(config: ModelConfig, layer: int, length: int, own_causal: bool, causal: bool) -> int:
+    return 4 * seen(config, layer, length, own_causal, causal) * config.heads * config.head_channels

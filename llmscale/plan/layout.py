@@ -1,0 +1,85 @@
+"""How a run is laid out over ranks: what every forecast is a function of, besides the config."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llmscale import legality
+from llmscale.config import RunConfig
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Sizes of all axes, and the settings that trade memory for time."""
+
+    data: int = 1
+    """Data-parallel size."""
+    tensor: int = 1
+    """Tensor-parallel size."""
+    tensor_sequence: bool = False
+    """Whether tensor-parallel ranks share the residual stream by positions (Korthikanti et al. 2022)."""
+    sequence: int = 1
+    """Ulysses' sequence-parallel size; for ZeRO these ranks count as data-parallel."""
+    pipeline: int = 1
+    """Pipeline stages."""
+    expert: int = 1
+    """Expert-parallel size; divides `data`."""
+    zero_stage: int = 1
+    """DeepSpeed ZeRO: 1 shards optimizer state, 2 gradients too, 3 weights too; 0 (never in the trainer): nothing."""
+    recompute: str = "none"
+    """none, selective or block, as `engine.recompute`."""
+    micro_batch: int = 1
+    """Samples of one forward pass of one data-parallel rank."""
+    accumulation: int = 1
+    """Micro batches of a step."""
+    interleave: int = 1
+    """Model chunks of a pipeline stage (Narayanan et al. 2021, section 2.2); the trainer itself uses 1."""
+
+    @property
+    def world_size(self) -> int:
+        return self.pipeline * self.data * self.sequence * self.tensor
+
+    @property
+    def replicas(self) -> int:
+        """Ranks that ZeRO shards the dense parameters over."""
+        return self.data * self.sequence
+
+    @property
+    def expert_replicas(self) -> int:
+        """Ranks that ZeRO shards the parameters of one group of experts over."""
+        return self.replicas // self.expert
+
+    @property
+    def in_flight(self) -> int:
+        """Micro batches whose activations the first stage holds at once under 1F1B (Narayanan et al. 2021, 2.2.1)."""
+        return min(self.pipeline, self.accumulation)
+
+
+def micro_batches(samples: int, largest: int) -> tuple[int, int]:
+    """(samples of a micro batch, micro batches of a step) of one data-parallel rank that has `samples` samples of
+    the step: the largest equal parts that are no larger than `largest`, as the trainer cuts them."""
+    micro = max(part for part in range(1, min(largest, samples) + 1) if samples % part == 0)
+    return micro, samples // micro
+
+
+def layout_of(config: RunConfig, legal: legality.Layout, largest: int) -> Layout:
+    """The layout of a run on `legal.ranks` ranks, with micro batches of at most `largest` samples.
+
+    Raises:
+        UserError: the sizes do not multiply to the number of ranks.
+    """
+    run = legality.with_layout(config, legal)
+    data = legality.data_parallel_size(run.parallel, legal.ranks)
+    micro, accumulation = micro_batches(max(config.train.global_batch // data, 1), largest)
+    return Layout(
+        data=data,
+        tensor=legal.tensor,
+        tensor_sequence=legal.tensor_sequence,
+        sequence=legal.sequence,
+        pipeline=legal.pipeline,
+        expert=legal.expert,
+        zero_stage=legal.zero_stage,
+        recompute=legal.recompute,
+        micro_batch=micro,
+        accumulation=accumulation,
+    )

@@ -1,0 +1,196 @@
+"""Peak memory of a rank, by part."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from llmscale.config import RunConfig
+from llmscale.plan.activations import Activations
+from llmscale.plan.layout import Layout
+from llmscale.plan.parameters import Counts, block_parameters, parameters, stage_layers
+from llmscale.plan.saved import Forward, forward
+from llmscale.plan.workload import Workload
+
+_FP32 = 4
+REUSE_ELEMENTS = 1_000_000_000
+"""DeepSpeed's stage3_max_reuse_distance: weights that come again within this many elements stay gathered."""
+SUB_GROUP_ELEMENTS = 1_000_000_000
+"""DeepSpeed's sub_group_size: what ZeRO 3 updates at a time."""
+PREFETCH_ELEMENTS = 50_000_000
+"""DeepSpeed's stage3_prefetch_bucket_size: weights gathered ahead of their use."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one rank at the moment when they are most."""
+
+    weights: int
+    """What this rank keeps of the weights that the passes read."""
+    gradients: int
+    """Gradients of weights, and at the optimizer's step their fp32 copy."""
+    optimizer: int
+    """fp32 masters and the optimizer's moments."""
+    activations: int
+    """Values kept for the backward pass, and gradients of values."""
+    buffers: int
+    """Communication buckets, and what the head holds while it computes its loss."""
+    gathered: int
+    """Weights of other ranks, gathered at ZeRO 3 for the time of their use."""
+    moment: str
+    """When it is most: forward, backward, end of backward, or step."""
+
+    @property
+    def total(self) -> int:
+        return sum(getattr(self, field.name) for field in fields(self) if field.name != "moment")
+
+
+def element_bytes(config: RunConfig, device: str = "cuda") -> int:
+    """Bytes of a value in the arithmetic of the passes."""
+    dtype = config.engine.dtype
+    if dtype == "auto":
+        dtype = "bf16" if device == "cuda" else "fp32"
+    return 2 if dtype == "bf16" else _FP32
+
+
+def memory(config: RunConfig, work: Workload, layout: Layout, device: str = "cuda") -> Memory:
+    """Peak memory of the rank that needs most, on a GPU (`cuda`) or a CPU: of the first or the last stage."""
+    stages = {0, layout.pipeline - 1}
+    return max((_stage_memory(config, work, layout, stage, device) for stage in stages), key=lambda part: part.total)
+
+
+def _stage_memory(config: RunConfig, work: Workload, layout: Layout, stage: int, device: str) -> Memory:
+    element = element_bytes(config, device)
+    acts = Activations(
+        config.model,
+        work,
+        layout,
+        element,
+        fused_norms=device == "cuda",
+        layout_free=config.engine.dropout_layout_free,
+    )
+    held = forward(acts, stage)
+    counts = parameters(
+        config.model,
+        work.vocab_size,
+        tensor=layout.tensor,
+        pipeline=layout.pipeline,
+        stage=stage,
+        expert=layout.expert,
+    )
+    experts = counts["experts"]
+    dense = sum(counts.values()) - experts
+    share = _share(dense, layout.replicas) + _share(experts, layout.expert_replicas)
+    whole = dense + experts
+    sizes = Sizes(layout, held, whole, share, element)
+    weights = element * (share if layout.zero_stage == 3 else whole)
+    optimizer = state_bytes(config, counts, layout)
+    gathered = element * _gathered(config, layout, whole, stage) if layout.zero_stage == 3 else 0
+    kept = int(held.total * max(in_flight(layout, stage), 1))
+    buckets = _buckets(config, layout, whole, element, device)
+    table = element * config.model.padded_vocab(work.vocab_size) // layout.tensor * config.model.hidden_size
+    moments = {
+        "forward": (sizes.standing, kept, held.head_forward + (buckets if layout.zero_stage == 3 else 0), gathered),
+        "backward": (sizes.standing, kept + sizes.values_backward, buckets, gathered),
+        "end of backward": (sizes.settled + table * (1 if layout.zero_stage == 1 else 2), 0, buckets, gathered),
+        "step": (sizes.at_step, 0, buckets if layout.zero_stage == 3 else 0, 0),
+    }
+    found = [
+        Memory(weights, gradients, optimizer, activations, buffers, theirs, name)
+        for name, (gradients, activations, buffers, theirs) in moments.items()
+    ]
+    return max(found, key=lambda part: part.total)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Gradients of one rank, in bytes, as DeepSpeed 0.19.8 holds them."""
+
+    layout: Layout
+    held: Forward
+    whole: int
+    """Elements of the rank's part of the model."""
+    share: int
+    """Of them, those that ZeRO gives this rank."""
+    element: int
+
+    @property
+    def settled(self) -> int:
+        """After the backward pass: all of them at stage 1, else this rank's share."""
+        return self.element * (self.whole if self.layout.zero_stage == 1 else self.share)
+
+    @property
+    def standing(self) -> int:
+        """While a pass begins: those of earlier micro batches; at stage 3 their room is always taken."""
+        return self.settled if self.layout.accumulation > 1 or self.layout.zero_stage == 3 else 0
+
+    @property
+    def values_backward(self) -> int:
+        """Gradients of values, and what recomputation brings back, in the first layers of the backward pass."""
+        return self.held.again + max(self.held.block_backward, self.held.head_backward)
+
+    @property
+    def at_step(self) -> int:
+        """The share is laid flat beside the gradients, and widened to fp32 where it is narrower."""
+        flat = min(self.share, SUB_GROUP_ELEMENTS) if self.layout.zero_stage == 3 else self.share
+        wide = _FP32 * flat if self.element < _FP32 else 0
+        return max(self.settled, self.element * (self.share + flat) + wide)
+
+
+def _share(elements: int, ranks: int) -> int:
+    return -(-elements // ranks)
+
+
+def in_flight(layout: Layout, stage: int) -> float:
+    """Micro batches whose activations a stage holds at once under 1F1B; with interleaving in units of a stage's layers
+    (Korthikanti et al. 2022, section 4.2.3)."""
+    flying = float(min(layout.pipeline - stage, layout.accumulation))
+    if layout.interleave > 1 and stage == 0:
+        flying *= 1 + (layout.pipeline - 1) / (layout.pipeline * layout.interleave)
+    return flying
+
+
+def _gathered(config: RunConfig, layout: Layout, whole: int, stage: int) -> int:
+    """Elements that ZeRO 3 holds gathered when forward and backward pass meet: half the reuse distance lies on either
+    side, then the largest layer and what is fetched ahead."""
+    layers = stage_layers(config.model.layers, layout.pipeline, stage)
+    cross = config.model.architecture == "encoder_decoder"
+    largest = max(
+        sum(block_parameters(config.model, layer, cross, layout.tensor, layout.expert).values()) for layer in layers
+    )
+    return min(whole, REUSE_ELEMENTS // 2 + largest + PREFETCH_ELEMENTS)
+
+
+def _buckets(config: RunConfig, layout: Layout, whole: int, element: int, device: str) -> int:
+    """Buckets that gradients are copied into for the network: two where it overlaps with computing, none on a single
+    CPU process at stage 1, which copies nothing."""
+    bucket = min(config.engine.bucket_elements, whole) * element
+    if device == "cuda" and layout.zero_stage < 3:
+        return 2 * bucket
+    return 0 if device == "cpu" and layout.zero_stage == 1 and layout.replicas == 1 else bucket
+
+
+def state_bytes(config: RunConfig, counts: Counts, layout: Layout) -> int:
+    """Masters and moments of one rank, which every ZeRO stage shards."""
+    matrices = sum(counts[part] for part in ("attention", "cross_attention", "feed_forward", "router"))
+    experts = counts["experts"]
+    others = sum(counts.values()) - matrices - experts
+    hidden, other = _moments(config)
+    dense = matrices * (_FP32 + hidden) + others * (_FP32 + other)
+    return int(dense / layout.replicas + experts * (_FP32 + hidden) / layout.expert_replicas)
+
+
+def _moments(config: RunConfig) -> tuple[int, int]:
+    """Bytes of moments for each element: (of matrices inside blocks, of everything else).
+
+    AdamW has two (Kingma and Ba 2015), Lion one (Chen et al. 2023), Muon one for hidden matrices and AdamW's two for
+    the rest, SGD and Adafactor one where they have momentum; Adafactor's sums by row and column are left out.
+    """
+    optimizer = config.optimizer
+    if optimizer.name == "adamw":
+        return 2 * _FP32, 2 * _FP32
+    if optimizer.name == "muon":
+        return _FP32, 2 * _FP32
+    if optimizer.name == "lion":
+        return _FP32, _FP32
+    kept = _FP32 if optimizer.momentum else 0
+    return kept, kept

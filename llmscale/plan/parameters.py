@@ -1,0 +1,153 @@
+"""Parameters of a Transformer by part, whole or of one rank, as closed forms of the config.
+
+What a tensor-parallel rank holds follows Shoeybi et al. 2019, section 3: projections into heads and inner channels are
+cut by outputs, those back by inputs with whole biases, embedding and head by rows of the vocabulary; all else is whole.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from llmscale.config.model import ModelConfig
+
+Counts = Counter[str]
+"""Elements by part: embedding, positions, attention, cross_attention, feed_forward, router, experts, norms, head."""
+
+
+def parameters(
+    config: ModelConfig,
+    vocab_size: int,
+    *,
+    tensor: int = 1,
+    pipeline: int = 1,
+    stage: int = 0,
+    expert: int = 1,
+) -> Counts:
+    """Elements that one rank holds, before ZeRO; with the defaults, of the whole model.
+
+    Args:
+        config: the shape.
+        vocab_size: tokens that the model knows; the embedding's rows are padded to `vocab_multiple`.
+        tensor: tensor-parallel size.
+        pipeline: pipeline stages.
+        stage: the rank's stage, from 0.
+        expert: expert-parallel size.
+    """
+    cross = config.architecture == "encoder_decoder"
+    counts = _blocks(config, stage_layers(config.layers, pipeline, stage), cross, tensor, expert)
+    if cross:
+        counts += _blocks(config, range(config.encoder_layer_count), False, tensor, expert)
+        counts += _around(config, tensor)
+    if stage == 0:
+        counts += _first(config, vocab_size, tensor)
+    if stage == pipeline - 1:
+        counts += _last(config, vocab_size, tensor, tied_elsewhere=pipeline > 1)
+    elif config.positions == "relative":
+        counts["positions"] += _relative(config, tensor)
+    return counts
+
+
+def stage_layers(layers: int, stages: int, stage: int) -> range:
+    """Layers of a pipeline stage: contiguous, as equal in number as can be, longer stages first."""
+    each, more = divmod(layers, stages)
+    start = stage * each + min(stage, more)
+    return range(start, start + each + (stage < more))
+
+
+def _blocks(config: ModelConfig, layers: range, cross: bool, tensor: int, expert: int) -> Counts:
+    """Elements of several layers; layers of one kind are counted once."""
+    kinds = Counter((config.has_experts(layer), layer == 0) for layer in layers)
+    counts: Counts = Counter()
+    for (experts, first), times in kinds.items():
+        for part, elements in _block(config, experts, first, cross, tensor, expert).items():
+            counts[part] += times * elements
+    return counts
+
+
+def block_parameters(config: ModelConfig, layer: int, cross: bool, tensor: int = 1, expert: int = 1) -> Counts:
+    """Elements of one layer, `cross` with cross-attention, that one rank holds."""
+    return _block(config, config.has_experts(layer), layer == 0, cross, tensor, expert)
+
+
+def _block(config: ModelConfig, experts: bool, first: bool, cross: bool, tensor: int, expert: int) -> Counts:
+    counts: Counts = Counter()
+    counts["attention"] = _projections(config, tensor)
+    if config.query_key_norm:
+        counts["norms"] += 2 * config.head_channels
+    norms = int(config.first_norm or not first) + int(not config.shared_norm)
+    if cross:
+        counts["cross_attention"] = _projections(config, tensor)
+        norms += 1
+    counts["norms"] += norms * _norm(config)
+    if experts:
+        assert config.experts is not None
+        counts["router"] = config.experts.count * config.hidden_size
+        counts["experts"] = config.experts.count // expert * _feed_forward(config, config.expert_channels, tensor)
+    else:
+        counts["feed_forward"] = _feed_forward(config, config.ffn_channels, tensor)
+    return counts
+
+
+def local_heads(heads: int, ranks: int) -> int:
+    """Heads of one of `ranks` ranks; where there are fewer heads than ranks, several ranks hold the same one."""
+    return max(heads // ranks, 1)
+
+
+def _norm(config: ModelConfig) -> int:
+    return config.hidden_size * (2 if config.norm == "layernorm" and config.has_bias("norm") else 1)
+
+
+def _projections(config: ModelConfig, tensor: int) -> int:
+    """Query, key, value and output projections."""
+    hidden, channels = config.hidden_size, config.head_channels
+    query = config.heads // tensor * channels
+    shared = local_heads(config.kv_head_count, tensor) * channels
+    count = (query + 2 * shared) * (hidden + config.has_bias("qkv"))
+    return count + query * hidden + config.has_bias("attention_output") * hidden
+
+
+def _feed_forward(config: ModelConfig, inner: int, tensor: int) -> int:
+    """Up, gate where there is one, and down; of one expert where there are experts."""
+    inner = inner // tensor
+    into = (2 if config.gated else 1) * inner * (config.hidden_size + config.bias)
+    return into + inner * config.hidden_size + config.bias * config.hidden_size
+
+
+def _relative(config: ModelConfig, tensor: int) -> int:
+    return config.relative_buckets * (config.heads // tensor) if config.positions == "relative" else 0
+
+
+def _around(config: ModelConfig, tensor: int) -> Counts:
+    """What a stack has besides its blocks, apart from the embedding."""
+    counts: Counts = Counter()
+    counts["positions"] += _relative(config, tensor)
+    if config.norm_order == "pre":
+        counts["norms"] += _norm(config)
+    if config.query_layer:
+        counts["positions"] += config.max_positions * config.hidden_size
+    return counts
+
+
+def _first(config: ModelConfig, vocab_size: int, tensor: int) -> Counts:
+    counts: Counts = Counter()
+    hidden = config.hidden_size
+    counts["embedding"] = config.padded_vocab(vocab_size) // tensor * hidden
+    counts["positions"] = config.token_types * hidden
+    if config.positions == "learned":
+        counts["positions"] += config.max_positions * hidden
+    if config.embedding_norm:
+        counts["norms"] += _norm(config)
+    return counts
+
+
+def _last(config: ModelConfig, vocab_size: int, tensor: int, tied_elsewhere: bool) -> Counts:
+    counts = _around(config, tensor)
+    rows, hidden = config.padded_vocab(vocab_size) // tensor, config.hidden_size
+    if not config.tied_embeddings or tied_elsewhere:
+        counts["head"] += rows * hidden
+    counts["head"] += config.head_bias * rows
+    if config.head_transform:
+        counts["head"] += hidden * (hidden + config.bias) + _norm(config)
+    if config.next_sentence:
+        counts["head"] += hidden * (hidden + 1) + 2 * (hidden + 1)
+    return counts
