@@ -215,7 +215,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     sizes = vars(parser.parse_args())
     figures: dict[str, dict[str, int]] = {}
-    with RankPool(2 * REPLICAS) as pool:
+    with RankPool() as pool:
         for family, stage, tensor in itertools.product(FAMILIES, (1, 2, 3), (1, 2)):
             config = config_of(family, stage, tensor, **sizes)
             name = f"{family} zero={stage} tp={tensor}"

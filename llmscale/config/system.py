@@ -61,7 +61,8 @@ class EngineConfig(Section):
     bucket_elements: int = Field(default=50_000_000, ge=1)
     """Gradient elements per communication bucket."""
     compile: bool = False
-    """torch.compile each layer: slower to start, faster to run. Not at zero_stage 3, which takes the weights apart."""
+    """torch.compile each layer: slower to start, faster to run. At zero_stage 3 all weights of a layer are then brought
+    together at once."""
     recompute: Literal["none", "block", "selective"] = "none"
     """What the forward pass does not keep for the backward pass, which computes it again: less memory for more time.
     block: everything inside each layer; selective: all but the results of matrix products with weights and of fused

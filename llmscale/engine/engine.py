@@ -108,6 +108,9 @@ class Engine:
         everything = list(model.named_parameters())
         values = held(everything) if weights is None else weights
         module = ObjectiveModule(model, loss, config, grid)
+        if config.engine.compile and config.engine.zero_stage == 3:
+            # A layer's weights are brought together before it runs, and not one after the other inside of it.
+            deepspeed.utils.set_z3_leaf_modules(model, [Block])
         with _stdout_to_log():
             if config.engine.zero_stage == 3:
                 partition(everything, values, device, self.dtype, grid, settings)
@@ -241,7 +244,8 @@ def compile_blocks(model: nn.Module) -> None:
     """Compile each layer in place, so that names and parameters stay; equal layers share their compiled code."""
     for module in model.modules():
         if isinstance(module, Block):
-            module.compile()
+            # Only what is within, so that ZeRO 3's hooks around it stay outside.
+            module.forward = torch.compile(module.forward)  # type: ignore[method-assign]
 
 
 def accumulation(config: RunConfig, data_parallel: int, global_batch: int | None = None) -> tuple[int, int]:

@@ -207,14 +207,6 @@ def _expert_zero(facts: Facts, layout: Layout) -> Broken | None:
     return None
 
 
-def _compile(facts: Facts, layout: Layout) -> Broken | None:
-    if layout.compile and layout.zero_stage == 3:
-        return Broken(
-            "engine.compile is true, but engine.zero_stage is 3, whose weights are not whole when layers are compiled"
-        )
-    return None
-
-
 def _recompute(facts: Facts, layout: Layout) -> Broken | None:
     # DeepSpeed's linear layers add the bias in place to the product that would be kept, unseen by torch.
     if layout.recompute == "selective" and layout.zero_stage == 3:
@@ -241,7 +233,6 @@ _RULES = (
     Rule(frozenset({"expert"}), _expert_model),
     Rule(frozenset({"expert", "zero_stage"}), _expert_zero),
     Rule(_SIZES | {"expert"}, _expert_data),
-    Rule(frozenset({"compile", "zero_stage"}), _compile),
     Rule(frozenset({"recompute", "zero_stage"}), _recompute),
     Rule(_SIZES, _batches),
 )

@@ -38,7 +38,7 @@ def parity(
     for layout in wanted:
         prepared(config, layout, chosen[0], path, clip=0.0)
     verdicts = []
-    with RankPool(max(layout.ranks for layout in wanted)) as pool:
+    with RankPool() as pool:
         for verdict in compare(config, wanted, pool, steps=steps, optimizers=chosen, tell=_tell):
             verdicts.append(verdict)
             if as_json:

@@ -21,14 +21,15 @@ _context.set_forkserver_preload(["llmscale.parity.preload"])
 
 
 class RankPool:
-    """At most `size` ranks, forked from one parent that has torch and DeepSpeed imported; they start when needed.
+    """Ranks forked from one parent that has torch and DeepSpeed imported; they start when needed.
 
-    Use it in a `with` block. After a failure the processes are replaced, since some may wait for one that failed.
+    Each number of ranks has processes of its own, since DeepSpeed numbers modules by all that a process has seen, and
+    compares the numbers between ranks. Use it in a `with` block. After a failure the processes are replaced, since some
+    may wait for one that failed.
     """
 
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._ranks: list[tuple[Any, Any]] = []
+    def __init__(self) -> None:
+        self._groups: dict[int, list[tuple[Any, Any]]] = {}
 
     def __enter__(self) -> RankPool:
         return self
@@ -42,7 +43,6 @@ class RankPool:
         """`function(*arguments)` on `ranks` ranks at once, with the launcher's variables set.
 
         Args:
-            ranks: at most the pool's size.
             function: of a module; it joins and leaves the process group itself.
             timeout: seconds after which the ranks count as hanging.
 
@@ -53,46 +53,52 @@ class RankPool:
             UserError: what a rank met.
             RuntimeError: a rank failed, with its traceback, died or hangs.
         """
-        assert ranks <= self._size
-        while len(self._ranks) < ranks:
-            self._ranks.append(_start())
+        group = self._groups.setdefault(ranks, [])
+        while len(group) < ranks:
+            group.append(_start())
         port = free_port()
         try:
-            for rank, (_, pipe) in enumerate(self._ranks[:ranks]):
+            for rank, (_, pipe) in enumerate(group):
                 pipe.send((rank, ranks, port, function, arguments))
-            return self._collect(ranks, time.monotonic() + timeout)
+            return _collect(group, time.monotonic() + timeout)
         except BaseException:
-            self.close()
+            _end(self._groups.pop(ranks))
             raise
-
-    def _collect(self, ranks: int, end: float) -> list[Any]:
-        results: dict[int, Any] = {}
-        while len(results) < ranks:
-            waiting = {pipe: rank for rank, (_, pipe) in enumerate(self._ranks[:ranks]) if rank not in results}
-            for pipe in multiprocessing.connection.wait(list(waiting), timeout=1):
-                rank = waiting[pipe]
-                try:
-                    problem, value = pipe.recv()  # type: ignore[union-attr, call-arg]
-                except EOFError:
-                    raise RuntimeError(f"rank {rank} of {ranks} died") from None
-                if isinstance(problem, UserError):
-                    raise problem
-                if problem is not None:
-                    raise RuntimeError(f"rank {rank} of {ranks} failed:\n{problem}")
-                results[rank] = value
-            if time.monotonic() > end:
-                raise RuntimeError(f"ranks {sorted({*range(ranks)} - {*results})} of {ranks} hang")
-        return [results[rank] for rank in range(ranks)]
 
     def close(self) -> None:
         """End the processes."""
-        for process, pipe in self._ranks:
-            pipe.close()
-            process.join(timeout=0.5)
-            if process.is_alive():
-                process.kill()
-                process.join()
-        self._ranks.clear()
+        while self._groups:
+            _end(self._groups.popitem()[1])
+
+
+def _collect(group: list[tuple[Any, Any]], end: float) -> list[Any]:
+    ranks = len(group)
+    results: dict[int, Any] = {}
+    while len(results) < ranks:
+        waiting = {pipe: rank for rank, (_, pipe) in enumerate(group) if rank not in results}
+        for pipe in multiprocessing.connection.wait(list(waiting), timeout=1):
+            rank = waiting[pipe]
+            try:
+                problem, value = pipe.recv()  # type: ignore[union-attr, call-arg]
+            except EOFError:
+                raise RuntimeError(f"rank {rank} of {ranks} died") from None
+            if isinstance(problem, UserError):
+                raise problem
+            if problem is not None:
+                raise RuntimeError(f"rank {rank} of {ranks} failed:\n{problem}")
+            results[rank] = value
+        if time.monotonic() > end:
+            raise RuntimeError(f"ranks {sorted({*range(ranks)} - {*results})} of {ranks} hang")
+    return [results[rank] for rank in range(ranks)]
+
+
+def _end(group: list[tuple[Any, Any]]) -> None:
+    for process, pipe in group:
+        pipe.close()
+        process.join(timeout=0.5)
+        if process.is_alive():
+            process.kill()
+            process.join()
 
 
 def free_port() -> int:

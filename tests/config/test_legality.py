@@ -109,12 +109,6 @@ def test_batch_and_lanes_are_shared_evenly(ranks: int) -> None:
             " tensors; use parallel.tensor=1",
         ),
         (
-            ["engine.compile=true", "engine.zero_stage=3"],
-            2,
-            "engine.compile is true, but engine.zero_stage is 3, whose weights are not whole when layers are compiled;"
-            " use engine.zero_stage=2, or engine.compile=false",
-        ),
-        (
             ["engine.recompute=selective", "engine.zero_stage=3"],
             2,
             "engine.recompute is selective, but engine.zero_stage is 3, whose linear layers overwrite the results that"
@@ -132,10 +126,9 @@ def test_sequences_fit_the_positions() -> None:
     assert message.startswith("data.sequence_length (17 tokens) exceeds model.max_positions (16)")
 
 
-def test_layers_are_compiled_at_every_stage_but_three() -> None:
-    for stage in (1, 2):
+def test_layers_are_compiled_at_every_stage() -> None:
+    for stage in (1, 2, 3):
         require_legal(config("engine.compile=true", f"engine.zero_stage={stage}"), 2)
-    require_legal(config("engine.zero_stage=3"), 2)
 
 
 def test_without_a_launcher_the_ranks_are_the_product_of_the_given_sizes(

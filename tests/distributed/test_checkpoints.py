@@ -55,7 +55,7 @@ def resume_on_rank(config: RunConfig, folders: list[Path]) -> list[list[Figures]
 
 @pytest.fixture(scope="module")
 def pool() -> Iterator[RankPool]:
-    with RankPool(8) as pool:
+    with RankPool() as pool:
         yield pool
 
 

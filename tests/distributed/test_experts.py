@@ -25,6 +25,8 @@ DROPOUT: dict[str, Any] = {"model__dropout": 0.1}
 BUCKETS: dict[str, Any] = {"engine__bucket_elements": 1000}
 """Gradients travel in many small buckets, of which some hold experts and others."""
 
+NARROW: list[tuple[str, dict[str, Any]]] = [("wu-dao", {}), ("dropless", ADAMW | ZERO_2)]
+
 # (ranks, expert, tensor): the ranks without tensor parallelism are data parallelism.
 CASES: dict[tuple[int, int, int], list[tuple[str, dict[str, Any]]]] = {
     (2, 2, 1): [
@@ -81,6 +83,17 @@ def test_checkpoints_move_between_one_process_and_ranks_that_share_experts(tmp_p
     there = run_ranks(4, resume_all_on_rank, [(shared, folders[0]), (wide, folders[0]), (wide, folders[1])], 2, 3)[0]
     for figures in (*saved, *back, *there):
         assert figures == [pytest.approx(row, rel=1e-5) for row in whole]
+
+
+def test_bf16_passes_and_offloaded_states() -> None:
+    shared = {"parallel__expert": 2}
+    bf16 = [model_config(name, engine__dtype="bf16", **shared, **changes) for name, changes in NARROW]
+    offloaded = model_config("mixtral", **ADAMW, engine__offload="optimizer", **ZERO_2, **shared)
+    *narrow, last = run_ranks(4, train_on_rank, [*bf16, offloaded])[0]
+    for (name, changes), trained in zip(NARROW, narrow, strict=True):
+        expected = plain_loop(model_config(name, **changes))
+        assert trained.figures == [pytest.approx(row, rel=1e-2) for row in expected.figures]
+    require_equal("offloaded", model_config("mixtral", **ADAMW), last)
 
 
 def experts_on_rank(crowded: bool) -> tuple[float, dict[str, float]]:

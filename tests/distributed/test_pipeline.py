@@ -253,12 +253,16 @@ RUNS: dict[str, dict[str, Any]] = {
         "optimizer__name": "sgd", "optimizer__lr": 0.3, "model__tied_embeddings": False,
         "train__batch_ramp": "{start: 4, increment: 4, samples: 24}",
     },
+    "from-weights": {"train__init_from": "adamw"},
 }  # fmt: skip
+"""One after the other: the last starts from what the first has learned."""
 
 
 def run(folder: Path, directory: str, name: str, stop: Any = None, **changes: Any) -> Case:
     """A run in `directory`: `adamw` has a step without targets, `ramp` a growing batch."""
     settings = {"train__micro_batch": 3, **RUNS[name], **changes}
+    if "train__init_from" in settings:
+        settings["train__init_from"] = str(folder / settings["train__init_from"])
     return Case(case_config(folder, directory, **settings), few_targets=name == "adamw", stop=stop)
 
 

@@ -7,9 +7,11 @@ import pytest
 
 from llmscale.parallel import init
 from llmscale.parallel.grid import RankGrid
+from tests.distributed.cases import Case, case_config, run_cases, write_corpus
 from tests.distributed.parts import DROPOUT, model_config, require_equal, train_on_rank
 from tests.engine.cases import VOCAB, resume_all_on_rank, save_all_on_rank
 from tests.ranks import run_ranks
+from tests.train.runs import evaluations, ledger, metrics
 
 ADAMW: dict[str, Any] = {"optimizer__name": "adamw", "optimizer__lr": 0.01}
 BLOCK: dict[str, Any] = {"engine__recompute": "block"}
@@ -85,6 +87,20 @@ def test_checkpoints_move_between_one_process_and_ranks_that_share_sequences(tmp
     there = run_ranks(4, resume_all_on_rank, [(shared, tmp_path / "alone")], 2, 3)[0][0]
     for figures in (moved, back, there):
         assert figures == [pytest.approx(row, rel=1e-5) for row in whole]
+
+
+def test_a_whole_run_sees_the_same_samples_and_evaluates_alike(tmp_path: Path) -> None:
+    write_corpus(tmp_path)
+    layouts = {"alone": {}, "shared": {"parallel__sequence": 2, "engine__zero_stage": 2, "data__workers": 1}}
+    settings = {"optimizer__name": "sgd", "optimizer__lr": 0.3}
+    for ranks, (name, layout) in zip((1, 4), layouts.items(), strict=True):
+        case = Case(case_config(tmp_path, name, **settings, **layout), few_targets=True)
+        assert run_cases(ranks, [case]) == [[0]] * ranks
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
+    assert ledger(shared) == ledger(alone)
+    assert metrics(shared) == [pytest.approx(row, rel=1e-5) for row in metrics(alone)]
+    assert len(evaluations(alone)) == 3
+    assert evaluations(shared) == [pytest.approx(row, rel=1e-5) for row in evaluations(alone)]
 
 
 def test_the_module_tree_of_one_rank_is_that_of_no_parallelism() -> None:

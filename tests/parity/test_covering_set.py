@@ -16,7 +16,7 @@ MOST = 40
 
 @pytest.fixture(scope="module")
 def pool() -> Iterator[RankPool]:
-    with RankPool(8) as pool:
+    with RankPool() as pool:
         yield pool
 
 

@@ -24,7 +24,7 @@ from tests.systems.published import TWINS
 
 @pytest.fixture(scope="module")
 def pool() -> Iterator[RankPool]:
-    with RankPool(4) as pool:
+    with RankPool() as pool:
         yield pool
 
 
