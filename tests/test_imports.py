@@ -74,7 +74,9 @@ MAY_IMPORT = {
     "llmscale.parity": {
         "llmscale.train",
         "llmscale.engine",
-        "llmscale.checkpoint.fragments",
+        "llmscale.objectives",
+        "llmscale.parallel",
+        "llmscale.checkpoint",
         "llmscale.config",
         "llmscale.legality",
         "data_pipeline",
