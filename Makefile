@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --constraint constraints.txt
 
-.PHONY: help quickstart test test-all lint format install constraints clean
+.PHONY: help quickstart test test-all parity-full lint format install constraints clean
 
 help:  ## Show what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -17,6 +17,9 @@ test: $(VENV)/.installed-test  ## Run the tests that are not slow
 
 test-all: $(VENV)/.installed-test  ## Run all tests
 	$(BIN)/python -m pytest
+
+parity-full: $(VENV)/.installed-test  ## Compare every family in every legal layout with one process (hours)
+	$(BIN)/python -m tests.parity.full
 
 lint: $(VENV)/.installed-test  ## Check style and types
 	$(BIN)/ruff check .

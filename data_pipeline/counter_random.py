@@ -13,7 +13,17 @@ def uniforms(count: int, *key: int | str) -> np.ndarray:
 
     SplitMix64 (Steele, Lea and Flood 2014, figure 15) from the xxh64 of the key: number i needs none of the others.
     """
-    return (split_mix(_seed(key), np.arange(1, count + 1)) >> np.uint64(11)) * 2.0**-53
+    return as_uniforms(split_mix(_seed(key), np.arange(1, count + 1)))
+
+
+def as_uniforms(numbers: np.ndarray) -> np.ndarray:
+    """Numbers of `split_mix` as float64 in [0, 1)."""
+    return (numbers >> np.uint64(11)) * 2.0**-53
+
+
+def seeds_of(keys: Sequence[tuple[int | str, ...]]) -> np.ndarray:
+    """(len(keys),) uint64: the seeds that `uniforms` takes for these keys."""
+    return np.array([_seed(key) for key in keys], dtype=np.uint64)
 
 
 def split_mix(seed: int | np.ndarray, numbers: np.ndarray) -> np.ndarray:
@@ -39,8 +49,7 @@ def choose_each(count: int, total: int, keys: Sequence[tuple[int | str, ...]]) -
     """What `choose` gives for each key: (len(keys), count), in much less time."""
     if count in (0, total):
         return np.tile(np.arange(count), (len(keys), 1))
-    seeds = np.array([_seed(key) for key in keys], dtype=np.uint64)
-    draws = split_mix(seeds[:, None], np.arange(1, total + 1))
+    draws = split_mix(seeds_of(keys)[:, None], np.arange(1, total + 1))
     return np.sort(np.argpartition(draws, count - 1, axis=1)[:, :count], axis=1)
 
 

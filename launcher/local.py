@@ -16,9 +16,9 @@ from data_pipeline.errors import UserError
 from llmscale.config import load_config
 from llmscale.legality import require_legal
 
-GRACE_SECONDS = 30.0
-"""How long the other ranks may live on after one has failed. Ranks that share a user's mistake end by themselves; one
-that waits for the failed rank in a collective would wait for ever."""
+GRACE_SECONDS = 25.0
+"""How long the other ranks may live on after one has failed, so that all are gone within 30 s. Ranks that share a
+user's mistake end by themselves; one that waits for the failed rank in a collective would wait for ever."""
 
 SAVED = 75
 """Exit code of a rank that saved a checkpoint after a preemption signal."""

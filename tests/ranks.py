@@ -4,16 +4,15 @@ The processes are forked from one clean parent that has imported torch and DeepS
 for every rank of every case would take most of the time of the tests.
 """
 
-import contextlib
 import multiprocessing
 import os
-import random
-import socket
 import time
 import traceback
 from collections.abc import Callable
 from queue import Empty
 from typing import Any
+
+from llmscale.parity.pool import free_port
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["tests.preload"])
@@ -54,15 +53,6 @@ def run_ranks(world_size: int, function: Callable[..., Any], *arguments: Any, ti
                 process.kill()
                 process.join()
     return [results[rank] for rank in range(world_size)]
-
-
-def free_port() -> int:
-    """A port that nobody uses now, below those that the kernel gives to connections, which would take it meanwhile."""
-    while True:
-        port = random.SystemRandom().randrange(20000, 32000)
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("", port))
-            return port
 
 
 def _rank(

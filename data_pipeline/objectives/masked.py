@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from data_pipeline.counter_random import uniforms
+from data_pipeline.counter_random import as_uniforms, seeds_of, split_mix, uniforms
 from data_pipeline.objective_config import MaskedObjective
-from data_pipeline.objectives.objective import Arrays, Objective, filled, stack
+from data_pipeline.objectives.objective import Arrays, Objective
 from data_pipeline.packing import OpenPacker, Sample, SentencePairPacker, WindowPacker
 from data_pipeline.tokenizer import Tokenizer
 
@@ -44,50 +44,83 @@ class Masked(Objective):
         return lambda documents, token, _: WindowPacker(documents, token, self.length, self.overlap)
 
     def arrays(self, samples: Sequence[Sample], numbers: Sequence[int]) -> Arrays:
-        originals = [self._frame(sample) for sample in samples]
-        rows = [self._hide(row, k) for row, k in zip(originals, numbers, strict=True)]
-        inputs, weights = zip(*rows, strict=True)
+        originals, sizes = self._framed(samples)
+        inputs, weights = self._hide(originals, numbers)
+        place = np.arange(self.sequence_length)
+        filled = place < sizes[:, None]
         arrays = {
-            "inputs": stack(inputs, self.sequence_length, self._pad),
-            "targets": stack(originals, self.sequence_length, self._pad),
-            "weights": stack(weights, self.sequence_length, dtype=np.float32),
-            "encoder_weights": filled(originals, self.sequence_length),
+            "inputs": inputs,
+            "targets": originals,
+            "weights": weights.astype(np.float32),
+            "encoder_weights": filled.astype(np.float32),
         }
         if self.config.next_sentence:
             first = np.array([sample.split + 2 for sample in samples])
-            sizes = np.array([len(row) for row in originals])
-            place = np.arange(self.sequence_length)
-            arrays["segment_ids"] = ((place >= first[:, None]) & (place < sizes[:, None])).astype(np.int8)
+            arrays["segment_ids"] = ((place >= first[:, None]) & filled).astype(np.int8)
             arrays["next_sentence_labels"] = np.array([sample.label for sample in samples])
         return arrays
 
-    def _frame(self, sample: Sample) -> np.ndarray:
-        if sample.split < 0:
-            return np.concatenate([[self._cls], sample.tokens, [self._sep]]).astype(np.int32)
-        first, second = sample.tokens[: sample.split], sample.tokens[sample.split :]
-        return np.concatenate([[self._cls], first, [self._sep], second, [self._sep]]).astype(np.int32)
+    def _framed(self, samples: Sequence[Sample]) -> tuple[np.ndarray, np.ndarray]:
+        """(B, T) rows with their marks, filled up with pad, and how much of each is not fill."""
+        rows: np.ndarray = np.full((len(samples), self.sequence_length), self._pad, dtype=np.int32)
+        rows[:, 0] = self._cls
+        sizes = np.empty(len(samples), dtype=np.int64)
+        for number, (row, sample) in enumerate(zip(rows, samples, strict=True)):
+            parts: tuple[np.ndarray, ...] = (sample.tokens,)
+            if sample.split >= 0:
+                parts = sample.tokens[: sample.split], sample.tokens[sample.split :]
+            end = 1
+            for part in parts:
+                row[end : end + len(part)] = part
+                row[end + len(part)] = self._sep
+                end += len(part) + 1
+            sizes[number] = end
+        return rows, sizes
 
-    def _hide(self, row: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """The row with some of its text hidden, and weight 1 where it is to be predicted."""
-        text = np.flatnonzero(~self._special[row])
-        weights = np.zeros(len(row), dtype=np.float32)
-        if not len(text):
-            return row, weights
-        count = max(1, round(self.config.rate * len(text)))
-        chosen = self._choose_words(row, text, count, k) if self.config.whole_words else self._choose(text, count, k)
-        weights[chosen] = 1
-        fate, which = uniforms(2 * len(chosen), "hide", self.seed, k).reshape(2, -1)
-        hidden = row.copy()
-        hidden[chosen[fate < self.config.mask_share]] = self._mask
-        swapped = (fate >= self.config.mask_share) & (fate < self.config.mask_share + self.config.random_share)
-        hidden[chosen[swapped]] = self._ordinary[(which[swapped] * len(self._ordinary)).astype(np.int64)]
-        return hidden, weights
+    def _hide(self, rows: np.ndarray, numbers: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """(B, T) rows with some of their text hidden, and where it is to be predicted."""
+        text = ~self._special[rows]
+        words = text.sum(axis=1)
+        counts = np.where(words > 0, np.maximum(1, np.round(self.config.rate * words)), 0).astype(np.int64)
+        chosen = (self._choose_words if self.config.whole_words else self._choose)(rows, text, counts, numbers)
+        hidden = rows.copy()
+        row, column = np.nonzero(chosen)
+        taken = chosen.sum(axis=1)
+        # Numbers 1, 2, ... of a row decide the fate of its chosen tokens, those after them the token instead.
+        seeds = np.repeat(seeds_of([("hide", self.seed, k) for k in numbers]), taken)
+        order = np.arange(len(row)) - np.repeat(np.cumsum(taken) - taken, taken) + 1
+        fate = as_uniforms(split_mix(seeds, order))
+        masked = fate < self.config.mask_share
+        hidden[row[masked], column[masked]] = self._mask
+        swapped = ~masked & (fate < self.config.mask_share + self.config.random_share)
+        which = as_uniforms(split_mix(seeds[swapped], (order + np.repeat(taken, taken))[swapped]))
+        hidden[row[swapped], column[swapped]] = self._ordinary[(which * len(self._ordinary)).astype(np.int64)]
+        return hidden, chosen
 
-    def _choose(self, text: np.ndarray, count: int, k: int) -> np.ndarray:
-        draws = uniforms(len(text), "mask", self.seed, k)
-        return text[np.argpartition(draws, count - 1)[:count]]
+    def _choose(self, rows: np.ndarray, text: np.ndarray, counts: np.ndarray, numbers: Sequence[int]) -> np.ndarray:
+        """(B, T) booleans: `counts` tokens of each row's text, every set as likely as any other."""
+        seeds = seeds_of([("mask", self.seed, k) for k in numbers])
+        draws = split_mix(seeds[:, None], np.cumsum(text, axis=1, dtype=np.int64))
+        draws[~text] = np.iinfo(np.uint64).max
+        chosen = np.zeros(text.shape, dtype=bool)
+        for count in np.unique(counts[counts > 0]):
+            own = np.flatnonzero(counts == count)
+            least = np.argpartition(draws[own], count - 1, axis=1)[:, :count]
+            chosen[own[:, None], least] = True
+        return chosen
 
-    def _choose_words(self, row: np.ndarray, text: np.ndarray, count: int, k: int) -> np.ndarray:
+    def _choose_words(
+        self, rows: np.ndarray, text: np.ndarray, counts: np.ndarray, numbers: Sequence[int]
+    ) -> np.ndarray:
+        """(B, T) booleans: whole words of each row."""
+        chosen = np.zeros(text.shape, dtype=bool)
+        for number, k in enumerate(numbers):
+            if counts[number]:
+                places = np.flatnonzero(text[number])
+                chosen[number, self._words(rows[number], places, int(counts[number]), k)] = True
+        return chosen
+
+    def _words(self, row: np.ndarray, text: np.ndarray, count: int, k: int) -> np.ndarray:
         """Whole words in random order, passing over those that would exceed `count` tokens; at least one word."""
         starts = self._word_starts[row[text]]
         # What follows a special token begins a word too, whatever piece it is.

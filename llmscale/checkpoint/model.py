@@ -45,13 +45,33 @@ def load_weights(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
     """Fill every parameter from a checkpoint, one tensor at a time.
 
     Raises:
+        UserError: as `require_tensors`.
+    """
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    require_tensors(checkpoint, shapes)
+    for name, parameter in model.named_parameters():
+        parameter.copy_(checkpoint.full(name))
+
+
+def require_tensors(checkpoint: Checkpoint, shapes: dict[str, tuple[int, ...]]) -> None:
+    """Refuse a checkpoint whose tensors are not those of a model.
+
+    Args:
+        shapes: of the model's tensors, by name.
+
+    Raises:
         UserError: a tensor is missing on either side or has another shape; names it and both shapes.
     """
-    lacking = set(checkpoint.names) - {name for name, _ in model.named_parameters()}
+    lacking = set(checkpoint.names) - set(shapes)
     if lacking:
         raise UserError(
             f"{checkpoint.path} has the tensor {min(lacking)}, which the model lacks; make the model section that of"
             f" the checkpoint"
         )
-    for name, parameter in model.named_parameters():
-        parameter.copy_(checkpoint.full(name, shape=tuple(parameter.shape)))
+    for name, shape in shapes.items():
+        stored = checkpoint.shape(name)
+        if stored != shape:
+            raise UserError(
+                f"{name} has shape {list(stored)} in {checkpoint.path}, but {list(shape)} in the model;"
+                f" make the model section that of the checkpoint"
+            )

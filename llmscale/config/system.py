@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from data_pipeline.section import Section
 
@@ -29,8 +29,8 @@ class ParallelConfig(Section):
     tensor: int = Field(default=1, ge=1)
     """Tensor-parallel size: ranks that share each layer's matrices by heads and channels (Shoeybi et al. 2019)."""
     tensor_sequence: bool = False
-    """Let the tensor-parallel ranks share the residual stream by positions too (Korthikanti et al. 2022, section 4.2.2):
-    less memory for activations, the same traffic."""
+    """Let the tensor-parallel ranks share the residual stream by positions too (Korthikanti et al. 2022, section
+    4.2.2): less memory for activations, the same traffic."""
     sequence: int = Field(default=1, ge=1)
     """Sequence-parallel size: ranks that share each sequence by positions, and attention by heads (DeepSpeed-Ulysses,
     Jacobs et al. 2023)."""
@@ -45,12 +45,24 @@ class EngineConfig(Section):
 
     zero_stage: Literal[1, 2, 3] = 1
     """What DeepSpeed ZeRO shards over the data-parallel ranks: 1 optimizer states, 2 gradients too, 3 weights too."""
-    dtype: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic of the forward and backward pass; masters and moments stay fp32. auto: bf16 on CUDA, fp32 on CPU."""
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Arithmetic of the forward and backward pass; masters, moments and sums of gradients stay fp32. auto: bf16 on
+    CUDA, fp32 on CPU. fp16: the loss is scaled, and steps whose gradient overflows are skipped and counted."""
+    initial_scale_power: int = Field(default=16, ge=0, le=32)
+    """fp16: the loss is multiplied by 2 to the power of this at the start; the factor then follows the gradients."""
+    offload: Literal["none", "optimizer", "optimizer_and_weights"] = "none"
+    """What is kept in the CPU's memory, where the update is then computed: the masters and the optimizer's state, at
+    zero_stage 3 the weights too, which travel to the GPU when they are used."""
+    persistence_elements: int = Field(default=100_000, ge=0)
+    """zero_stage 3: tensors of at most so many elements are kept whole on every rank between their uses."""
+    live_elements: int = Field(default=1_000_000_000, ge=0)
+    """zero_stage 3: elements of weights that a rank may hold gathered at a time, also for their next use; fewer take
+    less memory and more communication."""
     bucket_elements: int = Field(default=50_000_000, ge=1)
     """Gradient elements per communication bucket."""
     compile: bool = False
-    """torch.compile each layer: slower to start, faster to run. Not at zero_stage 3, which takes the weights apart."""
+    """torch.compile each layer: slower to start, faster to run. At zero_stage 3 all weights of a layer are then brought
+    together at once."""
     recompute: Literal["none", "block", "selective"] = "none"
     """What the forward pass does not keep for the backward pass, which computes it again: less memory for more time.
     block: everything inside each layer; selective: all but the results of matrix products with weights and of fused
@@ -58,6 +70,15 @@ class EngineConfig(Section):
     dropout_layout_free: bool = True
     """Whether attention probabilities are dropped by a hash of sample and place, like everything else: the same on
     any layout, but without the fused attention kernel. false: the kernel draws; losses then depend on the layout."""
+
+    @model_validator(mode="after")
+    def _offloads_what_it_shares(self) -> "EngineConfig":
+        if self.offload == "optimizer_and_weights" and self.zero_stage != 3:
+            raise ValueError(
+                f"offload is optimizer_and_weights, but zero_stage is {self.zero_stage}, which keeps whole weights on"
+                f" the GPU; set engine.zero_stage=3 or engine.offload=optimizer"
+            )
+        return self
 
 
 class EvaluationConfig(Section):
@@ -93,5 +114,10 @@ class LoggingConfig(Section):
     """Experiment trackers to feed through accelerate; each must be installed."""
     ledger_snapshot_interval: int = Field(default=100, ge=1)
     """Steps between cursor snapshots beside the ledger: the most that `llmscale data ledger` has to replay."""
+    profile_start: int = Field(default=0, ge=0)
+    """First step that torch.profiler records on rank 0, into `profile/` of the run; 0: none. The first steps of a start
+    are slower than the others."""
+    profile_steps: int = Field(default=3, ge=1)
+    """Steps that it records."""
     sample_prompts: list[str] = []
     """Prompts that the trained model continues at the end, printed with the result."""

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Literal, NoReturn
@@ -12,6 +16,7 @@ import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from data_pipeline.errors import UserError
+from llmscale.engine.shims import restart_numbers
 
 _VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """What every launcher sets."""
@@ -59,10 +64,17 @@ def read_world(device: Literal["auto", "cpu", "cuda"]) -> World:
     )
 
 
-def join(world: World, timeout_minutes: float = 30) -> None:
+def join(world: World, timeout_minutes: float = 30, settings: dict[str, Any] | None = None) -> None:
     """Initialise torch.distributed, also for a single process, so that one code path serves all sizes.
 
     CPU tensors travel by gloo on every machine, CUDA tensors by NCCL.
+
+    Args:
+        settings: the flat config of this rank, which must be that of rank 0.
+
+    Raises:
+        UserError: on every rank: what a rank said by `refuse`, or the first rank with other settings than rank 0, the
+            setting and both values.
     """
     backend = "cpu:gloo,cuda:nccl" if world.device.type == "cuda" else "gloo"
     options: dict[str, Any] = {"timeout": timedelta(minutes=timeout_minutes)}
@@ -73,7 +85,7 @@ def join(world: World, timeout_minutes: float = 30) -> None:
         # A lone process needs no address and no free port.
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, **options)
     else:
-        store = dist.PrefixStore("group", _meet(None, options["timeout"]))
+        store = dist.PrefixStore("group", _meet("", options["timeout"], settings))
         dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, **options)
 
 
@@ -88,14 +100,19 @@ def refuse(problem: UserError, timeout_minutes: float = 30) -> NoReturn:
     raise problem
 
 
-def _meet(problem: str | None, timeout: timedelta) -> dist.Store:
+def _meet(problem: str, timeout: timedelta, settings: dict[str, Any] | None = None) -> dist.Store:
     """The ranks' common store, once every rank has come and none has a problem; else UserError on all of them."""
     store, rank, size = next(rendezvous("env://", timeout=timeout))
-    store.set(f"problem/{rank}", problem or "")
+    if rank and problem:
+        problem = f"rank {rank}: {problem}"
+    if not problem and settings is not None:
+        problem = _difference(store, rank, settings)
+    elif rank == 0:
+        store.set("digest", "")
+    store.set(f"problem/{rank}", problem)
     if rank == 0:
-        problems = [store.get(f"problem/{other}").decode() for other in range(size)]
-        first = next((other for other in range(size) if problems[other]), 0)
-        store.set("verdict", (f"rank {first}: " if first else "") + problems[first])
+        problems = (store.get(f"problem/{other}").decode() for other in range(size))
+        store.set("verdict", next(filter(None, list(problems)), ""))
     verdict = store.get("verdict").decode()
     if verdict:
         # Rank 0 holds the store, so it leaves last.
@@ -106,10 +123,54 @@ def _meet(problem: str | None, timeout: timedelta) -> dist.Store:
     return store
 
 
+def _difference(store: dist.Store, rank: int, settings: dict[str, Any]) -> str:
+    """How this rank's settings differ from rank 0's, which are read only where their digests differ."""
+    text = json.dumps(settings, sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    if rank == 0:
+        store.set("settings", text)
+        store.set("digest", digest)
+        return ""
+    lead = store.get("digest").decode()
+    if lead in ("", digest):
+        return ""
+    theirs, mine = json.loads(store.get("settings")), json.loads(text)
+    key = next(key for key in {**theirs, **mine} if theirs.get(key) != mine.get(key))
+    return (
+        f"rank {rank} was started with {key} = {mine.get(key)!r}, but rank 0 with {theirs.get(key)!r}; give all ranks"
+        f" the same file and overrides"
+    )
+
+
+class LostRankError(RuntimeError):
+    """Another rank has ended, or cannot be reached any more."""
+
+
+@contextlib.contextmanager
+def named_losses() -> Iterator[None]:
+    """Say in a sentence what a collective's error means.
+
+    Raises:
+        LostRankError: a collective failed within the block since another rank is gone.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        # Of NCCL and of the store there are classes; gloo's errors begin with the file that raises them.
+        if not isinstance(error, dist.DistError) and "/gloo/" not in str(error):
+            raise
+        first = str(error).splitlines()[0]
+        raise LostRankError(
+            f"lost another rank, which has ended or cannot be reached; the log of the rank that ended first says why"
+            f" ({first})"
+        ) from error
+
+
 def leave() -> None:
     """Tear the process group down, if there is one."""
     if dist.is_initialized():
         dist.destroy_process_group()
+    restart_numbers()
 
 
 def broadcast_object(value: Any) -> Any:

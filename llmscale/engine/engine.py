@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import logging
-import sys
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,13 +17,19 @@ from data_pipeline.batch import Batch
 from llmscale.checkpoint.fragments import Fragment
 from llmscale.config import RunConfig
 from llmscale.engine import shims
+from llmscale.engine.experts import experts_of_deepspeed, mark_experts
 from llmscale.engine.optimizers import build_optimizer, set_learning_rate
 from llmscale.engine.recompute import apply_recompute
 from llmscale.engine.schedule import learning_rate
+from llmscale.engine.weights import held, partition, place
 from llmscale.model import Dropout
 from llmscale.model.block import Block
 from llmscale.objectives import Loss
 from llmscale.parallel.grid import RankGrid
+from llmscale.parallel.init import Weights
+from llmscale.parallel.sequence import own_targets
+from llmscale.parallel.shards import shard_of
+from llmscale.parallel.tensor import dropout_part
 
 _LOGGER = logging.getLogger("llmscale")
 
@@ -30,18 +37,25 @@ _LOGGER = logging.getLogger("llmscale")
 class ObjectiveModule(nn.Module):
     """The model with its loss, as the one module that DeepSpeed wraps."""
 
-    def __init__(self, model: nn.Module, loss: Loss, config: RunConfig) -> None:
+    def __init__(self, model: nn.Module, loss: Loss, config: RunConfig, grid: RankGrid) -> None:
         super().__init__()
         self.model = model
-        self._loss = loss
+        self.loss = loss
         self._drops = bool(config.model.dropout or config.model.attention_dropout)
         self._seed, self._layout_free = config.run.seed, config.engine.dropout_layout_free
+        self._part = dropout_part(grid, config.parallel.tensor_sequence)
+        self._grid = grid
+        self.experts = experts_of_deepspeed(grid)
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """The sum of each term of the loss over the batch, (terms,) in fp32; with dropout in training."""
-        if self._drops and self.training:
-            return self._loss(self.model, batch, Dropout.of(self._seed, batch.sample_ids, self._layout_free))
-        return self._loss(self.model, batch)
+        return self.loss(self.model, batch, self.dropout(batch), own_targets(batch, self._grid))
+
+    def dropout(self, batch: Batch) -> Dropout | None:
+        """What is dropped of a batch: nothing outside of training."""
+        if not (self._drops and self.training):
+            return None
+        return Dropout.of(self._seed, batch.sample_ids, self._layout_free, self._part)
 
 
 class Engine:
@@ -51,13 +65,30 @@ class Engine:
     batch), at any number of ranks and micro batches.
     """
 
-    def __init__(self, model: nn.Module, loss: Loss, config: RunConfig, grid: RankGrid, device: torch.device) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        config: RunConfig,
+        grid: RankGrid,
+        device: torch.device,
+        weights: Weights | None = None,
+    ) -> None:
+        """Start; collective.
+
+        Args:
+            model: this rank's part, hollow (`llmscale.parallel.init.build_hollow`) or with its values.
+            weights: its values, read one tensor at a time, at ZeRO 3 only this rank's part of it; None: those that the
+                model has.
+        """
         self.config = config
         self.grid = grid
         self.device = device
         self.dtype = resolve_dtype(config.engine.dtype, device)
-        self.named = list(model.named_parameters())
-        self.parameters = sum(parameter.numel() for _, parameter in self.named)
+        self.named = self._trained(model)
+        self.parameters = sum(math.prod(shard_of(parameter).shape) for _, parameter in self.named)
+        """Of the whole model, not of this rank's part."""
+        own = sum(parameter.numel() for _, parameter in self.named)
         self.draws = config.model.attention_dropout > 0 and not config.engine.dropout_layout_free
         if self.draws:
             _LOGGER.warning(
@@ -65,24 +96,48 @@ class Engine:
                 " micro batch",
                 config.model.attention_dropout,
             )
-        model.to(device=device, dtype=self.dtype)
         apply_recompute(model, config.engine.recompute, self.draws)
         if config.engine.compile:
             compile_blocks(model)
+        mark_experts(self.named, grid)
+        # Sees shapes, which are gone once ZeRO 3 has cut the weights.
         optimizer = build_optimizer(self.named, config.optimizer, self.dtype)
         deepspeed = shims.import_deepspeed(device)
-        with _stdout_to_stderr():
-            self._engine, *_ = deepspeed.initialize(
-                model=ObjectiveModule(model, loss, config),
-                optimizer=optimizer,
-                mpu=grid,
-                config=deepspeed_config(config, grid, device, self.dtype, self.parameters),
-            )
+        settings = deepspeed_config(config, grid, device, self.dtype, own)
+        # Also what is trained elsewhere.
+        everything = list(model.named_parameters())
+        values = held(everything) if weights is None else weights
+        module = ObjectiveModule(model, loss, config, grid)
+        if config.engine.compile and config.engine.zero_stage == 3:
+            # A layer's weights are brought together before it runs, and not one after the other inside of it.
+            deepspeed.utils.set_z3_leaf_modules(model, [Block])
+        with _stdout_to_log():
+            if config.engine.zero_stage == 3:
+                partition(everything, values, device, self.dtype, grid, settings)
+            else:
+                place(everything, values, device, self.dtype)
+            with shims.one_kind_of_optimizer(deepspeed):
+                self._engine = self._start(deepspeed, module, optimizer, settings)
         if not isinstance(self._engine, deepspeed.DeepSpeedEngine):
             raise AssertionError(f"deepspeed.initialize gave {type(self._engine)}, not an engine")
+        shims.share_masters(self._engine)
+        if self.dtype != torch.float32:
+            # DeepSpeed made them of weights that were rounded already.
+            shims.fill_masters(self._engine, self.named, values)
         shims.bind_optimizer(self._engine, self.named)
         shims.create_optimizer_state(self._engine)
         shims.save_passes_over_gradients(self._engine)
+
+    def _trained(self, model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+        """The parameters that this rank updates, or shares the update of, by name."""
+        return list(model.named_parameters())
+
+    def _start(
+        self, deepspeed: Any, module: ObjectiveModule, optimizer: torch.optim.Optimizer, settings: dict[str, Any]
+    ) -> Any:
+        """DeepSpeed's engine around the model."""
+        engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, mpu=self.grid, config=settings)
+        return engine
 
     def train_step(self, micro_batches: list[Batch], step: int, counts: list[float]) -> tuple[list[float], float]:
         """One update from this rank's micro batches of the global batch.
@@ -94,24 +149,34 @@ class Engine:
                 whose count is 0 is left out.
 
         Returns:
-            This rank's sum of each term, and the gradient's norm before clipping over all ranks.
+            This rank's sum of each term, 0 where another rank of its tensor-parallel group has the same, so that the
+            sums add up over all ranks; and the gradient's norm before clipping over all ranks.
         """
         set_learning_rate(self._engine.optimizer, self.learning_rate(step))
         ranks = self.grid.data * self.grid.sequence
         scale = torch.tensor([ranks / count if count else 0.0 for count in counts], device=self.device)
-        self._engine.train()
         if self.draws:
             # The same on the same layout, also after a resume.
             torch.manual_seed(_derived_seed(self.config.run.seed, step, self.grid.rank))
+        own = self._update(micro_batches, scale) * self.grid.reports
+        return own.tolist(), float(self._engine.get_global_grad_norm())
+
+    def _update(self, micro_batches: list[Batch], scale: torch.Tensor) -> torch.Tensor:
+        """Forward and backward pass of every micro batch, and the update.
+
+        `scale`: (terms,) factors of the sums, which make the loss of them. Returns (terms,), the sums in fp64.
+        """
+        self._engine.train()
         sums = []
-        for place, batch in enumerate(micro_batches):
+        for number, batch in enumerate(micro_batches, start=1):
             # DeepSpeed's own count of micro batches is fixed when it starts; the batch may grow.
-            self._engine.set_gradient_accumulation_boundary(place + 1 == len(micro_batches))
-            terms = self._engine(batch.to(self.device))
-            self._engine.backward((terms * scale).sum(), scale_wrt_gas=False)
+            self._engine.set_gradient_accumulation_boundary(number == len(micro_batches))
+            with self._passes():
+                terms = self._engine(batch.to(self.device))
+                self._engine.backward((terms * scale).sum(), scale_wrt_gas=False)
             self._engine.step()
             sums.append(terms.detach())
-        return torch.stack(sums).double().sum(0).tolist(), float(self._engine.get_global_grad_norm())
+        return torch.stack(sums).double().sum(0)
 
     def learning_rate(self, step: int) -> float:
         """Learning rate of 0-based step `step`."""
@@ -119,23 +184,48 @@ class Engine:
 
     @torch.no_grad()
     def loss(self, batch: Batch) -> float:
-        """Sum of weight x loss over a batch's targets, without training; at ZeRO 3 all ranks must call it together."""
+        """Sum of weight x loss over a batch's targets, without training, as `train_step` gives it; where ranks share
+        parameters they must call it together."""
         self._engine.eval()
-        return float(self._engine.module(batch.to(self.device))[0])
+        with self._passes():
+            return float(self._engine.module(batch.to(self.device))[0]) * self.grid.reports
+
+    def _passes(self) -> contextlib.AbstractContextManager[None]:
+        stage3 = self.config.engine.zero_stage == 3
+        return shims.linear_that_keeps_no_weight() if stage3 else contextlib.nullcontext()
 
     def state(self) -> Iterator[Fragment]:
         """This rank's part of all weights and optimizer tensors, as views: copy before the next step."""
         return shims.fragments(self._engine, self.named)
+
+    @contextlib.contextmanager
+    def watched_gradients(self, seen: list[Fragment]) -> Iterator[None]:
+        """Within the block, `seen` gets what this rank has of each gradient that an update uses: summed over all ranks
+        and clipped."""
+        with shims.watched_gradients(self._engine, self.named, seen):
+            yield
 
     @property
     def optimizer_steps(self) -> int:
         """Updates made so far; skipped steps do not count."""
         return shims.optimizer_steps(self._engine)
 
-    def load_state(self, read: shims.RangeReader, optimizer_steps: int) -> None:
-        """Continue from saved state: `read` gives flat ranges of global tensors."""
+    @property
+    def counters(self) -> dict[str, Any]:
+        """What a checkpoint keeps besides tensors: `optimizer_steps`, and in fp16 how the loss is scaled."""
+        scaling = shims.loss_scaling(self._engine)
+        return {"steps": self.optimizer_steps} | ({"loss_scaling": scaling} if scaling else {})
+
+    def load_state(self, read: shims.RangeReader, counters: dict[str, Any]) -> None:
+        """Continue from saved state.
+
+        Args:
+            read: gives flat ranges of rectangles of global tensors.
+            counters: as they were.
+        """
         shims.load(self._engine, self.named, read)
-        shims.set_optimizer_steps(self._engine, optimizer_steps)
+        shims.set_optimizer_steps(self._engine, int(counters["steps"]))
+        shims.set_loss_scaling(self._engine, counters.get("loss_scaling", {}))
 
 
 def _derived_seed(*key: int) -> int:
@@ -147,14 +237,15 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     """The arithmetic that `engine.dtype` names on this device."""
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
-    return {"fp32": torch.float32, "bf16": torch.bfloat16}[name]
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
 
 
 def compile_blocks(model: nn.Module) -> None:
     """Compile each layer in place, so that names and parameters stay; equal layers share their compiled code."""
     for module in model.modules():
         if isinstance(module, Block):
-            module.compile()
+            # Only what is within, so that ZeRO 3's hooks around it stay outside.
+            module.forward = torch.compile(module.forward)  # type: ignore[method-assign]
 
 
 def accumulation(config: RunConfig, data_parallel: int, global_batch: int | None = None) -> tuple[int, int]:
@@ -170,25 +261,44 @@ def accumulation(config: RunConfig, data_parallel: int, global_batch: int | None
 def deepspeed_config(
     config: RunConfig, grid: RankGrid, device: torch.device, dtype: torch.dtype, parameters: int
 ) -> dict[str, Any]:
-    """DeepSpeed's own config. The global batch is left out: DeepSpeed derives it and would check it."""
+    """DeepSpeed's own config. The global batch is left out: DeepSpeed derives it and would check it.
+
+    `parameters`: elements that this rank holds before ZeRO shares them.
+    """
     micro, steps = accumulation(config, grid.data)
     on_gpu = device.type == "cuda"
+    settings = config.engine
     # DeepSpeed wants an even number, and refuses to start on ranks otherwise.
-    bucket = min(config.engine.bucket_elements, parameters)
+    bucket = min(settings.bucket_elements, parameters)
     bucket += bucket % 2
+    away = {"device": "cpu", "pin_memory": on_gpu}
+    offload = {} if settings.offload == "none" else {"offload_optimizer": away}
+    if settings.offload == "optimizer_and_weights":
+        offload["offload_param"] = away
     return {
         "train_micro_batch_size_per_gpu": micro,
         "gradient_accumulation_steps": steps,
         "gradient_clipping": config.optimizer.clip,
         "zero_allow_untested_optimizer": True,
+        # Its own optimizer for offloading takes a minute and a half to compile; torch's fused AdamW runs on CPUs too.
+        "zero_force_ds_cpu_optimizer": False,
         "bf16": {"enabled": dtype == torch.bfloat16},
+        "fp16": {"enabled": dtype == torch.float16, "initial_scale_power": settings.initial_scale_power},
+        # Gradients are summed over micro batches and over ranks in fp32, whatever the passes compute in.
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "communication_data_type": "fp32",
         "zero_optimization": {
-            "stage": config.engine.zero_stage,
+            "stage": settings.zero_stage,
+            "stage3_param_persistence_threshold": settings.persistence_elements,
+            "stage3_max_live_parameters": settings.live_elements,
+            "stage3_max_reuse_distance": settings.live_elements,
+            **offload,
             "reduce_bucket_size": bucket,
             "allgather_bucket_size": bucket,
             "overlap_comm": on_gpu,
-            # Copying gradients into one buffer pays only where it feeds a network of its own.
-            "contiguous_gradients": on_gpu or config.engine.zero_stage > 1,
+            # Copying gradients into one buffer pays only where it feeds a network of its own; without it DeepSpeed
+            # would add up those of experts over all ranks.
+            "contiguous_gradients": on_gpu or settings.zero_stage == 2 or grid.expert > 1,
         },
         "steps_per_print": None,
         "wall_clock_breakdown": False,
@@ -196,7 +306,12 @@ def deepspeed_config(
 
 
 @contextlib.contextmanager
-def _stdout_to_stderr() -> Iterator[None]:
+def _stdout_to_log() -> Iterator[None]:
     """DeepSpeed prints while it starts; stdout carries our result only."""
-    with contextlib.redirect_stdout(sys.stderr):
-        yield
+    with io.StringIO() as printed:
+        try:
+            with contextlib.redirect_stdout(printed):
+                yield
+        finally:
+            for line in printed.getvalue().splitlines():
+                _LOGGER.info(line)

@@ -22,6 +22,7 @@ def evaluate(
     rank: int = 0,
     ranks: int = 1,
     reduce: Reduce = lambda values: values,
+    counted: bool = True,
     max_samples: int | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any] | None:
@@ -34,6 +35,7 @@ def evaluate(
         loss_of: sum of weight x loss over a batch's targets, in nats.
         batch_size: samples of a forward pass.
         reduce: sums each number over all ranks, in double precision.
+        counted: whether the targets of this rank's samples count; else another rank has the same.
         max_samples: evaluate on an even sample of this many; None: on all.
         stop: whether this rank wants to leave; when any does, all leave together.
 
@@ -46,7 +48,7 @@ def evaluate(
     loss_sum = targets = 0.0
     for batch in _share(documents, chosen, batch_size, rank, ranks):
         loss_sum += loss_of(batch)
-        targets += float(batch.weights.sum(dtype=torch.float64))
+        targets += float(batch.weights.sum(dtype=torch.float64)) * counted
         if reduce([float(stop())])[0]:
             return None
     loss_sum, targets = reduce([loss_sum, targets])

@@ -39,7 +39,8 @@ def nearest_layouts(facts: Facts, layout: Layout) -> tuple[Layout, ...]:
                     _nearest_on_each_side(facts, layout, *fields) if count == 1 else _nearest(facts, layout, fields)
                 )
         if found:
-            return tuple(near for _, near in sorted(found, key=lambda pair: pair[0]))
+            # Rounded, so that a doubling and a halving are a tie, in which the number of ranks stays as it is.
+            return tuple(near for _, near in sorted(found, key=lambda pair: round(pair[0], 9)))
     raise AssertionError(f"not even one process is legal: {first_broken(facts, Layout())}")
 
 

@@ -27,17 +27,7 @@ class Rule(NamedTuple):
 
 
 UNPROVEN: tuple[tuple[str, ...], ...] = (
-    ("sequence",),
-    ("pipeline",),
-    ("expert",),
-    ("tensor_sequence",),
-    ("sequence", "tensor_sequence"),
-    ("sequence", "expert"),
-    ("pipeline", "tensor_sequence"),
-    ("pipeline", "compile"),
-    ("pipeline", "recompute"),
     ("tensor", "whole_tensors"),
-    ("pipeline", "whole_tensors"),
     ("expert", "whole_tensors"),
 )
 """Refused until a parity test proves them equal to one process; that test's change deletes the row. A row is what may
@@ -136,6 +126,15 @@ def _sequence_heads(facts: Facts, layout: Layout) -> Broken | None:
     return None
 
 
+def _sequence_model(facts: Facts, layout: Layout) -> Broken | None:
+    if layout.sequence > 1 and facts.experts:
+        return Broken(
+            f"parallel.sequence is {layout.sequence}, but model.experts.count is {facts.experts}, whose router looks at"
+            " whole sequences"
+        )
+    return None
+
+
 def _positions(facts: Facts, layout: Layout) -> Broken | None:
     """Ranks that share a sequence have equally many of its positions."""
     parts = layout.sequence * (layout.tensor if layout.tensor_sequence else 1)
@@ -208,14 +207,6 @@ def _expert_zero(facts: Facts, layout: Layout) -> Broken | None:
     return None
 
 
-def _compile(facts: Facts, layout: Layout) -> Broken | None:
-    if layout.compile and layout.zero_stage == 3:
-        return Broken(
-            "engine.compile is true, but engine.zero_stage is 3, whose weights are not whole when layers are compiled"
-        )
-    return None
-
-
 def _recompute(facts: Facts, layout: Layout) -> Broken | None:
     # DeepSpeed's linear layers add the bias in place to the product that would be kept, unseen by torch.
     if layout.recompute == "selective" and layout.zero_stage == 3:
@@ -233,6 +224,7 @@ _PRODUCT = Rule(_SIZES, _product)
 _RULES = (
     Rule(frozenset({"tensor"}), _tensor),
     Rule(frozenset({"tensor_sequence", "tensor"}), _tensor_sequence),
+    Rule(frozenset({"sequence"}), _sequence_model),
     Rule(frozenset({"sequence", "tensor"}), _sequence_heads),
     Rule(frozenset({"sequence", "tensor", "tensor_sequence"}), _positions),
     Rule(frozenset({"pipeline"}), _pipeline_model),
@@ -241,7 +233,6 @@ _RULES = (
     Rule(frozenset({"expert"}), _expert_model),
     Rule(frozenset({"expert", "zero_stage"}), _expert_zero),
     Rule(_SIZES | {"expert"}, _expert_data),
-    Rule(frozenset({"compile", "zero_stage"}), _compile),
     Rule(frozenset({"recompute", "zero_stage"}), _recompute),
     Rule(_SIZES, _batches),
 )

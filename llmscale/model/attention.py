@@ -12,10 +12,46 @@ from llmscale.model.dropout import LayerDropout, Place, drop
 from llmscale.model.positions import rotate
 
 
-class Projections(nn.Module):
-    """Query, key, value and output projections around F.scaled_dot_product_attention.
+class Core(nn.Module):
+    """What mixes the tokens, between the projections: F.scaled_dot_product_attention. It has no parameters."""
 
-    The projections are separate modules, so that a table can shard each by heads.
+    def __init__(self, config: ModelConfig, place: Place) -> None:
+        super().__init__()
+        self.scale = config.attention_scale
+        self.dropout = config.attention_dropout
+        self.place = place
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        causal: bool,
+        dropout: LayerDropout | None = None,
+    ) -> Tensor:
+        """(B, heads, T, channels) queries and (B, kv_heads, S, channels) keys and values to (B, heads, T, channels)."""
+        causal = causal and mask is None and query.shape[2] > 1
+        probability = 0.0 if dropout is None else self.dropout
+        if dropout is not None and dropout.layout_free and probability:
+            keys, part = dropout.keys[self.place], dropout.part.heads
+            return dropped_attention(query, key, value, mask, causal, self.scale, keys, probability, part)
+        return F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=mask,
+            dropout_p=probability,
+            is_causal=causal,
+            scale=self.scale,
+            enable_gqa=key.shape[1] != query.shape[1],
+        )
+
+
+class Projections(nn.Module):
+    """Query, key, value and output projections around what mixes the tokens.
+
+    They are separate modules, so that a table can shard each by heads.
     """
 
     places = (Place.ATTENTION, Place.ATTENTION_OUTPUT)
@@ -25,13 +61,13 @@ class Projections(nn.Module):
         super().__init__()
         self.layer = layer
         self.channels = config.head_channels
-        self.scale = config.attention_scale
-        self.dropout, self.attention_dropout = config.dropout, config.attention_dropout
+        self.dropout = config.dropout
         inner, shared = config.heads * self.channels, config.kv_head_count * self.channels
         bias = config.has_bias("qkv")
         self.query = nn.Linear(config.hidden_size, inner, bias=bias)
         self.key = nn.Linear(config.hidden_size, shared, bias=bias)
         self.value = nn.Linear(config.hidden_size, shared, bias=bias)
+        self.core = Core(config, self.places[0])
         self.output = nn.Linear(inner, config.hidden_size, bias=config.has_bias("attention_output"))
 
     def heads(self, projected: Tensor) -> Tensor:
@@ -48,26 +84,10 @@ class Projections(nn.Module):
         dropout: LayerDropout | None = None,
     ) -> Tensor:
         """(B, heads, T, channels) queries and (B, kv_heads, S, channels) keys and values to (B, T, hidden_size)."""
-        causal = causal and mask is None and query.shape[2] > 1
-        probability = 0.0 if dropout is None else self.attention_dropout
-        if dropout is not None and dropout.layout_free and probability:
-            mixed = dropped_attention(
-                query, key, value, mask, causal, self.scale, dropout.keys[self.places[0]], probability
-            )
-        else:
-            mixed = F.scaled_dot_product_attention(
-                query,
-                key,
-                value,
-                attn_mask=mask,
-                dropout_p=probability,
-                is_causal=causal,
-                scale=self.scale,
-                enable_gqa=key.shape[1] != query.shape[1],
-            )
+        mixed = self.core(query, key, value, mask, causal, dropout)
         mixed = self.output(mixed.transpose(1, 2).flatten(2))
         if dropout is not None and self.dropout:
-            mixed = drop(mixed, dropout.keys[self.places[1]], self.dropout)
+            mixed = drop(mixed, dropout.keys[self.places[1]], self.dropout, [dropout.part.positions])
         return mixed
 
 
@@ -131,6 +151,7 @@ def dropped_attention(
     scale: float | None,
     keys: Tensor,
     rate: float,
+    part: int = 0,
 ) -> Tensor:
     """F.scaled_dot_product_attention with hashed dropout of the probabilities, which its kernels cannot do.
 
@@ -142,6 +163,7 @@ def dropped_attention(
         scale: of the scores; None: 1 / sqrt(channels).
         keys: (B, 2) of the dropout.
         rate: probability that a probability is dropped.
+        part: which of equal parts of all heads these are.
 
     Returns:
         (B, heads, T, channels).
@@ -156,4 +178,4 @@ def dropped_attention(
         scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
     wide = torch.promote_types(scores.dtype, torch.float32)
     probabilities = scores.softmax(dim=-1, dtype=wide).to(value.dtype)
-    return drop(probabilities, keys, rate) @ value
+    return drop(probabilities, keys, rate, [part]) @ value

@@ -62,5 +62,6 @@ class Block(nn.Module):
         else:
             changed = self.feed_forward(hidden, context.dropout)
         if context.dropout is not None and self.dropout:
-            changed = drop(changed, context.dropout.keys[Place.FEED_FORWARD_OUTPUT], self.dropout)
+            keys, part = context.dropout.keys[Place.FEED_FORWARD_OUTPUT], context.dropout.part.positions
+            changed = drop(changed, keys, self.dropout, [part])
         return changed, loss

@@ -34,6 +34,20 @@ PLACES = 8
 
 
 @dataclass(frozen=True)
+class Part:
+    """Which of the equal parts of each axis a process computes that shares it with others; 0: all, or the first."""
+
+    positions: int = 0
+    """Of the positions of the residual stream."""
+    inner_positions: int = 0
+    """Of the positions inside feed-forward layers."""
+    channels: int = 0
+    """Of the channels inside feed-forward layers."""
+    heads: int = 0
+    """Of the heads of attention."""
+
+
+@dataclass(frozen=True)
 class LayerDropout:
     """What one layer drops."""
 
@@ -41,6 +55,8 @@ class LayerDropout:
     """(places, B, 2) int64."""
     layout_free: bool
     """Whether attention probabilities are dropped by hash too; else torch's fused kernels draw at random."""
+    part: Part = Part()
+    """Of which part of the layer."""
 
 
 @dataclass(frozen=True)
@@ -51,21 +67,23 @@ class Dropout:
     """(B, 2) int64: two 32-bit words for each sample."""
     layout_free: bool = True
     """See `LayerDropout`."""
+    part: Part = Part()
+    """Of which part of each layer."""
 
     @staticmethod
-    def of(seed: int, sample_ids: Tensor, layout_free: bool = True) -> Dropout:
+    def of(seed: int, sample_ids: Tensor, layout_free: bool = True, part: Part = Part()) -> Dropout:
         """For samples with the global numbers `sample_ids` (B,) of a run with `seed` (0 to 2^63 - 1)."""
         keys = torch.zeros((*sample_ids.shape, 2), dtype=torch.int64, device=sample_ids.device)
         for number in (seed & _HALF, seed >> 31, sample_ids & _HALF, (sample_ids >> 31) & _HALF):
             keys = fold(keys, number)
-        return Dropout(keys, layout_free)
+        return Dropout(keys, layout_free, part)
 
     def layers(self, stack: int, count: int) -> list[LayerDropout]:
         """What each of the `count` layers of a stack (0: the one with the head, 1: the encoder before it) drops."""
         keys = fold(self.keys, stack)
         # One number for layer and place, so that all keys come of one fold. 0 is left to `around`.
         numbers = 1 + torch.arange(count * PLACES, device=keys.device).view(count, PLACES, 1)
-        return [LayerDropout(layer, self.layout_free) for layer in fold(keys, numbers)]
+        return [LayerDropout(layer, self.layout_free, self.part) for layer in fold(keys, numbers)]
 
     def around(self, stack: int) -> tuple[Tensor, Tensor]:
         """(B, 2) keys of what is dropped before the first and after the last layer of a stack."""
@@ -73,9 +91,15 @@ class Dropout:
         return fold(keys, 0), fold(keys, 1)
 
 
-def drop(x: Tensor, keys: Tensor, rate: float) -> Tensor:
-    """Zeros in place of a share `rate` of x (B, ..., T, C), the rest scaled by 1 / (1 - rate), by keys (B, 2)."""
-    places = [torch.arange(size, device=x.device) for size in x.shape[1:]]
+def drop(x: Tensor, keys: Tensor, rate: float, part: Sequence[int] = ()) -> Tensor:
+    """Zeros in place of a share `rate` of x (B, ..., T, C), the rest scaled by 1 / (1 - rate), by keys (B, 2).
+
+    `part`: for the first dims after B, which of equal parts of the whole x is; 0 for those not given.
+    """
+    firsts = [size * number for size, number in zip(x.shape[1:], [*part, *[0] * x.dim()], strict=False)]
+    places = [
+        torch.arange(first, first + size, device=x.device) for first, size in zip(firsts, x.shape[1:], strict=True)
+    ]
     return (x * (1 / (1 - rate))).masked_fill(dropped(keys, rate, places), 0.0)
 
 

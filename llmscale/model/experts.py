@@ -26,8 +26,12 @@ class ExpertLinear(nn.Module):
     def forward(self, tokens: Tensor, expert: Tensor, ends: Tensor) -> Tensor:
         """(N, inputs) to (N, outputs), where token i belongs to `expert[i]` (N,), and those of expert e end before
         `ends[e]` (experts,) int32."""
-        projected = grouped_product(tokens, self.weight, ends)
+        projected = self.project(tokens, ends)
         return projected if self.bias is None else projected + self.bias[expert]
+
+    def project(self, tokens: Tensor, ends: Tensor) -> Tensor:
+        """`forward` without the bias."""
+        return grouped_product(tokens, self.weight, ends)
 
 
 class Experts(nn.Module):
@@ -70,17 +74,20 @@ class Experts(nn.Module):
         count, each = self.settings.count, chosen.shape[1]
         flat = chosen.flatten()
         order = flat.argsort(stable=True)
-        expert = flat[order]
-        ends = F.one_hot(flat, count).sum(0).cumsum(0).to(torch.int32)
-        inputs = tokens[order // each]
+        outputs = self._compute(tokens[order // each], flat[order], F.one_hot(flat, count).sum(0))
+        # Back into the order of the tokens by a gather, whose sum does not depend on the order of threads.
+        back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+        return (outputs[back].unflatten(0, (-1, each)) * weights[..., None]).sum(1)
+
+    def _compute(self, inputs: Tensor, expert: Tensor, counts: Tensor) -> Tensor:
+        """(N, hidden_size) to the same shape, where token i belongs to `expert[i]` (N,), in ascending order, and
+        `counts` (experts,) of them to each."""
+        ends = counts.cumsum(0).to(torch.int32)
         inner = self.up(inputs, expert, ends)
         inner = (
             self.activation(inner) if self.gate is None else self.activation(self.gate(inputs, expert, ends)) * inner
         )
-        outputs = self.down(inner, expert, ends)
-        # Back into the order of the tokens by a gather, whose sum does not depend on the order of threads.
-        back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
-        return (outputs[back].unflatten(0, (-1, each)) * weights[..., None]).sum(1)
+        return self.down(inner, expert, ends)
 
     def _within_capacity(self, chosen: Tensor, counted: Tensor) -> Tensor:
         """(B, T, k) 1 where the expert has room, 0 where it is full: earlier tokens come first (GShard, 2.2)."""

@@ -39,5 +39,6 @@ class FeedForward(nn.Module):
         else:
             inner = self.activation(self.up(hidden))
         if dropout is not None and self.inner_dropout:
-            inner = drop(inner, dropout.keys[Place.INNER], self.inner_dropout)
+            part = dropout.part.inner_positions, dropout.part.channels
+            inner = drop(inner, dropout.keys[Place.INNER], self.inner_dropout, part)
         return self.down(inner)

@@ -56,6 +56,10 @@ class Head(nn.Module):
             return logits
         hidden, targets = hidden.flatten(0, -2), targets.flatten()
         weights = torch.ones_like(targets, dtype=torch.float32) if weights is None else weights.flatten()
+        return self.loss(hidden, targets, weights)
+
+    def loss(self, hidden: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+        """The loss of (N, hidden_size) transformed hidden states, (N,) targets and weights."""
         return linear_cross_entropy(hidden, self.weight, targets, weights, self.vocab_size, self.bias)
 
     def project(self, hidden: Tensor) -> Tensor:
@@ -76,8 +80,32 @@ class NextSentenceHead(nn.Module):
         return self.classifier(self.pooler(hidden[:, 0]).tanh())
 
 
+class Rows:
+    """Which rows of the vocabulary a weight has, and how to combine them with the others: here it has all."""
+
+    first = 0
+    """Number of the first row."""
+
+    def largest(self, values: Tensor) -> Tensor:
+        """The largest of each value over all rows, in place."""
+        return values
+
+    def total(self, values: Tensor) -> Tensor:
+        """The sum of each value over all rows, in place."""
+        return values
+
+
+ALL_ROWS = Rows()
+
+
 def linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, targets: Tensor, weights: Tensor, vocab_size: int, bias: Tensor | None = None
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    weights: Tensor,
+    vocab_size: int,
+    bias: Tensor | None = None,
+    rows: Rows = ALL_ROWS,
 ) -> Tensor:
     """Weighted sum of the cross-entropy of softmax(hidden @ weight^T + bias), a few rows of logits at a time.
 
@@ -90,16 +118,18 @@ def linear_cross_entropy(
         targets: (N,) int64.
         weights: (N,) floats; no gradient flows to them.
         bias: (rows,).
+        rows: which rows of the vocabulary weight and bias have; the gradient of hidden is that through these alone.
 
     Returns:
         A scalar of at least fp32.
     """
     if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
-        return _LinearCrossEntropy.apply(hidden, weight, bias, targets, weights, vocab_size)
+        return _LinearCrossEntropy.apply(hidden, weight, bias, targets, weights, vocab_size, rows)
     wide = torch.promote_types(hidden.dtype, torch.float32)
     total = torch.zeros((), dtype=wide, device=hidden.device)
     for chunk in _chunks(hidden.shape[0]):
-        loss, _, _ = _softmax(F.linear(hidden[chunk], weight, bias), targets[chunk, None], vocab_size)
+        logits = F.linear(hidden[chunk], weight, bias)
+        loss, *_ = _softmax(logits, _targets(targets[chunk], rows, weight), vocab_size - rows.first, rows)
         total += (loss * weights[chunk, None]).sum()
     return total
 
@@ -107,19 +137,21 @@ def linear_cross_entropy(
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
-        hidden, weight, bias, targets, weights, vocab_size = inputs
+        hidden, weight, bias, targets, weights, vocab_size, rows = inputs
         wide = torch.promote_types(hidden.dtype, torch.float32)
         total = torch.zeros((), dtype=wide, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         grad_weight = torch.zeros_like(weight, dtype=wide) if ctx.needs_input_grad[1] else None
         grad_bias = torch.zeros_like(bias, dtype=wide) if ctx.needs_input_grad[2] else None
         for chunk in _chunks(hidden.shape[0]):
-            x, target, scale = hidden[chunk], targets[chunk, None], weights[chunk, None].to(wide)
-            loss, exponentials, normalizer = _softmax(F.linear(x, weight, bias), target, vocab_size)
+            x, target, scale = hidden[chunk], _targets(targets[chunk], rows, weight), weights[chunk, None].to(wide)
+            logits = F.linear(x, weight, bias)
+            loss, exponentials, normalizer = _softmax(logits, target, vocab_size - rows.first, rows)
             total += (loss * scale).sum()
             # d loss / d logits = scale / normalizer x (exponentials - normalizer x onehot). The first factor is
             # applied to the narrow side of each product, which spares two passes over the logits.
-            gradient = exponentials.scatter_add_(1, target, -normalizer).to(weight.dtype)
+            place, here = target
+            gradient = exponentials.scatter_add_(1, place, -normalizer * here).to(weight.dtype)
             scale = scale / normalizer
             if grad_hidden is not None:
                 torch.mul(gradient @ weight, scale, out=grad_hidden[chunk])
@@ -135,25 +167,39 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         grads = [None if value is None else value * scale.to(value.dtype) for value in ctx.saved_tensors]
-        return *grads, None, None, None
+        return *grads, None, None, None, None
 
 
 def _chunks(tokens: int) -> list[slice]:
     return [slice(start, start + CHUNK_TOKENS) for start in range(0, tokens, CHUNK_TOKENS)]
 
 
-def _softmax(logits: Tensor, target: Tensor, vocab_size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(n, rows) logits and (n, 1) targets to the (n, 1) losses, exp(logits - row maximum) and its (n, 1) row sums.
+def _targets(targets: Tensor, rows: Rows, weight: Tensor) -> tuple[Tensor, Tensor | int]:
+    """(n, 1) places of the targets (n,) among the rows of the weight, and 1 where they are there, else 0 at place 0."""
+    places = targets[:, None] - rows.first
+    if rows is ALL_ROWS:
+        return places, 1
+    here = ((places >= 0) & (places < weight.shape[0])).long()
+    return places * here, here
+
+
+def _softmax(
+    logits: Tensor, target: tuple[Tensor, Tensor | int], vocab_size: int, rows: Rows
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(n, rows) logits and targets to the (n, 1) losses, exp(logits - maximum) and the (n, 1) sums of all rows' ones.
 
     The logits are overwritten where they are wide enough. Written out since log_softmax followed by exp takes more
     than twice as long on CPU.
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    logits[:, vocab_size:] = -torch.inf
-    maximum = logits.amax(1, keepdim=True)
-    chosen = logits.gather(1, target)
+    logits[:, max(vocab_size, 0) :] = -torch.inf
+    maximum = rows.largest(logits.amax(1, keepdim=True))
+    place, here = target
+    chosen = logits.gather(1, place)
+    if rows is not ALL_ROWS:
+        chosen = rows.total(chosen.masked_fill(here == 0, 0.0))
     exponentials = logits.sub_(maximum).exp_()
-    normalizer = exponentials.sum(1, keepdim=True)
+    normalizer = rows.total(exponentials.sum(1, keepdim=True))
     return normalizer.log() + maximum - chosen, exponentials, normalizer
 
 

@@ -98,16 +98,21 @@ class RelativeBias(nn.Module):
         return side + torch.where(far < exact, far, wide)
 
 
-def alibi_bias(distance: Tensor, heads: int) -> Tensor:
+def alibi_bias(distance: Tensor, heads: int, wanted: range | None = None) -> Tensor:
     """A penalty that grows with the distance, at its own slope for each head (Press et al. 2022, section 3).
 
     Args:
         distance: (T, S) key place minus query place.
+        heads: of the whole layer.
+        wanted: some heads, one after the other; None: all.
 
     Returns:
-        fp32 (1, heads, T, S).
+        fp32 (1, heads wanted, T, S).
     """
-    return alibi_slopes(heads, distance.device)[None, :, None, None] * -distance.abs().float()
+    slopes = alibi_slopes(heads, distance.device)
+    if wanted is not None:
+        slopes = slopes[wanted.start : wanted.stop]
+    return slopes[None, :, None, None] * -distance.abs().float()
 
 
 def alibi_slopes(heads: int, device: torch.device | None = None) -> Tensor:

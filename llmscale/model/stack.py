@@ -18,18 +18,33 @@ from llmscale.model.positions import RelativeBias, Tables, alibi_bias, rotary_ta
 
 
 class Stack(nn.Module):
-    """Blocks over embedded tokens, and the norm after them."""
+    """Blocks over embedded tokens, and the norm after them.
+
+    It may hold some of the layers only, `held` of `depth`: the others come before or after it.
+    """
 
     def __init__(self, config: ModelConfig, layers: int, *, causal: bool, cross: bool = False, number: int = 0) -> None:
         super().__init__()
         self.config = config
         self.number = number
         self.causal = causal
+        self.depth = layers
+        self.held = range(layers)
         self.kinds = sorted({config.attention_kind(layer) for layer in range(layers)})
         self.relative_bias = RelativeBias(config, causal) if config.positions == "relative" else None
         self.blocks = nn.ModuleList(Block(config, layer, causal, cross) for layer in range(layers))
         self.norm = make_norm(config) if config.norm_order == "pre" else None
         self.queries = nn.Embedding(config.max_positions, config.hidden_size) if config.query_layer else None
+
+    @property
+    def begins(self) -> bool:
+        """Whether no layer comes before those that it holds."""
+        return self.held.start == 0
+
+    @property
+    def ends(self) -> bool:
+        """Whether no layer comes after those that it holds."""
+        return self.held.stop == self.depth
 
     def run(
         self,
@@ -45,7 +60,7 @@ class Stack(nn.Module):
         """Hidden states after the final norm, and the sum of the layers' router losses.
 
         Args:
-            hidden: (B, T, hidden_size) embedded tokens.
+            hidden: (B, T, hidden_size) embedded tokens; what the layers before made of them, where there are others.
             positions: (B or 1, T) int64.
             sight: who sees whom.
             memory: (B, S, hidden_size), the encoder's result.
@@ -64,27 +79,29 @@ class Stack(nn.Module):
             memory_mask=cross_mask(memory_real),
             cache=cache,
         )
-        contexts = [context] * len(self.blocks)
+        contexts = [context] * self.depth
         before = after = None
         if dropout is not None:
             before, after = dropout.around(self.number)
-            contexts = [replace(context, dropout=own) for own in dropout.layers(self.number, len(self.blocks))]
-        hidden = self._drop(hidden, before)
+            contexts = [replace(context, dropout=own) for own in dropout.layers(self.number, self.depth)]
+        part = 0 if dropout is None else dropout.part.positions
+        if self.begins:
+            hidden = self._drop(hidden, before, part)
         router_loss = None
-        for block, own in zip(self.blocks[:-1], contexts[:-1], strict=True):
+        for layer, block in zip(self.held, self.blocks, strict=True):
+            own = contexts[layer]
+            if self.queries is not None and layer == self.depth - 1:
+                hidden = self._finish(hidden)
+                own = replace(own, queries=self.queries(positions))
             hidden, loss = block(hidden, own)
             router_loss = _add(router_loss, loss)
-        own = contexts[-1]
-        if self.queries is not None:
-            hidden = self._finish(hidden)
-            own = replace(own, queries=self.queries(positions))
-        hidden, loss = self.blocks[-1](hidden, own)
-        hidden = hidden if self.queries is not None else self._finish(hidden)
-        hidden = self._drop(hidden, after if self.config.dropout_scheme == "t5" else None)
-        return hidden, _add(router_loss, loss)
+        if self.ends:
+            hidden = hidden if self.queries is not None else self._finish(hidden)
+            hidden = self._drop(hidden, after if self.config.dropout_scheme == "t5" else None, part)
+        return hidden, router_loss
 
-    def _drop(self, hidden: Tensor, keys: Tensor | None) -> Tensor:
-        return hidden if keys is None or not self.config.dropout else drop(hidden, keys, self.config.dropout)
+    def _drop(self, hidden: Tensor, keys: Tensor | None, part: int) -> Tensor:
+        return hidden if keys is None or not self.config.dropout else drop(hidden, keys, self.config.dropout, [part])
 
     def _finish(self, hidden: Tensor) -> Tensor:
         return hidden if self.norm is None else self.norm(hidden)
@@ -118,7 +135,12 @@ class Stack(nn.Module):
         queries, keys = sight.places(hidden.device)
         if self.relative_bias is not None:
             return self.relative_bias(keys - queries)
-        return alibi_bias(keys - queries, self.config.heads).to(hidden.dtype)
+        return alibi_bias(keys - queries, self.config.heads, self.heads).to(hidden.dtype)
+
+    @property
+    def heads(self) -> range:
+        """Which of the heads this process computes: all."""
+        return range(self.config.heads)
 
 
 def _add(total: Tensor | None, more: Tensor | None) -> Tensor | None:

@@ -63,8 +63,9 @@ class Transformer(Stack):
         memory: Tensor | None = None,
         cache: KeyValueCache | None = None,
         dropout: Dropout | None = None,
+        hidden: Tensor | None = None,
     ) -> Output:
-        """Hidden states for `head`.
+        """Hidden states for `head`, or for the layers that come after those held here.
 
         Args:
             inputs: (B, T) int64 token ids.
@@ -80,6 +81,7 @@ class Transformer(Stack):
             cache: keys and values of earlier tokens; the new ones are added. Not together with segment_ids or dropout;
                 with prefix_lengths only while it is empty.
             dropout: what training drops, at the rates of the config; None: nothing.
+            hidden: (B, T, hidden_size), what the layers before those held here made of the inputs.
 
         Raises:
             ValueError: more tokens than `max_positions`, a cache together with segment_ids or dropout, or one that
@@ -102,7 +104,7 @@ class Transformer(Stack):
         if positions is None:
             positions = torch.arange(past, past + length, device=inputs.device)[None]
         hidden, own_loss = self.run(
-            self._embed(inputs, positions, token_types),
+            self._embed(inputs, positions, token_types) if hidden is None else hidden,
             positions,
             Sight(past, length, segment_ids, prefix_lengths, real),
             memory=memory,
@@ -134,7 +136,8 @@ class Transformer(Stack):
         return hidden if self.embedding_norm is None else self.embedding_norm(hidden)
 
     def _tie(self) -> None:
-        if self.config.tied_embeddings:
+        # Where there are some of the layers only, either may be missing.
+        if self.config.tied_embeddings and self.head is not None and self.embedding is not None:
             self.head.weight = self.embedding.weight
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Transformer:

@@ -19,8 +19,16 @@ class Loss(ABC):
     """Names of the terms, as metrics show them. The first is the loss per target token."""
 
     @abstractmethod
-    def __call__(self, model: Transformer, batch: Batch, dropout: Dropout | None = None) -> Tensor:
-        """The sum of each term over the batch, (terms,) of at least fp32; `dropout` is what training drops."""
+    def __call__(
+        self, model: Transformer, batch: Batch, dropout: Dropout | None = None, targets: Batch | None = None
+    ) -> Tensor:
+        """The sum of each term over the batch, (terms,) of at least fp32.
+
+        Args:
+            dropout: what training drops.
+            targets: the batch with the targets, weights and labels that fit the hidden states which the model gives,
+                where those are of some positions only; None: `batch` has them.
+        """
 
     def counts(self, batch: Batch) -> list[float]:
         """What the sum of each term over a batch is divided by, once it is added up over the global batch."""
@@ -36,8 +44,10 @@ class TokenLoss(Loss):
         if experts:
             self.terms = ("loss", "router_loss")
 
-    def __call__(self, model: Transformer, batch: Batch, dropout: Dropout | None = None) -> Tensor:
-        return torch.stack(self.sums(model, self.output(model, batch, dropout), batch))
+    def __call__(
+        self, model: Transformer, batch: Batch, dropout: Dropout | None = None, targets: Batch | None = None
+    ) -> Tensor:
+        return torch.stack(self.sums(model, self.output(model, batch, dropout), targets or batch))
 
     def sums(self, model: Transformer, output: Output, batch: Batch) -> list[Tensor]:
         """The terms one by one, scalars of one dtype."""

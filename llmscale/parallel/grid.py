@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch.distributed as dist
@@ -11,6 +13,8 @@ from data_pipeline.errors import UserError
 
 Axis = Literal["pipeline", "data", "sequence", "tensor"]
 AXES: tuple[Axis, ...] = ("pipeline", "data", "sequence", "tensor")
+REPLICAS: tuple[Axis, ...] = ("data", "sequence")
+"""Axes along which all ranks have the same parameters: what DeepSpeed takes for data parallelism."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,10 @@ class RankGrid:
     sequence: int = 1
     tensor: int = 1
     rank: int = 0
-    groups: dict[Axis, Any] = field(default_factory=dict, compare=False, repr=False)
+    groups: dict[tuple[int, ...], Any] = field(default_factory=dict, compare=False, repr=False)
+    """Process groups by their global ranks."""
+    expert: int = 1
+    """How many data-parallel ranks, one after the other, share the experts: no axis, but a cut of `data`."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.world_size:
@@ -48,10 +55,35 @@ class RankGrid:
         stride = self._stride(axis)
         return (self.rank if rank is None else rank) // stride % self.size(axis)
 
-    def ranks(self, axis: Axis) -> list[int]:
-        """Global ranks that differ from this one along `axis` only, in order."""
-        first = self.rank - self.coordinate(axis) * self._stride(axis)
-        return [first + place * self._stride(axis) for place in range(self.size(axis))]
+    def ranks(self, *axes: Axis) -> list[int]:
+        """Global ranks that differ from this one along `axes` only, in order."""
+        origin = self.rank - sum(self.coordinate(axis) * self._stride(axis) for axis in axes)
+        places = itertools.product(*(range(self.size(axis)) for axis in axes))
+        return sorted(
+            origin + sum(place * self._stride(axis) for axis, place in zip(axes, each, strict=True)) for each in places
+        )
+
+    def expert_ranks(self) -> list[int]:
+        """Global ranks that share the experts with this one, itself included, in the order of the experts."""
+        ranks = self.ranks("data")
+        first = ranks.index(self.rank) // self.expert * self.expert
+        return ranks[first : first + self.expert]
+
+    def expert_replicas(self) -> list[int]:
+        """Global ranks that have the same experts as this one, itself included, in order."""
+        ranks = self.ranks("data")
+        return ranks[ranks.index(self.rank) % self.expert :: self.expert]
+
+    @property
+    def leads(self) -> bool:
+        """Whether this rank speaks for its samples, which all ranks with the same place in `data` have."""
+        return not any(self.coordinate(axis) for axis in AXES if axis != "data")
+
+    @property
+    def reports(self) -> bool:
+        """Whether this rank's sums of the loss count: those of the last stage, where others of its tensor-parallel
+        group have the same."""
+        return not self.coordinate("tensor") and self.coordinate("pipeline") == self.pipeline - 1
 
     def _stride(self, axis: Axis) -> int:
         stride = 1
@@ -62,26 +94,36 @@ class RankGrid:
         raise AssertionError(axis)
 
     def with_groups(self) -> RankGrid:
-        """The grid with a process group per axis; every rank must call this at the same time."""
-        groups: dict[Axis, Any] = {}
-        for axis in AXES:
-            members = self.ranks(axis)
-            whole = len(members) == dist.get_world_size()
-            groups[axis] = dist.group.WORLD if whole else dist.new_group(members, use_local_synchronization=True)
-        return RankGrid(self.pipeline, self.data, self.sequence, self.tensor, self.rank, groups)
+        """The grid with a process group per axis, and one of all replicas; every rank must call this together."""
+        grid = replace(self, groups={})
+        for axes in (*((axis,) for axis in AXES), REPLICAS):
+            grid.group_of(grid.ranks(*axes))
+        return grid
+
+    def group(self, *axes: Axis) -> Any:
+        """The process group of the ranks that differ from this one along `axes` only."""
+        return self.groups[tuple(self.ranks(*axes))]
+
+    def group_of(self, ranks: Sequence[int]) -> Any:
+        """The process group of some ranks, this one among them, made when there is none; all of them must ask."""
+        key = tuple(ranks)
+        if key not in self.groups:
+            whole = len(key) == dist.get_world_size()
+            self.groups[key] = dist.group.WORLD if whole else dist.new_group(list(key), use_local_synchronization=True)
+        return self.groups[key]
 
     # What DeepSpeed asks of a Megatron-style mpu.
     def get_data_parallel_group(self) -> Any:
-        return self.groups["data"]
+        return self.group(*REPLICAS)
 
     def get_data_parallel_rank(self) -> int:
-        return self.coordinate("data")
+        return self.ranks(*REPLICAS).index(self.rank)
 
     def get_data_parallel_world_size(self) -> int:
-        return self.data
+        return self.data * self.sequence
 
     def get_model_parallel_group(self) -> Any:
-        return self.groups["tensor"]
+        return self.group("tensor")
 
     def get_model_parallel_rank(self) -> int:
         return self.coordinate("tensor")

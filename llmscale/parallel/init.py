@@ -2,37 +2,132 @@
 
 import hashlib
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from llmscale.config.model import ModelConfig
 from llmscale.model import Transformer
+from llmscale.parallel.expert import apply_expert_parallel
+from llmscale.parallel.grid import RankGrid
+from llmscale.parallel.pipeline import keep_stage
+from llmscale.parallel.sequence import apply_sequence_parallel
+from llmscale.parallel.shards import Shard, set_shard, shard_of
+from llmscale.parallel.tensor import apply_tensor_parallel
 
 BLOCK = 1 << 20
 """Elements of the flattened tensor that one generator draws."""
 
 
-def build(config: ModelConfig, vocab_size: int, seed: int, device: torch.device | str = "cpu") -> Transformer:
-    """A Transformer on `device` in fp32 with its initial values.
+Weights = Callable[[str, Shard, int, int], Tensor]
+"""Where weights come from: (name, rectangle of the global tensor, start, end) to elements [start, end) of the flattened
+rectangle, 1-D fp32 on the CPU."""
 
-    The result depends on (config, vocab_size, seed) only, and the global random state is not touched.
+
+def build(
+    config: ModelConfig,
+    vocab_size: int,
+    seed: int,
+    device: torch.device | str = "cpu",
+    grid: RankGrid | None = None,
+    by_positions: bool = False,
+) -> Transformer:
+    """A Transformer on `device` in fp32 with its initial values; of it only this rank's part where there is a grid.
+
+    The values depend on (config, vocab_size, seed) only, and the global random state is not touched. No rank ever
+    holds more than its part.
+
+    Args:
+        grid: with process groups; None: one process has all.
+        by_positions: see `ParallelConfig.tensor_sequence`.
     """
-    with torch.device("meta"):
-        model = Transformer(config, vocab_size)
+    model, shards = _skeleton(config, vocab_size, grid, by_positions)
     model.to_empty(device=device)
+    _mark(model, shards)
     initialize(model, seed)
     return model
 
 
+def build_hollow(
+    config: ModelConfig, vocab_size: int, grid: RankGrid | None = None, by_positions: bool = False
+) -> Transformer:
+    """As `build`, on the CPU, but of each parameter only its shape: all its elements are one in memory.
+
+    Whoever trains the model gives it values, at ZeRO 3 each rank a part of them (`llmscale.engine.weights`).
+    """
+    model, shards = _skeleton(config, vocab_size, grid, by_positions)
+    model._apply(lambda tensor: torch.zeros((), dtype=tensor.dtype).expand(tensor.shape))
+    _mark(model, shards)
+    return model
+
+
+def _skeleton(
+    config: ModelConfig, vocab_size: int, grid: RankGrid | None, by_positions: bool
+) -> tuple[Transformer, dict[str, Shard]]:
+    """This rank's part of the model on the meta device, and what cut or shared parameters are parts of."""
+    with torch.device("meta"):
+        model = Transformer(config, vocab_size)
+    shards: dict[str, Shard] = {}
+    if grid is not None:
+        keep_stage(model, grid)
+        shards = apply_tensor_parallel(model, grid, by_positions)
+        apply_expert_parallel(model, grid, shards)
+        apply_sequence_parallel(model, grid)
+    return model, shards
+
+
+def _mark(model: Transformer, shards: dict[str, Shard]) -> None:
+    for name, parameter in model.named_parameters():
+        if name in shards:
+            set_shard(parameter, shards[name])
+
+
+@torch.no_grad()
 def initialize(model: Transformer, seed: int) -> None:
     """Draw every parameter in place, each by its name alone (see `initial_values`)."""
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            flat = parameter.view(-1)
-            for start in range(0, flat.numel(), BLOCK):
-                end = min(start + BLOCK, flat.numel())
-                flat[start:end] = initial_values(model.config, seed, name, start, end).to(flat)
+    weights = drawn(model.config, seed)
+    for name, parameter in model.named_parameters():
+        fill(parameter.view(-1), weights, name, shard_of(parameter))
+
+
+@torch.no_grad()
+def fill(values: Tensor, weights: Weights, name: str, part: Shard, start: int = 0) -> None:
+    """Give `values`, which are elements [start, start + values.numel()) of a flattened rectangle, what they should be;
+    some at a time where the source can find them without those before."""
+    count = values.numel()
+    at_once = 16 * BLOCK if part.sizes[1:] == part.shape[1:] else count
+    for first in range(0, count, max(at_once, 1)):
+        last = min(first + at_once, count)
+        values[first:last].copy_(weights(name, part, start + first, start + last))
+
+
+def drawn(config: ModelConfig, seed: int) -> Weights:
+    """The initial weights of a model: `initial_values` of rectangles."""
+
+    def read(name: str, part: Shard, start: int, end: int) -> Tensor:
+        inner, row = math.prod(part.shape[1:]), math.prod(part.sizes[1:])
+        if inner == row:
+            first = part.offsets[0] * inner if part.offsets else 0
+            return initial_values(config, seed, name, first + start, first + end)
+        return _draw_rectangle(config, seed, name, part, start, end)
+
+    return read
+
+
+def _draw_rectangle(config: ModelConfig, seed: int, name: str, part: Shard, start: int, end: int) -> Tensor:
+    """Draw whole rows of the global tensor, some at a time, and keep what lies in the rectangle."""
+    inner, row = math.prod(part.shape[1:]), math.prod(part.sizes[1:])
+    kept = slice(None), *(slice(low, low + size) for low, size in zip(part.offsets[1:], part.sizes[1:], strict=True))
+    at_once = max(1, BLOCK // inner)
+    top, bottom = start // row, -(-end // row)
+    pieces = [torch.empty(0)]
+    for low in range(top, bottom, at_once):
+        high = min(low + at_once, bottom)
+        first, last = part.offsets[0] + low, part.offsets[0] + high
+        values = initial_values(config, seed, name, first * inner, last * inner)
+        pieces.append(values.view(-1, *part.shape[1:])[kept].reshape(-1))
+    return torch.cat(pieces)[start - top * row : end - top * row]
 
 
 def initial_values(config: ModelConfig, seed: int, name: str, start: int, end: int) -> Tensor:

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
 
 from data_pipeline.cursor import merge_cursors
 from data_pipeline.errors import FULL, UserError
@@ -18,16 +17,21 @@ from data_pipeline.loader import TrainLoader
 from data_pipeline.objectives import required_roles
 from data_pipeline.tokenizer import Tokenizer, load_tokenizer, prepare_tokenizer
 from data_pipeline.training_samples import open_samples
-from llmscale.checkpoint.model import load_weights
-from llmscale.checkpoint.reader import newest_intact
+from llmscale.checkpoint.model import require_tensors
+from llmscale.checkpoint.reader import Checkpoint, newest_intact
 from llmscale.checkpoint.store import Retention, clean
 from llmscale.checkpoint.writer import CheckpointWriter
-from llmscale.config import ModelConfig, RunConfig, flatten
+from llmscale.config import RunConfig
 from llmscale.config.training import require_schedule_fits
 from llmscale.engine.distributed import World, broadcast_object, gather_objects
+from llmscale.engine.engine import resolve_dtype
+from llmscale.legality import data_parallel_size
 from llmscale.model import Transformer
+from llmscale.model.experts import ExpertLinear
 from llmscale.parallel import init
 from llmscale.parallel.grid import RankGrid
+from llmscale.parallel.init import Weights
+from llmscale.parallel.shards import Shard
 from llmscale.train.run_directory import RunDirectory
 
 Value = TypeVar("Value")
@@ -40,6 +44,14 @@ def set_threads(config: RunConfig, world: World) -> int:
     elif "OMP_NUM_THREADS" not in os.environ:  # which torch obeys by itself
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // world.local_size))
     return torch.get_num_threads()
+
+
+def build_grid(config: RunConfig, world: World) -> RankGrid:
+    """The layout of `parallel` over all ranks, with process groups; collective."""
+    parallel = config.parallel
+    data = data_parallel_size(parallel, world.size)
+    sizes = parallel.pipeline, data, parallel.sequence, parallel.tensor
+    return RankGrid(*sizes, rank=world.rank, expert=parallel.expert).with_groups()
 
 
 def on_rank_zero(function: Callable[[], Value]) -> Value:
@@ -67,27 +79,6 @@ def together(function: Callable[[], Value]) -> Value:
         if found is not None:
             raise UserError(f"rank {rank}: {found}" if rank else str(found))
     return value  # type: ignore[return-value]
-
-
-def require_same_config(config: RunConfig) -> None:
-    """Refuse to start when ranks were given different configs.
-
-    Raises:
-        UserError: on every rank; names the first rank that differs from rank 0, the setting and both values.
-    """
-    mine = dict(flatten(config.model_dump(mode="json")))
-    lead = broadcast_object(mine)
-    differing = [key for key in {**lead, **mine} if lead.get(key) != mine.get(key)]
-    problem = None
-    if differing:
-        key = differing[0]
-        problem = (
-            f"rank {torch.distributed.get_rank()} was started with {key} = {mine.get(key)!r}, but rank 0 with"
-            f" {lead.get(key)!r}; give all ranks the same file and overrides"
-        )
-    for found in gather_objects(problem):
-        if found is not None:
-            raise UserError(found)
 
 
 def open_run(config: RunConfig, run: RunDirectory, stack: contextlib.ExitStack) -> int | None:
@@ -148,44 +139,67 @@ def build_tokenizer(config: RunConfig, run: RunDirectory) -> Tokenizer:
     return tokenizer
 
 
-def build_model(config: RunConfig, tokenizer: Tokenizer, init_from: str | None, ranks: int = 1) -> nn.Module:
-    """The model with its initial weights: drawn by name, or those of the checkpoint `init_from`.
+def build_model(
+    config: RunConfig, tokenizer: Tokenizer, grid: RankGrid, world: World, start: Checkpoint | None = None
+) -> tuple[Transformer, Weights]:
+    """This rank's part of the model, of which there are shapes only, and where its weights come from: drawn by name, or
+    read from the checkpoint that the run continues from (`start`) or that `train.init_from` names.
 
     Raises:
-        UserError: the weights of the `ranks` ranks of this machine do not fit its memory, or as `start_from`.
+        UserError: the ranks of this machine do not fit its memory, or as `start_from`.
     """
-    together(lambda: require_memory(config.model, tokenizer.vocab_size, ranks))
-    model = init.build(config.model, config.model.vocabulary(tokenizer.vocab_size), config.run.seed)
-    if init_from is not None:
-        start_from(model, init_from, tokenizer)
-    return model
+    together(lambda: require_memory(config, tokenizer.vocab_size, grid, world))
+    vocab_size = config.model.vocabulary(tokenizer.vocab_size)
+    model = init.build_hollow(config.model, vocab_size, grid, config.parallel.tensor_sequence)
+    if start is not None:
+        return model, weights_of(start)
+    if config.train.init_from is not None:
+        return model, start_from(model, config.train.init_from, tokenizer)
+    return model, init.drawn(config.model, config.run.seed)
 
 
-def require_memory(model: ModelConfig, tokens: int, ranks: int, memory: int | None = None) -> None:
-    """Refuse a model that this machine cannot even hold: every rank first draws all weights, in fp32.
+def require_memory(config: RunConfig, tokens: int, grid: RankGrid, world: World, memory: int | None = None) -> None:
+    """Refuse a model whose weights alone this machine cannot hold: what all of its ranks keep of them, and the fp32
+    masters where those are others.
 
     Args:
         tokens: of the tokenizer.
-        ranks: ranks of this machine.
-        memory: of the machine, in bytes; as the system says when not given.
+        memory: what there is, in bytes: of the machine, on a GPU of each GPU; as the system says when not given.
 
     Raises:
         UserError: names both sizes.
     """
+    on_gpu, ranks = world.device.type == "cuda", 1 if world.device.type == "cuda" else world.local_size
+    if memory is None and on_gpu:
+        memory = torch.cuda.get_device_properties(world.device).total_memory
     memory = memory or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     with torch.device("meta"):
-        parameters = sum(p.numel() for p in Transformer(model, model.vocabulary(tokens)).parameters())
-    needed = 4 * parameters * ranks
-    if needed > memory:
+        whole = Transformer(config.model, config.model.vocabulary(tokens))
+    parameters = sum(p.numel() for p in whole.parameters())
+    experts = sum(p.numel() for part in whole.modules() if isinstance(part, ExpertLinear) for p in part.parameters())
+    dtype = resolve_dtype(config.engine.dtype, world.device)
+    shares = grid.get_data_parallel_world_size()
+    bytes_each = dtype.itemsize / (shares if config.engine.zero_stage == 3 else 1)
+    if on_gpu and config.engine.offload == "optimizer_and_weights":
+        bytes_each = 0.0
+    if dtype != torch.float32 and not (on_gpu and config.engine.offload != "none"):
+        bytes_each += 4 / shares
+    parts = grid.tensor * grid.pipeline
+    needed = bytes_each * (parameters - experts + experts / grid.expert) / parts
+    if needed * ranks > memory:
+        parts *= grid.expert
+        share = f" and {parts} parallel parts" if parts > 1 else ""
+        place = f"this machine ({ranks}), but the machine" if not on_gpu else "this machine, but its GPU"
         raise UserError(
-            f"the model has {parameters / 1e9:,.1f} B parameters, {4 * parameters / 2**30:,.0f} GiB in fp32 for each"
-            f" rank of this machine ({ranks}), but the machine has {memory / 2**30:,.0f} GiB of memory; start fewer"
-            f" ranks on a larger one, or make the model smaller (model.layers, model.hidden_size)"
+            f"the model has {parameters / 1e9:,.1f} B parameters{share}, {needed / 2**30:,.0f} GiB of weights for each"
+            f" rank of {place} has {memory / 2**30:,.0f} GiB of memory; start more ranks on more machines with"
+            f" engine.zero_stage=3, raise parallel.tensor or parallel.pipeline, or make the model smaller"
+            f" (model.layers, model.hidden_size)"
         )
 
 
-def start_from(model: nn.Module, path: str, tokenizer: Tokenizer) -> None:
-    """Fill a model from another run's checkpoint.
+def start_from(model: Transformer, path: str, tokenizer: Tokenizer) -> Weights:
+    """The weights of another run's checkpoint for a model.
 
     Raises:
         UserError: no intact checkpoint, another tokenizer, or a tensor that is missing or has another shape.
@@ -201,10 +215,22 @@ def start_from(model: nn.Module, path: str, tokenizer: Tokenizer) -> None:
             f" {theirs.digest[:12]}) than this run's ({tokenizer.vocab_size} tokens, digest {tokenizer.digest[:12]});"
             f" set data.tokenizer to that checkpoint's"
         )
+    with torch.device("meta"):
+        whole = Transformer(model.config, model.vocab_size)
     try:
-        load_weights(model, checkpoint)
+        require_tensors(checkpoint, {name: tuple(parameter.shape) for name, parameter in whole.named_parameters()})
     except UserError as error:
         raise UserError(f"train.init_from: {error}") from None
+    return weights_of(checkpoint)
+
+
+def weights_of(checkpoint: Checkpoint) -> Weights:
+    """The weights that a checkpoint has, of which only what is asked for is read."""
+
+    def read(name: str, part: Shard, start: int, end: int) -> torch.Tensor:
+        return checkpoint.read(name, offsets=part.offsets, sizes=part.sizes, start=start, end=end, shape=part.shape)
+
+    return read
 
 
 def build_evaluation(config: RunConfig, run: RunDirectory) -> EvaluationSet | None:

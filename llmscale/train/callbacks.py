@@ -32,6 +32,8 @@ class StepResult:
     step_seconds: float
     skipped: bool
     """The global batch had no target, or its gradient was not finite."""
+    ledger_sum: int
+    """Of the global batch, as the ledger has it."""
 
     @property
     def loss(self) -> float:

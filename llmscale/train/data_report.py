@@ -37,7 +37,7 @@ class DataReporter(Callback):
 
     def _look(self, trainer: Trainer) -> None:
         found = trainer.loader.take_bad()
-        if not found:
+        if not found or not trainer.grid.leads:  # other ranks read the same
             return
         self._bad += len(found)
         fresh = [record for record in found if (record.path, record.position) not in self._seen]

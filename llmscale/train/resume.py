@@ -11,6 +11,7 @@ import torch.distributed as dist
 from llmscale.checkpoint import Checkpoint, CorruptCheckpoint, find_checkpoints
 from llmscale.engine.distributed import broadcast_object, gather_objects
 from llmscale.engine.engine import Engine
+from llmscale.parallel.shards import Shard
 from llmscale.train.run_directory import RunDirectory
 
 
@@ -67,7 +68,7 @@ def _problem(path: Any) -> str | None:
 def restore(engine: Engine, checkpoint: Checkpoint) -> None:
     """Load weights and optimizer state into the engine, whatever layout wrote them."""
 
-    def read(name: str, kind: str, shape: tuple[int, ...], start: int, end: int) -> torch.Tensor:
-        return checkpoint.read(name, kind, start=start, end=end, shape=shape)
+    def read(name: str, kind: str, part: Shard, start: int, end: int) -> torch.Tensor:
+        return checkpoint.read(name, kind, part.offsets, part.sizes, start, end, shape=part.shape)
 
-    engine.load_state(read, int(checkpoint.manifest.optimizer["steps"]))
+    engine.load_state(read, checkpoint.manifest.optimizer)

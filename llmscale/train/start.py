@@ -9,17 +9,19 @@ import sys
 from data_pipeline.errors import UserError
 from data_pipeline.ledger import LedgerWriter
 from data_pipeline.records import RecordWriter
-from llmscale.config import RunConfig
+from llmscale.config import RunConfig, flatten
 from llmscale.engine.allocator import keep_large_blocks
-from llmscale.engine.distributed import World, join, leave, read_world, refuse
-from llmscale.engine.engine import Engine, accumulation
+from llmscale.engine.distributed import World, join, leave, named_losses, read_world, refuse
+from llmscale.engine.engine import accumulation
+from llmscale.engine.pipeline import make_engine
 from llmscale.legality import require_legal
 from llmscale.objectives import build_loss
-from llmscale.parallel.grid import RankGrid
+from llmscale.parallel.grid import AXES, RankGrid
 from llmscale.train import build
 from llmscale.train.callbacks import Checkpointer, Evaluator, MetricsLogger
 from llmscale.train.data_report import DataReporter
 from llmscale.train.finish import finish
+from llmscale.train.profiling import Profiler
 from llmscale.train.progress import Progress
 from llmscale.train.resume import find_resume, restore
 from llmscale.train.run_directory import RunDirectory
@@ -43,13 +45,12 @@ def train(config: RunConfig, flag: PreemptionFlag) -> int:
     except UserError as error:
         refuse(error)
     run = RunDirectory(config.run.directory)
-    with contextlib.ExitStack() as stack:
+    with named_losses(), contextlib.ExitStack() as stack:
         if world.device.type == "cpu":
             keep_large_blocks()
         threads = build.set_threads(config, world)
-        join(world)
+        join(world, settings=dict(flatten(config.model_dump(mode="json"))))
         stack.callback(leave)
-        build.require_same_config(config)
         attempt = build.open_run(config, run, stack)
         if attempt is None:
             _say(world, f"{run.path} is finished: all {run.outcome()['step']} steps are done, see {run.summary_file}")
@@ -71,17 +72,16 @@ def assemble(
     config: RunConfig, run: RunDirectory, world: World, attempt: int, flag: PreemptionFlag, stack: contextlib.ExitStack
 ) -> Trainer:
     """Everything a run needs, continued from its newest intact checkpoint; `stack` closes what needs closing."""
-    grid = RankGrid(data=world.size, rank=world.rank).with_groups()
+    grid = build.build_grid(config, world)
     tokenizer = build.build_tokenizer(config, run)
     evaluation_set = build.build_evaluation(config, run)
     resume = find_resume(run)
     loader = build.build_loader(config, run, grid, resume.samples, resume.cursor, world.device)
     stack.callback(loader.close)
     config = build.with_steps(config, loader)
-    init_from = None if resume.checkpoint else config.train.init_from
-    model = build.build_model(config, tokenizer, init_from, world.local_size)
+    model, weights = build.build_model(config, tokenizer, grid, world, resume.checkpoint)
     loss = build_loss(config.objective, config.model)
-    engine = Engine(model, loss, config, grid, world.device)
+    engine = make_engine(model, loss, config, grid, world.device, weights)
     if resume.checkpoint is not None:
         restore(engine, resume.checkpoint)
     writer = build.build_writer(config, run, world, attempt)
@@ -104,6 +104,7 @@ def _run(trainer: Trainer, stack: contextlib.ExitStack) -> None:
             DataReporter(run.quarantine, config.data.bad_record_warning, config.logging.interval, trainer.world),
             Evaluator(records, progress, trackers, config.evaluation.interval),
             Checkpointer(config.checkpoint.interval),
+            Profiler(config.logging.profile_start, config.logging.profile_steps),
         ]
     )
     for tracker in trackers:
@@ -133,9 +134,17 @@ def _announce(trainer: Trainer, threads: int) -> None:
         trainer.world,
         f"{trainer.run.path}: {where}, attempt {trainer.attempt}; {trainer.engine.parameters:,} parameters,"
         f" {config.train.steps} steps of {config.train.global_batch} x {config.data.sequence_length} tokens;"
-        f" {trainer.world.size} rank(s) x {accumulated} micro batch(es) of {micro},"
+        f" {_layout(trainer.grid)} x {accumulated} micro batch(es) of {micro},"
         f" ZeRO {config.engine.zero_stage}, {str(trainer.engine.dtype).removeprefix('torch.')} on"
         f" {trainer.world.device.type}, {threads} thread(s)",
+    )
+
+
+def _layout(grid: RankGrid) -> str:
+    """The number of ranks, and what it is the product of where there is more than data parallelism."""
+    factors = [f"{name} {grid.size(name)}" for name in AXES if grid.size(name) > 1]
+    return f"{grid.world_size} rank(s)" + (
+        f" ({' x '.join(factors)})" if factors not in ([], [f"data {grid.data}"]) else ""
     )
 
 

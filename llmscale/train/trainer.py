@@ -79,18 +79,21 @@ class Trainer:
         for callback in callbacks:
             callback.on_start(self)
         while not self.finished and not self.preempted:
-            result = self._one_step()
+            result = self.one_step()
             for callback in callbacks:
                 callback.on_step(self, result)
         for callback in reversed(callbacks):
             callback.on_end(self)
 
-    def _one_step(self) -> StepResult:
+    def one_step(self) -> StepResult:
+        """Take the samples of the next step, train on them, and record it; collective."""
         started = time.perf_counter()
         global_batch = batch_at(self.config.train, self.samples)
         batch, ledger_sum = self._take(global_batch)
         data_seconds = time.perf_counter() - started
-        *counts, signals = all_reduce_sum([*self.loss.counts(batch), float(self.flag.raised)])
+        # Ranks that share a sample have all of it; one of them counts it.
+        own = [count * self.grid.leads for count in self.loss.counts(batch)]
+        *counts, signals = all_reduce_sum([*own, float(self.flag.raised)])
         self.preempted = signals > 0
         targets = counts[0]
         sums, grad_norm = [0.0] * len(counts), 0.0
@@ -98,7 +101,7 @@ class Trainer:
             micro, _ = accumulation(self.config, self.grid.data, global_batch)
             sums, grad_norm = self.engine.train_step(batch.split(micro), self.step, counts)
         sums = all_reduce_sum(sums)
-        ledger_sum = all_reduce_wrapping(ledger_sum)
+        ledger_sum = all_reduce_wrapping(ledger_sum if self.grid.leads else 0)
         skipped = not targets or not 0 <= grad_norm < float("inf")
         self.step += 1
         self.samples += global_batch
@@ -119,6 +122,7 @@ class Trainer:
             data_seconds=data_seconds,
             step_seconds=step_seconds,
             skipped=skipped,
+            ledger_sum=ledger_sum,
         )
 
     def _record_ledger(self, ledger_sum: int, global_batch: int) -> None:
@@ -147,6 +151,7 @@ class Trainer:
             rank=self.grid.coordinate("data"),
             ranks=self.grid.data,
             reduce=all_reduce_sum,
+            counted=self.grid.leads,
             max_samples=max_samples,
             stop=lambda: self.flag.raised,
         )
@@ -158,7 +163,7 @@ class Trainer:
         extra = {
             "samples": self.samples,
             "progress": {"tokens": self.tokens, "skipped_steps": self.skipped_steps, "seconds": self.seconds},
-            "optimizer": {"steps": self.engine.optimizer_steps},
+            "optimizer": self.engine.counters,
             "schedule": {"lr": self.engine.learning_rate(self.step), "step": self.step},
             "config": self.config.model_dump(mode="json"),
             "identity": identity(self.config),

@@ -95,17 +95,7 @@ MODELS = {
 
 # What is refused until a test proves it, by row of llmscale.legality.rules.UNPROVEN.
 NOT_PROVEN: dict[tuple[str, ...], Callable[[Model, L], bool]] = {
-    ("sequence",): lambda model, at: at.sequence > 1,
-    ("pipeline",): lambda model, at: at.pipeline > 1,
-    ("expert",): lambda model, at: at.expert > 1,
-    ("tensor_sequence",): lambda model, at: at.tensor_sequence,
-    ("sequence", "tensor_sequence"): lambda model, at: at.sequence > 1 and at.tensor_sequence,
-    ("sequence", "expert"): lambda model, at: at.sequence > 1 and at.expert > 1,
-    ("pipeline", "tensor_sequence"): lambda model, at: at.pipeline > 1 and at.tensor_sequence,
-    ("pipeline", "compile"): lambda model, at: at.pipeline > 1 and at.compile,
-    ("pipeline", "recompute"): lambda model, at: at.pipeline > 1 and at.recompute in ("block", "selective"),
     ("tensor", "whole_tensors"): lambda model, at: at.tensor > 1 and model.optimizer in ("muon", "adafactor"),
-    ("pipeline", "whole_tensors"): lambda model, at: at.pipeline > 1 and model.optimizer in ("muon", "adafactor"),
     ("expert", "whole_tensors"): lambda model, at: at.expert > 1 and model.optimizer in ("muon", "adafactor"),
 }
 
@@ -121,9 +111,10 @@ def is_legal(model: Model, at: L, not_proven: tuple[tuple[str, ...], ...] = ()) 
         and keys_meet_queries(model.heads, model.kv_heads, at.tensor, at.sequence)
         and all(even(length, shards) for length in model.lengths)
         and not (at.tensor_sequence and at.tensor < 2)
+        and not (at.sequence > 1 and model.experts)
         and (at.pipeline == 1 or pipeline_is_legal(model, at))
         and (at.expert == 1 or experts_are_legal(model, at, data))
-        and not (at.zero_stage == 3 and (at.compile or at.recompute == "selective"))
+        and not (at.zero_stage == 3 and at.recompute == "selective")
     )
 
 

@@ -29,6 +29,10 @@ FREE: dict[str, Any] = {
     "parallel.expert": 2,
     "engine.zero_stage": 3,
     "engine.dtype": "bf16",
+    "engine.initial_scale_power": 7,
+    "engine.offload": "optimizer",
+    "engine.persistence_elements": 7,
+    "engine.live_elements": 7,
     "engine.bucket_elements": 7,
     "engine.compile": True,
     "engine.recompute": "block",
@@ -43,6 +47,8 @@ FREE: dict[str, Any] = {
     "logging.interval": 7,
     "logging.trackers": ["tensorboard"],
     "logging.ledger_snapshot_interval": 7,
+    "logging.profile_start": 7,
+    "logging.profile_steps": 7,
     "logging.sample_prompts": ["x"],
 }
 IDENTITY: dict[str, Any] = {

@@ -65,7 +65,7 @@ def test_batch_and_lanes_are_shared_evenly(ranks: int) -> None:
             ["parallel.data=3"],
             2,
             "the run has 2 ranks, but parallel.pipeline (1) x parallel.data (3) x parallel.sequence (1)"
-            " x parallel.tensor (1) = 3; use 3 ranks, or parallel.data=2",
+            " x parallel.tensor (1) = 3; use parallel.data=2, or 3 ranks",
         ),
         (
             ["parallel.data=2", "parallel.tensor=2"],
@@ -109,12 +109,6 @@ def test_batch_and_lanes_are_shared_evenly(ranks: int) -> None:
             " tensors; use parallel.tensor=1",
         ),
         (
-            ["engine.compile=true", "engine.zero_stage=3"],
-            2,
-            "engine.compile is true, but engine.zero_stage is 3, whose weights are not whole when layers are compiled;"
-            " use engine.zero_stage=2, or engine.compile=false",
-        ),
-        (
             ["engine.recompute=selective", "engine.zero_stage=3"],
             2,
             "engine.recompute is selective, but engine.zero_stage is 3, whose linear layers overwrite the results that"
@@ -132,10 +126,9 @@ def test_sequences_fit_the_positions() -> None:
     assert message.startswith("data.sequence_length (17 tokens) exceeds model.max_positions (16)")
 
 
-def test_layers_are_compiled_at_every_stage_but_three() -> None:
-    for stage in (1, 2):
+def test_layers_are_compiled_at_every_stage() -> None:
+    for stage in (1, 2, 3):
         require_legal(config("engine.compile=true", f"engine.zero_stage={stage}"), 2)
-    require_legal(config("engine.zero_stage=3"), 2)
 
 
 def test_without_a_launcher_the_ranks_are_the_product_of_the_given_sizes(

@@ -71,8 +71,8 @@ def sums_over_groups(grids: list[Sizes]) -> list[list[tuple[list[int], float]]]:
         rows = []
         for axis in AXES:
             value = torch.tensor(10.0**grid.rank)
-            dist.all_reduce(value, group=grid.groups[axis])
-            rows.append((dist.get_process_group_ranks(grid.groups[axis]), value.item()))
+            dist.all_reduce(value, group=grid.group(axis))
+            rows.append((dist.get_process_group_ranks(grid.group(axis)), value.item()))
         found.append(rows)
     leave()
     return found

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from data_pipeline.batch import Batch
@@ -15,11 +14,13 @@ from llmscale.config import RunConfig, parse_config
 from llmscale.engine.distributed import all_reduce_sum, gather_objects, join, leave, read_world
 from llmscale.engine.engine import Engine, accumulation
 from llmscale.engine.optimizers import build_optimizer
+from llmscale.engine.pipeline import make_engine
 from llmscale.engine.schedule import learning_rate
 from llmscale.model import Dropout
 from llmscale.objectives import build_loss
 from llmscale.parallel import init
 from llmscale.parallel.grid import RankGrid
+from llmscale.train.build import build_grid
 from llmscale.train.resume import restore
 
 Figures = tuple[float, float]
@@ -68,8 +69,9 @@ def global_batch(step: int, empty: bool = False) -> Batch:
     )
 
 
-def build(config: RunConfig) -> nn.Module:
-    return init.build(config.model, VOCAB, config.run.seed)
+def build(config: RunConfig, grid: RankGrid | None = None) -> nn.Module:
+    by_positions = config.parallel.tensor_sequence
+    return init.build(config.model, VOCAB, config.run.seed, grid=grid, by_positions=by_positions)
 
 
 def own_optimizers(named: Named, config: RunConfig) -> list[torch.optim.Optimizer]:
@@ -110,7 +112,8 @@ def one_step(engine: Engine, grid: RankGrid, step: int) -> Figures:
     """Train a step on this rank's samples; (loss, gradient norm) of the global batch."""
     batch = global_batch(step)
     own = batch.map(lambda tensor: tensor[grid.coordinate("data") :: grid.data])
-    counts = all_reduce_sum(build_loss(engine.config.objective, engine.config.model).counts(own))
+    found = build_loss(engine.config.objective, engine.config.model).counts(own)
+    counts = all_reduce_sum([count * grid.leads for count in found])
     micro, _ = accumulation(engine.config, grid.data)
     sums, norm = engine.train_step(own.split(micro), step, counts)
     loss, *_ = all_reduce_sum(sums)
@@ -119,8 +122,11 @@ def one_step(engine: Engine, grid: RankGrid, step: int) -> Figures:
 
 def open_engine(config: RunConfig) -> tuple[Engine, RankGrid]:
     """An engine on this rank; the process group must be there."""
-    grid = RankGrid(data=dist.get_world_size(), rank=dist.get_rank()).with_groups()
-    return Engine(build(config), build_loss(config.objective, config.model), config, grid, torch.device("cpu")), grid
+    grid = build_grid(config, read_world("cpu"))
+    model = init.build_hollow(config.model, VOCAB, grid, config.parallel.tensor_sequence)
+    weights = init.drawn(config.model, config.run.seed)
+    loss = build_loss(config.objective, config.model)
+    return make_engine(model, loss, config, grid, torch.device("cpu"), weights), grid
 
 
 def train_on_rank(configs: list[RunConfig], steps: int = STEPS) -> list[list[Figures]]:
@@ -153,7 +159,7 @@ def _save(config: RunConfig, folder: Path, steps: int, after: int) -> list[Figur
         one_step(engine, grid, step)
     writer = CheckpointWriter(folder, rank=grid.rank, world=grid.world_size)
     progress = {"tokens": 0, "skipped_steps": 0, "seconds": 0.0}
-    extra = {"samples": 0, "progress": progress, "optimizer": {"steps": engine.optimizer_steps}}
+    extra = {"samples": 0, "progress": progress, "optimizer": engine.counters}
     writer.save(steps, engine.state(), extra)
     found = [one_step(engine, grid, step) for step in range(steps, steps + after)]
     writer.wait()

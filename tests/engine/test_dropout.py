@@ -97,6 +97,6 @@ def evaluate_on_rank(case: RunConfig) -> tuple[list[float], list[str]]:
     found = [engine.loss(batch)]
     with torch.no_grad():
         module = engine._engine.module
-        found.append(float(module._loss(module.model, batch)[0]))
+        found.append(float(module.loss(module.model, batch)[0]))
     leave()
     return found, warnings

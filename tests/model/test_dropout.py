@@ -205,9 +205,9 @@ def test_t5_drops_inside_feed_forward_layers_and_after_its_last_norms(monkeypatc
 
     seen: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
 
-    def spy(x: Tensor, keys: Tensor, rate: float) -> Tensor:
+    def spy(x: Tensor, keys: Tensor, rate: float, *part: Any) -> Tensor:
         seen.append((tuple(x.shape), tuple(keys.flatten().tolist())))
-        return drop(x, keys, rate)
+        return drop(x, keys, rate, *part)
 
     for module in (attention, block, feed_forward, stack):
         monkeypatch.setattr(module, "drop", spy)

@@ -5,17 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from data_pipeline.batch import Batch
 from llmscale.config import RunConfig, load_config
 from llmscale.engine.distributed import all_reduce_sum, join, leave, read_world
-from llmscale.engine.engine import Engine, accumulation
+from llmscale.engine.engine import accumulation
+from llmscale.engine.pipeline import make_engine
 from llmscale.model import Dropout
 from llmscale.objectives import build_loss
 from llmscale.parallel import init
 from llmscale.parallel.grid import RankGrid
+from llmscale.train.build import build_grid
 from tests.systems.published import TWINS
 
 VOCAB, LENGTH, GLOBAL_BATCH, STEPS = 61, 24, 8, 5
@@ -56,8 +57,8 @@ def global_batch(config: RunConfig, step: int) -> Batch:
                 inputs, inputs, hidden, numbers, encoder_weights=real, segment_ids=types, next_sentence_labels=labels
             )
         case "denoising":
-            encoder = torch.randint(0, VOCAB, (GLOBAL_BATCH, LENGTH - 5), generator=draw)
-            seen = (torch.arange(LENGTH - 5) < sizes.flip(0)[:, None]).float()
+            encoder = torch.randint(0, VOCAB, (GLOBAL_BATCH, LENGTH - 4), generator=draw)
+            seen = (torch.arange(LENGTH - 4) < sizes.flip(0)[:, None]).float()
             return Batch(inputs, targets, weights, numbers, encoder_inputs=encoder, encoder_weights=seen)
     batch = Batch(inputs, targets, weights, numbers)
     if config.objective.model_dump().get("separate_documents"):
@@ -67,8 +68,9 @@ def global_batch(config: RunConfig, step: int) -> Batch:
     return batch
 
 
-def build(config: RunConfig) -> nn.Module:
-    return init.build(config.model, VOCAB, config.run.seed)
+def build(config: RunConfig, grid: RankGrid | None = None) -> nn.Module:
+    by_positions = config.parallel.tensor_sequence
+    return init.build(config.model, VOCAB, config.run.seed, grid=grid, by_positions=by_positions)
 
 
 def plain_torch(config: RunConfig) -> tuple[list[Figures], nn.Module]:
@@ -99,14 +101,14 @@ def train_on_rank(configs: list[RunConfig]) -> list[list[Figures]]:
 
 
 def _train(config: RunConfig) -> list[Figures]:
-    grid = RankGrid(data=dist.get_world_size(), rank=dist.get_rank()).with_groups()
+    grid = build_grid(config, read_world("cpu"))
     loss = build_loss(config.objective, config.model)
-    engine = Engine(build(config), loss, config, grid, torch.device("cpu"))
+    engine = make_engine(build(config, grid), loss, config, grid, torch.device("cpu"))
     micro, _ = accumulation(config, grid.data)
     found: list[Any] = []
     for step in range(STEPS):
-        own = global_batch(config, step).map(lambda tensor: tensor[grid.rank :: grid.data])
-        counts = all_reduce_sum(loss.counts(own))
+        own = global_batch(config, step).map(lambda tensor: tensor[grid.coordinate("data") :: grid.data])
+        counts = all_reduce_sum([count * grid.leads for count in loss.counts(own)])
         sums, norm = engine.train_step(own.split(micro), step, counts)
         sums = all_reduce_sum(sums)
         found.append([*(total / count for total, count in zip(sums, counts, strict=True)), norm])

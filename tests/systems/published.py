@@ -20,6 +20,8 @@ class Published:
     """Tokens of the whole training, padding of the encoder's input included; None where not published."""
     batch_tokens: float | None = None
     """Tokens of a step, at the end of the batch ramp."""
+    layout: tuple[int, int, int] | None = None
+    """(tensor, pipeline, data) sizes that it was trained with; None where not published."""
 
 
 PUBLISHED = {
@@ -32,13 +34,13 @@ PUBLISHED = {
     "t5_base": Published(222_903_552, True, tokens=2**20 * 1e6, batch_tokens=2**20),
     "t5_11b": Published(11_307_321_344, True, tokens=2**20 * 1e6, batch_tokens=2**20),
     # EleutherAI/gpt-neo-2.7B, gpt-j-6b and gpt-neox-20b, and their cards.
-    "gpt_neo_2_7b": Published(2_651_307_520, True, tokens=420e9),
-    "gpt_j_6b": Published(6_050_882_784, True, tokens=402e9),
-    "gpt_neox_20b": Published(20_554_567_680, True, tokens=150_000 * 3.15e6, batch_tokens=3.15e6),
+    "gpt_neo_2_7b": Published(2_651_307_520, True, tokens=420e9, layout=(2, 1, 128)),
+    "gpt_j_6b": Published(6_050_882_784, True, tokens=402e9, layout=(8, 1, 32)),
+    "gpt_neox_20b": Published(20_554_567_680, True, tokens=150_000 * 3.15e6, batch_tokens=3.15e6, layout=(2, 4, 12)),
     # Narayanan et al. 2021, table 1; Smith et al. 2022: the schedule reaches its end at 340 B tokens.
-    "mt_nlg_530b": Published(529.6e9, False, tokens=340e9, batch_tokens=1920 * 2048),
-    # Zeng et al. 2021, table 1.
-    "pangu_alpha_200b": Published(207.0e9, False),
+    "mt_nlg_530b": Published(529.6e9, False, tokens=340e9, batch_tokens=1920 * 2048, layout=(8, 35, 8)),
+    # Zeng et al. 2021, table 1 and section 3.
+    "pangu_alpha_200b": Published(207.0e9, False, layout=(8, 16, 16)),
     # BAAI 2021.
     "wu_dao_2": Published(1.75e12, False),
     # meta-llama/Meta-Llama-3-8B, Qwen/Qwen3-8B, mistralai/Mixtral-8x7B-v0.1.

@@ -13,6 +13,7 @@ import torch
 import yaml
 
 from llmscale.config import ModelConfig, RunConfig, load_config
+from llmscale.legality import require_legal
 from llmscale.model import Transformer
 from llmscale.train.batch_size import batch_at
 from tests.systems.published import PUBLISHED, ROOT, SYSTEMS, TWINS
@@ -138,18 +139,29 @@ def test_dry_run(name: str) -> None:
     assert yaml.safe_load(done.stdout)["model"]["layers"] == config(name).model.layers
 
 
+@pytest.mark.parametrize("name", [name for name, known in PUBLISHED.items() if known.layout])
+def test_layouts_are_those_of_the_authors(name: str) -> None:
+    layout = PUBLISHED[name].layout
+    assert layout is not None
+    tensor, pipeline, data = layout
+    made = config(name)
+    assert (made.parallel.tensor, made.parallel.pipeline) == (tensor, pipeline)
+    require_legal(made, tensor * pipeline * data)
+
+
 def test_without_tokenizer_data_or_memory_there_is_one_clear_sentence(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("a line of text\n" * 2000)
     path = SYSTEMS / "wu_dao_2.yaml"
-    has_tokenizer = ("data.tokenizer={kind: bytes}", "data.holdout=0")
+    alone = ("parallel={}", "engine.zero_stage=1")
+    has_tokenizer = (*alone, "data.tokenizer={kind: bytes}", "data.holdout=0")
     has_data = (
         *has_tokenizer, "data.sources=[{paths: [text.txt], document: line}]", "data.lanes=4", "data.span_bytes=1000",
         "data.sequence_length=64", "data.workers=0",
     )  # fmt: skip
     for overrides, sentence in (
-        ((), "data.tokenizer.path: cannot read tokenizers/wu_dao/zh_en.model: No such file or directory; name a"),
+        (alone, "data.tokenizer.path: cannot read tokenizers/wu_dao/zh_en.model: No such file or directory; name a"),
         (has_tokenizer, "data.sources[0].paths: no file matches data/zh/*.jsonl.zst"),
-        (has_data, "the model has 1,747.2 B parameters, 6,509 GiB in fp32 for each rank of this machine (1), but"),
+        (has_data, "the model has 1,747.2 B parameters, 9,763 GiB of weights for each rank of this machine (1), but"),
     ):
         done = run("train", path, *overrides, f"run.directory=run-{len(overrides)}", "run.device=cpu", cwd=tmp_path)
         assert done.returncode == 2, done.stderr

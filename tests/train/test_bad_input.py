@@ -76,7 +76,7 @@ CONFIG_MISTAKES = {
         "parallel.data=3",
     ),
     "fewer ranks than asked for": (
-        r"the run has 1 rank, but .*parallel\.data \(2\).* = 2; use 2 ranks, or parallel\.data=1",
+        r"the run has 1 rank, but .*parallel\.data \(2\).* = 2; use parallel\.data=1, or 2 ranks",
         "config.yaml",
         "parallel.data=2",
     ),
@@ -307,6 +307,13 @@ def _handles(pid: int, number: int) -> bool:
     [
         (r"llmscale: rank 1 was started with run\.seed = 3, but rank 0 with 0; give all", ((), ("run.seed=3",))),
         (r"llmscale: rank 1 was started with engine\.zero_stage = 2", ((), ("engine.zero_stage=2",))),
+        (r"llmscale: rank 1 was started with parallel\.tensor = 2, but rank 0 with 1", ((), ("parallel.tensor=2",))),
+        (r"llmscale: rank 1 was started with model\.layers = 3", (("run.seed=0",), ("model.layers=3",))),
+        (
+            r"llmscale: (?=.*2 ranks)(?=.*parallel\.data \(?(is )?2)(?=.*parallel\.tensor)(?=.* = 4)",
+            (("parallel.tensor=2", "parallel.data=2"),) * 2,
+        ),
+        (r"llmscale: (?=.*2 ranks)(?=.*no multiple of .*parallel\.tensor \(?3)", (("parallel.tensor=3",),) * 2),
         (r"llmscale: rank 1: config\.yaml: unknown key 'train\.stepz'", ((), ("train.stepz=3",))),
         (r"llmscale: config\.yaml: unknown key 'train\.stepz'", (("train.stepz=3",), ())),
         (r"llmscale: config\.yaml: unknown key 'train\.stepz'", (("train.stepz=3",), ("train.stepz=3",))),

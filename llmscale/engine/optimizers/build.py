@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from llmscale.config.training import OptimizerConfig
+from llmscale.engine.experts import expert_group_of
 from llmscale.engine.optimizers.adafactor import Adafactor
 from llmscale.engine.optimizers.lion import Lion
 from llmscale.engine.optimizers.muon import Muon
@@ -42,7 +44,16 @@ def build_optimizer(
         {"params": [parameter for _, parameter in matrices], "weight_decay": decay, "lr_scale": scale},
         {"params": vectors, "weight_decay": 0.0, "lr_scale": scale},
     ]
+    groups = [part for group in groups for part in _by_ranks(group)]
     return _make([group for group in groups if group["params"]], settings, arithmetic)
+
+
+def _by_ranks(group: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """A group, with the experts that ranks share in a group of their own: DeepSpeed looks for these two keys."""
+    names = [expert_group_of(parameter) for parameter in group["params"]]
+    for name in sorted(set(names), key=str):
+        own = [parameter for parameter, of in zip(group["params"], names, strict=True) if of == name]
+        yield group | {"params": own} | ({} if name is None else {"moe": True, "name": name})
 
 
 def _make(groups: list[dict[str, Any]], settings: OptimizerConfig, arithmetic: torch.dtype) -> torch.optim.Optimizer:

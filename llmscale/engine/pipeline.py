@@ -1,0 +1,243 @@
+"""The training engine of a pipeline: each rank has one stage, and DeepSpeed sends hidden states between them.
+
+Every rank of a pipeline has the same micro batches, so that nothing but hidden states and their gradients travels.
+Written against DeepSpeed 0.19.8, as `llmscale.engine.shims` is.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from data_pipeline.batch import Batch
+from llmscale.config import RunConfig
+from llmscale.engine import shims
+from llmscale.engine.engine import Engine, ObjectiveModule
+from llmscale.model import Transformer
+from llmscale.objectives import Loss
+from llmscale.objectives.loss import TokenLoss
+from llmscale.parallel.grid import REPLICAS, RankGrid
+from llmscale.parallel.init import Weights
+from llmscale.parallel.pipeline import shared_by_stages, users
+
+
+def make_engine(
+    model: Transformer,
+    loss: Loss,
+    config: RunConfig,
+    grid: RankGrid,
+    device: torch.device,
+    weights: Weights | None = None,
+) -> Engine:
+    """The engine for this rank's part of a model; the arguments are those of `Engine`."""
+    return (PipelineEngine if grid.pipeline > 1 else Engine)(model, loss, config, grid, device, weights)
+
+
+class Stage(nn.Module):
+    """A stage with its part of the loss: the one layer that DeepSpeed's pipeline has of a rank."""
+
+    def __init__(self, objective: ObjectiveModule) -> None:
+        super().__init__()
+        assert isinstance(objective.loss, TokenLoss)
+        self.objective = objective
+        self._loss = objective.loss
+        self._micro_batches: Iterator[Batch] = iter(())
+        self._scale: Tensor | None = None
+        self.sums: list[Tensor] = []
+        """(terms,) of each micro batch since `expect`, on the last stage."""
+
+    def expect(self, micro_batches: list[Batch], scale: Tensor | None = None) -> None:
+        """Say what comes next: on every stage the forward passes come in the order of the micro batches.
+
+        `scale`: (terms,) factors of the sums, which make the loss of them; None: there is no backward pass.
+        """
+        self._micro_batches = iter(micro_batches)
+        self._scale = scale
+        self.sums = []
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """What the stage before made of a micro batch (the first stage gets anything), to what this one makes of it,
+        (B, T, hidden_size); on the last stage to the loss."""
+        batch = next(self._micro_batches)
+        model, loss = self.objective.model, self._loss
+        run: Any = model if model.begins else partial(model, hidden=hidden)
+        output = loss.output(run, batch, self.objective.dropout(batch))
+        if not model.ends:
+            return output.hidden
+        terms = torch.stack(loss.sums(model, output, batch))
+        self.sums.append(terms.detach())
+        return (terms if self._scale is None else terms * self._scale).sum()
+
+
+class Shared:
+    """A parameter that several stages use: the gradients of all go to its owner, whose new values go to all."""
+
+    def __init__(self, parameter: nn.Parameter, group: Any, owner: int) -> None:
+        self.parameter = parameter
+        self.group = group
+        """Of the ranks that use it."""
+        self.owner = owner
+        self.owned = owner == dist.get_rank()
+        self._gradient: Tensor | None = None
+
+    def start(self) -> None:
+        """Take the gradients from now on; call it once the parameter has its dtype."""
+        if not self.owned:
+            self.parameter.register_post_accumulate_grad_hook(self._take)
+
+    def _take(self, parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        # In fp32 over the micro batches, whatever the passes compute in.
+        found, parameter.grad = parameter.grad.float(), None
+        self._gradient = found if self._gradient is None else self._gradient.add_(found)
+
+    @torch.no_grad()
+    def collect(self, zero: Any) -> None:
+        """Add what the others found to the owner's gradient, in fp32. `zero`: DeepSpeed's optimizer."""
+        gradient = zero.get_gradient_for_reduction(self.parameter) if self.owned else self._gradient
+        assert gradient is not None
+        total = gradient.float()
+        dist.reduce(total, dst=self.owner, group=self.group)
+        if self.owned:
+            gradient.copy_(total)
+        self._gradient = None
+
+    @torch.no_grad()
+    def spread(self) -> None:
+        """Send the owner's values to the others."""
+        dist.broadcast(self.parameter.data, src=self.owner, group=self.group)
+
+
+class PipelineEngine(Engine):
+    """One stage of a model that trains: the interface of `Engine`, and the same gradients.
+
+    What several stages use is updated by the first of them (see `Shared`).
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        loss: Loss,
+        config: RunConfig,
+        grid: RankGrid,
+        device: torch.device,
+        weights: Weights | None = None,
+    ) -> None:
+        self._shared: list[Shared] = []
+        self._shape: torch.Size | None = None
+        super().__init__(model, loss, config, grid, device, weights)
+        count = torch.tensor(self.parameters)
+        dist.all_reduce(count, group=grid.group("pipeline"))
+        self.parameters = int(count)
+
+    def _trained(self, model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+        grid, shared, trained = self.grid, shared_by_stages(self.config.model, self.grid.pipeline), []
+        for name, parameter in model.named_parameters():
+            owned = True
+            if name in shared:
+                members = users(grid, shared[name])
+                self._shared.append(Shared(parameter, grid.group_of(members), owner=members[0]))
+                owned = self._shared[-1].owned
+            if owned:
+                trained.append((name, parameter))
+        return trained
+
+    def _start(
+        self, deepspeed: Any, module: ObjectiveModule, optimizer: torch.optim.Optimizer, settings: dict[str, Any]
+    ) -> Any:
+        from deepspeed.runtime.pipe.schedule import ReduceTiedGrads
+        from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
+
+        grid = self.grid
+        self._stage = Stage(module)
+        deepspeed.init_distributed()
+        # The layers are shared out already: each rank has one of as many as there are stages.
+        layers = [self._stage if rank == grid.rank else _elsewhere for rank in grid.ranks("pipeline")]
+        topology = PipeModelDataParallelTopology(num_pp=grid.pipeline, num_dp=grid.data, num_mp=grid.tensor)
+        pipeline = deepspeed.PipelineModule(layers=layers, topology=topology, partition_method="uniform")
+        engine, *_ = deepspeed.initialize(model=pipeline, optimizer=optimizer, config=_pipeline_settings(settings))
+        _require_same_groups(engine.grid, grid)
+        for shared in self._shared:
+            shared.start()
+        engine._INSTRUCTION_MAP = {**engine._INSTRUCTION_MAP, ReduceTiedGrads: self._collect_gradients}
+        shims.norm_over_stages(engine)
+        return engine
+
+    def _update(self, micro_batches: list[Batch], scale: Tensor) -> Tensor:
+        self._expect(micro_batches, scale)
+        # DeepSpeed's gradient accumulation stays 1, so that it averages over nothing.
+        self._engine.micro_batches = len(micro_batches)
+        self._engine.train_batch(data_iter=itertools.repeat((_NOTHING, _NOTHING)))
+        self._spread_values()
+        sums = self._stage.sums
+        return torch.stack(sums).double().sum(0) if sums else torch.zeros(len(scale), dtype=torch.float64)
+
+    @torch.no_grad()
+    def loss(self, batch: Batch) -> float:
+        stages, size = self.grid.pipeline, batch.size
+        # In parts, so that the stages work at the same time.
+        parts = batch.split(size if size % stages else size // stages)
+        self._expect(parts)
+        self._engine.eval_batch(
+            itertools.repeat((_NOTHING, _NOTHING)), reduce_output=None, bcast_loss=False, num_micro_batches=len(parts)
+        )
+        return sum(float(terms[0]) for terms in self._stage.sums) * self.grid.reports
+
+    def load_state(self, read: shims.RangeReader, counters: dict[str, Any]) -> None:
+        super().load_state(read, counters)
+        self._spread_values()
+
+    def _expect(self, micro_batches: list[Batch], scale: Tensor | None = None) -> None:
+        self._stage.expect([batch.to(self.device) for batch in micro_batches], scale)
+        shape = micro_batches[0].inputs.shape
+        if shape != self._shape:
+            # DeepSpeed tells the next stage the shape of the first micro batch only.
+            self._engine.reset_activation_shape()
+        self._shape = shape
+
+    def _collect_gradients(self, engine: Any) -> None:
+        """In place of DeepSpeed's own sum over stages: before it averages over replicas."""
+        for shared in self._shared:
+            shared.collect(engine.optimizer)
+
+    def _spread_values(self) -> None:
+        for shared in self._shared:
+            shared.spread()
+
+
+_NOTHING = torch.zeros(1, dtype=torch.int64)
+"""What DeepSpeed takes for samples and labels: the stages have their micro batches already."""
+
+
+def _elsewhere(hidden: Tensor) -> Tensor:
+    raise AssertionError("another stage's layers")
+
+
+def _pipeline_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    return {
+        **settings,
+        "gradient_accumulation_steps": 1,
+        # Tensor-parallel ranks send what they have: the same, or each its own positions, which is less already.
+        "pipeline": {"pipe_partitioned": False, "grad_partitioned": False},
+        # Gradients are reduced after the last micro batch, by the schedule and not by hooks.
+        "zero_optimization": {**settings["zero_optimization"], "overlap_comm": False, "contiguous_gradients": False},
+    }
+
+
+def _require_same_groups(theirs: Any, grid: RankGrid) -> None:
+    """DeepSpeed lays the ranks out by its own topology: every group must be that of our grid."""
+    pairs = {
+        "pipeline": (theirs.get_pipe_parallel_group(), grid.ranks("pipeline")),
+        "data": (theirs.get_data_parallel_group(), grid.ranks(*REPLICAS)),
+        "tensor": (theirs.get_slice_parallel_group(), grid.ranks("tensor")),
+        "model": (theirs.get_model_parallel_group(), grid.ranks("pipeline", "tensor")),
+    }
+    for axis, (group, ranks) in pairs.items():
+        found = dist.get_process_group_ranks(group)
+        assert found == ranks, f"DeepSpeed's {axis} group of rank {grid.rank} is {found}, not {ranks}"

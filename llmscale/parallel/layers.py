@@ -1,0 +1,217 @@
+"""Modules that a rank shares with others of its tensor-parallel group, in place of those of `llmscale.model`.
+
+They keep names and parameters' meaning; `llmscale.parallel.tensor` puts them in. Each holds `ranks`, the others.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llmscale.model.attention import Attention, CrossAttention
+from llmscale.model.context import Context
+from llmscale.model.dropout import LayerDropout
+from llmscale.model.experts import ExpertLinear, Experts
+from llmscale.model.feed_forward import FeedForward
+from llmscale.model.heads import Head, Rows, linear_cross_entropy
+from llmscale.model.masks import Sight
+from llmscale.model.stack import Stack
+from llmscale.model.transformer import Transformer
+from llmscale.parallel import collectives
+from llmscale.parallel.collectives import copy, total
+
+
+@dataclass(frozen=True)
+class TensorRanks:
+    """A tensor-parallel group as its modules see it."""
+
+    group: Any
+    rank: int
+    size: int
+    by_positions: bool
+    """Whether between sub-layers each rank has its positions only, else all ranks have the same."""
+
+    def enter(self, hidden: Tensor) -> Tensor:
+        """The residual stream, as a sub-layer of which each rank computes a part needs it."""
+        return (collectives.gather if self.by_positions else copy)(hidden, self.group)
+
+    def leave(self, partial: Tensor) -> Tensor:
+        """The sum of what the ranks made, for the residual stream."""
+        return (collectives.scatter if self.by_positions else total)(partial, self.group)
+
+
+class Shared(nn.Module):
+    """Parameters that several ranks hold and whose gradient is the sum of theirs."""
+
+    summed: Any
+    """The group of these ranks."""
+
+    def whole(self, parameter: Tensor | None) -> Tensor | None:
+        """The parameter, with the gradient summed over the ranks."""
+        return None if parameter is None else copy(parameter, self.summed)
+
+
+class SharedLinear(Shared, nn.Linear):
+    """A projection to heads that other ranks have too."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input, self.whole(self.weight), self.whole(self.bias))  # type: ignore[arg-type]
+
+
+class SharedLayerNorm(Shared, nn.LayerNorm):
+    """A norm of what only this rank has."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.layer_norm(input, self.normalized_shape, self.whole(self.weight), self.whole(self.bias), self.eps)
+
+
+class SharedRMSNorm(Shared, nn.RMSNorm):
+    """A norm of what only this rank has."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.normalized_shape, self.whole(self.weight), self.eps)
+
+
+class RowLinear(Shared, nn.Linear):
+    """A projection of which each rank has some inputs: the products are summed, and the bias is added once."""
+
+    ranks: TensorRanks
+
+    def forward(self, input: Tensor) -> Tensor:
+        projected = self.ranks.leave(F.linear(input, self.weight))
+        if self.bias is None:
+            return projected
+        return projected + (self.whole(self.bias) if self.ranks.by_positions else self.bias)
+
+
+class RowExpertLinear(Shared, ExpertLinear):
+    """As `RowLinear`, of all experts; the sum over the ranks is left to `ShardedExperts`."""
+
+    ranks: TensorRanks
+
+    def forward(self, tokens: Tensor, expert: Tensor, ends: Tensor) -> Tensor:
+        bias = self.whole(self.bias)
+        partial = self.project(tokens, ends)
+        return partial if bias is None else partial + (bias / self.ranks.size)[expert]
+
+
+class VocabularyEmbedding(nn.Embedding):
+    """An embedding of which each rank has some rows."""
+
+    ranks: TensorRanks
+
+    def forward(self, input: Tensor) -> Tensor:
+        places = input - self.ranks.rank * self.weight.shape[0]
+        elsewhere = (places < 0) | (places >= self.weight.shape[0])
+        found = F.embedding(places.masked_fill(elsewhere, 0), self.weight)
+        return total(found.masked_fill(elsewhere[..., None], 0.0), self.ranks.group)
+
+
+class SharedRows(Rows):
+    """Rows of the vocabulary that the ranks of a group share."""
+
+    def __init__(self, first: int, group: Any) -> None:
+        self.first = first
+        self._group = group
+
+    def largest(self, values: Tensor) -> Tensor:
+        dist.all_reduce(values, op=dist.ReduceOp.MAX, group=self._group)
+        return values
+
+    def total(self, values: Tensor) -> Tensor:
+        dist.all_reduce(values, group=self._group)
+        return values
+
+
+class VocabularyHead(Head):
+    """A head of which each rank has some rows of the vocabulary. Logits never come together for the loss (Shoeybi et
+    al. 2019, section 3)."""
+
+    ranks: TensorRanks
+
+    def loss(self, hidden: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+        rows = SharedRows(self.ranks.rank * self.weight.shape[0], self.ranks.group)
+        hidden = copy(hidden, self.ranks.group)
+        return linear_cross_entropy(hidden, self.weight, targets, weights, self.vocab_size, self.bias, rows)
+
+    def project(self, hidden: Tensor) -> Tensor:
+        logits = super().project(copy(hidden, self.ranks.group)).contiguous()
+        found = [torch.empty_like(logits) for _ in range(self.ranks.size)]
+        dist.all_gather(found, logits, group=self.ranks.group)
+        return torch.cat(found, dim=-1)
+
+
+class ShardedAttention(Attention):
+    """Attention of which each rank has some heads."""
+
+    ranks: TensorRanks
+
+    def forward(self, hidden: Tensor, context: Context) -> Tensor:
+        if context.queries is not None:
+            context = replace(context, queries=copy(context.queries, self.ranks.group))
+        return super().forward(self.ranks.enter(hidden), context)
+
+
+class ShardedCrossAttention(CrossAttention):
+    """Cross-attention of which each rank has some heads."""
+
+    ranks: TensorRanks
+
+    def forward(self, hidden: Tensor, context: Context) -> Tensor:
+        if context.memory is not None:
+            context = replace(context, memory=copy(context.memory, self.ranks.group))
+        return super().forward(self.ranks.enter(hidden), context)
+
+
+class ShardedFeedForward(FeedForward):
+    """A feed-forward layer of which each rank has some inner channels."""
+
+    ranks: TensorRanks
+
+    def forward(self, hidden: Tensor, dropout: LayerDropout | None = None) -> Tensor:
+        return super().forward(self.ranks.enter(hidden), dropout)
+
+
+class ShardedExperts(Experts):
+    """Experts of which each rank has some inner channels; all ranks have the router, and route alike."""
+
+    ranks: TensorRanks
+
+    def forward(self, hidden: Tensor, real: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        if not self.ranks.by_positions:
+            return super().forward(hidden, real)
+        mixed, loss = super().forward(collectives.join(hidden, self.ranks.group), real)
+        return collectives.split(mixed, self.ranks.group), loss
+
+    def _mix(self, tokens: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+        group = self.ranks.group
+        return total(super()._mix(copy(tokens, group), chosen, copy(weights, group)), group)
+
+
+class ShardedStack(Stack):
+    """A stack of sharded blocks. What enters its first layer and what its last gives is whole on every rank."""
+
+    ranks: TensorRanks
+
+    def run(self, hidden: Tensor, positions: Tensor, sight: Sight, **others: Any) -> tuple[Tensor, Tensor | None]:
+        if not self.ranks.by_positions:
+            return super().run(hidden, positions, sight, **others)
+        if self.begins:
+            hidden = collectives.split(hidden, self.ranks.group)
+        hidden, loss = super().run(hidden, positions, sight, **others)
+        return (collectives.join(hidden, self.ranks.group) if self.ends else hidden), loss
+
+    @property
+    def heads(self) -> range:
+        whole = super().heads
+        size = len(whole) // self.ranks.size
+        return whole[self.ranks.rank * size : (self.ranks.rank + 1) * size]
+
+
+class ShardedTransformer(ShardedStack, Transformer):
+    """A Transformer of sharded blocks."""

@@ -1,0 +1,140 @@
+"""Sequence parallelism: ranks share each sequence by positions, and attention by heads.
+
+DeepSpeed-Ulysses (Jacobs et al. 2023, section 3.1). Everything but attention looks at one position at a time, so a rank
+computes its positions alone; around attention an all-to-all gives it all positions of its part of the heads. To
+DeepSpeed these ranks are data-parallel ones: they have the same weights and see other tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from data_pipeline.batch import Batch
+from llmscale.model import Transformer
+from llmscale.model.attention import Core
+from llmscale.model.dropout import LayerDropout
+from llmscale.model.masks import Sight
+from llmscale.model.positions import RelativeBias
+from llmscale.model.stack import Stack
+from llmscale.parallel.collectives import POSITIONS, exchange
+from llmscale.parallel.grid import RankGrid
+from llmscale.parallel.swap import mix_in
+
+_HEADS, _PLACES = 1, 2
+"""Dimensions of queries, keys and values, (B, heads, T, channels)."""
+
+
+@dataclass(frozen=True)
+class SequenceRanks:
+    """A sequence-parallel group as its modules see it."""
+
+    group: Any
+    rank: int
+    size: int
+
+    def own(self, whole: Tensor, dim: int = POSITIONS) -> Tensor:
+        """This rank's part of a tensor along `dim`, a view."""
+        return whole.narrow(dim, self.rank * (whole.shape[dim] // self.size), whole.shape[dim] // self.size)
+
+
+class SequenceCore(Core):
+    """Attention of all positions, of which each rank computes some heads.
+
+    What enters and leaves has this rank's positions and all heads that its tensor-parallel rank has.
+    """
+
+    sequence: SequenceRanks
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        causal: bool,
+        dropout: LayerDropout | None = None,
+    ) -> Tensor:
+        group, size = self.sequence.group, self.sequence.size
+        if key.shape[_HEADS] < size:
+            # Fewer heads than ranks: neighbours get the same one.
+            alike = size // key.shape[_HEADS]
+            key, value = key.repeat_interleave(alike, dim=_HEADS), value.repeat_interleave(alike, dim=_HEADS)
+        query, key, value = (exchange(part, group, _HEADS, _PLACES) for part in (query, key, value))
+        return exchange(super().forward(query, key, value, mask, causal, dropout), group, _PLACES, _HEADS)
+
+
+class SequenceBias(RelativeBias):
+    """Biases by distance of this rank's heads; the table is whole."""
+
+    sequence: SequenceRanks
+
+    def forward(self, distance: Tensor) -> Tensor:
+        # All rows first: the heads cannot be chosen before ZeRO 3 has brought the table together.
+        rows = self.table(torch.arange(self.buckets, device=distance.device))
+        return F.embedding(self.bucket(distance), self.sequence.own(rows, 1)).permute(2, 0, 1)[None]
+
+
+class SequenceStack(Stack):
+    """A stack that is given and gives the hidden states of this rank's positions, but the numbers of all."""
+
+    sequence: SequenceRanks
+
+    def run(self, hidden: Tensor, positions: Tensor, sight: Sight, **others: Any) -> tuple[Tensor, Tensor | None]:
+        return super().run(hidden, self.sequence.own(positions), sight, **others)
+
+    @property
+    def heads(self) -> range:
+        whole = super().heads
+        size = len(whole) // self.sequence.size
+        return whole[self.sequence.rank * size : (self.sequence.rank + 1) * size]
+
+
+class SequenceTransformer(SequenceStack, Transformer):
+    """A Transformer that reads whole sequences and gives the hidden states of this rank's positions."""
+
+    def _embed(self, inputs: Tensor, positions: Tensor, token_types: Tensor | None = None) -> Tensor:
+        own = self.sequence.own
+        return super()._embed(own(inputs), own(positions), None if token_types is None else own(token_types))
+
+
+_KINDS: tuple[tuple[type[nn.Module], type[nn.Module]], ...] = (
+    (Transformer, SequenceTransformer),
+    (Stack, SequenceStack),
+    (Core, SequenceCore),
+    (RelativeBias, SequenceBias),
+)
+"""What a module becomes: the first that it is."""
+
+
+def apply_sequence_parallel(model: Transformer, grid: RankGrid) -> None:
+    """Let a model compute this rank's positions, in place; nothing where the sequence-parallel size is 1.
+
+    Args:
+        model: shared by tensor-parallel ranks already, where it is to be.
+        grid: with process groups.
+    """
+    if grid.sequence == 1:
+        return
+    ranks = SequenceRanks(grid.group("sequence"), grid.coordinate("sequence"), grid.sequence)
+    for module in model.modules():
+        kind = next((kind for base, kind in _KINDS if isinstance(module, base)), None)
+        if kind is not None:
+            mix_in(module, kind, sequence=ranks)
+
+
+def own_targets(batch: Batch, grid: RankGrid) -> Batch:
+    """The batch with the targets and weights of this rank's positions, whose hidden states it has. Labels of sentences
+    are for the rank that has the first token."""
+    if grid.sequence == 1:
+        return batch
+    ranks = SequenceRanks(None, grid.coordinate("sequence"), grid.sequence)
+    labels = batch.next_sentence_labels
+    if labels is not None and ranks.rank:
+        labels = torch.full_like(labels, -1)
+    own = ranks.own(batch.targets), ranks.own(batch.weights)
+    return replace(batch, targets=own[0], weights=own[1], next_sentence_labels=labels)

@@ -1,0 +1,121 @@
+"""Tensor parallelism, applied to a model from outside by the tables of `llmscale.parallel.plans`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from llmscale.config import ModelConfig
+from llmscale.model import Part, Transformer
+from llmscale.model.attention import Attention, CrossAttention
+from llmscale.model.experts import ExpertLinear, Experts
+from llmscale.model.feed_forward import FeedForward
+from llmscale.model.stack import Stack
+from llmscale.parallel import layers
+from llmscale.parallel.grid import RankGrid
+from llmscale.parallel.plans import Cut, cut_of
+from llmscale.parallel.shards import Shard, narrow
+
+_SHARDED: dict[type[nn.Module], type[nn.Module]] = {
+    Attention: layers.ShardedAttention,
+    CrossAttention: layers.ShardedCrossAttention,
+    FeedForward: layers.ShardedFeedForward,
+    Experts: layers.ShardedExperts,
+    Stack: layers.ShardedStack,
+    Transformer: layers.ShardedTransformer,
+}
+"""What a sub-layer, stack or model becomes."""
+
+
+def apply_tensor_parallel(model: Transformer, grid: RankGrid, by_positions: bool) -> dict[str, Shard]:
+    """Make of a model this rank's part of it, in place; nothing where the tensor-parallel size is 1.
+
+    Args:
+        model: on the meta device.
+        grid: with process groups.
+        by_positions: whether the ranks share the residual stream by positions.
+
+    Returns:
+        What each cut or shared parameter is a part of, by name.
+    """
+    if grid.tensor == 1:
+        return {}
+    ranks = layers.TensorRanks(grid.group("tensor"), grid.coordinate("tensor"), grid.tensor, by_positions)
+    shards: dict[str, Shard] = {}
+    for name, module in list(model.named_modules()):
+        if type(module) in _SHARDED:
+            _become(module, _SHARDED[type(module)], ranks=ranks)
+        cut = cut_of(name, by_positions)
+        if cut is not None and not isinstance(module, Experts):
+            for own, shard in _cut(module, cut, model.config, grid, ranks).items():
+                shards[f"{name}.{own}"] = shard
+                narrow(module, own, shard)
+    # Parameters that all ranks have are written by the first.
+    for name, parameter in model.named_parameters():
+        shards.setdefault(name, Shard.whole(parameter.shape, first=ranks.rank == 0))
+    model._tie()
+    return shards
+
+
+def dropout_part(grid: RankGrid, by_positions: bool) -> Part:
+    """Which part of each layer this rank computes."""
+    rank, sequence = grid.coordinate("tensor"), grid.coordinate("sequence")
+    return Part(
+        positions=sequence * grid.tensor + rank if by_positions else sequence,
+        inner_positions=sequence,
+        channels=rank,
+        heads=rank * grid.sequence + sequence,
+    )
+
+
+def _cut(
+    module: nn.Module, cut: Cut, config: ModelConfig, grid: RankGrid, ranks: layers.TensorRanks
+) -> dict[str, Shard]:
+    """The shards of a module's own parameters, once it has become what handles them."""
+    stacked = isinstance(module, ExpertLinear)
+    whole = {name: Shard.whole(parameter.shape) for name, parameter in module.named_parameters(recurse=False)}
+
+    def along(dim: int) -> dict[str, Shard]:
+        return {name: shard.narrowed(dim, ranks.rank, ranks.size) for name, shard in whole.items()}
+
+    match cut:
+        case "column":
+            return along(1 if stacked else 0)
+        case "vocabulary":
+            embeds = isinstance(module, nn.Embedding)
+            _become(module, layers.VocabularyEmbedding if embeds else layers.VocabularyHead, ranks=ranks)
+            return along(0)
+        case "row":
+            kind = layers.RowExpertLinear if stacked else layers.RowLinear
+            _become(module, kind, ranks=ranks, summed=ranks.group)
+            return {"weight": whole["weight"].narrowed(2 if stacked else 1, ranks.rank, ranks.size)}
+        case "heads":
+            return along(1)
+        case "key_value":
+            return _cut_key_value(module, whole, config.kv_head_count, grid, ranks)
+        case "replicated_sum":
+            norm = layers.SharedRMSNorm if isinstance(module, nn.RMSNorm) else layers.SharedLayerNorm
+            _become(module, norm, summed=ranks.group)
+            return {}
+
+
+def _cut_key_value(
+    module: nn.Module, whole: dict[str, Shard], heads: int, grid: RankGrid, ranks: layers.TensorRanks
+) -> dict[str, Shard]:
+    """Keys or values: by heads, and several ranks have the same head where there are fewer heads than ranks."""
+    if heads >= ranks.size:
+        return {name: shard.narrowed(0, ranks.rank, ranks.size) for name, shard in whole.items()}
+    alike = ranks.size // heads
+    part = ranks.rank // alike
+    members = grid.ranks("tensor")[part * alike : (part + 1) * alike]
+    _become(module, layers.SharedLinear, summed=grid.group_of(members))
+    first = ranks.rank % alike == 0
+    return {name: shard.narrowed(0, part, heads, first) for name, shard in whole.items()}
+
+
+def _become(module: nn.Module, kind: type[nn.Module], **attributes: Any) -> None:
+    """Another class rather than a wrapper, which would change the names of parameters."""
+    module.__class__ = kind
+    for name, value in attributes.items():
+        setattr(module, name, value)

@@ -1,0 +1,120 @@
+"""One layout on one rank: a few steps, and the gradients of the first and the last."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from llmscale.checkpoint.fragments import Fragment
+from llmscale.config import RunConfig
+from llmscale.engine.distributed import gather_objects, join, leave, read_world
+from llmscale.train.run_directory import RunDirectory
+from llmscale.train.signals import PreemptionFlag
+from llmscale.train.start import assemble
+from llmscale.train.trainer import Trainer
+
+FLOOR = 1e-3
+"""A parameter's gradient counts as no smaller than this share of the whole gradient: some have a true gradient of 0."""
+
+
+@dataclass
+class Figures:
+    """What a layout computed, step by step."""
+
+    losses: list[dict[str, float]] = field(default_factory=list)
+    """Mean of each term of the loss."""
+    norms: list[float] = field(default_factory=list)
+    """Norm of the gradient before clipping."""
+    samples: list[int] = field(default_factory=list)
+    """Sums of the ledger: what each step was trained on."""
+    gradient: float = 0.0
+    """Largest difference of a parameter's gradient from the reference's, as `gradient_difference` measures it."""
+    parameter: str = ""
+    """Which one that is."""
+
+
+def run_layout(config: RunConfig, steps: int, gradients: Path, reference: bool) -> Figures:
+    """Train `steps` steps on this rank; all ranks give the same figures.
+
+    Args:
+        config: in its layout, with a run directory of its own.
+        gradients: folder of the reference's gradients.
+        reference: write them there, else compare with them.
+    """
+    found = Figures()
+    run = RunDirectory(config.run.directory)
+    world = read_world("cpu")
+    join(world)
+    with contextlib.ExitStack() as stack:
+        stack.callback(leave)
+        run.create(config)
+        trainer = assemble(config, run, world, 1, stack.enter_context(PreemptionFlag()), stack)
+        for step in range(steps):
+            seen: list[Fragment] = []
+            watched = step in (0, steps - 1)
+            with trainer.engine.watched_gradients(seen) if watched else contextlib.nullcontext():
+                result = trainer.one_step()
+            found.losses.append(result.losses)
+            found.norms.append(result.grad_norm)
+            found.samples.append(result.ledger_sum)
+            if watched:
+                _judge(found, trainer, seen, gradients / f"step-{step}.safetensors", reference)
+    return found
+
+
+def _judge(found: Figures, trainer: Trainer, seen: list[Fragment], file: Path, reference: bool) -> None:
+    """Keep the gradients of a step as the reference, or remember the largest difference from it."""
+    parts = gather_objects(seen)
+    worst = (0.0, "")
+    if trainer.grid.rank == 0:
+        whole = dict(assembled(part for each in parts for part in each))
+        if reference:
+            save_file(whole, file)
+        else:
+            worst = gradient_difference(whole, load_file(file))
+    worst = gather_objects(worst)[0]
+    if worst[0] > found.gradient or not found.parameter:
+        found.gradient, found.parameter = worst
+
+
+def assembled(parts: Any) -> Iterator[tuple[str, Tensor]]:
+    """Whole tensors of the fragments of all ranks, by name."""
+    rectangles: dict[str, dict[tuple[Any, Any], Tensor]] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for part in parts:
+        shapes[part.name] = part.shape
+        own = rectangles.setdefault(part.name, {})
+        key = part.offsets, part.sizes
+        if key not in own:
+            own[key] = torch.full((math.prod(part.sizes),), math.nan)
+        own[key][part.start : part.end] = part.tensor
+    for name, own in rectangles.items():
+        whole = torch.full(shapes[name], math.nan)
+        for (offsets, sizes), values in own.items():
+            whole[tuple(slice(low, low + size) for low, size in zip(offsets, sizes, strict=True))] = values.view(sizes)
+        yield name, whole
+
+
+def gradient_difference(found: dict[str, Tensor], expected: dict[str, Tensor]) -> tuple[float, str]:
+    """The largest |found - expected| / max(|expected|, FLOOR x norm of all) of a parameter, and its name.
+
+    It is infinite where a parameter is missing or not a number.
+    """
+    norm = math.sqrt(sum(float(value.double().square().sum()) for value in expected.values()))
+    worst = (0.0, "")
+    for name in {**expected, **found}:
+        if name not in found or name not in expected:
+            return math.inf, name
+        difference = float((found[name].double() - expected[name].double()).norm())
+        scale = max(float(expected[name].double().norm()), FLOOR * norm)
+        ratio = difference / scale if math.isfinite(difference) else math.inf
+        worst = max(worst, (ratio, name))
+    return worst

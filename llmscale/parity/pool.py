@@ -1,0 +1,146 @@
+"""Processes on this machine that run one job after the other as the ranks of a process group."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import multiprocessing.connection
+import os
+import random
+import socket
+import time
+import traceback
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+from data_pipeline.errors import UserError
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["llmscale.parity.preload"])
+
+
+class RankPool:
+    """Ranks forked from one parent that has torch and DeepSpeed imported; they start when needed.
+
+    Each number of ranks has processes of its own, since DeepSpeed numbers modules by all that a process has seen, and
+    compares the numbers between ranks. Use it in a `with` block. After a failure the processes are replaced, since some
+    may wait for one that failed.
+    """
+
+    def __init__(self) -> None:
+        self._groups: dict[int, list[tuple[Any, Any]]] = {}
+
+    def __enter__(self) -> RankPool:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def run(self, ranks: int, function: Callable[..., Any], *arguments: Any, timeout: float = 600) -> list[Any]:
+        """`function(*arguments)` on `ranks` ranks at once, with the launcher's variables set.
+
+        Args:
+            function: of a module; it joins and leaves the process group itself.
+            timeout: seconds after which the ranks count as hanging.
+
+        Returns:
+            The results in rank order.
+
+        Raises:
+            UserError: what a rank met.
+            RuntimeError: a rank failed, with its traceback, died or hangs.
+        """
+        group = self._groups.setdefault(ranks, [])
+        while len(group) < ranks:
+            group.append(_start())
+        port = free_port()
+        try:
+            for rank, (_, pipe) in enumerate(group):
+                pipe.send((rank, ranks, port, function, arguments))
+            return _collect(group, time.monotonic() + timeout)
+        except BaseException:
+            _end(self._groups.pop(ranks))
+            raise
+
+    def close(self) -> None:
+        """End the processes."""
+        while self._groups:
+            _end(self._groups.popitem()[1])
+
+
+def _collect(group: list[tuple[Any, Any]], end: float) -> list[Any]:
+    ranks = len(group)
+    results: dict[int, Any] = {}
+    while len(results) < ranks:
+        waiting = {pipe: rank for rank, (_, pipe) in enumerate(group) if rank not in results}
+        for pipe in multiprocessing.connection.wait(list(waiting), timeout=1):
+            rank = waiting[pipe]
+            try:
+                problem, value = pipe.recv()  # type: ignore[union-attr, call-arg]
+            except EOFError:
+                raise RuntimeError(f"rank {rank} of {ranks} died") from None
+            if isinstance(problem, UserError):
+                raise problem
+            if problem is not None:
+                raise RuntimeError(f"rank {rank} of {ranks} failed:\n{problem}")
+            results[rank] = value
+        if time.monotonic() > end:
+            raise RuntimeError(f"ranks {sorted({*range(ranks)} - {*results})} of {ranks} hang")
+    return [results[rank] for rank in range(ranks)]
+
+
+def _end(group: list[tuple[Any, Any]]) -> None:
+    for process, pipe in group:
+        pipe.close()
+        process.join(timeout=0.5)
+        if process.is_alive():
+            process.kill()
+            process.join()
+
+
+def free_port() -> int:
+    """A port that nobody uses now, below those that the kernel gives to connections, which would take it meanwhile."""
+    while True:
+        port = random.SystemRandom().randrange(20000, 32000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("", port))
+            return port
+
+
+def _start() -> tuple[Any, Any]:
+    ours, theirs = _context.Pipe()
+    # No daemon: a rank has loader workers of its own.
+    process = _context.Process(target=_serve, args=(theirs,), daemon=False)
+    process.start()
+    theirs.close()
+    return process, ours
+
+
+def _serve(pipe: Any) -> None:
+    """Run what comes through the pipe until it is closed."""
+    import torch
+
+    torch.set_num_threads(1)
+    linear = torch.nn.functional.linear
+    with contextlib.suppress(EOFError, BrokenPipeError):
+        while True:
+            rank, ranks, port, function, arguments = pipe.recv()
+            os.environ.update(
+                RANK=str(rank),
+                WORLD_SIZE=str(ranks),
+                LOCAL_RANK=str(rank),
+                LOCAL_WORLD_SIZE=str(ranks),
+                MASTER_ADDR="127.0.0.1",
+                MASTER_PORT=str(port),
+            )
+            try:
+                pipe.send((None, function(*arguments)))
+            except UserError as error:
+                pipe.send((error, None))
+            except BaseException:
+                pipe.send((traceback.format_exc(), None))
+            # ZeRO 3 replaces it for the whole process.
+            torch.nn.functional.linear = linear

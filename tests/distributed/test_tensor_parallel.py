@@ -1,0 +1,148 @@
+"""Tensor parallelism: the same losses and norms as plain torch in one process, from the same start."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from llmscale.config import RunConfig
+from llmscale.engine.distributed import join, leave, read_world
+from llmscale.model import Transformer
+from llmscale.parallel import init
+from llmscale.parallel.grid import RankGrid
+from llmscale.parallel.shards import Shard, shard_of
+from llmscale.train.build import build_grid
+from tests.engine.cases import VOCAB, Figures, build, case_config, plain_torch, train_on_rank
+from tests.ranks import run_ranks
+from tests.systems import cases as twins
+
+TOLERANCE = 1e-5
+"""Relative, of losses and gradient norms in fp32 over five steps."""
+SGD = {"optimizer__name": "sgd", "optimizer__lr": 0.3}
+# 62 tokens in a vocabulary of 64, so that the last rank has rows that are padding.
+DECODER = {"model__hidden_size": 32, "model__heads": 4, "model__kv_heads": 2, "model__ffn_size": 72,
+           "model__vocab_multiple": 8}  # fmt: skip
+MODELS: dict[str, dict[str, Any]] = {
+    "gpt2": DECODER,
+    "llama": {**DECODER, "model__family": "llama", "model__tied_embeddings": False},
+    "one key head": {**DECODER, "model__kv_heads": 1},
+    "dropout": {**DECODER, "model__dropout": 0.1, "model__attention_dropout": 0.1},
+}
+# (ranks, ZeRO stage, tensor-parallel size, by positions, recompute, optimizer); stage 3 comes last of its ranks.
+LAYOUTS = {
+    2: [
+        (1, 2, False, "none", SGD), (2, 2, True, "block", SGD),
+        (1, 2, True, "selective", {}), (3, 2, True, "none", SGD),
+    ],
+    4: [(1, 4, True, "none", SGD), (2, 2, False, "none", {}), (1, 2, True, "block", SGD), (3, 4, False, "block", {})],
+}  # fmt: skip
+
+
+def layout(
+    model: str, stage: int, tensor: int, by_positions: bool, recompute: str, optimizer: dict[str, Any]
+) -> RunConfig:
+    return case_config(
+        **{**MODELS[model], **optimizer}, engine__zero_stage=stage, parallel__tensor=tensor,
+        parallel__tensor_sequence=by_positions, engine__recompute=recompute, train__micro_batch=2,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("ranks", LAYOUTS)
+def test_tensor_parallel_ranks_train_as_plain_torch(ranks: int) -> None:
+    cases = [(model, how) for how in LAYOUTS[ranks] for model in MODELS]
+    results = run_ranks(ranks, train_on_rank, [layout(model, *how) for model, how in cases])
+    expected: dict[tuple[str, bool], list[Figures]] = {}
+    for number, (model, how) in enumerate(cases):
+        key = model, bool(how[-1])
+        if key not in expected:
+            expected[key] = plain_torch(case_config(**{**MODELS[model], **how[-1]}))[0]
+        for rank in results:
+            assert rank[number] == [pytest.approx(row, rel=TOLERANCE) for row in expected[key]], (model, how)
+    clip = case_config().optimizer.clip
+    assert all(norm > clip for (_, sgd), rows in expected.items() if sgd for _, norm in rows)
+
+
+# Every family of the twins that differs in what its table cuts.
+FAMILIES = {
+    "gpt3_175b": ("model.heads=8",),
+    "gpt_j_6b": ("model.heads=4", "model.rotary_fraction=0.5"),
+    "gpt_neox_20b": ("model.heads=4", "model.rotary_fraction=0.5"),
+    "bert_base": (),
+    "t5_base": ("model.heads=4", "model.hidden_size=32"),
+    "pangu_alpha_200b": (),
+    "wu_dao_2": ("model.experts={count: 8, every: 2, capacity_factor: 0.5, balance_weight: 0.5, z_weight: 0.1}",),
+    "mixtral_8x7b": ("model.kv_heads=2",),
+    "qwen3_8b": (),
+    "gpt_neo_2_7b": ("model.positions=alibi", "model.heads=4"),
+}
+
+
+def family(name: str, *overrides: str) -> RunConfig:
+    # One row of the vocabulary is padding, and there is none at a multiple of 1.
+    return twins.twin(name, *FAMILIES[name], "model.vocab_multiple=8", "data.sequence_length=24", *overrides)
+
+
+@pytest.mark.parametrize("by_positions", [False, True])
+def test_every_family_trains_as_plain_torch(by_positions: bool) -> None:
+    ranks = {name: 4 if name in ("gpt3_175b", "qwen3_8b", "bert_base") else 2 for name in FAMILIES}
+    for count in (2, 4):
+        names = [name for name in FAMILIES if ranks[name] == count]
+        where = ("parallel.tensor=" + str(count), f"parallel.tensor_sequence={str(by_positions).lower()}")
+        results = run_ranks(count, twins.train_on_rank, [family(name, *where) for name in names])
+        for number, name in enumerate(names):
+            expected, _ = twins.plain_torch(family(name))
+            for rank in results:
+                assert rank[number] == [pytest.approx(row, rel=TOLERANCE) for row in expected], name
+
+
+def parts_on_rank(configs: list[RunConfig]) -> list[dict[str, tuple[Shard, Any]]]:
+    """What a rank has of every parameter of some models."""
+    join(read_world("cpu"))
+    found = []
+    for config in configs:
+        model = build(config, build_grid(config, read_world("cpu")))
+        found.append({name: (shard_of(value), value.detach().numpy()) for name, value in model.named_parameters()})
+    leave()
+    return found
+
+
+def test_every_rank_starts_from_its_part_of_the_same_weights() -> None:
+    """The parts are those of the whole model's values, and cover it; what several ranks have, one speaks for."""
+    changes = [
+        {"model__experts": "{count: 4}", "model__bias": True},
+        {"model__kv_heads": 1},
+        {"model__tied_embeddings": False},
+    ]
+    configs = [case_config(**{**DECODER, **change}, parallel__tensor=4) for change in changes]
+    results = run_ranks(4, parts_on_rank, configs)
+    for number, config in enumerate(configs):
+        whole = dict(build(config).named_parameters())
+        for name, expected in whole.items():
+            covered = torch.zeros(expected.shape, dtype=torch.int64)
+            for rank in results:
+                shard, values = rank[number][name]
+                assert shard.shape == tuple(expected.shape)
+                place = tuple(slice(low, low + size) for low, size in zip(shard.offsets, shard.sizes, strict=True))
+                assert np.array_equal(values, expected[place].detach().numpy()), name
+                covered[place] += shard.first
+            assert (covered == 1).all(), name
+        held = sum(values.size for _, values in results[0][number].values())
+        assert held < 0.5 * sum(value.numel() for value in whole.values())
+
+
+def test_one_rank_has_the_plain_model() -> None:
+    config = case_config(**DECODER)
+    with torch.device("meta"):
+        plain = Transformer(config.model, VOCAB)
+    alone = init.build(config.model, VOCAB, 1, grid=RankGrid())
+    assert [(name, type(module)) for name, module in alone.named_modules()] == [
+        (name, type(module)) for name, module in plain.named_modules()
+    ]
+    assert not any(hasattr(parameter, "shard") for parameter in alone.parameters())
+    assert all(
+        type(module).__module__.startswith(("llmscale.model", nn.__name__, "torch")) for module in alone.modules()
+    )

@@ -1,0 +1,56 @@
+"""A rank that is killed while the others start ends the run, in words and in time."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.tiny_run import write_tiny_run
+
+ROOT = Path(__file__).resolve().parents[2]
+KILLER = '''
+"""Read by Python as it starts: rank 1 kills itself once it has imported MODULE."""
+import os, sys, threading, time
+
+def watch():
+    while {module!r} not in sys.modules:
+        time.sleep(0.001)
+    open({mark!r}, "w").close()
+    os.kill(os.getpid(), 9)
+
+if os.environ.get("RANK") == "1":
+    threading.Thread(target=watch, daemon=True).start()
+'''
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        pytest.param("torch.distributed", id="before-it-joins"),
+        pytest.param("deepspeed.runtime.engine", id="while-the-engine-starts"),
+    ],
+)
+def test_a_rank_killed_at_the_start_ends_all_within_30_seconds(tmp_path: Path, module: str) -> None:
+    write_tiny_run(tmp_path)
+    mark, site = tmp_path / "killed", tmp_path / "site"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(KILLER.format(module=module, mark=str(mark)))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "llmscale", "launch", "local", "config.yaml", "--nproc", "2"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": f"{site}:{ROOT}", "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    _, errors = process.communicate(timeout=120)
+    ended = time.time()
+    assert process.returncode == 1, errors
+    assert ended - mark.stat().st_mtime < 30
+    assert "Traceback" not in errors
+    blame = "rank 1 of 2 was killed by signal 9 (SIGKILL) and ended the run; its output is in run/logs/rank-00001.log"
+    assert errors.splitlines()[-1] == blame
+    assert sum("rank" in line and "llmscale:" in line for line in errors.splitlines()) <= 1

@@ -1,0 +1,35 @@
+"""Families in layouts of up to eight ranks beside one process, each by SGD and by AdamW with active clipping."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from llmscale.parity.compare import compare
+from llmscale.parity.pool import RankPool
+from tests.parity.cases import DISTINCT, covering_cases, family, layout_of
+
+MOST = 40
+"""Cases in CI."""
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[RankPool]:
+    with RankPool() as pool:
+        yield pool
+
+
+def test_there_are_few_cases() -> None:
+    cases = covering_cases()
+    assert len(cases) <= MOST
+    assert {name for name, _ in cases} == set(DISTINCT)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", DISTINCT)
+def test_layouts_compute_what_one_process_does(name: str, pool: RankPool) -> None:
+    cases = [case for case in covering_cases() if case[0] == name]
+    verdicts = list(compare(family(name), [layout_of(case) for case in cases], pool))
+    assert len(verdicts) == 2 * len(cases) > 0
+    assert [verdict for verdict in verdicts if not verdict.within] == []
