@@ -81,7 +81,7 @@ def test_an_illegal_layout_of_the_config_is_named_beside_the_legal_ones() -> Non
     [
         (["--hardware", "b200"], "--hardware is b200, which the table does not have; use one of a100, h100, h200"),
         (["--gpu-memory", "80"], "--gpu-memory is 80, which has no unit; write 80GiB"),
-        (["--gpus", "7"], "--gpus is 7, on which no layout is legal"),
+        (["--gpus", "37"], "--gpus is 37, on which no layout is legal"),
         (["--gpus", "1", "--gpu-memory", "16GiB"], "is the smallest number of GPUs on which one does: use --gpus"),
         (["parallel.tensor=3"], "parallel.tensor (3) must divide"),
         (["--calibration", "none.yaml"], "cannot read calibration file none.yaml"),
