@@ -183,9 +183,8 @@ def config_of(family: str, stage: int, tensor: int, layers: int, hidden: int, le
 
 def measure_on_rank(config: RunConfig) -> dict[str, int]:
     """What this rank holds by `PARTS`, once when a step begins and once when its gradients are complete (`complete`),
-    everything that it holds when a step begins (`settled`), and the most beyond it during the step (`step`)."""
+    the sum of the former (`settled`), and the most beyond it during the step (`step`)."""
     join(read_world("cpu"))
-    before = all_tensor_bytes()
     grid = build_grid(config, read_world("cpu"))
     model = init.build_hollow(config.model, VOCAB, grid, config.parallel.tensor_sequence)
     loss = build_loss(config.objective, config.model)
@@ -203,7 +202,7 @@ def measure_on_rank(config: RunConfig) -> dict[str, int]:
     found: dict[str, int] = state_bytes(engine)
     complete = before_update(engine, lambda: state_bytes(engine), lambda: train(1))[-1]
     found |= {f"{part} complete": size for part, size in complete.items()}
-    found["settled"] = all_tensor_bytes() - before
+    found["settled"] = sum(found[part] for part in PARTS)
     found["step"], _ = peak_bytes(lambda: train(2))
     leave()
     return found

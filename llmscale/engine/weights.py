@@ -49,7 +49,13 @@ def partition(
 
     DeepSpeed's own way (zero.Init) makes each parameter whole, broadcasts it and cuts it. `settings` are its config.
     """
+    from deepspeed.runtime.zero.parameter_offload import DeepSpeedZeRoOffload
     from deepspeed.runtime.zero.partition_parameters import Init, PartitionedParamStatus
+
+    # It numbers parameters and modules as long as a process lives, but wants all ranks to have the same numbers, which
+    # processes that trained other models before would not have.
+    Init.param_id = 0
+    DeepSpeedZeRoOffload._register_deepspeed_module.__defaults__[0][0] = 0
 
     # It asks the launcher for the device of this process.
     os.environ.setdefault("LOCAL_RANK", "0")

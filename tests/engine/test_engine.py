@@ -1,5 +1,6 @@
 """The engine against a plain torch loop, on real ranks: gradient scale shows under SGD with active clipping."""
 
+import os
 import shutil
 
 import pytest
@@ -85,3 +86,21 @@ def train_compiled_on_rank(configs: list[RunConfig]) -> tuple[list[list[tuple[fl
 
     found = train_on_rank(configs)
     return found, counters["stats"]["unique_graphs"]
+
+
+def train_with_other_numbers(config: RunConfig) -> list[tuple[float, float]]:
+    """Train where DeepSpeed has numbered modules and parameters of other engines before, on the first rank only."""
+    from deepspeed.runtime.zero.parameter_offload import DeepSpeedZeRoOffload
+    from deepspeed.runtime.zero.partition_parameters import Init
+
+    if os.environ["RANK"] == "0":
+        Init.param_id += 70
+        DeepSpeedZeRoOffload._register_deepspeed_module.__defaults__[0][0] += 50
+    return train_on_rank([config])[0]
+
+
+def test_processes_that_trained_other_models_before_may_meet() -> None:
+    config = case_config(engine__zero_stage=3)
+    expected = plain_torch(config)[0]
+    for found in run_ranks(2, train_with_other_numbers, config):
+        assert found == [pytest.approx(row, rel=TOLERANCE) for row in expected]

@@ -1,5 +1,6 @@
 """What a rank holds: at ZeRO 3 never the whole model, at the start, at load and in training."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,30 @@ def test_the_start_and_a_load_hold_a_part_and_one_tensor(tmp_path: Path) -> None
         assert found["cut"] < share + 1.5 * tensor
         assert found["start"] < 4 * share + tensor
         assert found["load"] < 2 * tensor
+
+
+def steps_on_rank(configs: list[RunConfig]) -> list[int]:
+    """The most that the third step takes beyond what this rank holds at its start."""
+    join(read_world("cpu"))
+    found = []
+    for config in configs:
+        engine, grid = open_engine(config)
+        for step in range(2):
+            one_step(engine, grid, step)
+        found.append(peak_bytes(partial(one_step, engine, grid, 2))[0])
+        del engine
+    leave()
+    return found
+
+
+def test_few_live_weights_and_small_buckets_bound_a_step() -> None:
+    """By default all of a small model is kept gathered, and its gradients are reduced at once."""
+    settings = SMALL | {"train__micro_batch": 1}
+    few = settings | {"engine__live_elements": 0, "engine__bucket_elements": 300_000}
+    whole = 4 * sizes(case_config(**settings))[0]
+    for usual, bounded in run_ranks(4, steps_on_rank, [case_config(**settings), case_config(**few)]):
+        assert usual > 2 * whole
+        assert bounded < 0.45 * whole
 
 
 def train_on_rank(config: RunConfig) -> dict[str, int]:
