@@ -156,13 +156,22 @@ def norm_over_stages(engine: Any) -> None:
     def norm(optimizer: Any, norm_type: int = 2) -> torch.Tensor:
         assert norm_type == 2
         own = [
-            _squares(optimizer, optimizer.averaged_gradients[group], params)
+            _squares(optimizer, _own_gradients(optimizer, group), params)
             for group, params in enumerate(optimizer.params_in_partition)
         ]
         found = _sum_over_ranks(optimizer, torch.stack(own).sum()).sqrt().float()
         return torch.where(found.isfinite(), found, torch.inf)
 
     engine.optimizer.scaled_global_norm = types.MethodType(norm, engine.optimizer)
+
+
+def _own_gradients(optimizer: Any, group: int) -> list[torch.Tensor]:
+    """What this rank has of the gradients of a group of parameters, in their order."""
+    if not optimizer.cpu_offload:
+        return optimizer.averaged_gradients[group]
+    flat = optimizer.single_partition_of_fp32_groups[group].grad.view(-1)
+    places = (optimizer.grad_position[optimizer.get_param_id(one)] for one in optimizer.params_in_partition[group])
+    return [flat.narrow(0, offset, count) for _, _, offset, count in places]
 
 
 def _squares(optimizer: Any, gradients: list[torch.Tensor], params: list[nn.Parameter]) -> torch.Tensor:
