@@ -155,35 +155,34 @@ def norm_over_stages(engine: Any) -> None:
 
     def norm(optimizer: Any, norm_type: int = 2) -> torch.Tensor:
         assert norm_type == 2
-        own = [
-            _squares(optimizer, _own_gradients(optimizer, group), params)
-            for group, params in enumerate(optimizer.params_in_partition)
-        ]
-        found = _sum_over_ranks(optimizer, torch.stack(own).sum()).sqrt().float()
+        squares = torch.zeros((), dtype=torch.float64, device=optimizer.device)
+        for group, params in enumerate(optimizer.params_in_partition):
+            if optimizer.cpu_offload:
+                counted = [optimizer.get_param_id(parameter) for parameter in params if _counts(optimizer, parameter)]
+                squares += sum(optimizer.norm_for_param_grads[number].double().square() for number in counted)
+            else:
+                squares += _squares(optimizer, optimizer.averaged_gradients[group], params)
+        found = _sum_over_ranks(optimizer, squares).sqrt().float()
         return torch.where(found.isfinite(), found, torch.inf)
 
     engine.optimizer.scaled_global_norm = types.MethodType(norm, engine.optimizer)
 
 
-def _own_gradients(optimizer: Any, group: int) -> list[torch.Tensor]:
-    """What this rank has of the gradients of a group of parameters, in their order."""
-    if not optimizer.cpu_offload:
-        return optimizer.averaged_gradients[group]
-    flat = optimizer.single_partition_of_fp32_groups[group].grad.view(-1)
-    places = (optimizer.grad_position[optimizer.get_param_id(one)] for one in optimizer.params_in_partition[group])
-    return [flat.narrow(0, offset, count) for _, _, offset, count in places]
-
-
 def _squares(optimizer: Any, gradients: list[torch.Tensor], params: list[nn.Parameter]) -> torch.Tensor:
     """Sum of squares in fp64 of what this rank has of some gradients, and no other rank."""
-    from deepspeed.runtime.utils import is_model_parallel_parameter
-
     total = torch.zeros((), dtype=torch.float64, device=optimizer.device)
     real = (gradient for gradient in gradients if not getattr(gradient, "_zero_padding", False))
     for gradient, parameter in zip(real, params, strict=False):
-        if is_model_parallel_parameter(parameter) or optimizer.model_parallel_rank == 0:
+        if _counts(optimizer, parameter):
             total += sum_of_squares(gradient.detach())
     return total
+
+
+def _counts(optimizer: Any, parameter: nn.Parameter) -> bool:
+    """Whether this rank's part of a parameter enters the norm, rather than that of its tensor-parallel neighbour."""
+    from deepspeed.runtime.utils import is_model_parallel_parameter
+
+    return is_model_parallel_parameter(parameter) or optimizer.model_parallel_rank == 0
 
 
 def _sum_over_ranks(optimizer: Any, total: torch.Tensor) -> torch.Tensor:

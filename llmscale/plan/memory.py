@@ -37,7 +37,8 @@ class Memory:
     gathered: int
     """Weights of other ranks, gathered at ZeRO 3 for the time of their use."""
     moment: str
-    """When it is most: forward, backward, end of backward, or step."""
+    """When it is most: at the end of the forward pass, when the backward pass begins, reaches the first block or the
+    embedding, or (at ZeRO 2) reduces its first bucket, or at the optimizer's step."""
 
     @property
     def total(self) -> int:
@@ -86,14 +87,20 @@ def _stage_memory(config: RunConfig, work: Workload, layout: Layout, stage: int,
     optimizer = state_bytes(config, counts, layout)
     gathered = element * _gathered(config, layout, whole, stage) if layout.zero_stage == 3 else 0
     kept = int(held.total * max(in_flight(layout, stage), 1))
-    buckets = _buckets(config, layout, whole, element, device)
+    bucket = min(config.engine.bucket_elements, whole)
+    early, late = _buckets(layout, element * bucket, device)
     table = element * config.model.padded_vocab(work.vocab_size) // layout.tensor * config.model.hidden_size
+    left = int(kept * (1 - bucket / whole))
     moments = {
-        "forward": (sizes.standing, kept, held.head_forward + (buckets if layout.zero_stage == 3 else 0), gathered),
-        "backward": (sizes.standing, kept + sizes.values_backward, buckets, gathered),
-        "end of backward": (sizes.settled + table * (1 if layout.zero_stage == 1 else 2), 0, buckets, gathered),
-        "step": (sizes.at_step, 0, buckets if layout.zero_stage == 3 else 0, 0),
+        "forward": (sizes.standing, kept, held.head_forward + (early if layout.zero_stage == 3 else 0), gathered),
+        "backward": (sizes.standing, kept + sizes.values_backward, early, gathered),
+        "first block": (sizes.all_but(_first_block(config, counts, layout)), sizes.values_last, late, gathered),
+        "embedding": (sizes.settled + table * (1 if layout.zero_stage == 1 else 2), 0, late, gathered),
+        "step": (sizes.at_step, 0, late if layout.zero_stage == 3 else 0, 0),
     }
+    if layout.zero_stage == 2:
+        # The room for this rank's share is taken when the first bucket is full, by when some of the values are gone.
+        moments["reduction"] = (sizes.reduced, left + held.again + held.block_backward, late, 0)
     found = [
         Memory(weights, gradients, optimizer, activations, buffers, theirs, name)
         for name, (gradients, activations, buffers, theirs) in moments.items()
@@ -122,6 +129,22 @@ class Sizes:
     def standing(self) -> int:
         """While a pass begins: those of earlier micro batches; at stage 3 their room is always taken."""
         return self.settled if self.layout.accumulation > 1 or self.layout.zero_stage == 3 else 0
+
+    @property
+    def reduced(self) -> int:
+        """While gradients of a micro batch are reduced at stage 2: its share, beside that of earlier ones."""
+        return self.settled * (2 if self.layout.accumulation > 1 else 1)
+
+    def all_but(self, missing: int) -> int:
+        """When the last gradients to come, `missing` elements, are still missing."""
+        if self.layout.zero_stage == 1:
+            return self.settled if self.layout.accumulation > 1 else self.element * (self.whole - missing)
+        return self.reduced if self.layout.zero_stage == 2 else self.settled
+
+    @property
+    def values_last(self) -> int:
+        """Values and their gradients while the first block, the last of the backward pass, is at work."""
+        return self.held.block + self.held.block_backward
 
     @property
     def values_backward(self) -> int:
@@ -157,16 +180,23 @@ def _gathered(config: RunConfig, layout: Layout, whole: int, stage: int) -> int:
     largest = max(
         sum(block_parameters(config.model, layer, cross, layout.tensor, layout.expert).values()) for layer in layers
     )
-    return min(whole, REUSE_ELEMENTS // 2 + largest + PREFETCH_ELEMENTS)
+    return min(whole, REUSE_ELEMENTS // 2 + largest + PREFETCH_ELEMENTS) if layout.replicas > 1 else 0
 
 
-def _buckets(config: RunConfig, layout: Layout, whole: int, element: int, device: str) -> int:
-    """Buckets that gradients are copied into for the network: two where it overlaps with computing, none on a single
-    CPU process at stage 1, which copies nothing."""
-    bucket = min(config.engine.bucket_elements, whole) * element
+def _first_block(config: RunConfig, counts: Counts, layout: Layout) -> int:
+    """Elements of the first block and of what lies before it, but for the embedding."""
+    cross = config.model.architecture == "encoder_decoder"
+    return counts["positions"] + sum(block_parameters(config.model, 0, cross, layout.tensor, layout.expert).values())
+
+
+def _buckets(layout: Layout, bucket: int, device: str) -> tuple[int, int]:
+    """Bytes of buckets that gradients are copied into for the network, when the backward pass (a) begins and (b) has
+    filled one: two where they overlap with computing. At stage 1 a CPU has none but while it sends."""
     if device == "cuda" and layout.zero_stage < 3:
-        return 2 * bucket
-    return 0 if device == "cpu" and layout.zero_stage == 1 and layout.replicas == 1 else bucket
+        return 2 * bucket, 2 * bucket
+    if device == "cpu" and layout.zero_stage == 1:
+        return 0, bucket if layout.replicas > 1 else 0
+    return bucket, bucket
 
 
 def state_bytes(config: RunConfig, counts: Counts, layout: Layout) -> int:

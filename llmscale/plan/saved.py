@@ -20,6 +20,8 @@ class Forward:
     """Kept from the forward to the backward pass, by part."""
     again: int = 0
     """Of one block, what recomputation brings back for the time of its backward pass."""
+    block: int = 0
+    """All that one block keeps when nothing is recomputed."""
     head_forward: int = 0
     """Held only while the head computes its loss: a chunk of logits, and the weight's gradient in fp32."""
     head_backward: int = 0
@@ -41,10 +43,11 @@ def forward(acts: Activations, stage: int = 0) -> Forward:
         add(kept, {"embedding": _embedding(acts)})
     layers = stage_layers(model.layers, layout.pipeline, stage)
     causal = model.architecture != "encoder"
-    again = _stack(acts, kept, layers, work.length, work.memory, causal)
+    again, block = _stack(acts, kept, layers, work.length, work.memory, causal)
     if work.memory:
         encoder = range(model.encoder_layer_count)
-        again = max(again, _stack(acts, kept, encoder, work.memory, 0, False))
+        theirs = _stack(acts, kept, encoder, work.memory, 0, False)
+        again, block = max(again, theirs[0]), max(block, theirs[1])
         add(kept, {"encoder's result": acts.residual(work.memory)})
         _finish(acts, kept, work.memory)
     last = stage == layout.pipeline - 1
@@ -53,7 +56,7 @@ def forward(acts: Activations, stage: int = 0) -> Forward:
     elif layout.pipeline > 1:
         add(kept, {"sent to the next stage": acts.carried(work.length)})
     head_forward, head_backward = _head(acts, kept) if last else (0, 0)
-    return Forward(kept, again, head_forward, head_backward, _gradients(acts))
+    return Forward(kept, again, block, head_forward, head_backward, _gradients(acts))
 
 
 def _embedding(acts: Activations) -> int:
@@ -71,34 +74,35 @@ def _embedding(acts: Activations) -> int:
     return size
 
 
-def _stack(acts: Activations, kept: Saved, layers: range, length: int, memory: int, causal: bool) -> int:
-    """Add what the blocks of a stack keep, and give what the largest of them brings back when it is recomputed."""
+def _stack(acts: Activations, kept: Saved, layers: range, length: int, memory: int, causal: bool) -> tuple[int, int]:
+    """Add what the blocks of a stack keep, and give what the largest of them brings back when it is recomputed, and all
+    that it has then."""
     add(kept, {"masks and positions": _shared(acts, layers, length, causal)})
-    again = 0
-    sizes: dict[tuple[bool, int, bool, bool], tuple[int, int]] = {}
+    again = block = 0
+    sizes: dict[tuple[bool, int, bool, bool], tuple[int, int, int]] = {}
     for layer in layers:
         last = acts.model.query_layer and layer == acts.model.layers - 1
         kind = (acts.model.has_experts(layer), acts.flags(layer, length, causal), layer == 0, last)
         if kind not in sizes:
             sizes[kind] = _block(acts, layer, length, memory, causal)
-        held, back = sizes[kind]
-        again = max(again, back)
+        held, back, full = sizes[kind]
+        again, block = max(again, back), max(block, full)
         add(kept, {"blocks": held})
-    return again
+    return again, block
 
 
-def _block(acts: Activations, layer: int, length: int, memory: int, causal: bool) -> tuple[int, int]:
-    """(bytes that a block keeps, bytes that its recomputation brings back)."""
+def _block(acts: Activations, layer: int, length: int, memory: int, causal: bool) -> tuple[int, int, int]:
+    """(bytes that a block keeps, bytes that its recomputation brings back, bytes without recomputation)."""
     full = sum(acts.block(layer, length, memory, causal=causal).values())
     if acts.layout.recompute == "none":
-        return full, 0
+        return full, 0, full
     entering = acts.carried(length)
     if acts.layout.recompute == "block":
-        return entering, full - entering
+        return entering, full - entering, full
     held = acts.kept(layer, length, memory)
     # What is kept as the result of one operation need not come back as the input of the next.
     shared = held.get("attention result", 0) + held.get("feed-forward", 0) // (2 if acts.model.gated else 1)
-    return entering + sum(held.values()), max(full - entering - shared, 0)
+    return entering + sum(held.values()), max(full - entering - shared, 0), full
 
 
 def _shared(acts: Activations, layers: range, length: int, causal: bool) -> int:
@@ -158,10 +162,11 @@ def _head(acts: Activations, kept: Saved) -> tuple[int, int]:
 
 
 def _gradients(acts: Activations) -> int:
-    """Gradients alive at once inside a block: those around the activation and of the residual stream."""
+    """Gradients alive at once inside a block, beyond what is released meanwhile: that of the activation's result (with
+    a gate, of both its factors), and of the residual stream."""
     model, length = acts.model, max(acts.work.length, acts.work.memory)
     inner = acts.tokens(length) * model.ffn_channels // acts.layout.tensor * acts.element
     if model.experts is not None:
         routed = acts.tokens(length) * model.experts.per_token
         inner = max(inner, routed * model.expert_channels // acts.layout.tensor * acts.element)
-    return inner * (3 if model.gated else 2) + 2 * acts.residual(length)
+    return inner * (2 if model.gated else 1) + 2 * acts.residual(length)

@@ -1,6 +1,7 @@
 """Expert parallelism on real ranks against a plain loop in one process: two experts for each token, many of them full,
 router losses that weigh."""
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,12 @@ from llmscale.engine.distributed import join, leave, read_world
 from llmscale.model.experts import Experts
 from llmscale.parallel import init
 from llmscale.parallel.grid import RankGrid
+from llmscale.train.start import PREEMPTED
+from tests.distributed.cases import Case, case_config, run_cases, write_corpus
 from tests.distributed.parts import differences, model_config, plain_loop, require_equal, train_on_rank
 from tests.engine.cases import VOCAB, resume_all_on_rank, save_all_on_rank
 from tests.ranks import run_ranks
+from tests.train.runs import evaluations, ledger, metrics
 
 ADAMW: dict[str, Any] = {"optimizer__name": "adamw", "optimizer__lr": 0.01}
 BLOCK: dict[str, Any] = {"engine__recompute": "block"}
@@ -83,6 +87,31 @@ def test_checkpoints_move_between_one_process_and_ranks_that_share_experts(tmp_p
     there = run_ranks(4, resume_all_on_rank, [(shared, folders[0]), (wide, folders[0]), (wide, folders[1])], 2, 3)[0]
     for figures in (*saved, *back, *there):
         assert figures == [pytest.approx(row, rel=1e-5) for row in whole]
+
+
+def test_a_run_moves_from_one_process_to_ranks_that_share_experts_and_back(tmp_path: Path) -> None:
+    write_corpus(tmp_path)
+    model = "{count: 4, per_token: 2, every: 2, capacity_factor: 0.6, balance_weight: 0.2, z_weight: 0.1}"
+
+    def run(ranks: int, name: str, stop: int | None = None, **layout: Any) -> list[list[int]]:
+        config = case_config(tmp_path, name, model__experts=model, checkpoint__interval=2, **layout)
+        return run_cases(ranks, [Case(config, few_targets=True, stop=stop and (stop, ranks - 1, signal.SIGTERM))])
+
+    assert run(1, "alone") == [[0]]
+    assert run(1, "moved", stop=2) == [[PREEMPTED]]
+    assert run(4, "moved", stop=4, parallel__expert=2, parallel__tensor=2, **ZERO_2) == [[PREEMPTED]] * 4
+    assert run(4, "moved", parallel__expert=2) == [[0]] * 4
+    alone, moved = tmp_path / "alone", tmp_path / "moved"
+    assert ledger(moved) == ledger(alone)
+    assert metrics(moved) == [pytest.approx(row, rel=1e-5) for row in metrics(alone)]
+    assert len(evaluations(alone)) == 3
+    assert evaluations(moved) == [pytest.approx(row, rel=1e-5) for row in evaluations(alone)]
+
+
+@pytest.mark.slow
+def test_compiled_layers_do_not_compile_the_exchange() -> None:
+    compiled = model_config("mixtral", engine__compile=True, parallel__expert=2)
+    require_equal("compiled", model_config("mixtral"), run_ranks(2, train_on_rank, [compiled])[0][0])
 
 
 def test_bf16_passes_and_offloaded_states() -> None:

@@ -33,6 +33,7 @@ Row = tuple[str, str, dict[str, Any]]
 DP2 = {"parallel__data": 2}
 TP2 = {"parallel__tensor": 2}
 BY_POSITIONS = {**TP2, "parallel__tensor_sequence": True}
+OFFLOAD = {"engine__offload": "optimizer"}
 BLOCK, SELECTIVE = {"engine__recompute": "block"}, {"engine__recompute": "selective"}
 
 # (ranks, stages) to the cases that share a start of the ranks.
@@ -42,6 +43,7 @@ CASES: dict[tuple[int, int], list[Row]] = {
         ("gpt2", "adamw", {**DROPPED, **BLOCK}),
         ("llama", "sgd", {}),
         ("llama", "adamw", SELECTIVE),
+        ("gpt2", "sgd", OFFLOAD),
         ("bert", "sgd", {}),
         ("bert", "momentum", DROPPED),
         ("pangu", "sgd", {}),
@@ -60,6 +62,8 @@ CASES: dict[tuple[int, int], list[Row]] = {
         ("llama", "adamw", DP2),
         ("bert", "adamw", DP2),
         ("gpt2", "adamw", TP2),
+        ("gpt2", "sgd", {**TP2, **OFFLOAD}),
+        ("gpt2", "sgd", {**DP2, **OFFLOAD}),
         ("llama", "sgd", TP2),
         ("bert", "sgd", {**TP2, **DROPPED}),
         ("pangu", "sgd", TP2),
