@@ -14,6 +14,8 @@ from llmscale.plan.workload import Workload
 _FP32 = 4
 REUSE_ELEMENTS = 1_000_000_000
 """DeepSpeed's stage3_max_reuse_distance: weights that come again within this many elements stay gathered."""
+PERSISTENT_ELEMENTS = 100_000
+"""DeepSpeed's stage3_param_persistence_threshold: smaller tensors are not cut."""
 SUB_GROUP_ELEMENTS = 1_000_000_000
 """DeepSpeed's sub_group_size: what ZeRO 3 updates at a time."""
 PREFETCH_ELEMENTS = 50_000_000
@@ -38,7 +40,7 @@ class Memory:
     """Weights of other ranks, gathered at ZeRO 3 for the time of their use."""
     moment: str
     """When it is most: at the end of the forward pass, when the backward pass begins, reaches the first block or the
-    embedding, or (at ZeRO 2) reduces its first bucket, or at the optimizer's step."""
+    embedding, or (at ZeRO 2) reduces its first bucket, or (at ZeRO 3) weights come, or at the optimizer's step."""
 
     @property
     def total(self) -> int:
@@ -98,6 +100,10 @@ def _stage_memory(config: RunConfig, work: Workload, layout: Layout, stage: int,
         "embedding": (sizes.settled + table * (1 if layout.zero_stage == 1 else 2), 0, late, gathered),
         "step": (sizes.at_step, 0, late if layout.zero_stage == 3 else 0, 0),
     }
+    if layout.zero_stage == 3 and layout.replicas > 1:
+        # Weights come in one buffer and are copied out of it; the head has not begun yet.
+        fetched = element * min(_partitioned(config, counts, layout), PREFETCH_ELEMENTS)
+        moments["gathering"] = (sizes.standing, kept - held.kept.get("head", 0), early, gathered + fetched)
     if layout.zero_stage == 2:
         # The room for this rank's share is taken when the first bucket is full, by when some of the values are gone.
         moments["reduction"] = (sizes.reduced, left + held.again + held.block_backward, late, 0)
@@ -181,6 +187,19 @@ def _gathered(config: RunConfig, layout: Layout, whole: int, stage: int) -> int:
         sum(block_parameters(config.model, layer, cross, layout.tensor, layout.expert).values()) for layer in layers
     )
     return min(whole, REUSE_ELEMENTS // 2 + largest + PREFETCH_ELEMENTS) if layout.replicas > 1 else 0
+
+
+def _partitioned(config: RunConfig, counts: Counts, layout: Layout) -> int:
+    """Elements of one rank's weights but for those that DeepSpeed leaves whole, since they are small."""
+    model = config.model
+    attention = model.hidden_size * model.heads * model.head_channels // layout.tensor
+    feed_forward = model.hidden_size * model.ffn_channels // layout.tensor
+    small = counts["norms"]
+    if attention < PERSISTENT_ELEMENTS:
+        small += counts["attention"] + counts["cross_attention"]
+    if feed_forward < PERSISTENT_ELEMENTS:
+        small += counts["feed_forward"]
+    return max(sum(counts.values()) - small, 0)
 
 
 def _first_block(config: RunConfig, counts: Counts, layout: Layout) -> int:
