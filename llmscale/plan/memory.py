@@ -12,8 +12,6 @@ from llmscale.plan.saved import Forward, forward
 from llmscale.plan.workload import Workload
 
 _FP32 = 4
-SUB_GROUP_ELEMENTS = 1_000_000_000
-"""DeepSpeed's sub_group_size: what ZeRO 3 updates at a time."""
 PREFETCH_ELEMENTS = 50_000_000
 """DeepSpeed's stage3_prefetch_bucket_size: weights gathered ahead of their use."""
 
@@ -80,9 +78,11 @@ def _stage_memory(config: RunConfig, work: Workload, layout: Layout, stage: int,
     dense = sum(counts.values()) - experts
     share = _share(dense, layout.replicas) + _share(experts, layout.expert_replicas)
     whole = dense + experts
-    sizes = Sizes(layout, held, whole, share)
+    sizes = Sizes(layout, held, whole, share, narrow=element < _FP32)
     weights = element * (share if layout.zero_stage == 3 else whole)
     optimizer = state_bytes(config, counts, layout) if config.engine.offload == "none" else 0
+    if layout.zero_stage == 3 and element == _FP32:
+        optimizer = max(optimizer - _FP32 * share, 0)  # Weights in fp32 are their own masters.
     if config.engine.offload == "optimizer_and_weights":
         weights = 0
     gathered = element * _gathered(config, layout, whole, stage) if layout.zero_stage == 3 else 0
@@ -122,6 +122,8 @@ class Sizes:
     """Elements of the rank's part of the model."""
     share: int
     """Of them, those that ZeRO gives this rank."""
+    narrow: bool
+    """Whether the passes compute in less than fp32."""
 
     @property
     def settled(self) -> int:
@@ -135,8 +137,9 @@ class Sizes:
 
     @property
     def reduced(self) -> int:
-        """While gradients of a micro batch are reduced at stage 2: its share, beside that of earlier ones."""
-        return self.settled * (2 if self.layout.accumulation > 1 else 1)
+        """While gradients of a micro batch are reduced at stage 2: its share, in fp32 beside that of earlier ones;
+        where gradients are narrower than their sums, they are added at once."""
+        return self.settled * (2 if self.layout.accumulation > 1 and not self.narrow else 1)
 
     def all_but(self, missing: int) -> int:
         """When the last gradients to come, `missing` elements, are still missing."""
@@ -156,9 +159,10 @@ class Sizes:
 
     @property
     def at_step(self) -> int:
-        """The share is laid flat beside the gradients."""
-        flat = min(self.share, SUB_GROUP_ELEMENTS) if self.layout.zero_stage == 3 else self.share
-        return max(self.settled, _FP32 * (self.share + flat))
+        """The share is laid flat beside the gradients, where it is not flat already: at stage 3, and at 2 where
+        gradients are narrower than their sums."""
+        flat = self.layout.zero_stage == 3 or (self.layout.zero_stage == 2 and self.narrow)
+        return self.settled if flat else max(self.settled, 2 * _FP32 * self.share)
 
 
 def _share(elements: int, ranks: int) -> int:
@@ -209,12 +213,12 @@ def _first_block(config: RunConfig, counts: Counts, layout: Layout) -> int:
 
 def _buckets(layout: Layout, bucket: int, device: str) -> tuple[int, int]:
     """Bytes of buckets that gradients are copied into for the network, when the backward pass (a) begins and (b) has
-    filled one: two where they overlap with computing. At stage 1 a CPU has none but while it sends."""
+    filled one: two where they overlap with computing. A CPU mostly has none but while it sends."""
     if device == "cuda" and layout.zero_stage < 3:
         return 2 * bucket, 2 * bucket
-    if device == "cpu" and layout.zero_stage == 1:
-        return 0, bucket if layout.replicas > 1 else 0
-    return bucket, bucket
+    if device == "cuda" or layout.zero_stage == 2 or layout.expert > 1:
+        return bucket, bucket
+    return 0, bucket if layout.replicas > 1 else 0
 
 
 def state_bytes(config: RunConfig, counts: Counts, layout: Layout) -> int:

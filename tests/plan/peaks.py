@@ -8,17 +8,17 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from data_pipeline.batch import Batch
 from llmscale.config import RunConfig, parse_config
 from llmscale.engine.distributed import join, leave, read_world
-from llmscale.engine.engine import Engine, accumulation
+from llmscale.engine.engine import accumulation
+from llmscale.engine.pipeline import make_engine
 from llmscale.objectives import build_loss
 from llmscale.parallel import init
-from llmscale.parallel.grid import RankGrid
+from llmscale.train.build import build_grid
 
 VOCAB, LENGTH = 1024, 128
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -27,15 +27,18 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 
 
-def peak_config(family: str, stage: int, recompute: str, samples: int, micro: int, **model: Any) -> RunConfig:
+def peak_config(
+    family: str, stage: int, recompute: str, samples: int, micro: int, dtype: str = "fp32", **parallel: Any
+) -> RunConfig:
     """A small run of `samples` samples a step."""
     return parse_config(
         {
             "run": {"directory": "unused", "seed": 3},
             "data": {"sources": [{"paths": ["unused"]}], "sequence_length": LENGTH},
-            "model": {**FAMILIES[family], "vocab_size": VOCAB, "max_positions": LENGTH, **model},
+            "model": {**FAMILIES[family], "vocab_size": VOCAB, "max_positions": LENGTH},
+            "parallel": parallel,
             "train": {"steps": 20, "global_batch": samples, "micro_batch": micro},
-            "engine": {"zero_stage": stage, "recompute": recompute, "bucket_elements": 500_000},
+            "engine": {"zero_stage": stage, "recompute": recompute, "bucket_elements": 500_000, "dtype": dtype},
         }
     )
 
@@ -84,21 +87,24 @@ class Watch(TorchDispatchMode):
 def peak_of_a_step(config: RunConfig) -> int:
     """Most bytes of tensors on this rank during the third step."""
     join(read_world("cpu"))
-    grid = RankGrid(data=dist.get_world_size(), rank=dist.get_rank()).with_groups()
+    grid = build_grid(config, read_world("cpu"))
     micro, count = accumulation(config, grid.data)
     targets = float(config.train.global_batch * LENGTH)
     with Watch() as watch:
-        model = init.build(config.model, VOCAB, config.run.seed)
-        engine = Engine(model, build_loss(config.objective, config.model), config, grid, torch.device("cpu"))
+        model = init.build_hollow(config.model, VOCAB, grid, config.parallel.tensor_sequence)
+        loss = build_loss(config.objective, config.model)
+        weights = init.drawn(config.model, config.run.seed)
+        engine = make_engine(model, loss, config, grid, torch.device("cpu"), weights)
         for step in range(3):
-            given = batches(micro, count)
+            given = batches(micro, count, grid.coordinate("data"))
             watch.begin()
             engine.train_step(given, step, [targets])
     leave()
     return watch.highest
 
 
-def batches(micro: int, count: int) -> list[Batch]:
-    """Random tokens."""
-    rows = torch.randint(0, VOCAB, (count, micro, LENGTH + 1), generator=torch.Generator().manual_seed(dist.get_rank()))
+def batches(micro: int, count: int, place: int) -> list[Batch]:
+    """Random tokens of one data-parallel rank."""
+    draw = torch.Generator().manual_seed(place)
+    rows = torch.randint(0, VOCAB, (count, micro, LENGTH + 1), generator=draw)
     return [Batch(row[:, :-1], row[:, 1:], torch.ones(micro, LENGTH), torch.arange(micro)) for row in rows]

@@ -17,15 +17,34 @@ from tests.ranks import run_ranks
 WITHIN = 0.05
 
 
-@pytest.mark.parametrize("recompute", ["none", "block"])
 @pytest.mark.parametrize("stage", [1, 2, 3])
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
-@pytest.mark.parametrize(("ranks", "count"), [(1, 1), (2, 2)])
-def test_the_peak_of_a_step_is_forecast(family: str, stage: int, recompute: str, ranks: int, count: int) -> None:
-    config = peak_config(family, stage, recompute, samples=4 * ranks * count, micro=4)
-    layout = Layout(data=ranks, zero_stage=stage, recompute=recompute, micro_batch=4, accumulation=count)
+@pytest.mark.parametrize(
+    ("data", "tensor", "positions", "count", "recompute", "dtype"),
+    [
+        (1, 1, False, 1, "none", "fp32"),
+        (1, 1, False, 2, "block", "bf16"),
+        (2, 1, False, 2, "none", "fp32"),
+        (2, 1, False, 1, "block", "fp32"),
+        (1, 2, False, 1, "none", "fp32"),
+        (1, 2, True, 2, "none", "fp32"),
+    ],
+)
+def test_the_peak_of_a_step_is_forecast(
+    family: str, stage: int, data: int, tensor: int, positions: bool, count: int, recompute: str, dtype: str
+) -> None:
+    config = peak_config(family, stage, recompute, 4 * data * count, 4, dtype, tensor=tensor, tensor_sequence=positions)
+    layout = Layout(
+        data=data,
+        tensor=tensor,
+        tensor_sequence=positions,
+        zero_stage=stage,
+        recompute=recompute,
+        micro_batch=4,
+        accumulation=count,
+    )
     expected = memory(config, Workload(VOCAB, LENGTH), layout, "cpu")
-    measured = max(run_ranks(ranks, peak_of_a_step, config))
+    measured = max(run_ranks(data * tensor, peak_of_a_step, config))
     assert expected.total == pytest.approx(measured, rel=WITHIN), f"{expected} is forecast, {measured:,} measured"
 
 
