@@ -31,6 +31,8 @@ class Software:
     """Whether dropout is drawn by hash; else the kernel draws."""
     element: int = 2
     """Bytes of a value."""
+    gradient: int = 4
+    """Bytes in which gradients of weights are summed, over micro batches and over ranks."""
 
 
 @dataclass(frozen=True)

@@ -63,13 +63,8 @@ def micro_batches(samples: int, largest: int) -> tuple[int, int]:
 
 
 def layout_of(config: RunConfig, legal: legality.Layout, largest: int) -> Layout:
-    """The layout of a run on `legal.ranks` ranks, with micro batches of at most `largest` samples.
-
-    Raises:
-        UserError: the sizes do not multiply to the number of ranks.
-    """
-    run = legality.with_layout(config, legal)
-    data = legality.data_parallel_size(run.parallel, legal.ranks)
+    """A legal layout of a run, with micro batches of at most `largest` samples."""
+    data = legal.replicas
     micro, accumulation = micro_batches(max(config.train.global_batch // data, 1), largest)
     return Layout(
         data=data,

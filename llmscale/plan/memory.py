@@ -7,15 +7,11 @@ from dataclasses import dataclass, fields
 from llmscale.config import RunConfig
 from llmscale.plan.activations import Activations
 from llmscale.plan.layout import Layout
-from llmscale.plan.parameters import Counts, block_parameters, parameters, stage_layers
+from llmscale.plan.parameters import Counts, block_parameters, layer_kinds, parameters, stage_layers
 from llmscale.plan.saved import Forward, forward
 from llmscale.plan.workload import Workload
 
 _FP32 = 4
-REUSE_ELEMENTS = 1_000_000_000
-"""DeepSpeed's stage3_max_reuse_distance: weights that come again within this many elements stay gathered."""
-PERSISTENT_ELEMENTS = 100_000
-"""DeepSpeed's stage3_param_persistence_threshold: smaller tensors are not cut."""
 SUB_GROUP_ELEMENTS = 1_000_000_000
 """DeepSpeed's sub_group_size: what ZeRO 3 updates at a time."""
 PREFETCH_ELEMENTS = 50_000_000
@@ -27,11 +23,11 @@ class Memory:
     """Bytes of one rank at the moment when they are most."""
 
     weights: int
-    """What this rank keeps of the weights that the passes read."""
+    """What this rank keeps of the weights that the passes read; nothing where they are offloaded."""
     gradients: int
     """Gradients of weights, and at the optimizer's step their fp32 copy."""
     optimizer: int
-    """fp32 masters and the optimizer's moments."""
+    """fp32 masters and the optimizer's moments; nothing where they are offloaded."""
     activations: int
     """Values kept for the backward pass, and gradients of values."""
     buffers: int
@@ -52,7 +48,7 @@ def element_bytes(config: RunConfig, device: str = "cuda") -> int:
     dtype = config.engine.dtype
     if dtype == "auto":
         dtype = "bf16" if device == "cuda" else "fp32"
-    return 2 if dtype == "bf16" else _FP32
+    return _FP32 if dtype == "fp32" else 2
 
 
 def memory(config: RunConfig, work: Workload, layout: Layout, device: str = "cuda") -> Memory:
@@ -84,13 +80,15 @@ def _stage_memory(config: RunConfig, work: Workload, layout: Layout, stage: int,
     dense = sum(counts.values()) - experts
     share = _share(dense, layout.replicas) + _share(experts, layout.expert_replicas)
     whole = dense + experts
-    sizes = Sizes(layout, held, whole, share, element)
+    sizes = Sizes(layout, held, whole, share)
     weights = element * (share if layout.zero_stage == 3 else whole)
-    optimizer = state_bytes(config, counts, layout)
+    optimizer = state_bytes(config, counts, layout) if config.engine.offload == "none" else 0
+    if config.engine.offload == "optimizer_and_weights":
+        weights = 0
     gathered = element * _gathered(config, layout, whole, stage) if layout.zero_stage == 3 else 0
     kept = int(held.total * max(in_flight(layout, stage), 1))
     bucket = min(config.engine.bucket_elements, whole)
-    early, late = _buckets(layout, element * bucket, device)
+    early, late = _buckets(layout, _FP32 * bucket, device)
     table = element * config.model.padded_vocab(work.vocab_size) // layout.tensor * config.model.hidden_size
     left = int(kept * (1 - bucket / whole))
     moments = {
@@ -116,7 +114,7 @@ def _stage_memory(config: RunConfig, work: Workload, layout: Layout, stage: int,
 
 @dataclass(frozen=True)
 class Sizes:
-    """Gradients of one rank, in bytes, as DeepSpeed 0.19.8 holds them."""
+    """Gradients of one rank, in bytes, as DeepSpeed 0.19.8 holds them: in fp32, whatever the passes compute in."""
 
     layout: Layout
     held: Forward
@@ -124,12 +122,11 @@ class Sizes:
     """Elements of the rank's part of the model."""
     share: int
     """Of them, those that ZeRO gives this rank."""
-    element: int
 
     @property
     def settled(self) -> int:
         """After the backward pass: all of them at stage 1, else this rank's share."""
-        return self.element * (self.whole if self.layout.zero_stage == 1 else self.share)
+        return _FP32 * (self.whole if self.layout.zero_stage == 1 else self.share)
 
     @property
     def standing(self) -> int:
@@ -144,7 +141,7 @@ class Sizes:
     def all_but(self, missing: int) -> int:
         """When the last gradients to come, `missing` elements, are still missing."""
         if self.layout.zero_stage == 1:
-            return self.settled if self.layout.accumulation > 1 else self.element * (self.whole - missing)
+            return self.settled if self.layout.accumulation > 1 else _FP32 * (self.whole - missing)
         return self.reduced if self.layout.zero_stage == 2 else self.settled
 
     @property
@@ -159,10 +156,9 @@ class Sizes:
 
     @property
     def at_step(self) -> int:
-        """The share is laid flat beside the gradients, and widened to fp32 where it is narrower."""
+        """The share is laid flat beside the gradients."""
         flat = min(self.share, SUB_GROUP_ELEMENTS) if self.layout.zero_stage == 3 else self.share
-        wide = _FP32 * flat if self.element < _FP32 else 0
-        return max(self.settled, self.element * (self.share + flat) + wide)
+        return max(self.settled, _FP32 * (self.share + flat))
 
 
 def _share(elements: int, ranks: int) -> int:
@@ -184,9 +180,12 @@ def _gathered(config: RunConfig, layout: Layout, whole: int, stage: int) -> int:
     layers = stage_layers(config.model.layers, layout.pipeline, stage)
     cross = config.model.architecture == "encoder_decoder"
     largest = max(
-        sum(block_parameters(config.model, layer, cross, layout.tensor, layout.expert).values()) for layer in layers
+        sum(block_parameters(config.model, layer, cross, layout.tensor, layout.expert).values())
+        for layer, _ in layer_kinds(config.model, layers)
     )
-    return min(whole, REUSE_ELEMENTS // 2 + largest + PREFETCH_ELEMENTS) if layout.replicas > 1 else 0
+    if layout.replicas == 1:
+        return 0
+    return min(whole, config.engine.live_elements // 2 + largest + PREFETCH_ELEMENTS)
 
 
 def _partitioned(config: RunConfig, counts: Counts, layout: Layout) -> int:
@@ -195,9 +194,9 @@ def _partitioned(config: RunConfig, counts: Counts, layout: Layout) -> int:
     attention = model.hidden_size * model.heads * model.head_channels // layout.tensor
     feed_forward = model.hidden_size * model.ffn_channels // layout.tensor
     small = counts["norms"]
-    if attention < PERSISTENT_ELEMENTS:
+    if attention <= config.engine.persistence_elements:
         small += counts["attention"] + counts["cross_attention"]
-    if feed_forward < PERSISTENT_ELEMENTS:
+    if feed_forward <= config.engine.persistence_elements:
         small += counts["feed_forward"]
     return max(sum(counts.values()) - small, 0)
 

@@ -7,6 +7,7 @@ cut by outputs, those back by inputs with whole biases, embedding and head by ro
 from __future__ import annotations
 
 from collections import Counter
+from functools import lru_cache
 
 from llmscale.config.model import ModelConfig
 
@@ -48,20 +49,38 @@ def parameters(
 
 
 def stage_layers(layers: int, stages: int, stage: int) -> range:
-    """Layers of a pipeline stage: contiguous, as equal in number as can be, longer stages first."""
+    """Layers of a pipeline stage: contiguous, as equal in number as can be, longer stages just before the last."""
     each, more = divmod(layers, stages)
-    start = stage * each + min(stage, more)
-    return range(start, start + each + (stage < more))
+    longer = stages - 1 - more
+    start = stage * each + min(max(stage - longer, 0), more)
+    return range(start, start + each + (longer <= stage < stages - 1))
 
 
 def _blocks(config: ModelConfig, layers: range, cross: bool, tensor: int, expert: int) -> Counts:
     """Elements of several layers; layers of one kind are counted once."""
-    kinds = Counter((config.has_experts(layer), layer == 0) for layer in layers)
     counts: Counts = Counter()
-    for (experts, first), times in kinds.items():
-        for part, elements in _block(config, experts, first, cross, tensor, expert).items():
+    for layer, times in layer_kinds(config, layers):
+        for part, elements in block_parameters(config, layer, cross, tensor, expert).items():
             counts[part] += times * elements
     return counts
+
+
+def layer_kinds(config: ModelConfig, layers: range) -> tuple[tuple[int, int], ...]:
+    """(a layer, how many of these are like it) for each kind: with experts or without, of global or local attention,
+    the first layer of all, the one that asks with a table."""
+    every = config.experts.every if config.experts else 0
+    asking = config.layers - 1 if config.query_layer else -1
+    return _layer_kinds(layers, every, tuple(config.attention_pattern), asking)
+
+
+@lru_cache(maxsize=4096)
+def _layer_kinds(layers: range, every: int, pattern: tuple[str, ...], asking: int) -> tuple[tuple[int, int], ...]:
+    found: dict[tuple[object, ...], int] = {}
+    counted: Counter[int] = Counter()
+    for layer in layers:
+        kind = (every and (layer + 1) % every == 0, pattern[layer % len(pattern)], layer == 0, layer == asking)
+        counted[found.setdefault(kind, layer)] += 1
+    return tuple(counted.items())
 
 
 def block_parameters(config: ModelConfig, layer: int, cross: bool, tensor: int = 1, expert: int = 1) -> Counts:

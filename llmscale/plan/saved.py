@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llmscale.plan.activations import Activations, Saved, add
-from llmscale.plan.parameters import stage_layers
+from llmscale.plan.parameters import layer_kinds, stage_layers
 
 CHUNK_TOKENS = 1024
 """Tokens whose logits the head holds at a time (`llmscale.model.heads`)."""
@@ -79,15 +79,10 @@ def _stack(acts: Activations, kept: Saved, layers: range, length: int, memory: i
     that it has then."""
     add(kept, {"masks and positions": _shared(acts, layers, length, causal)})
     again = block = 0
-    sizes: dict[tuple[bool, int, bool, bool], tuple[int, int, int]] = {}
-    for layer in layers:
-        last = acts.model.query_layer and layer == acts.model.layers - 1
-        kind = (acts.model.has_experts(layer), acts.flags(layer, length, causal), layer == 0, last)
-        if kind not in sizes:
-            sizes[kind] = _block(acts, layer, length, memory, causal)
-        held, back, full = sizes[kind]
+    for layer, times in layer_kinds(acts.model, layers):
+        held, back, full = _block(acts, layer, length, memory, causal)
         again, block = max(again, back), max(block, full)
-        add(kept, {"blocks": held})
+        add(kept, {"blocks": times * held})
     return again, block
 
 
@@ -108,14 +103,13 @@ def _block(acts: Activations, layer: int, length: int, memory: int, causal: bool
 def _shared(acts: Activations, layers: range, length: int, causal: bool) -> int:
     """Tables, masks and biases that all layers of a stack share."""
     model, work = acts.model, acts.work
+    kinds = {model.attention_kind(layer): layer for layer, _ in layer_kinds(model, layers)}
     size = 0
     if model.positions == "rotary":
-        kinds = len({model.attention_kind(layer) for layer in layers})
-        size += kinds * length * int(model.head_channels * model.rotary_fraction) * _WIDE
+        size += len(kinds) * length * int(model.head_channels * model.rotary_fraction) * _WIDE
     pairs = length * length
     # Each kind of layer has its own mask.
-    masks = {model.attention_kind(layer): acts.flags(layer, length, causal) for layer in layers}
-    size += sum(masks.values()) * _FLAG
+    size += sum(acts.flags(layer, length, causal) for layer in kinds.values()) * _FLAG
     fused = model.positions == "alibi" and not (model.attention_dropout and acts.layout_free)
     if model.positions in ("relative", "alibi") and (fused or acts.layout.recompute != "none"):
         # Added to scores, biases need not be kept, unless a kernel or a recomputed layer adds them again.

@@ -10,7 +10,7 @@ from llmscale.plan.blocks import Layer, Software, Time, head_time
 from llmscale.plan.flops import Flops, flops
 from llmscale.plan.hardware import Hardware
 from llmscale.plan.layout import Layout
-from llmscale.plan.parameters import Counts, parameters, stage_layers
+from llmscale.plan.parameters import Counts, layer_kinds, parameters, stage_layers
 from llmscale.plan.workload import Workload
 
 OPTIMIZER_BYTES = 44
@@ -137,7 +137,7 @@ class Forecaster:
         if work.memory:
             stacks.append((range(model.encoder_layer_count), work.memory, 0, False))
         for layers, length, memory, own in stacks:
-            for kind, times in _kinds(model, layers).items():
+            for kind, times in layer_kinds(model, layers):
                 there, back = self._layer(layout, kind, length, memory, own)
                 forward, backward = forward + there.times(times), backward + back.times(times)
                 again += self._again(layout, there).times(times)
@@ -194,20 +194,19 @@ class Forecaster:
         step at stage 1 and for every micro batch from stage 2 on; weights are gathered after the update, at stage 3
         before the forward and again before the backward pass. At stage 3 the next layer's weights come while one
         computes, the gradients of a layer go while the next computes."""
-        groups = self._groups(layout)
-        gpu, element = self.gpu, self.software.element
-        once = sum(kernels.gather(gpu, elements * element, group) for elements, group in groups)
-        if not once:
+        groups, gpu = self._groups(layout), self.gpu
+        reduced = sum(kernels.gather(gpu, elements * self.software.gradient, group) for elements, group in groups)
+        gathered = sum(kernels.gather(gpu, elements * self.software.element, group) for elements, group in groups)
+        if not reduced:
             return 0.0
-        count = layout.accumulation
+        count, layers = layout.accumulation, max(self.model.layers, 1)
         if layout.zero_stage == 3:
-            hidden = max(once - forward.total, 0.0) + max(2 * once - backward.total, 0.0)
-            return count * hidden + once / max(self.model.layers, 1)
-        reductions = count if layout.zero_stage == 2 else 1
+            shown = max(gathered - forward.total, 0.0) + max(gathered + reduced - backward.total, 0.0)
+            return count * shown + (gathered + reduced) / layers
         beside = backward.total if self.overlapped and layout.pipeline == 1 else 0.0
         # The last bucket is full only when the backward pass ends.
-        tail = once / max(self.model.layers, 1) if beside else 0.0
-        return reductions * max(once - beside, tail) + once
+        tail = reduced / layers if beside else 0.0
+        return (count if layout.zero_stage == 2 else 1) * max(reduced - beside, tail) + gathered
 
     def _groups(self, layout: Layout) -> list[tuple[int, kernels.Ranks]]:
         """(elements, ranks that hold the same ones) of dense parameters and of experts."""
@@ -237,8 +236,9 @@ class Forecaster:
     def _accumulation(self, layout: Layout) -> float:
         """Adding each further micro batch's gradients to those before it."""
         elements = sum(self._elements(layout).values())
-        more = layout.accumulation - 1
-        return more * kernels.pass_over(self.gpu, 3 * elements * self.software.element)
+        element, gradient = self.software.element, self.software.gradient
+        widened = element + gradient if gradient != element else 0
+        return (layout.accumulation - 1) * kernels.pass_over(self.gpu, (3 * gradient + widened) * elements)
 
     def _optimizer(self, layout: Layout) -> float:
         counts = self._elements(layout)
@@ -250,14 +250,3 @@ class Forecaster:
 
 def _total(times: tuple[Time, Time, Time]) -> float:
     return sum(part.total for part in times)
-
-
-def _kinds(model: ModelConfig, layers: range) -> dict[int, int]:
-    """A layer of each kind, and how many there are of it."""
-    found: dict[tuple[object, ...], int] = {}
-    counted: dict[int, int] = {}
-    for layer in layers:
-        kind = (model.has_experts(layer), model.attention_kind(layer), layer == 0)
-        like = found.setdefault(kind, layer)
-        counted[like] = counted.get(like, 0) + 1
-    return counted

@@ -97,7 +97,8 @@ def predicted(row: Row) -> Step:
     )
     assert layout.world_size == row.gpus
     assert data * layout.micro_batch * layout.accumulation == row.batch
-    software = Software(fused=True, explicit_attention=True, hashed_dropout=False)
+    # Gradients of fp16 weights are summed in fp16 (Megatron-LM of 2021 sums those of bf16 alone in fp32).
+    software = Software(fused=True, explicit_attention=True, hashed_dropout=False, gradient=2)
     forecaster = Forecaster(A100, model, Workload(VOCAB, SEQUENCE), software, row.overlapped, scatter_gather=True)
     return forecaster.step(layout, row.batch)
 
