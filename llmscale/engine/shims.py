@@ -78,12 +78,17 @@ def one_kind_of_optimizer(deepspeed: Any) -> Iterator[None]:
 def linear_that_keeps_no_weight() -> Iterator[None]:
     """Within the block, linear layers do not keep gathered weights for the backward pass, which gathers them again.
 
-    DeepSpeed replaces torch's function for good, with all else that the process computes.
+    DeepSpeed replaces torch's function for good, with all else that the process computes. Its own adds the bias in
+    place to a product that selective recomputation keeps, so it is added here.
     """
     from deepspeed.runtime.zero.linear import zero3_linear_wrap
 
+    def linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        product = zero3_linear_wrap(input, weight)
+        return product if bias is None else product + bias
+
     plain = nn.functional.linear
-    nn.functional.linear = zero3_linear_wrap
+    nn.functional.linear = linear
     try:
         yield
     finally:
