@@ -28,7 +28,7 @@ from torch.utils._pytree import tree_leaves
 from benchmarks.harness import machine
 from data_pipeline.batch import Batch
 from llmscale.config import RunConfig, parse_config
-from llmscale.engine import shims
+from llmscale.engine import zero_state
 from llmscale.engine.distributed import all_reduce_sum, join, leave, read_world
 from llmscale.engine.engine import Engine, accumulation
 from llmscale.objectives import build_loss
@@ -102,8 +102,8 @@ def state_bytes(engine: Engine) -> dict[str, int]:
     """Bytes of the storages of this rank's model state now, each counted once, by the first of `PARTS` that has it."""
     inner, optimizer = engine._engine, engine._engine.optimizer
     parameters = [parameter for _, parameter in engine.named]
-    partitions = shims._partitions(inner)
-    state = shims._inner_optimizer(inner).state
+    partitions = zero_state._partitions(inner)
+    state = zero_state._inner_optimizer(inner).state
     gradients = [parameter.grad for parameter in parameters]
     gradients += [getattr(parameter, "grad_accum", None) for parameter in parameters]
     gradients += [partition.grad for partition in partitions]

@@ -16,7 +16,7 @@ from torch import nn
 from data_pipeline.batch import Batch
 from llmscale.checkpoint.fragments import Fragment
 from llmscale.config import RunConfig
-from llmscale.engine import shims
+from llmscale.engine import shims, zero_state
 from llmscale.engine.experts import experts_of_deepspeed, mark_experts
 from llmscale.engine.optimizers import build_optimizer, set_learning_rate
 from llmscale.engine.recompute import apply_recompute
@@ -123,9 +123,9 @@ class Engine:
         shims.share_masters(self._engine)
         if self.dtype != torch.float32:
             # DeepSpeed made them of weights that were rounded already.
-            shims.fill_masters(self._engine, self.named, values)
-        shims.bind_optimizer(self._engine, self.named)
-        shims.create_optimizer_state(self._engine)
+            zero_state.fill_masters(self._engine, self.named, values)
+        zero_state.bind_optimizer(self._engine, self.named)
+        zero_state.create_optimizer_state(self._engine)
         shims.save_passes_over_gradients(self._engine)
 
     def _trained(self, model: nn.Module) -> list[tuple[str, nn.Parameter]]:
@@ -196,36 +196,36 @@ class Engine:
 
     def state(self) -> Iterator[Fragment]:
         """This rank's part of all weights and optimizer tensors, as views: copy before the next step."""
-        return shims.fragments(self._engine, self.named)
+        return zero_state.fragments(self._engine, self.named)
 
     @contextlib.contextmanager
     def watched_gradients(self, seen: list[Fragment]) -> Iterator[None]:
         """Within the block, `seen` gets what this rank has of each gradient that an update uses: summed over all ranks
         and clipped."""
-        with shims.watched_gradients(self._engine, self.named, seen):
+        with zero_state.watched_gradients(self._engine, self.named, seen):
             yield
 
     @property
     def optimizer_steps(self) -> int:
         """Updates made so far; skipped steps do not count."""
-        return shims.optimizer_steps(self._engine)
+        return zero_state.optimizer_steps(self._engine)
 
     @property
     def counters(self) -> dict[str, Any]:
         """What a checkpoint keeps besides tensors: `optimizer_steps`, and in fp16 how the loss is scaled."""
-        scaling = shims.loss_scaling(self._engine)
+        scaling = zero_state.loss_scaling(self._engine)
         return {"steps": self.optimizer_steps} | ({"loss_scaling": scaling} if scaling else {})
 
-    def load_state(self, read: shims.RangeReader, counters: dict[str, Any]) -> None:
+    def load_state(self, read: zero_state.RangeReader, counters: dict[str, Any]) -> None:
         """Continue from saved state.
 
         Args:
             read: gives flat ranges of rectangles of global tensors.
             counters: as they were.
         """
-        shims.load(self._engine, self.named, read)
-        shims.set_optimizer_steps(self._engine, int(counters["steps"]))
-        shims.set_loss_scaling(self._engine, counters.get("loss_scaling", {}))
+        zero_state.load(self._engine, self.named, read)
+        zero_state.set_optimizer_steps(self._engine, int(counters["steps"]))
+        zero_state.set_loss_scaling(self._engine, counters.get("loss_scaling", {}))
 
 
 def _derived_seed(*key: int) -> int:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from data_pipeline.batch import Batch
 from llmscale.config import RunConfig
-from llmscale.engine import shims
+from llmscale.engine import shims, zero_state
 from llmscale.engine.engine import Engine, ObjectiveModule
 from llmscale.model import Transformer
 from llmscale.objectives import Loss
@@ -189,7 +189,7 @@ class PipelineEngine(Engine):
         )
         return sum(float(terms[0]) for terms in self._stage.sums) * self.grid.reports
 
-    def load_state(self, read: shims.RangeReader, counters: dict[str, Any]) -> None:
+    def load_state(self, read: zero_state.RangeReader, counters: dict[str, Any]) -> None:
         super().load_state(read, counters)
         self._spread_values()
 

@@ -207,16 +207,6 @@ def _expert_zero(facts: Facts, layout: Layout) -> Broken | None:
     return None
 
 
-def _recompute(facts: Facts, layout: Layout) -> Broken | None:
-    # DeepSpeed's linear layers add the bias in place to the product that would be kept, unseen by torch.
-    if layout.recompute == "selective" and layout.zero_stage == 3:
-        return Broken(
-            "engine.recompute is selective, but engine.zero_stage is 3, whose linear layers overwrite the results that"
-            " would be kept"
-        )
-    return None
-
-
 _SIZES = frozenset({"ranks", "pipeline", "data", "sequence", "tensor"})
 
 _PRODUCT = Rule(_SIZES, _product)
@@ -233,6 +223,5 @@ _RULES = (
     Rule(frozenset({"expert"}), _expert_model),
     Rule(frozenset({"expert", "zero_stage"}), _expert_zero),
     Rule(_SIZES | {"expert"}, _expert_data),
-    Rule(frozenset({"recompute", "zero_stage"}), _recompute),
     Rule(_SIZES, _batches),
 )

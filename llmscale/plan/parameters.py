@@ -49,10 +49,11 @@ def parameters(
 
 
 def stage_layers(layers: int, stages: int, stage: int) -> range:
-    """Layers of a pipeline stage: contiguous, as equal in number as can be, longer stages first."""
+    """Layers of a pipeline stage: contiguous, as equal in number as can be, longer stages just before the last."""
     each, more = divmod(layers, stages)
-    start = stage * each + min(stage, more)
-    return range(start, start + each + (stage < more))
+    longer = stages - 1 - more
+    start = stage * each + min(max(stage - longer, 0), more)
+    return range(start, start + each + (longer <= stage < stages - 1))
 
 
 def _blocks(config: ModelConfig, layers: range, cross: bool, tensor: int, expert: int) -> Counts:

@@ -114,7 +114,6 @@ def is_legal(model: Model, at: L, not_proven: tuple[tuple[str, ...], ...] = ()) 
         and not (at.sequence > 1 and model.experts)
         and (at.pipeline == 1 or pipeline_is_legal(model, at))
         and (at.expert == 1 or experts_are_legal(model, at, data))
-        and not (at.zero_stage == 3 and at.recompute == "selective")
     )
 
 

@@ -108,12 +108,6 @@ def test_batch_and_lanes_are_shared_evenly(ranks: int) -> None:
             "parallel.tensor=2 is not proven equal to one process yet with optimizer.name=muon, which needs whole"
             " tensors; use parallel.tensor=1",
         ),
-        (
-            ["engine.recompute=selective", "engine.zero_stage=3"],
-            2,
-            "engine.recompute is selective, but engine.zero_stage is 3, whose linear layers overwrite the results that"
-            " would be kept; use engine.zero_stage=2, or engine.recompute=block or none",
-        ),
     ],
 )
 def test_sentences(overrides: list[str], ranks: int, message: str | None) -> None:

@@ -3,14 +3,17 @@ change to a pipeline and back."""
 
 import shutil
 import signal
+from collections import defaultdict
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from llmscale.config import RunConfig
+from llmscale.objectives import build_loss
 from llmscale.parallel import init
 from llmscale.parallel.grid import RankGrid
 from llmscale.parallel.plans import stage_layers
@@ -20,6 +23,7 @@ from tests.distributed.pipelines import DROPPED, STEPS, Found, config_of, plain,
 from tests.engine import cases as engine_cases
 from tests.engine.cases import VOCAB
 from tests.engine.references import VARIANTS, reference_optimizers, single_precision_muon
+from tests.engine.test_precision import difference, gradients_on_rank, scaled_on_rank
 from tests.ranks import run_ranks
 from tests.systems import cases as twins
 from tests.train.runs import evaluations, ledger, metrics
@@ -202,6 +206,52 @@ def test_bf16_follows_fp32() -> None:
             assert found.steps == wanted, row
             assert [loss for loss, _ in found.steps] == pytest.approx([loss for loss, _ in reference(row).steps], 0.01)
             assert found.steps != [pytest.approx(figures, rel=TOLERANCE) for figures in reference(row).steps]
+
+
+def test_bf16_masters_are_exact_and_gradients_are_summed_in_fp32() -> None:
+    """Over micro batches, and over the two stages that have the embedding."""
+    config = engine_cases.case_config(train__micro_batch=1, optimizer__clip=0.0, engine__dtype="bf16")
+    exact = {name: parameter.detach().numpy() for name, parameter in engine_cases.build(config).named_parameters()}
+    expected = run_ranks(1, plain_bf16_gradients, config)[0]
+    masters, gradients = run_ranks(2, gradients_on_rank, [with_stages(config)])[0][0]
+    assert masters.keys() == exact.keys()
+    assert all(np.array_equal(masters[name], exact[name]) for name in exact)
+    found, wanted = ({name: torch.from_numpy(value) for name, value in each.items()} for each in (gradients, expected))
+    assert difference(found, wanted) < 1e-6
+
+
+def plain_bf16_gradients(config: RunConfig) -> dict[str, Any]:
+    """The first gradients of one process, each sample's in bf16, and their sums in fp32."""
+    batch, loss = engine_cases.global_batch(0), build_loss(config.objective, config.model)
+    model = engine_cases.build(config).to(torch.bfloat16)
+    # Two tensors here too, so that autograd does not add up the gradients of both ends in bf16.
+    model.head.weight = torch.nn.Parameter(model.embedding.weight.detach().clone())
+    found: dict[str, Any] = defaultdict(float)
+    for part in batch.split(1):
+        (loss(model, part, None).sum() / float(batch.weights.sum())).backward()
+        for name, parameter in model.named_parameters():
+            found["embedding.weight" if name == "head.weight" else name] += parameter.grad.float().numpy()
+            parameter.grad = None
+    return dict(found)
+
+
+def test_fp16_trains_near_fp32_and_skips_what_overflows() -> None:
+    steps = 4
+    powers = 10, 24
+    configs = [
+        config_of("gpt2", "sgd", engine__dtype="fp16", engine__initial_scale_power=power, parallel__pipeline=2, **TP2)
+        for power in powers
+    ]
+    exact = engine_cases.plain_torch(config_of("gpt2", "sgd"), steps)[0]
+    for rank in run_ranks(4, scaled_on_rank, configs, steps):
+        for (figures, counters, same), power in zip(rank, powers, strict=True):
+            scale = counters["loss_scaling"]["cur_scale"]
+            if power == 10:
+                assert figures == [pytest.approx(row, rel=1e-2) for row in exact]
+                assert (counters["steps"], scale, same) == (0, 2**10, False)  # SGD counts no steps
+            else:
+                assert all(norm == float("inf") and loss > 0 for loss, norm in figures)
+                assert (scale, same) == (2 ** (24 - steps + 1), True)
 
 
 def test_same_layout_is_bit_identical() -> None:

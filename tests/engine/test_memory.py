@@ -9,10 +9,13 @@ import torch
 from torch import nn
 
 from benchmarks.memory import PARTS, all_tensor_bytes, before_update, peak_bytes, state_bytes
+from data_pipeline.errors import UserError
 from llmscale.checkpoint import newest_intact
 from llmscale.config import RunConfig
 from llmscale.engine import engine as engine_module
-from llmscale.engine.distributed import join, leave, read_world
+from llmscale.engine.distributed import World, join, leave, read_world
+from llmscale.parallel.grid import RankGrid
+from llmscale.train.build import require_memory
 from llmscale.train.resume import restore
 from tests.engine.cases import VOCAB, build, case_config, global_batch, one_step, open_engine, save_on_rank
 from tests.ranks import run_ranks
@@ -28,6 +31,18 @@ def sizes(config: RunConfig) -> tuple[int, int]:
     """Elements of the model and of its largest tensor."""
     found = [parameter.numel() for parameter in build(config).parameters()]
     return sum(found), max(found)
+
+
+def test_a_machine_must_hold_what_its_ranks_keep_of_the_weights() -> None:
+    """Four ranks of one machine: all of the weights four times, or at ZeRO 3 once; below fp32 masters too."""
+    elements = sizes(case_config(**SMALL))[0]
+    world, grid = World(0, 4, 0, 4, torch.device("cpu")), RankGrid(data=4)
+    for stage, dtype, each in ((1, "fp32", 4.0), (3, "fp32", 1.0), (2, "bf16", 3.0), (3, "bf16", 1.5)):
+        config = case_config(**SMALL | {"engine__zero_stage": stage, "engine__dtype": dtype})
+        needed = int(4 * each * elements)
+        require_memory(config, VOCAB, grid, world, memory=needed + 4)
+        with pytest.raises(UserError, match=r"B parameters, .* of weights for each rank of this machine \(4\)"):
+            require_memory(config, VOCAB, grid, world, memory=needed - 4)
 
 
 def start_on_rank(config: RunConfig, folder: Path | None) -> dict[str, int]:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from data_pipeline.errors import UserError
 from tests.engine.cases import case_config, plain_torch, resume_all_on_rank, save_all_on_rank, train_on_rank
 from tests.ranks import run_ranks
 
@@ -57,3 +58,10 @@ def test_offloaded_state_is_saved_and_loaded(tmp_path: Path) -> None:
     for found, (config, folder) in zip(run_ranks(2, resume_all_on_rank, others, 3, 3)[0], jobs, strict=True):
         stage = config.engine.zero_stage, config.engine.offload
         assert found == [pytest.approx(figures, rel=1e-5) for figures in saved[0]], (stage, folder.name)
+
+
+def test_weights_are_offloaded_where_they_are_shared_only() -> None:
+    with pytest.raises(
+        UserError, match=r"engine: offload is optimizer_and_weights, but zero_stage is 2, .*zero_stage=3"
+    ):
+        case_config(engine__zero_stage=2, engine__offload="optimizer_and_weights")

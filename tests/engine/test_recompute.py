@@ -10,12 +10,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from data_pipeline.errors import UserError
 from llmscale.config import RunConfig
 from llmscale.engine import engine as engine_module
 from llmscale.engine.distributed import join, leave, read_world
 from llmscale.engine.recompute import apply_recompute
-from llmscale.legality import require_legal
 from llmscale.model import Dropout, Transformer
 from llmscale.parallel.init import build
 from tests.engine.cases import STEPS, Figures, case_config, one_step, open_engine, train_on_rank
@@ -169,10 +167,10 @@ def test_training_stays_to_the_bit(stage: int) -> None:
 
 def test_training_at_zero_3_stays_to_the_bit_with_weights_apart() -> None:
     """Also where no weight is small enough to be on all ranks, as those of a test would be."""
-    plain = run_ranks(2, train_on_rank, layouts("none", 3))
-    assert run_ranks(2, train_on_rank, layouts("block", 3)) == plain
-    apart = run_ranks(2, train_apart_on_rank, layouts("none", 3))
-    assert run_ranks(2, train_apart_on_rank, layouts("block", 3)) == apart
+    for train in (train_on_rank, train_apart_on_rank):
+        plain, *others = (run_ranks(2, train, layouts(mode, 3)) for mode in ["none", *MODES])
+        for found in others:
+            assert found == plain
 
 
 def train_apart_on_rank(configs: list[RunConfig]) -> list[list[Figures]]:
@@ -196,13 +194,6 @@ def train_apart_on_rank(configs: list[RunConfig]) -> list[list[Figures]]:
         found.append(figures)
     leave()
     return found
-
-
-def test_selective_is_refused_at_zero_3() -> None:
-    """DeepSpeed's linear layers change the kept products in place: gradients would be wrong without a word."""
-    with pytest.raises(UserError, match=r"engine.recompute is selective, but engine.zero_stage is 3.*recompute=block"):
-        require_legal(case_config(engine__recompute="selective", engine__zero_stage=3), world_size=1)
-    require_legal(case_config(engine__recompute="block", engine__zero_stage=3), world_size=1)
 
 
 @pytest.mark.slow

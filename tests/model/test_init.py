@@ -7,7 +7,8 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from llmscale.parallel.init import BLOCK, build, draw, initial_values, initialize
+from llmscale.parallel.init import BLOCK, build, build_hollow, draw, drawn, initial_values, initialize
+from llmscale.parallel.shards import Shard
 from tests.model.references import CONFIGS, GPT2, VOCAB
 
 SIZE = 2 * BLOCK + 12345
@@ -85,3 +86,28 @@ def test_padding_does_not_change_the_rows() -> None:
     )
     assert (len(small), len(large)) == (VOCAB, 512)
     assert torch.equal(small, large[:VOCAB])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_any_range_of_any_rectangle_is_that_of_the_whole(data: st.DataObject) -> None:
+    """What a rank draws for itself under tensor parallelism and ZeRO 3; the first shape has more than two blocks."""
+    name, config = "blocks.0.attention.query.weight", CONFIGS[next(iter(CONFIGS))]
+    shape = data.draw(st.sampled_from([(301, 7001), (5, 7, 11), (13,), (1, 1)]))
+    offsets = tuple(data.draw(st.integers(0, size - 1)) for size in shape)
+    sizes = tuple(data.draw(st.integers(1, size - low)) for size, low in zip(shape, offsets, strict=True))
+    start, end = sorted(data.draw(st.integers(0, math.prod(sizes))) for _ in range(2))
+    whole = initial_values(config, 3, name, 0, math.prod(shape)).view(shape)
+    part = whole[tuple(slice(low, low + size) for low, size in zip(offsets, sizes, strict=True))]
+    found = drawn(config, 3)(name, Shard(shape, offsets, sizes), start, end)
+    assert torch.equal(found, part.flatten()[start:end])
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_hollow_model_has_shapes_ties_and_no_memory(name: str) -> None:
+    hollow, built = build_hollow(CONFIGS[name], VOCAB), build(CONFIGS[name], VOCAB, seed=3)
+    theirs = dict(built.named_parameters())
+    mine = dict(hollow.named_parameters())
+    assert {key: value.shape for key, value in mine.items()} == {key: value.shape for key, value in theirs.items()}
+    assert all(value.untyped_storage().nbytes() == value.element_size() for value in mine.values())
+    assert (hollow.head.weight is hollow.embedding.weight) == (built.head.weight is built.embedding.weight)

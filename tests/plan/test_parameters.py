@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,9 @@ import torch
 from llmscale import families
 from llmscale.config import ModelConfig, load_config
 from llmscale.model import Transformer
+from llmscale.parallel import plans
+from llmscale.parallel.grid import RankGrid
+from llmscale.parallel.pipeline import keep_stage
 from llmscale.plan.parameters import parameters, stage_layers
 from llmscale.plan.workload import vocabulary
 
@@ -105,6 +109,28 @@ def test_stages_hold_the_whole_model_and_a_second_copy_of_tied_weights(stages: i
         parts["head"] -= config.padded_vocab(VOCAB) * 64
     assert +parts == whole
     assert [layer for stage in range(stages) for layer in stage_layers(7, stages, stage)] == list(range(7))
+
+
+@pytest.mark.parametrize("stages", [2, 3, 5, 7])
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {},
+        {"tied_embeddings": False, "norm": "rmsnorm", "positions": "rotary"},
+        {"positions": "relative"},
+        {"query_layer": True},
+        {"family": "bert"},
+    ],
+)
+def test_stages_hold_what_they_are_left_with(stages: int, parts: dict[str, Any]) -> None:
+    config = ModelConfig(**{"layers": 7, "hidden_size": 64, "heads": 4, **parts})
+    for stage in range(stages):
+        with torch.device("meta"):
+            model = Transformer(config, VOCAB)
+        keep_stage(model, RankGrid(pipeline=stages, rank=stage))
+        held = sum(parameter.numel() for parameter in model.parameters())
+        assert sum(parameters(config, VOCAB, pipeline=stages, stage=stage).values()) == held
+        assert stage_layers(7, stages, stage) == plans.stage_layers(7, stages)[stage]
 
 
 def test_expert_parallel_ranks_share_the_experts_and_nothing_else() -> None:
