@@ -13,7 +13,7 @@ from llmscale.plan.workload import Workload
 
 SIZES = {"layers": 4, "hidden": 256, "length": 256, "micro": 2}
 """Large enough for what DeepSpeed keeps besides to be small."""
-STAGES = (1, 2)
+STAGES = (1, 2, 3)
 TOLERANCE = 0.05
 
 
