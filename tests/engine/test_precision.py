@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,15 @@ EVEN: dict[str, Any] = {
     "model__hidden_size": 32, "model__heads": 4, "model__kv_heads": 2, "model__ffn_size": 72, "model__vocab_multiple": 8
 }  # fmt: skip
 Whole = dict[str, Tensor]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """As the ranks have: products in bf16 depend on the number of threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def gradients_on_rank(configs: list[RunConfig]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
