@@ -67,7 +67,11 @@ CASES: dict[tuple[int, int, int], list[tuple[str, dict[str, Any]]]] = {
 }
 
 
-@pytest.mark.parametrize("layout", CASES, ids=lambda layout: "{}-ranks-sp-{}-tp-{}".format(*layout))
+@pytest.mark.parametrize(
+    "layout",
+    [pytest.param(layout, marks=pytest.mark.slow if layout[0] > 2 else ()) for layout in CASES],
+    ids=lambda layout: "{}-ranks-sp-{}-tp-{}".format(*layout),
+)
 def test_ranks_that_share_sequences_train_as_one_process(layout: tuple[int, int, int]) -> None:
     ranks, sequence, tensor = layout
     shared = {"parallel__sequence": sequence, "parallel__tensor": tensor}

@@ -39,7 +39,7 @@ def configs(micro_batch: int, **changes: object) -> list[tuple[str, RunConfig]]:
     ]
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 4])
+@pytest.mark.parametrize("ranks", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
 def test_losses_and_norms_equal_plain_torch(ranks: int, expected: dict[str, list[tuple[float, float]]]) -> None:
     first, second = MICRO_BATCHES[ranks]
     cases = configs(first) + [case for case in configs(second) if case[1].optimizer.clip]

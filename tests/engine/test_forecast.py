@@ -17,6 +17,7 @@ STAGES = (1, 2, 3)
 TOLERANCE = 0.05
 
 
+@pytest.mark.slow
 def test_the_forecast_is_what_two_replicas_hold_at_most() -> None:
     with RankPool() as pool:
         for tensor, family, stage in itertools.product((1, 2), FAMILIES, STAGES):

@@ -97,6 +97,7 @@ def steps_on_rank(configs: list[RunConfig]) -> list[int]:
     return found
 
 
+@pytest.mark.slow
 def test_few_live_weights_and_small_buckets_bound_a_step() -> None:
     """By default all of a small model is kept gathered, and its gradients are reduced at once."""
     settings = SMALL | {"train__micro_batch": 1}

@@ -113,6 +113,7 @@ def test_what_kernels_draw_is_drawn_again(mode: str) -> None:
 @pytest.mark.parametrize("rates", [{}, RATES], ids=["", "dropout"])
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", ["gpt2", "t5", "wu_dao"])
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_compiled_blocks_recompute_too(name: str, mode: str, rates: dict[str, float]) -> None:
     """One graph for equal blocks, the gradients of eager mode, and less saved for the backward pass."""
@@ -165,6 +166,7 @@ def test_training_stays_to_the_bit(stage: int) -> None:
         assert found == plain
 
 
+@pytest.mark.slow
 def test_training_at_zero_3_stays_to_the_bit_with_weights_apart() -> None:
     """Also where no weight is small enough to be on all ranks, as those of a test would be."""
     for train in (train_on_rank, train_apart_on_rank):

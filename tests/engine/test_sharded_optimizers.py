@@ -96,7 +96,7 @@ def check(results: list[list[tuple[list[Figures], Any]]], names: list[str], expe
                 assert_same_weights(whole(pieces), trained)
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 4])
+@pytest.mark.parametrize("ranks", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
 def test_every_stage_equals_the_reference(ranks: int, expected: Any) -> None:
     names = [name for _ in (1, 2, 3) for name in VARIANTS]
     configs = [case_config(engine__zero_stage=stage, **variant) for stage in (1, 2, 3) for variant in VARIANTS.values()]
@@ -181,6 +181,7 @@ def cases(folder: Path, stage: int, **changes: Any) -> list[tuple[RunConfig, Pat
     return [(case_config(engine__zero_stage=stage, **VARIANTS[name], **changes), folder / name) for name in WITH_STATE]
 
 
+@pytest.mark.slow
 def test_state_goes_from_any_layout_to_any_other(tmp_path: Path) -> None:
     saved = {}
     for ranks, stage in ((2, 3), (4, 1)):

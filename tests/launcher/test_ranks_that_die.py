@@ -29,7 +29,7 @@ if os.environ.get("RANK") == "1":
 @pytest.mark.parametrize(
     "module",
     [
-        pytest.param("torch.distributed", id="before-it-joins"),
+        pytest.param("torch.distributed", id="before-it-joins", marks=pytest.mark.slow),
         pytest.param("deepspeed.runtime.engine", id="while-the-engine-starts"),
     ],
 )
