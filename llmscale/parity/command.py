@@ -54,8 +54,20 @@ def _tell(text: str) -> None:
 
 def _show(verdicts: list[Verdict], title: str) -> None:
     table = Table(title=title)
-    for column in ("layout", "ranks", "optimizer", "loss", "gradient norm", "largest gradient", "of", "samples", ""):
-        right = column in ("ranks", "loss", "gradient norm", "largest gradient")
+    for column in (
+        "layout",
+        "ranks",
+        "optimizer",
+        "loss",
+        "gradient norm",
+        "gradient, first step",
+        "of",
+        "last step",
+        "of",
+        "samples",
+        "",
+    ):
+        right = column in ("ranks", "loss", "gradient norm", "gradient, first step", "last step")
         table.add_column(column, justify="right" if right else "left", overflow="fold")
     for each in verdicts:
         table.add_row(
@@ -66,6 +78,8 @@ def _show(verdicts: list[Verdict], title: str) -> None:
             f"{each.norm:.1e}",
             f"{each.gradient:.1e}",
             each.parameter,
+            f"{each.last_gradient:.1e}",
+            each.last_parameter,
             "same" if each.same_samples else "DIFFER",
             "equal" if each.within else "DIFFERS",
         )

@@ -22,10 +22,13 @@ SETTINGS: dict[Optimizer, dict[str, Any]] = {
     "sgd": {"name": "sgd", "lr": 0.1, "momentum": 0.0, "weight_decay": 0.0},
     "adamw": {"name": "adamw", "lr": 1e-3, "betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.1},
 }
-TOLERANCE = {"fp32": 1e-5, "bf16": 1e-2}
+TOLERANCE = {"fp32": 1e-5, "bf16": 1e-2, "fp16": 1e-2}
 """By arithmetic: relative, of losses and gradient norms."""
-GRADIENT_TOLERANCE = {"fp32": 1e-4, "bf16": 2e-1}
-"""By arithmetic: of a parameter's gradient, as `llmscale.parity.job.gradient_difference` measures it."""
+GRADIENT_TOLERANCE = {"fp32": 1e-4, "bf16": 2e-1, "fp16": 2e-1}
+"""By arithmetic: of a parameter's gradient, as `llmscale.parity.job.gradient_difference` measures it. Held at the first
+step, whose weights are the same in all layouts, and under SGD at the last. Under AdamW that one is shown only: where a
+gradient is about 0, rounding decides which way AdamW moves a weight, and a ReLU may then be on in one layout and off in
+the other (docs/log.md has the measurement)."""
 
 
 ALONE = parse_layout("dp=1,sp=1,tp=1,pp=1,ep=1,positions=false,zero=1")
@@ -44,9 +47,12 @@ class Verdict:
     norm: float
     """Largest relative difference of the gradient's norm."""
     gradient: float
-    """Largest difference of a parameter's gradient."""
+    """Largest difference of a parameter's gradient at the first step."""
     parameter: str
     """Which one that is."""
+    last_gradient: float
+    """The same at the last step."""
+    last_parameter: str
     same_samples: bool
     """Every step was trained on the same samples."""
     within: bool
@@ -137,7 +143,7 @@ def prepared(config: RunConfig, layout: Layout, optimizer: Optimizer, directory:
 
 
 def _arithmetic(config: RunConfig) -> str:
-    return "bf16" if config.engine.dtype == "bf16" else "fp32"
+    return "fp32" if config.engine.dtype == "auto" else config.engine.dtype
 
 
 def _judge(layout: Layout, optimizer: Optimizer, expected: Figures, found: Figures, arithmetic: str) -> Verdict:
@@ -148,8 +154,10 @@ def _judge(layout: Layout, optimizer: Optimizer, expected: Figures, found: Figur
     )
     norm = max(_relative(mine, theirs) for mine, theirs in zip(found.norms, expected.norms, strict=True))
     same = found.samples == expected.samples
-    within = same and max(loss, norm) <= TOLERANCE[arithmetic] and found.gradient <= GRADIENT_TOLERANCE[arithmetic]
-    return Verdict(layout.text, layout.ranks, optimizer, loss, norm, found.gradient, found.parameter, same, within)
+    first, last = found.gradients[0], found.gradients[-1]
+    held = max(first[0], last[0]) if optimizer == "sgd" else first[0]
+    within = same and max(loss, norm) <= TOLERANCE[arithmetic] and held <= GRADIENT_TOLERANCE[arithmetic]
+    return Verdict(layout.text, layout.ranks, optimizer, loss, norm, *first, *last, same, within)
 
 
 def _relative(found: float, expected: float) -> float:

@@ -35,10 +35,9 @@ class Figures:
     """Norm of the gradient before clipping."""
     samples: list[int] = field(default_factory=list)
     """Sums of the ledger: what each step was trained on."""
-    gradient: float = 0.0
-    """Largest difference of a parameter's gradient from the reference's, as `gradient_difference` measures it."""
-    parameter: str = ""
-    """Which one that is."""
+    gradients: list[tuple[float, str]] = field(default_factory=list)
+    """Of the first and the last step: the largest difference of a parameter's gradient from the reference's, as
+    `gradient_difference` measures it, and which one that is."""
 
 
 def run_layout(config: RunConfig, steps: int, gradients: Path, reference: bool) -> Figures:
@@ -71,7 +70,7 @@ def run_layout(config: RunConfig, steps: int, gradients: Path, reference: bool) 
 
 
 def _judge(found: Figures, trainer: Trainer, seen: list[Fragment], file: Path, reference: bool) -> None:
-    """Keep the gradients of a step as the reference, or remember the largest difference from it."""
+    """Keep the gradients of a step as the reference, or note the largest difference from it."""
     parts = gather_objects(seen)
     worst = (0.0, "")
     if trainer.grid.rank == 0:
@@ -80,9 +79,7 @@ def _judge(found: Figures, trainer: Trainer, seen: list[Fragment], file: Path, r
             save_file(whole, file)
         else:
             worst = gradient_difference(whole, load_file(file))
-    worst = gather_objects(worst)[0]
-    if worst[0] > found.gradient or not found.parameter:
-        found.gradient, found.parameter = worst
+    found.gradients.append(gather_objects(worst)[0])
 
 
 def assembled(parts: Any) -> Iterator[tuple[str, Tensor]]:

@@ -21,7 +21,20 @@ from llmscale.parity.pool import RankPool
 from tests.parity.cases import covering_cases, every_case, family
 
 PAGE = Path(__file__).parents[2] / "docs" / "parity.md"
-HEAD = ("family", "layout", "ranks", "optimizer", "loss", "gradient norm", "largest gradient", "of", "samples", "equal")
+HEAD = (
+    "family",
+    "layout",
+    "ranks",
+    "optimizer",
+    "loss",
+    "gradient norm",
+    "gradient, first step",
+    "of",
+    "last step",
+    "of",
+    "samples",
+    "equal",
+)
 
 
 def main() -> None:
@@ -69,7 +82,8 @@ def page(rows: list[dict[str, Any]], legal: int) -> str:
         f"{cases} of the {legal} legal layouts of the twins in `configs/systems/tiny/` on 2, 4 and 8 ranks, five steps"
         f" each with active clipping; {within} of {len(rows)} rows are within the tolerance of fp32:"
         f" {TOLERANCE['fp32']:g}"
-        f" relative for losses and gradient norms, {GRADIENT_TOLERANCE['fp32']:g} for a parameter's gradient"
+        f" relative for losses and gradient norms, {GRADIENT_TOLERANCE['fp32']:g} for a parameter's gradient at the"
+        " first step and, under SGD, at the last"
         " ([guide](guide/layouts.md)). Written by `make parity-full`;"
         f" torch {torch.__version__}, {platform.machine()}, gloo.",
         "",
@@ -79,7 +93,8 @@ def page(rows: list[dict[str, Any]], legal: int) -> str:
     for row in rows:
         cells = (
             row["family"], row["layout"], row["ranks"], row["optimizer"], f"{row['loss']:.1e}", f"{row['norm']:.1e}",
-            f"{row['gradient']:.1e}", f"`{row['parameter']}`", "same" if row["same_samples"] else "DIFFER",
+            f"{row['gradient']:.1e}", f"`{row['parameter']}`", f"{row['last_gradient']:.1e}",
+            f"`{row['last_parameter']}`", "same" if row["same_samples"] else "DIFFER",
             "yes" if row["within"] else "NO",
         )  # fmt: skip
         lines.append(f"| {' | '.join(map(str, cells))} |")
