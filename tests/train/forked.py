@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import resource
+import signal
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -59,6 +60,8 @@ def _main(arguments: list[str], folder: str, output: list[str], environment: dic
     for number, path in enumerate(output, start=1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), number)
     resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+    # As at a terminal; tests that a shell started in the background inherit that it is ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.argv[1:] = arguments
     from llmscale.cli import main
 
