@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "llmscale.families": set(),
     "llmscale.config": {"llmscale.families", "data_pipeline"},
     "llmscale.legality": {"llmscale.config", "data_pipeline"},
-    "llmscale.plan": {"llmscale.config", "llmscale.legality", "data_pipeline"},
+    "llmscale.plan": {"llmscale.config", "llmscale.legality", "llmscale.parallel.plans", "data_pipeline"},
     "llmscale.model": {"llmscale.config", "data_pipeline"},
     "llmscale.objectives": {"llmscale.model", "llmscale.config", "data_pipeline"},
     "llmscale.parallel": {"llmscale.model", "llmscale.config", "data_pipeline"},

@@ -98,6 +98,13 @@ class TrainConfig(Section):
     """A checkpoint (or run directory) whose weights the run starts from; optimizer, data and steps start anew."""
 
 
+def micro_batches(samples: int, largest: int) -> tuple[int, int]:
+    """(samples of a micro batch, micro batches of a step) of one data-parallel rank that has `samples` samples of the
+    step: the largest equal parts of at most `largest` samples."""
+    micro = max(part for part in range(1, min(largest, samples) + 1) if samples % part == 0)
+    return micro, samples // micro
+
+
 class LearningChecks:
     """Checks over several sections, mixed into the whole config."""
 

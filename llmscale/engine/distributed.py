@@ -191,6 +191,15 @@ def gather_objects(value: Any) -> list[Any]:
     return found
 
 
+def gather_to_lead(value: Any) -> list[Any] | None:
+    """Every rank's `value` on rank 0, in rank order; None on the others."""
+    if dist.get_world_size() == 1:
+        return [value]
+    found: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
+    dist.gather_object(value, found)
+    return found
+
+
 def all_reduce_sum(values: list[float]) -> list[float]:
     """Sums over all ranks, in double precision."""
     if dist.get_world_size() == 1:

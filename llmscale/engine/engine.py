@@ -16,6 +16,7 @@ from torch import nn
 from data_pipeline.batch import Batch
 from llmscale.checkpoint.fragments import Fragment
 from llmscale.config import RunConfig
+from llmscale.config.training import micro_batches
 from llmscale.engine import shims, zero_state
 from llmscale.engine.experts import experts_of_deepspeed, mark_experts
 from llmscale.engine.optimizers import build_optimizer, set_learning_rate
@@ -249,13 +250,9 @@ def compile_blocks(model: nn.Module) -> None:
 
 
 def accumulation(config: RunConfig, data_parallel: int, global_batch: int | None = None) -> tuple[int, int]:
-    """(samples of a micro batch, micro batches of a step) of one rank: the largest equal parts within the maximum.
-
-    `global_batch`: samples of the step, where it is not `train.global_batch`.
-    """
+    """`micro_batches` of one rank. `global_batch`: samples of the step, where it is not `train.global_batch`."""
     samples = (global_batch or config.train.global_batch) // data_parallel
-    micro = max(part for part in range(1, config.train.micro_batch + 1) if samples % part == 0)
-    return micro, samples // micro
+    return micro_batches(samples, config.train.micro_batch)
 
 
 def deepspeed_config(

@@ -11,6 +11,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from llmscale.model.block import Block
 from llmscale.model.context import Context
+from llmscale.parallel.swap import mix_in
 
 _ATEN = torch.ops.aten
 KEPT = frozenset(
@@ -39,9 +40,7 @@ def apply_recompute(model: nn.Module, mode: Literal["none", "block", "selective"
         return
     for module in model.modules():
         if isinstance(module, Block):
-            # Another class rather than a wrapper, which would change the names of parameters.
-            module.__class__ = SelectiveBlock if mode == "selective" else RecomputedBlock
-            module.draws = draws
+            mix_in(module, SelectiveBlock if mode == "selective" else RecomputedBlock, draws=draws)
 
 
 class RecomputedBlock(Block):

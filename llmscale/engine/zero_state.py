@@ -19,7 +19,7 @@ from llmscale.engine.optimizers import Part, ShardedOptimizer, create_state
 from llmscale.parallel.init import Weights, fill
 from llmscale.parallel.shards import Shard, shard_of
 
-WEIGHT = "weight"
+WEIGHT, GRADIENT = "weight", "gradient"
 # Reads a flat fp32 range of a rectangle of a global tensor: (name, kind, rectangle, start, end) -> 1-D tensor of
 # end - start elements.
 RangeReader = Callable[[str, str, Shard, int, int], torch.Tensor]
@@ -32,12 +32,11 @@ def bind_optimizer(engine: Any, named: list[tuple[str, nn.Parameter]]) -> None:
         return
     names = {id(parameter): name for name, parameter in named}
     zero = engine.optimizer
-    stage3 = engine.zero_optimization_stage() == 3
-    members = zero.fp16_groups if stage3 else zero.bit16_groups
+    members = zero.fp16_groups if engine.zero_optimization_stage() == 3 else zero.bit16_groups
     for partition, parameters in zip(_partitions(engine), members, strict=True):
         parts = []
         for parameter in parameters:
-            start, count, offset = (_range_stage3 if stage3 else _range)(engine, parameter)
+            start, count, offset = _range(engine, parameter)
             parts.append(Part(names[id(parameter)], shard_of(parameter).shape, start, count, offset))
         optimizer.bind(partition, parts, zero.dp_process_group)
 
@@ -133,16 +132,11 @@ def watched_gradients(engine: Any, named: list[tuple[str, nn.Parameter]], seen: 
         }
         for name, parameter in named:
             own = shard_of(parameter)
-            place = _partition_of(engine, parameter) if own.first and parameter.requires_grad else None
-            if place is None or place not in present:
+            if not (own.first and parameter.requires_grad) or _partition_of(engine, parameter) not in present:
                 continue
-            start, count, offset = (_range_stage3 if hasattr(parameter, "ds_id") else _range)(engine, parameter)
-            if not count:
-                continue
-            gradient = _partitions(engine)[place].grad
-            assert gradient is not None
-            values = gradient.view(-1).narrow(0, offset, count).float().clone()
-            seen.append(Fragment(name, "gradient", own.shape, own.offsets, own.sizes, start, start + count, values))
+            for start, part in _owned(engine, parameter, GRADIENT):
+                end, values = start + part.numel(), part.float().clone()
+                seen.append(Fragment(name, GRADIENT, own.shape, own.offsets, own.sizes, start, end, values))
 
     handle = _inner_optimizer(engine).register_step_pre_hook(look)
     try:
@@ -196,23 +190,28 @@ def _partition_of(engine: Any, parameter: Any) -> int | None:
 
 def _owned(engine: Any, parameter: Any, kind: str) -> Iterator[tuple[int, torch.Tensor]]:
     """(first element, flat view) of this rank's part of one tensor, without padding; nothing where it owns none."""
-    stage3 = hasattr(parameter, "ds_id")
-    start, count, offset = (_range_stage3 if stage3 else _range)(engine, parameter)
+    start, count, offset = _range(engine, parameter)
     if not count:
         return
     if not parameter.requires_grad:
-        values = parameter.ds_tensor.data if stage3 else parameter.data
+        values = parameter.ds_tensor.data if hasattr(parameter, "ds_id") else parameter.data
         yield start, values.view(-1)[:count]
         return
     place = _partition_of(engine, parameter)
     assert place is not None
     partition = _partitions(engine)[place]
-    values = partition if kind == WEIGHT else _inner_optimizer(engine).state[partition][kind]
+    if kind == GRADIENT:
+        assert partition.grad is not None
+        values = partition.grad.view(-1)
+    else:
+        values = partition if kind == WEIGHT else _inner_optimizer(engine).state[partition][kind]
     yield start, values.narrow(0, offset, count)
 
 
 def _range(engine: Any, parameter: Any) -> tuple[int, int, int]:
-    """(first element, elements, place in the partition) of this rank's part at stages 1 and 2."""
+    """(first element, elements, place in the partition) of this rank's part."""
+    if hasattr(parameter, "ds_id"):
+        return _range_stage3(engine, parameter)
     if not parameter.requires_grad:
         first = dist.get_rank(_replicas(engine, parameter)) == 0
         return 0, parameter.numel() if first else 0, 0

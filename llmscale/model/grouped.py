@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, library
 
 
 def grouped_product(rows: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
@@ -24,12 +24,12 @@ def grouped_product(rows: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
     return F.grouped_mm(rows, weights.transpose(-2, -1), offs=ends)
 
 
-@torch.library.custom_op("llmscale::grouped_product", mutates_args=())
+@library.custom_op("llmscale::grouped_product", mutates_args=())
 def _product(rows: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
     return F.grouped_mm(rows, weights.transpose(-2, -1), offs=ends)
 
 
-@torch.library.custom_op("llmscale::grouped_outer", mutates_args=())
+@library.custom_op("llmscale::grouped_outer", mutates_args=())
 def _outer(left: Tensor, right: Tensor, ends: Tensor) -> Tensor:
     """(N, a) and (N, b) to (groups, a, b): the products of the groups' rows, summed within each group."""
     return F.grouped_mm(left.T, right, offs=ends)

@@ -102,6 +102,11 @@ def fill(values: Tensor, weights: Weights, name: str, part: Shard, start: int = 
         values[first:last].copy_(weights(name, part, start + first, start + last))
 
 
+def blank(name: str, part: Shard, start: int, end: int) -> Tensor:
+    """`Weights` of zeros, for a model that gets its values later."""
+    return torch.zeros(end - start)
+
+
 def drawn(config: ModelConfig, seed: int) -> Weights:
     """The initial weights of a model: `initial_values` of rectangles."""
 

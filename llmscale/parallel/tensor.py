@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import nn
 
 from llmscale.config import ModelConfig
@@ -16,6 +14,7 @@ from llmscale.parallel import layers
 from llmscale.parallel.grid import RankGrid
 from llmscale.parallel.plans import Cut, cut_of
 from llmscale.parallel.shards import Shard, narrow
+from llmscale.parallel.swap import mix_in
 
 _SHARDED: dict[type[nn.Module], type[nn.Module]] = {
     Attention: layers.ShardedAttention,
@@ -45,7 +44,7 @@ def apply_tensor_parallel(model: Transformer, grid: RankGrid, by_positions: bool
     shards: dict[str, Shard] = {}
     for name, module in list(model.named_modules()):
         if type(module) in _SHARDED:
-            _become(module, _SHARDED[type(module)], ranks=ranks)
+            mix_in(module, _SHARDED[type(module)], ranks=ranks)
         cut = cut_of(name, by_positions)
         if cut is not None and not isinstance(module, Experts):
             for own, shard in _cut(module, cut, model.config, grid, ranks).items():
@@ -84,11 +83,11 @@ def _cut(
             return along(1 if stacked else 0)
         case "vocabulary":
             embeds = isinstance(module, nn.Embedding)
-            _become(module, layers.VocabularyEmbedding if embeds else layers.VocabularyHead, ranks=ranks)
+            mix_in(module, layers.VocabularyEmbedding if embeds else layers.VocabularyHead, ranks=ranks)
             return along(0)
         case "row":
             kind = layers.RowExpertLinear if stacked else layers.RowLinear
-            _become(module, kind, ranks=ranks, summed=ranks.group)
+            mix_in(module, kind, ranks=ranks, summed=ranks.group)
             return {"weight": whole["weight"].narrowed(2 if stacked else 1, ranks.rank, ranks.size)}
         case "heads":
             return along(1)
@@ -96,7 +95,7 @@ def _cut(
             return _cut_key_value(module, whole, config.kv_head_count, grid, ranks)
         case "replicated_sum":
             norm = layers.SharedRMSNorm if isinstance(module, nn.RMSNorm) else layers.SharedLayerNorm
-            _become(module, norm, summed=ranks.group)
+            mix_in(module, norm, summed=ranks.group)
             return {}
 
 
@@ -109,13 +108,6 @@ def _cut_key_value(
     alike = ranks.size // heads
     part = ranks.rank // alike
     members = grid.ranks("tensor")[part * alike : (part + 1) * alike]
-    _become(module, layers.SharedLinear, summed=grid.group_of(members))
+    mix_in(module, layers.SharedLinear, summed=grid.group_of(members))
     first = ranks.rank % alike == 0
     return {name: shard.narrowed(0, part, heads, first) for name, shard in whole.items()}
-
-
-def _become(module: nn.Module, kind: type[nn.Module], **attributes: Any) -> None:
-    """Another class rather than a wrapper, which would change the names of parameters."""
-    module.__class__ = kind
-    for name, value in attributes.items():
-        setattr(module, name, value)

@@ -15,11 +15,10 @@ from torch import Tensor
 
 from llmscale.checkpoint.fragments import Fragment
 from llmscale.config import RunConfig
-from llmscale.engine.distributed import gather_objects, join, leave, read_world
+from llmscale.engine.distributed import broadcast_object, gather_to_lead, join, leave, read_world
 from llmscale.train.run_directory import RunDirectory
 from llmscale.train.signals import PreemptionFlag
 from llmscale.train.start import assemble
-from llmscale.train.trainer import Trainer
 
 FLOOR = 1e-3
 """A parameter's gradient counts as no smaller than this share of the whole gradient: some have a true gradient of 0."""
@@ -65,21 +64,21 @@ def run_layout(config: RunConfig, steps: int, gradients: Path, reference: bool) 
             found.norms.append(result.grad_norm)
             found.samples.append(result.ledger_sum)
             if watched:
-                _judge(found, trainer, seen, gradients / f"step-{step}.safetensors", reference)
+                _judge(found, seen, gradients / f"step-{step}.safetensors", reference)
     return found
 
 
-def _judge(found: Figures, trainer: Trainer, seen: list[Fragment], file: Path, reference: bool) -> None:
+def _judge(found: Figures, seen: list[Fragment], file: Path, reference: bool) -> None:
     """Keep the gradients of a step as the reference, or note the largest difference from it."""
-    parts = gather_objects(seen)
+    parts = gather_to_lead(seen)
     worst = (0.0, "")
-    if trainer.grid.rank == 0:
+    if parts is not None:
         whole = dict(assembled(part for each in parts for part in each))
         if reference:
             save_file(whole, file)
         else:
             worst = gradient_difference(whole, load_file(file))
-    found.gradients.append(gather_objects(worst)[0])
+    found.gradients.append(broadcast_object(worst))
 
 
 def assembled(parts: Any) -> Iterator[tuple[str, Tensor]]:

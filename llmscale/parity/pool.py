@@ -16,6 +16,9 @@ from typing import Any
 
 from data_pipeline.errors import UserError
 
+_GRACE = 2.0
+"""Seconds that the processes have to end by themselves."""
+
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["llmscale.parity.preload"])
 
@@ -23,13 +26,11 @@ _context.set_forkserver_preload(["llmscale.parity.preload"])
 class RankPool:
     """Ranks forked from one parent that has torch and DeepSpeed imported; they start when needed.
 
-    Each number of ranks has processes of its own, since DeepSpeed numbers modules by all that a process has seen, and
-    compares the numbers between ranks. Use it in a `with` block. After a failure the processes are replaced, since some
-    may wait for one that failed.
+    Use it in a `with` block. After a failure the processes are replaced, since some may wait for one that failed.
     """
 
     def __init__(self) -> None:
-        self._groups: dict[int, list[tuple[Any, Any]]] = {}
+        self._ranks: list[tuple[Any, Any]] = []
 
     def __enter__(self) -> RankPool:
         return self
@@ -53,29 +54,35 @@ class RankPool:
             UserError: what a rank met.
             RuntimeError: a rank failed, with its traceback, died or hangs.
         """
-        group = self._groups.setdefault(ranks, [])
-        while len(group) < ranks:
-            group.append(_start())
+        while len(self._ranks) < ranks:
+            self._ranks.append(_start())
         port = free_port()
         try:
-            for rank, (_, pipe) in enumerate(group):
+            for rank, (_, pipe) in enumerate(self._ranks[:ranks]):
                 pipe.send((rank, ranks, port, function, arguments))
-            return _collect(group, time.monotonic() + timeout)
+            return _collect([pipe for _, pipe in self._ranks[:ranks]], time.monotonic() + timeout)
         except BaseException:
-            _end(self._groups.pop(ranks))
+            self.close()
             raise
 
     def close(self) -> None:
         """End the processes."""
-        while self._groups:
-            _end(self._groups.popitem()[1])
+        for _, pipe in self._ranks:
+            pipe.close()
+        end = time.monotonic() + _GRACE
+        for process, _ in self._ranks:
+            process.join(timeout=max(0.0, end - time.monotonic()))
+            if process.is_alive():
+                process.kill()
+                process.join()
+        self._ranks.clear()
 
 
-def _collect(group: list[tuple[Any, Any]], end: float) -> list[Any]:
-    ranks = len(group)
+def _collect(pipes: list[Any], end: float) -> list[Any]:
+    ranks = len(pipes)
     results: dict[int, Any] = {}
     while len(results) < ranks:
-        waiting = {pipe: rank for rank, (_, pipe) in enumerate(group) if rank not in results}
+        waiting = {pipe: rank for rank, pipe in enumerate(pipes) if rank not in results}
         for pipe in multiprocessing.connection.wait(list(waiting), timeout=1):
             rank = waiting[pipe]
             try:
@@ -90,15 +97,6 @@ def _collect(group: list[tuple[Any, Any]], end: float) -> list[Any]:
         if time.monotonic() > end:
             raise RuntimeError(f"ranks {sorted({*range(ranks)} - {*results})} of {ranks} hang")
     return [results[rank] for rank in range(ranks)]
-
-
-def _end(group: list[tuple[Any, Any]]) -> None:
-    for process, pipe in group:
-        pipe.close()
-        process.join(timeout=0.5)
-        if process.is_alive():
-            process.kill()
-            process.join()
 
 
 def free_port() -> int:
@@ -124,7 +122,6 @@ def _serve(pipe: Any) -> None:
     import torch
 
     torch.set_num_threads(1)
-    linear = torch.nn.functional.linear
     with contextlib.suppress(EOFError, BrokenPipeError):
         while True:
             rank, ranks, port, function, arguments = pipe.recv()
@@ -142,5 +139,3 @@ def _serve(pipe: Any) -> None:
                 pipe.send((error, None))
             except BaseException:
                 pipe.send((traceback.format_exc(), None))
-            # ZeRO 3 replaces it for the whole process.
-            torch.nn.functional.linear = linear

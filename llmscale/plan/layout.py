@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from llmscale import legality
 from llmscale.config import RunConfig
+from llmscale.config.training import micro_batches
 
 
 @dataclass(frozen=True)
@@ -53,13 +54,6 @@ class Layout:
     def in_flight(self) -> int:
         """Micro batches whose activations the first stage holds at once under 1F1B (Narayanan et al. 2021, 2.2.1)."""
         return min(self.pipeline, self.accumulation)
-
-
-def micro_batches(samples: int, largest: int) -> tuple[int, int]:
-    """(samples of a micro batch, micro batches of a step) of one data-parallel rank that has `samples` samples of
-    the step: the largest equal parts that are no larger than `largest`, as the trainer cuts them."""
-    micro = max(part for part in range(1, min(largest, samples) + 1) if samples % part == 0)
-    return micro, samples // micro
 
 
 def layout_of(config: RunConfig, legal: legality.Layout, largest: int) -> Layout:

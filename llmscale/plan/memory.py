@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from llmscale.config import RunConfig
+from llmscale.parallel.plans import stage_layers
 from llmscale.plan.activations import Activations
 from llmscale.plan.layout import Layout
-from llmscale.plan.parameters import Counts, block_parameters, layer_kinds, parameters, stage_layers
+from llmscale.plan.parameters import Counts, block_parameters, layer_kinds, parameters
 from llmscale.plan.saved import Forward, forward
 from llmscale.plan.workload import Workload
 
@@ -181,7 +182,7 @@ def in_flight(layout: Layout, stage: int) -> float:
 def _gathered(config: RunConfig, layout: Layout, whole: int, stage: int) -> int:
     """Elements that ZeRO 3 holds gathered when forward and backward pass meet: half the reuse distance lies on either
     side, then the largest layer and what is fetched ahead."""
-    layers = stage_layers(config.model.layers, layout.pipeline, stage)
+    layers = stage_layers(config.model.layers, layout.pipeline)[stage]
     cross = config.model.architecture == "encoder_decoder"
     largest = max(
         sum(block_parameters(config.model, layer, cross, layout.tensor, layout.expert).values())

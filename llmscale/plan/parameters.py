@@ -10,6 +10,7 @@ from collections import Counter
 from functools import lru_cache
 
 from llmscale.config.model import ModelConfig
+from llmscale.parallel.plans import stage_layers
 
 Counts = Counter[str]
 """Elements by part: embedding, positions, attention, cross_attention, feed_forward, router, experts, norms, head."""
@@ -35,7 +36,7 @@ def parameters(
         expert: expert-parallel size.
     """
     cross = config.architecture == "encoder_decoder"
-    counts = _blocks(config, stage_layers(config.layers, pipeline, stage), cross, tensor, expert)
+    counts = _blocks(config, stage_layers(config.layers, pipeline)[stage], cross, tensor, expert)
     if cross:
         counts += _blocks(config, range(config.encoder_layer_count), False, tensor, expert)
         counts += _around(config, tensor)
@@ -46,14 +47,6 @@ def parameters(
     elif config.positions == "relative":
         counts["positions"] += _relative(config, tensor)
     return counts
-
-
-def stage_layers(layers: int, stages: int, stage: int) -> range:
-    """Layers of a pipeline stage: contiguous, as equal in number as can be, longer stages just before the last."""
-    each, more = divmod(layers, stages)
-    longer = stages - 1 - more
-    start = stage * each + min(max(stage - longer, 0), more)
-    return range(start, start + each + (longer <= stage < stages - 1))
 
 
 def _blocks(config: ModelConfig, layers: range, cross: bool, tensor: int, expert: int) -> Counts:

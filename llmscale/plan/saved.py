@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from llmscale.parallel.plans import stage_layers
 from llmscale.plan.activations import Activations, Saved, add
-from llmscale.plan.parameters import layer_kinds, stage_layers
+from llmscale.plan.parameters import layer_kinds
 
 CHUNK_TOKENS = 1024
 """Tokens whose logits the head holds at a time (`llmscale.model.heads`)."""
@@ -41,7 +42,7 @@ def forward(acts: Activations, stage: int = 0) -> Forward:
     kept: Saved = {}
     if stage == 0:
         add(kept, {"embedding": _embedding(acts)})
-    layers = stage_layers(model.layers, layout.pipeline, stage)
+    layers = stage_layers(model.layers, layout.pipeline)[stage]
     causal = model.architecture != "encoder"
     again, block = _stack(acts, kept, layers, work.length, work.memory, causal)
     if work.memory:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from llmscale.config.model import ModelConfig
+from llmscale.parallel.plans import stage_layers
 from llmscale.plan import kernels
 from llmscale.plan.blocks import Layer, Software, Time, head_time
 from llmscale.plan.flops import Flops, flops
 from llmscale.plan.hardware import Hardware
 from llmscale.plan.layout import Layout
-from llmscale.plan.parameters import Counts, layer_kinds, parameters, stage_layers
+from llmscale.plan.parameters import Counts, layer_kinds, parameters
 from llmscale.plan.workload import Workload
 
 OPTIMIZER_BYTES = 44
@@ -133,7 +134,7 @@ class Forecaster:
         causal = model.architecture != "encoder"
         forward, backward = Time(), Time()
         again = Time()
-        stacks = [(stage_layers(model.layers, layout.pipeline, stage), work.length, work.memory, causal)]
+        stacks = [(stage_layers(model.layers, layout.pipeline)[stage], work.length, work.memory, causal)]
         if work.memory:
             stacks.append((range(model.encoder_layer_count), work.memory, 0, False))
         for layers, length, memory, own in stacks:

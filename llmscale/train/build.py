@@ -140,10 +140,10 @@ def build_tokenizer(config: RunConfig, run: RunDirectory) -> Tokenizer:
 
 
 def build_model(
-    config: RunConfig, tokenizer: Tokenizer, grid: RankGrid, world: World, start: Checkpoint | None = None
+    config: RunConfig, tokenizer: Tokenizer, grid: RankGrid, world: World, continues: bool = False
 ) -> tuple[Transformer, Weights]:
     """This rank's part of the model, of which there are shapes only, and where its weights come from: drawn by name, or
-    read from the checkpoint that the run continues from (`start`) or that `train.init_from` names.
+    read from the checkpoint that `train.init_from` names. A run that `continues` gets them with the rest of its state.
 
     Raises:
         UserError: the ranks of this machine do not fit its memory, or as `start_from`.
@@ -151,8 +151,8 @@ def build_model(
     together(lambda: require_memory(config, tokenizer.vocab_size, grid, world))
     vocab_size = config.model.vocabulary(tokenizer.vocab_size)
     model = init.build_hollow(config.model, vocab_size, grid, config.parallel.tensor_sequence)
-    if start is not None:
-        return model, weights_of(start)
+    if continues:
+        return model, init.blank
     if config.train.init_from is not None:
         return model, start_from(model, config.train.init_from, tokenizer)
     return model, init.drawn(config.model, config.run.seed)

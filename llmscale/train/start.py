@@ -79,7 +79,7 @@ def assemble(
     loader = build.build_loader(config, run, grid, resume.samples, resume.cursor, world.device)
     stack.callback(loader.close)
     config = build.with_steps(config, loader)
-    model, weights = build.build_model(config, tokenizer, grid, world, resume.checkpoint)
+    model, weights = build.build_model(config, tokenizer, grid, world, resume.checkpoint is not None)
     loss = build_loss(config.objective, config.model)
     engine = make_engine(model, loss, config, grid, world.device, weights)
     if resume.checkpoint is not None:

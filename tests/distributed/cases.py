@@ -14,9 +14,10 @@ from data_pipeline.batch import Batch
 from data_pipeline.cursor import LedgerSum
 from data_pipeline.loader import TrainLoader
 from llmscale.config import RunConfig, parse_config
+from llmscale.parity.pool import free_port
 from llmscale.train.signals import PreemptionFlag
 from llmscale.train.start import train
-from tests.ranks import free_port, run_ranks
+from tests.ranks import run_ranks
 from tests.tiny_run import write_tiny_run
 
 GLOBAL_BATCH = 12
@@ -59,7 +60,7 @@ def case_config(folder: Path, run: str, **changes: Any) -> RunConfig:
 
 
 def run_cases(ranks: int, cases: list[Case]) -> list[list[int]]:
-    """Train the cases one after the other on `ranks` ranks: their exit codes on every rank. ZeRO 3 must come last."""
+    """Train the cases one after the other on `ranks` ranks: their exit codes on every rank."""
     return run_ranks(ranks, _train_all, [replace(case, port=free_port()) for case in cases])
 
 

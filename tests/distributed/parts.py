@@ -160,7 +160,7 @@ def plain_loop(config: RunConfig, steps: int = STEPS) -> Trained:
 
 
 def train_on_rank(configs: list[RunConfig], steps: int = STEPS) -> list[Trained]:
-    """What a rank sees of some runs, one after the other; stage 3 must come last, since it patches torch for good."""
+    """What a rank sees of some runs, one after the other."""
     join(read_world("cpu"))
     found = [_train(config, steps) for config in configs]
     leave()

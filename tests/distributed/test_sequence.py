@@ -26,7 +26,7 @@ def stage(number: int) -> dict[str, Any]:
     return {"engine__zero_stage": number}
 
 
-# (ranks, sequence, tensor): the rest of the ranks is data parallelism. Stage 3 comes last: it patches torch for good.
+# (ranks, sequence, tensor): the rest of the ranks is data parallelism.
 CASES: dict[tuple[int, int, int], list[tuple[str, dict[str, Any]]]] = {
     (2, 2, 1): [
         ("gpt2", {}),

@@ -32,7 +32,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "one key head": {**DECODER, "model__kv_heads": 1},
     "dropout": {**DECODER, "model__dropout": 0.1, "model__attention_dropout": 0.1},
 }
-# (ranks, ZeRO stage, tensor-parallel size, by positions, recompute, optimizer); stage 3 comes last of its ranks.
+# (ranks, ZeRO stage, tensor-parallel size, by positions, recompute, optimizer).
 LAYOUTS = {
     2: [
         (1, 2, False, "none", SGD), (2, 2, True, "block", SGD),

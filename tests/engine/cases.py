@@ -130,7 +130,7 @@ def open_engine(config: RunConfig) -> tuple[Engine, RankGrid]:
 
 
 def train_on_rank(configs: list[RunConfig], steps: int = STEPS) -> list[list[Figures]]:
-    """What a rank sees of some runs, one after the other; stage 3 must come last, since it patches torch for good."""
+    """What a rank sees of some runs, one after the other."""
     join(read_world("cpu"))
     found = []
     for config in configs:

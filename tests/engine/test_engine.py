@@ -31,7 +31,7 @@ def expected() -> dict[str, list[tuple[float, float]]]:
 
 
 def configs(micro_batch: int, **changes: object) -> list[tuple[str, RunConfig]]:
-    """Every variant at every stage, 3 last."""
+    """Every variant at every stage."""
     return [
         (name, case_config(engine__zero_stage=stage, train__micro_batch=micro_batch, **variant, **changes))
         for stage in (1, 2, 3)

@@ -10,7 +10,7 @@ from tests.engine.cases import case_config, plain_torch, resume_all_on_rank, sav
 from tests.ranks import run_ranks
 
 CASES = [(1, "optimizer"), (2, "optimizer"), (3, "optimizer"), (3, "optimizer_and_weights")]
-"""ZeRO stage and what is offloaded; stage 3 last."""
+"""ZeRO stage and what is offloaded."""
 EVEN: dict[str, Any] = {
     "model__hidden_size": 32, "model__heads": 4, "model__kv_heads": 2, "model__ffn_size": 72, "model__vocab_multiple": 8
 }  # fmt: skip

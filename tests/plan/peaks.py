@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import gc
-import weakref
-from functools import partial
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from benchmarks.memory import all_tensor_bytes, peak_bytes
 from data_pipeline.batch import Batch
 from llmscale.config import RunConfig, parse_config
 from llmscale.engine.distributed import join, leave, read_world
@@ -43,64 +39,23 @@ def peak_config(
     )
 
 
-class Watch(TorchDispatchMode):
-    """Counts the storages that operations make, and forgets each when it is freed, on whatever thread that is.
-
-    torch.profiler does not see what gloo's threads free.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.current = self.highest = 0
-        self._known: dict[int, tuple[weakref.ref[Any], int]] = {}
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = function(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, torch.Tensor):
-                self._note(leaf.untyped_storage())
-        return result
-
-    def _note(self, storage: Any) -> None:
-        address, size = storage._cdata, storage.nbytes()
-        if address in self._known or not size or storage.device.type == "meta":
-            return
-        self._known[address] = weakref.ref(storage, partial(self._forget, address)), size
-        self.current += size
-        self.highest = max(self.highest, self.current)
-
-    def _forget(self, address: int, reference: object) -> None:
-        if address in self._known and self._known[address][0] is reference:
-            self.current -= self._known.pop(address)[1]
-
-    def begin(self) -> None:
-        """Look for the highest from now on, starting from what Python can reach between two steps."""
-        gc.collect()
-        self._known.clear()
-        self.current = 0
-        for thing in gc.get_objects():
-            if isinstance(thing, torch.Tensor):
-                self._note(thing.untyped_storage())
-        self.highest = self.current
-
-
 def peak_of_a_step(config: RunConfig) -> int:
     """Most bytes of tensors on this rank during the third step."""
     join(read_world("cpu"))
     grid = build_grid(config, read_world("cpu"))
     micro, count = accumulation(config, grid.data)
     targets = float(config.train.global_batch * LENGTH)
-    with Watch() as watch:
-        model = init.build_hollow(config.model, VOCAB, grid, config.parallel.tensor_sequence)
-        loss = build_loss(config.objective, config.model)
-        weights = init.drawn(config.model, config.run.seed)
-        engine = make_engine(model, loss, config, grid, torch.device("cpu"), weights)
-        for step in range(3):
-            given = batches(micro, count, grid.coordinate("data"))
-            watch.begin()
-            engine.train_step(given, step, [targets])
+    model = init.build_hollow(config.model, VOCAB, grid, config.parallel.tensor_sequence)
+    loss = build_loss(config.objective, config.model)
+    weights = init.drawn(config.model, config.run.seed)
+    engine = make_engine(model, loss, config, grid, torch.device("cpu"), weights)
+    given = batches(micro, count, grid.coordinate("data"))
+    for step in range(2):
+        engine.train_step(given, step, [targets])
+    settled = all_tensor_bytes()
+    more, _ = peak_bytes(lambda: engine.train_step(given, 2, [targets]))
     leave()
-    return watch.highest
+    return settled + more
 
 
 def batches(micro: int, count: int, place: int) -> list[Batch]:

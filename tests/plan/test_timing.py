@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from llmscale.config import ModelConfig
+from llmscale.config.training import micro_batches
 from llmscale.plan import kernels
 from llmscale.plan.blocks import Software
 from llmscale.plan.hardware import A100
-from llmscale.plan.layout import Layout, micro_batches
+from llmscale.plan.layout import Layout
 from llmscale.plan.timing import Forecaster, Step
 from llmscale.plan.workload import Workload
 
@@ -89,9 +90,8 @@ def test_a_faster_machine_is_faster_where_it_is_faster() -> None:
 
 @pytest.mark.parametrize("samples", [1, 6, 7, 12, 64])
 @pytest.mark.parametrize("largest", [1, 4, 5, 8])
-def test_micro_batches_are_cut_as_the_trainer_cuts_them(samples: int, largest: int) -> None:
-    from llmscale.config import load_config
-    from llmscale.engine.engine import accumulation
-
-    config = load_config("configs/quickstart.yaml", [f"train.global_batch={samples}", f"train.micro_batch={largest}"])
-    assert micro_batches(samples, largest) == accumulation(config, 1)
+def test_micro_batches_are_the_largest_equal_parts(samples: int, largest: int) -> None:
+    micro, count = micro_batches(samples, largest)
+    assert micro * count == samples
+    assert micro <= largest
+    assert all(samples % more for more in range(micro + 1, min(largest, samples) + 1))

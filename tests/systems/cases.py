@@ -93,7 +93,7 @@ def plain_torch(config: RunConfig) -> tuple[list[Figures], nn.Module]:
 
 
 def train_on_rank(configs: list[RunConfig]) -> list[list[Figures]]:
-    """What a rank sees of some runs, one after the other; stage 3 must come last, since it patches torch for good."""
+    """What a rank sees of some runs, one after the other."""
     join(read_world("cpu"))
     found = [_train(config) for config in configs]
     leave()

@@ -26,7 +26,7 @@ CASES: dict[str, tuple[str, ...]] = {
     "experts in an encoder": ("bert_base", "model.experts={count: 4, capacity_factor: 1.0}"),
     "experts in both": ("t5_base", "model.experts={count: 4, every: 2}"),
 }
-# (ZeRO stage, largest micro batch) by number of ranks; stage 3 comes last.
+# (ZeRO stage, largest micro batch) by number of ranks.
 LAYOUTS = {1: [(1, 8), (1, 1)], 2: [(1, 1), (2, 4), (3, 1)]}
 MORE_LAYOUTS = {1: [(2, 3), (3, 2)], 2: [(1, 4), (2, 1), (3, 4)]}
 

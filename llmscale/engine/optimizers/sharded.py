@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -70,7 +71,7 @@ class Part:
             yield slice(low[0], high[0]), slice(low[1], high[1]), slice(low[2], high[2]), view
 
 
-class ShardedOptimizer(torch.optim.Optimizer):
+class ShardedOptimizer(torch.optim.Optimizer, ABC):
     """An optimizer whose update of an element depends on more of its tensor than this rank may own.
 
     Out of the box it updates whole parameters. Where ZeRO replaces them by partitions, `bind` says what each holds;
@@ -99,6 +100,7 @@ class ShardedOptimizer(torch.optim.Optimizer):
             self._bound[partition] = [whole], None
         return self._bound[partition][0]
 
+    @abstractmethod
     def create_state(self, partition: Tensor, options: dict[str, Any]) -> None:
         """Give `partition` the state from which its first update starts.
 
@@ -106,11 +108,10 @@ class ShardedOptimizer(torch.optim.Optimizer):
             partition: bound before, or a whole parameter.
             options: of its parameter group.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def update(self, partition: Tensor, gradient: Tensor, options: dict[str, Any]) -> None:
         """Update `partition` in place; may overwrite `gradient`. Collective where the partition is bound to a group."""
-        raise NotImplementedError
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
