@@ -45,9 +45,10 @@ class EvaluationSet:
 
     def __init__(self, directory: str | Path, objective: Objective, seed: int) -> None:
         """Maps what `build_evaluation_set` wrote; `seed` decides what the objective draws."""
-        self._view = make_view(Shards([Path(directory) / PREFIX]), objective, seed)
+        self.directory = Path(directory)
+        self._view = make_view(Shards([self.directory / PREFIX]), objective, seed)
         self._objective = objective
-        size = _Size(**json.loads((Path(directory) / "meta.json").read_text()))
+        size = _Size(**json.loads((self.directory / "meta.json").read_text()))
         self.documents = size.documents
         """Number of documents; a pair is one."""
         self.tokens = size.tokens
@@ -96,9 +97,7 @@ def build_evaluation_set(
         UserError: there are no such documents, or a file cannot be read.
     """
     tokenizer = load_tokenizer(tokenizer_dir)
-    if isinstance(objective, CausalObjective):
-        objective = objective.model_copy(update={"fim_rate": 0.0})
-    made = build_objective(objective, tokenizer, config.sequence_length, seed)
+    made = _objective(config, tokenizer, objective, seed)
     whole = config.model_copy(update={"holdout": 0.0})
     parts = _training_parts(whole, tokenizer) if everything else _heldout_parts(config, tokenizer)
     lead, pairs = made.overlap == 1, made.unit == "pair"
@@ -110,6 +109,19 @@ def build_evaluation_set(
         fix = "name other files" if everything else "raise data.holdout or name files in data.evaluation"
         _write(parts, tokenizer, directory, lead, pairs, fix)
     return EvaluationSet(directory, made, seed)
+
+
+def open_evaluation_set(
+    directory: Path, config: DataConfig, tokenizer_dir: str | Path, *, objective: ObjectiveConfig, seed: int
+) -> EvaluationSet:
+    """What `build_evaluation_set` built in `directory` of the same config, without looking at the documents again."""
+    return EvaluationSet(directory, _objective(config, load_tokenizer(tokenizer_dir), objective, seed), seed)
+
+
+def _objective(config: DataConfig, tokenizer: Tokenizer, objective: ObjectiveConfig, seed: int) -> Objective:
+    if isinstance(objective, CausalObjective):
+        objective = objective.model_copy(update={"fim_rate": 0.0})
+    return build_objective(objective, tokenizer, config.sequence_length, seed)
 
 
 def training_documents(config: DataConfig, tokenizer: Tokenizer) -> Iterator[str]:

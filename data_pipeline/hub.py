@@ -16,7 +16,7 @@ import xxhash
 from data_pipeline.config import SourceConfig
 from data_pipeline.errors import UserError
 from data_pipeline.fields import Fields
-from data_pipeline.files import FileEntry, list_files
+from data_pipeline.files import FileEntry
 from data_pipeline.readers.base import ENDLESS, Block, RecentlyUsed, Span, no_records
 from data_pipeline.readers.extract import Extractor
 
@@ -27,11 +27,19 @@ OPEN_SHARDS = 8
 class StreamedDataset:
     """A streamed data set and its shards."""
 
-    def __init__(self, source: SourceConfig, index: int, where: str, span_bytes: int, fields: Fields) -> None:
-        """Opens the data set. Raises UserError where it cannot be opened or lacks the field."""
+    def __init__(
+        self,
+        source: SourceConfig,
+        index: int,
+        where: str,
+        span_bytes: int,
+        fields: Fields,
+        local: list[FileEntry],
+    ) -> None:
+        """Opens the data set, of `local` files where there are any. Raises UserError where it cannot be opened or
+        lacks the field."""
         if not source.name:
             raise UserError(f"{where}.name is missing; kind datasets needs a hub name or a builder such as 'json'")
-        local = list_files(source, index, where) if source.paths else []
         self.name = source.name
         try:
             import datasets

@@ -10,6 +10,7 @@ import numpy as np
 from data_pipeline.config import DataConfig
 from data_pipeline.cursor import Files, open_cursor
 from data_pipeline.errors import UserError
+from data_pipeline.files import FileEntry
 from data_pipeline.lanes import Lanes, LaneState
 from data_pipeline.objectives import Arrays, Objective
 from data_pipeline.packing import Sample
@@ -88,11 +89,19 @@ class StreamSamples:
     total: int | None = None
     immediate: bool = False
 
-    def __init__(self, config: DataConfig, tokenizer: Tokenizer, objective: Objective, seed: int) -> None:
-        """Lists the files. Raises UserError as `Corpus` and `Lanes` do, or for sources that lack the targets."""
+    def __init__(
+        self,
+        config: DataConfig,
+        tokenizer: Tokenizer,
+        objective: Objective,
+        seed: int,
+        listed: list[list[FileEntry]] | None = None,
+    ) -> None:
+        """Lists the files, unless that has been done. Raises UserError as `Corpus` and `Lanes` do, or for sources that
+        lack the targets."""
         if objective.unit == "pair":
             require_targets(config)
-        self.corpus = Corpus.training(config)
+        self.corpus = Corpus.training(config, listed)
         self.lanes = Lanes(self.corpus, tokenizer, config, objective, seed)
         self._objective = objective
         self._records = 0

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from data_pipeline.config import DataConfig
 from data_pipeline.errors import UserError
+from data_pipeline.files import FileEntry, list_sources
 from data_pipeline.indexed.format import idx_path
 from data_pipeline.indexed.materialise import materialise, read_json
 from data_pipeline.indexed.shards import Shards
@@ -29,6 +30,7 @@ def open_samples(
     cache: str | Path | None,
     epochs: float | None = None,
     progress: Callable[[str], None] | None = None,
+    listed: list[list[FileEntry]] | None = None,
 ) -> StreamSamples | IndexedSamples:
     """The samples of `config.sources`.
 
@@ -41,6 +43,7 @@ def open_samples(
             write it at once.
         epochs: see `IndexedSamples`.
         progress: told what takes time.
+        listed: `list_sources` of the sources, where that has been done.
 
     Raises:
         UserError: unusable files or settings, or tokens of another tokenizer.
@@ -51,7 +54,7 @@ def open_samples(
             raise UserError(
                 f"train.epochs ({epochs}) needs data that have an end; set data.order=permutation, or give train.steps"
             )
-        return StreamSamples(config, tokenizer, made, seed)
+        return StreamSamples(config, tokenizer, made, seed, listed)
     if made.unit == "pair":
         require_targets(config)
     kinds = {source.kind == "tokens" for source in config.sources}
@@ -69,7 +72,8 @@ def open_samples(
         if progress is not None:
             progress(f"tokenising the training documents into {cache}")
         sources = [
-            [_tokenised(config, index, tokenizer, cache, made.unit == "pair")] for index in range(len(config.sources))
+            [_tokenised(config, index, files, tokenizer, cache, made.unit == "pair")]
+            for index, files in enumerate(list_sources(config.sources) if listed is None else listed)
         ]
     sizes = [sum(Path(f"{prefix}.bin").stat().st_size for prefix in prefixes) for prefixes in sources]
     mixture = Mixture(config, sizes, made.targets_per_sample, seed)
@@ -87,9 +91,12 @@ def open_samples(
     return IndexedSamples(groups, mixture, made, seed, tokenizer.vocab_size, epochs)
 
 
-def _tokenised(config: DataConfig, index: int, tokenizer: Tokenizer, cache: str | Path, pairs: bool) -> str:
+def _tokenised(
+    config: DataConfig, index: int, files: list[FileEntry], tokenizer: Tokenizer, cache: str | Path, pairs: bool
+) -> str:
     """The prefix of one source's training documents, written unless it is there."""
-    corpus = Corpus.training(config.model_copy(update={"sources": [config.sources[index]]}))
+    files = [file._replace(source=0) for file in files]
+    corpus = Corpus.training(config.model_copy(update={"sources": [config.sources[index]]}), [files])
     prefix = Path(cache) / f"training-{corpus.digest[:12]}-{tokenizer.digest[:8]}-{int(pairs)}"
     prefix.parent.mkdir(parents=True, exist_ok=True)
     materialise(corpus.documents(), tokenizer, prefix, digest=f"{corpus.digest} training", pairs=pairs)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from data_pipeline.config import SourceConfig
 from data_pipeline.errors import UserError
 from data_pipeline.fields import Fields
-from data_pipeline.files import FileEntry, list_files
+from data_pipeline.files import FileEntry
 from data_pipeline.hub import DatasetReader, StreamedDataset
 from data_pipeline.readers.arrow import ArrowReader, arrow_spans
 from data_pipeline.readers.bad_records import BadRecords
@@ -50,26 +50,28 @@ def is_whole_file(source: SourceConfig) -> bool:
     return source.kind == "text" and source.document == "file" and source.delimiter is None
 
 
-def open_source(source: SourceConfig, index: int, where: str, settings: ReadSettings, bad: BadRecords) -> OpenSource:
-    """Lists, fingerprints and cuts the files of a source.
+def open_source(
+    source: SourceConfig, index: int, where: str, files: list[FileEntry], settings: ReadSettings, bad: BadRecords
+) -> OpenSource:
+    """Cuts the files of a source.
 
     Args:
         source: what to read.
         index: its number among the sources.
         where: its place in the config, for messages.
+        files: `list_files` of it.
         settings: how to cut it.
         bad: gets the records that cannot be used.
 
     Raises:
-        UserError: no file, an unreadable one, a missing field, or settings that do not fit together.
+        UserError: an unreadable file, a missing field, or settings that do not fit together.
     """
     _require_fitting(source, where)
     fields = Fields(source, where)
     extractor = Extractor(fields, bad, settings.max_document_bytes)
     if source.kind == "datasets":
-        streamed = StreamedDataset(source, index, where, settings.span_bytes, fields)
+        streamed = StreamedDataset(source, index, where, settings.span_bytes, fields, files)
         return OpenSource(streamed.files, streamed.spans, DatasetReader(extractor, streamed))
-    files = list_files(source, index, where)
     for file in files:
         if file.path.endswith(_UNREAD_SUFFIXES):
             raise UserError(f"{where}.paths: {file.path} is compressed in a way that is not read; use .gz or .zst")

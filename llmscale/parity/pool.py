@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -122,6 +123,7 @@ def _serve(pipe: Any) -> None:
     import torch
 
     torch.set_num_threads(1)
+    gc.freeze()  # DeepSpeed collects garbage at each start of ZeRO 3, which would walk all that was imported
     with contextlib.suppress(EOFError, BrokenPipeError):
         while True:
             rank, ranks, port, function, arguments = pipe.recv()

@@ -12,7 +12,8 @@ import torch
 
 from data_pipeline.cursor import merge_cursors
 from data_pipeline.errors import FULL, UserError
-from data_pipeline.evaluation_set import EvaluationSet, build_evaluation_set
+from data_pipeline.evaluation_set import EvaluationSet, build_evaluation_set, open_evaluation_set
+from data_pipeline.files import list_sources
 from data_pipeline.loader import TrainLoader
 from data_pipeline.objectives import required_roles
 from data_pipeline.tokenizer import Tokenizer, load_tokenizer, prepare_tokenizer
@@ -238,13 +239,9 @@ def build_evaluation(config: RunConfig, run: RunDirectory) -> EvaluationSet | No
     if not config.data.holdout and not config.data.evaluation:
         return None
 
-    def build() -> EvaluationSet:
-        return build_evaluation_set(
-            config.data, run.tokenizer, run.cache, objective=config.objective, seed=config.run.seed
-        )
-
-    on_rank_zero(lambda: build() and None)
-    return together(build)
+    how: dict[str, Any] = {"objective": config.objective, "seed": config.run.seed}
+    name = on_rank_zero(lambda: build_evaluation_set(config.data, run.tokenizer, run.cache, **how).directory.name)
+    return together(lambda: open_evaluation_set(run.cache / name, config.data, run.tokenizer, **how))
 
 
 def build_loader(
@@ -257,14 +254,21 @@ def build_loader(
 ) -> TrainLoader:
     """This rank's share of the training samples, from global sample `first_sample` on.
 
-    What is read by permutation is tokenised by rank 0 first, and found there by the others.
+    Rank 0 lists the files for all; what is read by permutation it tokenises first, and the others find it there.
     """
+    listed = on_rank_zero(lambda: list_sources(config.data.sources))
     if config.data.finite:
         tokenizer = load_tokenizer(run.tokenizer)
         on_rank_zero(
             lambda: (
                 open_samples(
-                    config.data, tokenizer, config.objective, seed=config.run.seed, cache=run.cache, progress=_tell
+                    config.data,
+                    tokenizer,
+                    config.objective,
+                    seed=config.run.seed,
+                    cache=run.cache,
+                    progress=_tell,
+                    listed=listed,
                 )
                 and None
             )
@@ -282,6 +286,7 @@ def build_loader(
             cache=run.cache,
             epochs=config.train.epochs,
             pin_memory=device.type == "cuda",
+            listed=listed,
         )
     )
 

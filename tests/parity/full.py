@@ -8,17 +8,21 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import platform
+import signal
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from llmscale.parity.compare import GRADIENT_TOLERANCE, OPTIMIZERS, TOLERANCE, compare
+from llmscale.parity.compare import GRADIENT_TOLERANCE, OPTIMIZERS, TOLERANCE, Optimizer, compare
 from llmscale.parity.layouts import parse_layout
 from llmscale.parity.pool import RankPool
-from tests.parity.cases import covering_cases, every_case, family
+from tests.parity.cases import Case, covering_cases, every_case, family
 
 PAGE = Path(__file__).parents[2] / "docs" / "parity.md"
 HEAD = (
@@ -41,31 +45,45 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=Path, default=Path("runs/parity.jsonl"), help="where rows are kept meanwhile")
     parser.add_argument("--covering", action="store_true", help="only the few cases that CI runs")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time; ranks often wait")
     parser.add_argument("--page", type=Path, default=PAGE)
     arguments = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # rows are kept; threads need not be waited for
     cases = covering_cases() if arguments.covering else every_case()
-    rows = _kept(arguments.rows)
-    done = {(row["family"], row["layout"], row["optimizer"]) for row in rows}
-    names = list(dict.fromkeys(name for name, _ in cases))
     arguments.rows.parent.mkdir(parents=True, exist_ok=True)
-    with RankPool() as pool, arguments.rows.open("a") as file:
-        for name in names:
-            for optimizer in OPTIMIZERS:
-                wanted = [text for own, text in cases if own == name and (name, text, optimizer) not in done]
-                layouts = [parse_layout(text) for text in wanted]
-                for verdict in compare(family(name), layouts, pool, optimizers=[optimizer]) if layouts else ():
-                    row = {"family": name, **dataclasses.asdict(verdict)}
-                    rows.append(row)
-                    file.write(json.dumps(row) + "\n")
-                    file.flush()
-                    print(
-                        f"{len(rows)} of {len(cases) * len(OPTIMIZERS)}: {name} {verdict}", file=sys.stderr, flush=True
-                    )
+    rows = fill(cases, arguments.rows, arguments.jobs)
     order = {case: place for place, case in enumerate(cases)}
     rows = [row for row in rows if (row["family"], row["layout"]) in order]
     rows.sort(key=lambda row: (order[row["family"], row["layout"]], row["optimizer"]))
     arguments.page.write_text(page(rows, len(every_case())))
     sys.exit(0 if all(row["within"] for row in rows) else 1)
+
+
+def fill(cases: list[Case], path: Path, jobs: int) -> list[dict[str, Any]]:
+    """The rows of the file and those of the cases that it lacks, which are also added to it."""
+    rows = _kept(path)
+    done = {(row["family"], row["layout"], row["optimizer"]) for row in rows}
+    names = list(dict.fromkeys(name for name, _ in cases))
+    lock = threading.Lock()
+
+    def job(name: str, optimizer: Optimizer) -> None:
+        wanted = [text for own, text in cases if own == name and (name, text, optimizer) not in done]
+        if not wanted:
+            return
+        with RankPool() as pool:
+            for verdict in compare(family(name), [parse_layout(text) for text in wanted], pool, optimizers=[optimizer]):
+                row = {"family": name, **dataclasses.asdict(verdict)}
+                with lock, path.open("a") as file:
+                    rows.append(row)
+                    file.write(json.dumps(row) + "\n")
+                    print(
+                        f"{len(rows)} of {len(cases) * len(OPTIMIZERS)}: {name} {verdict}", file=sys.stderr, flush=True
+                    )
+
+    with ThreadPoolExecutor(jobs) as executor:
+        for running in [executor.submit(job, name, optimizer) for name in names for optimizer in OPTIMIZERS]:
+            running.result()
+    return rows
 
 
 def _kept(path: Path) -> list[dict[str, Any]]:
