@@ -1,18 +1,11 @@
-"""What the parent of all test ranks imports once."""
+"""What the parent of all test ranks imports once: as for `llmscale parity`, and what whole runs import late."""
 
-import torch
+import gc
 
-from llmscale.engine import shims
+import matplotlib.backends.backend_agg
+import matplotlib.figure  # noqa: F401
 
-torch.set_num_threads(1)
-shims.import_deepspeed(torch.device("cpu"))
+import llmscale.parity.preload
+import llmscale.report.report  # noqa: F401
 
-# What a run imports late, which takes every rank seconds: torch.compile's machinery (by the first optimizer, and by a
-# module that DeepSpeed's start-up reads), and matplotlib.
-torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], fused=True)
-import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: E402, F401
-import matplotlib.backends.backend_agg  # noqa: E402
-import matplotlib.figure  # noqa: E402, F401
-
-import llmscale.report.report  # noqa: E402
-import llmscale.train.start  # noqa: E402, F401
+gc.freeze()

@@ -16,7 +16,6 @@ import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from data_pipeline.errors import UserError
-from llmscale.engine.shims import restart_numbers
 
 _VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """What every launcher sets."""
@@ -170,7 +169,6 @@ def leave() -> None:
     """Tear the process group down, if there is one."""
     if dist.is_initialized():
         dist.destroy_process_group()
-    restart_numbers()
 
 
 def broadcast_object(value: Any) -> Any:

@@ -129,6 +129,10 @@ class Engine:
         zero_state.create_optimizer_state(self._engine)
         shims.save_passes_over_gradients(self._engine)
 
+    def close(self) -> None:
+        """Take DeepSpeed's hooks off the model, which would keep both and their process groups for ever."""
+        self._engine.destroy()
+
     def _trained(self, model: nn.Module) -> list[tuple[str, nn.Parameter]]:
         """The parameters that this rank updates, or shares the update of, by name."""
         return list(model.named_parameters())

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import sys
 import types
 import warnings
 from collections.abc import Iterator
@@ -40,17 +39,6 @@ def import_deepspeed(device: torch.device) -> Any:
         type(deepspeed.get_accelerator()).is_fp16_supported = lambda self: True
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     return deepspeed
-
-
-def restart_numbers() -> None:
-    """Let DeepSpeed number modules and parameters from 0 again, once no engine is left.
-
-    Stage 3 wants the same numbers on all ranks, but those of a pool may have trained different models before.
-    """
-    offload = sys.modules.get("deepspeed.runtime.zero.parameter_offload")
-    if offload is not None:
-        offload.DeepSpeedZeRoOffload._register_deepspeed_module.__defaults__[0][0] = 0
-        sys.modules["deepspeed.runtime.zero.partition_parameters"].Init.param_id = 0  # type: ignore[attr-defined]
 
 
 @contextlib.contextmanager

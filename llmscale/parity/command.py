@@ -16,7 +16,6 @@ from data_pipeline.errors import UserError
 from llmscale.config import load_config
 from llmscale.parity.compare import OPTIMIZERS, Optimizer, Verdict, compare, prepared
 from llmscale.parity.layouts import parse_layout
-from llmscale.parity.pool import RankPool
 
 
 def parity(
@@ -38,11 +37,10 @@ def parity(
     for layout in wanted:
         prepared(config, layout, chosen[0], path, clip=0.0)
     verdicts = []
-    with RankPool() as pool:
-        for verdict in compare(config, wanted, pool, steps=steps, optimizers=chosen, tell=_tell):
-            verdicts.append(verdict)
-            if as_json:
-                print(json.dumps(dataclasses.asdict(verdict)), flush=True)
+    for verdict in compare(config, wanted, steps=steps, optimizers=chosen, tell=_tell):
+        verdicts.append(verdict)
+        if as_json:
+            print(json.dumps(dataclasses.asdict(verdict)), flush=True)
     if not as_json:
         _show(verdicts, f"{path}: {steps} steps beside one process")
     return all(verdict.within for verdict in verdicts)

@@ -13,7 +13,7 @@ from data_pipeline.errors import UserError
 from llmscale.config import RunConfig, parse_config
 from llmscale.parity.job import Figures, run_layout
 from llmscale.parity.layouts import Layout, parse_layout
-from llmscale.parity.pool import RankPool
+from llmscale.parity.ranks import run_ranks
 
 Optimizer = Literal["sgd", "adamw"]
 OPTIMIZERS: tuple[Optimizer, ...] = ("sgd", "adamw")
@@ -62,7 +62,6 @@ class Verdict:
 def compare(
     config: RunConfig,
     layouts: Sequence[Layout],
-    pool: RankPool,
     *,
     steps: int = 5,
     optimizers: Sequence[Optimizer] = OPTIMIZERS,
@@ -88,12 +87,12 @@ def compare(
             gradients = Path(folder) / optimizer
             gradients.mkdir()
             tell(f"{optimizer}: one process")
-            reference = _reference(config, pool, optimizer, steps, gradients)
+            reference = _reference(config, optimizer, steps, gradients)
             for number, layout in enumerate(layouts):
                 tell(f"{optimizer}: {layout.text} on {layout.ranks} rank(s)")
                 job = prepared(config, layout, optimizer, gradients / f"run-{number}", reference.clip)
                 _adopt(gradients / "one", Path(job.run.directory))
-                found = pool.run(layout.ranks, run_layout, job, steps, gradients, False)[0]
+                found = run_ranks(layout.ranks, run_layout, job, steps, gradients, False)[0]
                 yield _judge(layout, optimizer, reference.figures, found, _arithmetic(job))
 
 
@@ -103,13 +102,13 @@ class _Reference:
     clip: float
 
 
-def _reference(config: RunConfig, pool: RankPool, optimizer: Optimizer, steps: int, gradients: Path) -> _Reference:
+def _reference(config: RunConfig, optimizer: Optimizer, steps: int, gradients: Path) -> _Reference:
     """One process; clipping is to a tenth of the norm of its first gradient, so that it is active."""
     probe = prepared(config, ALONE, optimizer, gradients / "probe", clip=0.0)
-    clip = float(f"{pool.run(1, run_layout, probe, 1, gradients, True)[0].norms[0] / 10:.2g}")
+    clip = float(f"{run_ranks(1, run_layout, probe, 1, gradients, True)[0].norms[0] / 10:.2g}")
     job = prepared(config, ALONE, optimizer, gradients / "one", clip)
     _adopt(Path(probe.run.directory), Path(job.run.directory))
-    figures = pool.run(1, run_layout, job, steps, gradients, True)[0]
+    figures = run_ranks(1, run_layout, job, steps, gradients, True)[0]
     if not all(norm > clip for norm in figures.norms):
         raise UserError(
             f"the gradient's norm fell from {figures.norms[0]:.2g} below {clip} within {steps} steps; compare fewer"

@@ -16,7 +16,7 @@ from llmscale.engine.pipeline import make_engine
 from llmscale.objectives import build_loss
 from llmscale.parallel import init
 from llmscale.parity.layouts import Layout
-from llmscale.parity.pool import RankPool
+from llmscale.parity.ranks import run_ranks
 from llmscale.train.build import build_grid, weights_of
 from llmscale.train.resume import restore
 
@@ -36,8 +36,7 @@ def reload(path: str | Path, layout: Layout) -> str:
     raw["run"] |= {"device": "cpu", "threads": 1}
     # A layout of its own, and fp32 as the checkpoint has it.
     config = layout.of(parse_config({**raw, "parallel": {}, "engine": {"dtype": "fp32"}}, origin=str(checkpoint.path)))
-    with RankPool() as pool:
-        elements, problem = pool.run(layout.ranks, reload_on_rank, str(checkpoint.path), config)[0]
+    elements, problem = run_ranks(layout.ranks, reload_on_rank, str(checkpoint.path), config)[0]
     if problem:
         raise UserError(f"{checkpoint.path} does not load in layout {layout.text}: {problem}")
     kinds = ", ".join(f"{count:,} of {kind}" for kind, count in elements.items())

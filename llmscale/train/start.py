@@ -82,6 +82,7 @@ def assemble(
     model, weights = build.build_model(config, tokenizer, grid, world, resume.checkpoint is not None)
     loss = build_loss(config.objective, config.model)
     engine = make_engine(model, loss, config, grid, world.device, weights)
+    stack.callback(engine.close)
     if resume.checkpoint is not None:
         restore(engine, resume.checkpoint)
     writer = build.build_writer(config, run, world, attempt)

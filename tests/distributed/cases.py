@@ -14,7 +14,7 @@ from data_pipeline.batch import Batch
 from data_pipeline.cursor import LedgerSum
 from data_pipeline.loader import TrainLoader
 from llmscale.config import RunConfig, parse_config
-from llmscale.parity.pool import free_port
+from llmscale.parity.ranks import free_port
 from llmscale.train.signals import PreemptionFlag
 from llmscale.train.start import train
 from tests.ranks import run_ranks

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from llmscale.checkpoint import newest_intact
 from llmscale.config import RunConfig
 from llmscale.engine.distributed import join, leave, read_world
 from llmscale.parity.layouts import parse_layout
-from llmscale.parity.pool import RankPool
+from llmscale.parity.ranks import run_ranks
 from llmscale.train.resume import restore
 from tests.engine.cases import Figures, case_config, one_step, open_engine, plain_torch, save_on_rank
 
@@ -53,49 +52,43 @@ def resume_on_rank(config: RunConfig, folders: list[Path]) -> list[list[Figures]
     return found
 
 
-@pytest.fixture(scope="module")
-def pool() -> Iterator[RankPool]:
-    with RankPool() as pool:
-        yield pool
-
-
-def save_all(pool: RankPool, folder: Path, model: str, layouts: tuple[str, ...]) -> Saved:
+def save_all(folder: Path, model: str, layouts: tuple[str, ...]) -> Saved:
     saved = {}
     for number, layout in enumerate(layouts):
         path = folder / f"{model}-{number}"
         ranks = parse_layout(layout).ranks
-        saved[layout] = path, pool.run(ranks, save_on_rank, config(model, layout), path, STEPS, AFTER)[0]
+        saved[layout] = path, run_ranks(ranks, save_on_rank, config(model, layout), path, STEPS, AFTER)[0]
     return saved
 
 
-def check(pool: RankPool, saved: Saved, model: str, into: str) -> None:
+def check(saved: Saved, model: str, into: str) -> None:
     folders = [path for path, _ in saved.values()]
     ranks = parse_layout(into).ranks
-    for rank in pool.run(ranks, resume_on_rank, config(model, into, run__seed=99), folders):
+    for rank in run_ranks(ranks, resume_on_rank, config(model, into, run__seed=99), folders):
         for found, (layout, (_, expected)) in zip(rank, saved.items(), strict=True):
             if layout == into:
                 assert found == expected, f"{layout} to itself is not bit-identical"
             assert found == [pytest.approx(figures, rel=TOLERANCE) for figures in expected], (layout, into)
 
 
-def test_layouts_that_cut_differently(pool: RankPool, tmp_path: Path) -> None:
+def test_layouts_that_cut_differently(tmp_path: Path) -> None:
     """And the runs themselves are those of plain torch."""
-    saved = save_all(pool, tmp_path, "dense", ("dp=2,tp=2,zero=3", "pp=2,tp=2"))
+    saved = save_all(tmp_path, "dense", ("dp=2,tp=2,zero=3", "pp=2,tp=2"))
     expected, _ = plain_torch(config("dense", "dp=1"), STEPS + AFTER)
     for _, figures in saved.values():
         assert figures == [pytest.approx(row, rel=TOLERANCE) for row in expected[STEPS:]]
     for into in ("dp=1", "sp=2,zero=2", "pp=2,dp=2"):
-        check(pool, saved, "dense", into)
-    check(pool, save_all(pool, tmp_path, "experts", ("ep=2,dp=2,tp=2",)), "experts", "dp=2,zero=3")
+        check(saved, "dense", into)
+    check(save_all(tmp_path, "experts", ("ep=2,dp=2,tp=2",)), "experts", "dp=2,zero=3")
 
 
 @pytest.fixture(scope="module")
-def saved_by_all(pool: RankPool, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Saved]:
+def saved_by_all(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Saved]:
     folder = tmp_path_factory.mktemp("saved")
-    return {model: save_all(pool, folder, model, layouts) for model, (_, layouts) in MODELS.items()}
+    return {model: save_all(folder, model, layouts) for model, (_, layouts) in MODELS.items()}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("model", "into"), PAIRS)
-def test_every_layout_to_every_other(pool: RankPool, saved_by_all: dict[str, Saved], model: str, into: str) -> None:
-    check(pool, saved_by_all[model], model, into)
+def test_every_layout_to_every_other(saved_by_all: dict[str, Saved], model: str, into: str) -> None:
+    check(saved_by_all[model], model, into)

@@ -21,7 +21,6 @@ import torch
 
 from llmscale.parity.compare import GRADIENT_TOLERANCE, OPTIMIZERS, TOLERANCE, Optimizer, compare
 from llmscale.parity.layouts import parse_layout
-from llmscale.parity.pool import RankPool
 from tests.parity.cases import Case, covering_cases, every_case, family
 
 PAGE = Path(__file__).parents[2] / "docs" / "parity.md"
@@ -70,15 +69,12 @@ def fill(cases: list[Case], path: Path, jobs: int) -> list[dict[str, Any]]:
         wanted = [text for own, text in cases if own == name and (name, text, optimizer) not in done]
         if not wanted:
             return
-        with RankPool() as pool:
-            for verdict in compare(family(name), [parse_layout(text) for text in wanted], pool, optimizers=[optimizer]):
-                row = {"family": name, **dataclasses.asdict(verdict)}
-                with lock, path.open("a") as file:
-                    rows.append(row)
-                    file.write(json.dumps(row) + "\n")
-                    print(
-                        f"{len(rows)} of {len(cases) * len(OPTIMIZERS)}: {name} {verdict}", file=sys.stderr, flush=True
-                    )
+        for verdict in compare(family(name), [parse_layout(text) for text in wanted], optimizers=[optimizer]):
+            row = {"family": name, **dataclasses.asdict(verdict)}
+            with lock, path.open("a") as file:
+                rows.append(row)
+                file.write(json.dumps(row) + "\n")
+                print(f"{len(rows)} of {len(cases) * len(OPTIMIZERS)}: {name} {verdict}", file=sys.stderr, flush=True)
 
     with ThreadPoolExecutor(jobs) as executor:
         for running in [executor.submit(job, name, optimizer) for name in names for optimizer in OPTIMIZERS]:

@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from llmscale.parity.compare import compare
-from llmscale.parity.pool import RankPool
 from tests.parity.cases import DISTINCT, covering_cases, family, layout_of
 
 MOST = 40
 """Cases in CI."""
-
-
-@pytest.fixture(scope="module")
-def pool() -> Iterator[RankPool]:
-    with RankPool() as pool:
-        yield pool
 
 
 def test_there_are_few_cases() -> None:
@@ -28,8 +19,8 @@ def test_there_are_few_cases() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", DISTINCT)
-def test_layouts_compute_what_one_process_does(name: str, pool: RankPool) -> None:
+def test_layouts_compute_what_one_process_does(name: str) -> None:
     cases = [case for case in covering_cases() if case[0] == name]
-    verdicts = list(compare(family(name), [layout_of(case) for case in cases], pool))
+    verdicts = list(compare(family(name), [layout_of(case) for case in cases]))
     assert len(verdicts) == 2 * len(cases) > 0
     assert [verdict for verdict in verdicts if not verdict.within] == []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +16,9 @@ from llmscale.parity import compare as comparing
 from llmscale.parity.compare import ALONE, prepared
 from llmscale.parity.job import Figures, gradient_difference, run_layout
 from llmscale.parity.layouts import parse_layout
-from llmscale.parity.pool import RankPool
+from llmscale.parity.ranks import run_ranks
 from tests.parity.cases import family
 from tests.systems.published import TWINS
-
-
-@pytest.fixture(scope="module")
-def pool() -> Iterator[RankPool]:
-    with RankPool() as pool:
-        yield pool
 
 
 def run_without_sums(config: Any, steps: int, gradients: Path) -> Figures:
@@ -39,12 +32,12 @@ def run_without_sums(config: Any, steps: int, gradients: Path) -> Figures:
         layers.ShardedFeedForward.forward = entering  # type: ignore[method-assign]
 
 
-def test_a_gradient_that_is_not_summed_over_the_ranks_is_found(pool: RankPool, tmp_path: Path) -> None:
+def test_a_gradient_that_is_not_summed_over_the_ranks_is_found(tmp_path: Path) -> None:
     config, layout = family("llama3_8b"), parse_layout("tp=2")
     one = prepared(config, ALONE, "sgd", tmp_path / "one", clip=0.5)
-    reference = pool.run(1, run_layout, one, 2, tmp_path, True)[0]
+    reference = run_ranks(1, run_layout, one, 2, tmp_path, True)[0]
     two = prepared(config, layout, "sgd", tmp_path / "two", clip=0.5)
-    found = pool.run(2, run_without_sums, two, 2, tmp_path)[0]
+    found = run_ranks(2, run_without_sums, two, 2, tmp_path)[0]
     verdict = comparing._judge(layout, "sgd", reference, found, "fp32")
     assert not verdict.within
     assert verdict.gradient > 0.01
@@ -52,16 +45,16 @@ def test_a_gradient_that_is_not_summed_over_the_ranks_is_found(pool: RankPool, t
     assert verdict.same_samples
 
 
-def test_the_pool_goes_on_after_a_failure(pool: RankPool) -> None:
+def test_others_run_after_a_failure() -> None:
     with pytest.raises(RuntimeError, match=r"rank 1 of 2 failed:(?s:.*)boom"):
-        pool.run(2, fail_on_rank_one)
-    assert pool.run(2, doubled, 4) == [8, 8]
+        run_ranks(2, fail_on_rank_one)
+    assert run_ranks(2, doubled, 4) == [8, 8]
 
 
-def test_the_pool_notices_ranks_that_hang(pool: RankPool) -> None:
+def test_ranks_that_hang_are_noticed() -> None:
     with pytest.raises(RuntimeError, match=r"ranks \[0, 1\] of 2 hang"):
-        pool.run(2, sleep_long, timeout=3)
-    assert pool.run(1, doubled, 3) == [6]
+        run_ranks(2, sleep_long, timeout=3)
+    assert run_ranks(1, doubled, 3) == [6]
 
 
 def fail_on_rank_one() -> int:

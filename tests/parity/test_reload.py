@@ -13,7 +13,7 @@ from llmscale.cli import cli
 from llmscale.config import RunConfig, parse_config
 from llmscale.parity import reload as reloading
 from llmscale.parity.layouts import parse_layout
-from llmscale.parity.pool import RankPool
+from llmscale.parity.ranks import run_ranks
 from tests.distributed.cases import Case, case_config, run_cases, write_corpus
 
 
@@ -52,8 +52,7 @@ def reload_badly(path: str, config: RunConfig) -> Any:
 def test_what_is_not_loaded_is_found(run: Path) -> None:
     checkpoint = newest_intact(run)
     config = parse_layout("dp=2,zero=2").of(parse_config({**checkpoint.manifest.config, "parallel": {}}))
-    with RankPool() as pool:
-        _, problem = pool.run(2, reload_badly, str(checkpoint.path), config)[1]
+    _, problem = run_ranks(2, reload_badly, str(checkpoint.path), config)[1]
     assert problem.startswith("exp_avg of ")
     assert "has other values on rank" in problem
 

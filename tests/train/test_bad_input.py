@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from llmscale.parity.pool import free_port
+from llmscale.parity.ranks import free_port
 from tests.tiny_run import write_tiny_run
 from tests.train.forked import Command, Finished, run
 from tests.train.runs import files_of, ledger, llmscale, metrics, start
