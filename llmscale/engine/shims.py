@@ -41,6 +41,15 @@ def import_deepspeed(device: torch.device) -> Any:
     return deepspeed
 
 
+def import_early(device: torch.device) -> None:
+    """Import what engines import late, for processes that fork ranks: torch.compile's machinery is brought in by the
+    first optimizer, and by a module that DeepSpeed's start-up reads."""
+    import_deepspeed(device)
+    import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401
+
+    torch.optim.AdamW([nn.Parameter(torch.zeros(1))], fused=True)
+
+
 @contextlib.contextmanager
 def one_kind_of_optimizer(deepspeed: Any) -> Iterator[None]:
     """Within the block, engines that start take for ZeRO 1 with bf16 weights the optimizer that they take for all else.
