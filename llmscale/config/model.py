@@ -159,7 +159,7 @@ class ModelConfig(Section):
     """A pooler over the first token and a head that tells whether the second segment follows the first (BERT)."""
     query_layer: bool = False
     """The last layer takes its queries from a learned table of positions instead of the hidden states, after the
-    final norm (PanGu-alpha, section 2.3)."""
+    final norm (PanGu-alpha, section 2.2.2)."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Share of values dropped in training of the embeddings and of what each sub-layer adds to the residual stream.
     BERT, GPT-2 and T5 were published with 0.1 here and in attention_dropout; nothing by default, as is done today."""

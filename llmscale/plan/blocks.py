@@ -66,7 +66,8 @@ class Time:
 
 @dataclass(frozen=True)
 class Layer:
-    """Times of one rank's part of a layer."""
+    """Times of one rank's part of a layer. How often an operation passes over its values is counted by hand from
+    `llmscale.model`, not measured: an unfused rotation, for one, seventeen times."""
 
     gpu: Hardware
     model: ModelConfig
@@ -129,7 +130,7 @@ class Layer:
         return self._communicated(forward, backward, length, heads, shared, asked)
 
     def _flash(self, heads: int, length: int, asked: int, pairs: int) -> tuple[Time, Time]:
-        """Fused attention (Dao 2023): 4 operations for each pair and channel, 2.5 times as many backward."""
+        """Fused attention (Dao 2023, section 4.1): 4 operations a pair and channel, 2.5 times as many backward."""
         work = 4 * heads * pairs * self.model.head_channels
         peak = self.gpu.peak(self.software.element)
         gap = self.gpu.kernel_gap

@@ -1,33 +1,38 @@
 """What a GPU and its links can do: published figures, or those of the user's machine.
 
-Sources, by field:
+Sources, by field. "Azure" is Azure/AI-benchmarking-guide on GitHub, Azure_Results (September 2024), measured on the
+very cards of this table; "NCCL" is NVIDIA/nccl on GitHub, src/graph/tuning.cc (ncclTunerConstantsDefaults, June 2026).
 
 - *peaks, memory, bandwidths*: NVIDIA's data sheets: A100 80GB SXM (2021), H100 SXM (2023), H200 SXM (2024): dense
   tensor cores without sparsity, bf16 (equal to fp16) and plain fp32; HBM bandwidth; NVLink counted in one direction,
   half of the 600 and 900 GB/s that the sheets print for both. Capacity as nvidia-smi shows it: 81,920, 81,559 and
   143,771 MiB.
-- *multiprocessors, clock, L2*: NVIDIA A100 white paper (2020), table 1 and "A100 L2 cache": 108 SMs, 1.41 GHz, 5120
-  bytes read a clock; H100 white paper (2022), table 3: 132 SMs. The peak of the H100 belongs to 1.83 GHz (989.4 TFLOP/s
-  / (132 SMs x 4096 operations a clock)); its L2 is taken as wide as the A100's, nothing else being published.
-- *matmul_fraction*: the best rate of a large bf16 product that a GPU holds at its power limit, against the peak:
-  Bekman, "Machine Learning Engineering", comparison table of maximum sustainable matmul FLOPS (2026): H200 SXM 755 of
-  989 TFLOP/s, taken for the H100, which is the same chip; A100 258 of 312, measured on the PCIe card alone (bursts of
-  the SXM card reach 271).
-- *dram_latency*: Luo et al. 2024, "Benchmarking and Dissecting the Nvidia Hopper GPU Architecture via
-  Microbenchmarking", table of latencies: 466 cycles on A100, 479 on H100.
-- *memory_fraction*: BabelStream 5.0 triad: 3,304 of 3,938 GB/s on an H100 NVL, 3,315 of 4,000 on a GH200; taken for the
-  A100 too.
-- *attention_forward, attention_backward*: Dao 2023 (FlashAttention-2), section 4.1: up to 73 % and 63 % of the peak on
-  A100; Shah et al. 2024 (FlashAttention-3), abstract: FlashAttention-2 reaches 35 % on H100.
+- *multiprocessors, clock*: NVIDIA A100 white paper (2020), table 4: 108, 1.41 GHz; H100 white paper (2022), table 3:
+  132, and the clock to which the peak belongs: 1.83 GHz = 989.4 TFLOP/s / (132 x 4096 operations a clock).
+- *l2_bytes_per_clock*: A100 white paper, page 35: 5120 bytes read a clock. Assumed for the H100 too, for which NVIDIA
+  gives none: Luo et al. 2024 (arXiv 2402.13499), table V, measured 4472 on an H800 PCIe, but clusters of
+  multiprocessors share what they read, so that the cache feeds more than that.
+- *matmul_fraction*: the best rate of a large product of random values, held at the power limit, against the peak.
+  A100: Azure, 16384 x 16384 x 16384 after 10,000 warming ones: 256.5 of 312 TFLOP/s. H200: 755 of 989, maximum
+  sustainable matmul FLOPS by Bekman's mamf-finder (stas00/ml-engineering, 2026; its first version gave 708.5). Assumed
+  for the H100, which is the same chip at the same power.
+- *dram_latency*: Luo et al. 2024, table IV: 466.3 cycles on an A100 PCIe, 478.8 on an H800 PCIe; assumed to be as many
+  on the SXM cards.
+- *memory_fraction*: Azure, BabelStream's triad: 1.70 of 2.039 TB/s on A100, 2.97 of 3.35 on H100, 4.15 of 4.8 on H200.
+- *attention_forward, attention_backward*: of FlashAttention-2. Dao 2023 (arXiv 2307.08691), section 1: up to 73 % and
+  63 % of the peak on A100. Shah et al. 2024 (arXiv 2407.08608), abstract: 35 % on H100. These are rates of long
+  sequences: at 2,048 tokens, causal, heads of 128, both passes together reach 155 TFLOP/s, 50 %, on A100 and 265,
+  27 %, on H100 (plots in the README of Dao-AILab/flash-attention).
 - *kernel_gap*: Gray 2019, "Getting Started with CUDA Graphs" (NVIDIA blog): 3.8 us for each kernel of 2.9 us when they
-  are launched one after the other.
-- *link_fraction*: bus bandwidth of NCCL over the data sheet's: A100 232.5 of 300 GB/s on 8 GPUs (nccl-tests issue 175);
-  Hopper 370 of 450 (NCCL's maintainer in nccl-tests issue 212, without in-switch reduction).
+  are launched one after the other, on a V100. Assumed for all.
+- *link_fraction*: bus bandwidth of NCCL's all-reduce over the data sheet's, 8 GPUs. A100: Azure, 231.6 of 300 GB/s at
+  8 GB. Hopper: 370 of 450 without in-switch reduction, NCCL's maintainer in NVIDIA/nccl-tests issue 212.
 - *network*: of each GPU's own adapter: DGX A100 8 x 200 Gb/s HDR (Narayanan et al. 2021, section 5), DGX H100 and H200
-  8 x 400 Gb/s NDR (NVIDIA's data sheets); *network_fraction*: 96 of 100 GB/s of four HDR adapters (nccl-tests issue
-  119).
-- *link_latency, network_latency*: a step of a ring with the Simple protocol in NCCL's own model (src/graph/tuning.cc,
-  hwLat): 3.4 us over NVLink, 14 us over the network.
+  8 x 400 Gb/s NDR (NVIDIA's data sheets). *network_fraction*: at best 96 of 100 GB/s of four HDR adapters
+  (NVIDIA/nccl-tests issue 119); 48 to 49 of 50 GB/s of an NDR adapter (NVIDIA in issue 267).
+- *link_latency, network_latency*: NCCL, hwLatencies of a ring's step with the Simple protocol: 3.4 us over NVLink,
+  14 us over the network. Its other protocols have less, and are not modelled.
+- *gpus_per_node*: DGX and HGX A100, H100, H200: 8.
 """
 
 from __future__ import annotations
@@ -60,8 +65,8 @@ class Hardware:
     attention_forward: float
     attention_backward: float
     link_fraction: float
+    memory_fraction: float
     l2_bytes_per_clock: float = 5120
-    memory_fraction: float = 0.84
     network_fraction: float = 0.96
     kernel_gap: float = 0.9e-6
     link_latency: float = 3.4e-6
@@ -75,14 +80,14 @@ class Hardware:
 
 
 A100 = Hardware(
-    "A100 80GB SXM", 312e12, 19.5e12, 81920 * 2**20, 2.039e12, 108, 1.41e9, 466 / 1.41e9, 300e9, 25e9, 258 / 312,
-    0.73, 0.63, 232.5 / 300,
+    "A100 80GB SXM", 312e12, 19.5e12, 81920 * 2**20, 2.039e12, 108, 1.41e9, 466.3 / 1.41e9, 300e9, 25e9,
+    256.5 / 312, 0.73, 0.63, 231.6 / 300, 1.70 / 2.039,
 )  # fmt: skip
 H100 = Hardware(
-    "H100 SXM", 989.4e12, 67e12, 81559 * 2**20, 3.35e12, 132, 1.83e9, 479 / 1.83e9, 450e9, 50e9, 755 / 989, 0.35, 0.35,
-    370 / 450,
+    "H100 SXM", 989.4e12, 67e12, 81559 * 2**20, 3.35e12, 132, 1.83e9, 478.8 / 1.83e9, 450e9, 50e9,
+    755 / 989, 0.35, 0.35, 370 / 450, 2.97 / 3.35,
 )  # fmt: skip
-H200 = replace(H100, name="H200 SXM", memory=143771 * 2**20, memory_bandwidth=4.8e12)
+H200 = replace(H100, name="H200 SXM", memory=143771 * 2**20, memory_bandwidth=4.8e12, memory_fraction=4.15 / 4.8)
 TABLE = {"a100": A100, "h100": H100, "h200": H200}
 """By the name that --hardware takes."""
 

@@ -12,7 +12,8 @@ TILES = ((256, 128), (128, 256), (128, 128), (256, 64), (64, 256), (128, 64), (6
 """Rows x columns of the result that cuBLAS gives one multiprocessor at a time (NVIDIA, "Matrix Multiplication
 Background User's Guide", section 2.3)."""
 SPLITS = (1, 2, 3, 4, 6, 8)
-"""Parts that the inner dimension may be cut into, so that more multiprocessors have work (cublasLt's split-K)."""
+"""Parts that the inner dimension may be cut into, so that more multiprocessors have work (cublasLt's split-K). Which
+ones, and that a part has 1,024 columns at least, are assumptions."""
 
 
 @lru_cache(maxsize=1 << 18)
@@ -22,9 +23,9 @@ def product(gpu: Hardware, m: int, n: int, k: int, element: int = 2, batch: int 
     The result is cut into tiles, which the multiprocessors take in waves; a tile that reaches beyond the edge and a
     wave that is not full cost as much as whole ones ("Matrix Multiplication Background User's Guide", sections 3.1 and
     3.2). Within a wave each multiprocessor computes at the rate of the best large product, unless reading its operands
-    from the L2 cache takes longer; a wave begins with a wait for memory and ends with another. The whole is no faster
-    than memory gives the operands and takes the result (the roofline of Williams et al. 2009). The fastest choice of
-    tile and split counts.
+    from the L2 cache takes longer; a wave is assumed to begin with a wait for memory and to end with another. The whole
+    is no faster than memory gives the operands and takes the result (the roofline of Williams et al. 2009). The fastest
+    choice of tile and split counts.
     """
     rate = gpu.peak(element) * gpu.matmul_fraction / gpu.multiprocessors
     supply = gpu.l2_bytes_per_clock * gpu.clock / gpu.multiprocessors
@@ -78,15 +79,17 @@ def bandwidth(gpu: Hardware, group: Ranks) -> float:
 
 def gather(gpu: Hardware, size: float, group: Ranks) -> float:
     """Seconds of an all-gather whose result has `size` bytes, or of a reduce-scatter of as many (Thakur et al. 2005:
-    a ring sends (n - 1) / n of them)."""
+    a ring sends (n - 1) / n of them). Of its n - 1 steps, one less than there are nodes cross the network (NCCL,
+    src/graph/tuning.cc)."""
     if group.size == 1 or not size:
         return 0.0
-    steps = (group.together - 1) * gpu.link_latency + (group.nodes - 1) * gpu.network_latency
+    steps = (group.size - group.nodes) * gpu.link_latency + (group.nodes - 1) * gpu.network_latency
     return (group.size - 1) / group.size * size / bandwidth(gpu, group) + steps + gpu.kernel_gap
 
 
 def all_reduce(gpu: Hardware, size: float, group: Ranks) -> float:
-    """Seconds of an all-reduce of `size` bytes: twice the traffic; over many nodes in the steps of a tree."""
+    """Seconds of an all-reduce of `size` bytes: twice the traffic; over many nodes in the steps of a tree, up and down
+    (NCCL, src/graph/tuning.cc)."""
     if group.size == 1 or not size:
         return 0.0
     hops = log2(group.nodes) if group.nodes > 1 else 0.0

@@ -15,8 +15,9 @@ from llmscale.plan.parameters import Counts, layer_kinds, parameters
 from llmscale.plan.workload import Workload
 
 OPTIMIZER_BYTES = 44
-"""Traffic of an update for each element of the shard, with AdamW: gradient read for the norm and widened (2 + 4 + 4),
-weight, moments and gradient read (16), weight and moments written (12), and the weight narrowed (4 + 2)."""
+"""Traffic of an update for each element of the shard, with AdamW, counted by hand: gradient read for the norm and
+widened (2 + 4 + 4), weight, moments and gradient read (16), weight and moments written (12), and the weight narrowed
+(4 + 2)."""
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,7 @@ def attended(attention: nn.Module, asking: Tensor, told: Tensor) -> Tensor:
 
 
 def test_the_query_layer_asks_by_position() -> None:
-    """PanGu-alpha, section 2.3: the top layer's queries are embeddings of positions; its input is after the norm."""
+    """PanGu-alpha, section 2.2.2: the top layer's queries are embeddings of positions; its input is after the norm."""
     model = random_(build(config(query_layer=True), VOCAB, seed=1))
     ids = draw(1, 2, LENGTH)
     x = model.embedding(ids) + model.positions.weight[:LENGTH]

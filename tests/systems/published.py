@@ -39,8 +39,8 @@ PUBLISHED = {
     "gpt_neox_20b": Published(20_554_567_680, True, tokens=150_000 * 3.15e6, batch_tokens=3.15e6, layout=(2, 4, 12)),
     # Narayanan et al. 2021, table 1; Smith et al. 2022: the schedule reaches its end at 340 B tokens.
     "mt_nlg_530b": Published(529.6e9, False, tokens=340e9, batch_tokens=1920 * 2048, layout=(8, 35, 8)),
-    # Zeng et al. 2021, table 1 and section 3.
-    "pangu_alpha_200b": Published(207.0e9, False, layout=(8, 16, 16)),
+    # Zeng et al. 2021, table 1, figure 8 (where the curve ends) and section 4.1.
+    "pangu_alpha_200b": Published(207.0e9, False, tokens=42.6e9, layout=(8, 16, 16)),
     # BAAI 2021.
     "wu_dao_2": Published(1.75e12, False),
     # meta-llama/Meta-Llama-3-8B, Qwen/Qwen3-8B, mistralai/Mixtral-8x7B-v0.1.
