@@ -6,7 +6,6 @@ import fnmatch
 import glob
 import os
 import sysconfig
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import xxhash
@@ -71,22 +70,6 @@ def list_files(source: SourceConfig, index: int, where: str) -> list[FileEntry]:
         else:
             entries += [_entry(index, path, name) for name, path in new]
     return entries
-
-
-def list_sources(sources: Sequence[SourceConfig], where: str = "data.sources") -> list[list[FileEntry]]:
-    """The files of each source, as `list_files`; none where a source is not read as text or names no files.
-
-    One process lists them for all: thousands that walked the folders and read the ends of the files themselves would
-    be a burden on a shared file system.
-    """
-    return [
-        list_files(source, index, f"{where}[{index}]") if source.kind != "tokens" and _names_files(source) else []
-        for index, source in enumerate(sources)
-    ]
-
-
-def _names_files(source: SourceConfig) -> bool:
-    return bool(source.paths) or source.kind != "datasets"
 
 
 def _expand(pattern: str) -> str:

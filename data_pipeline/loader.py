@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,9 +18,9 @@ from data_pipeline.batch import Batch, make_batch
 from data_pipeline.config import DataConfig
 from data_pipeline.cursor import LedgerSum, make_cursor, require_divisible
 from data_pipeline.errors import UserError
-from data_pipeline.files import FileEntry
 from data_pipeline.objective_config import CausalObjective, ObjectiveConfig
 from data_pipeline.readers import BadRecord
+from data_pipeline.readers.kinds import Survey
 from data_pipeline.samples import Chunk, Samples
 from data_pipeline.tokenizer import load_tokenizer
 from data_pipeline.training_samples import open_samples
@@ -74,7 +74,7 @@ class TrainLoader:
         cache: str | Path | None = None,
         epochs: float | None = None,
         pin_memory: bool = False,
-        listed: list[list[FileEntry]] | None = None,
+        surveys: Sequence[Survey] | None = None,
     ) -> None:
         """Opens the files; reading starts with the first `take`.
 
@@ -91,7 +91,7 @@ class TrainLoader:
             cache: where raw text that is read by permutation is kept as tokens.
             epochs: passes over a finite set after which only samples of weight 0 follow.
             pin_memory: put batches into page-locked memory, for copies to a GPU.
-            listed: `list_sources` of the sources, where one rank has done that for all.
+            surveys: `survey_sources` of the config, where one rank has done that for all.
 
         Raises:
             UserError: lanes that dp_size does not divide or that exceed the spans, unusable files, or a cursor of
@@ -105,7 +105,7 @@ class TrainLoader:
         self._pin = pin_memory
         tokenizer = load_tokenizer(tokenizer_dir)
         self.samples: Samples = open_samples(
-            config, tokenizer, objective, seed=seed, cache=cache, epochs=epochs, listed=listed
+            config, tokenizer, objective, seed=seed, cache=cache, epochs=epochs, surveys=surveys
         )
         self._next = first_sample
         own = range(dp_rank, config.lanes, dp_size)

@@ -10,11 +10,11 @@ import numpy as np
 from data_pipeline.config import DataConfig
 from data_pipeline.cursor import Files, open_cursor
 from data_pipeline.errors import UserError
-from data_pipeline.files import FileEntry
 from data_pipeline.lanes import Lanes, LaneState
 from data_pipeline.objectives import Arrays, Objective
 from data_pipeline.packing import Sample
 from data_pipeline.readers import BadRecord
+from data_pipeline.readers.kinds import Survey
 from data_pipeline.sources import Corpus
 from data_pipeline.tokenizer import Tokenizer
 
@@ -95,13 +95,13 @@ class StreamSamples:
         tokenizer: Tokenizer,
         objective: Objective,
         seed: int,
-        listed: list[list[FileEntry]] | None = None,
+        surveys: Sequence[Survey] | None = None,
     ) -> None:
         """Lists the files, unless that has been done. Raises UserError as `Corpus` and `Lanes` do, or for sources that
         lack the targets."""
         if objective.unit == "pair":
             require_targets(config)
-        self.corpus = Corpus.training(config, listed)
+        self.corpus = Corpus.training(config, surveys)
         self.lanes = Lanes(self.corpus, tokenizer, config, objective, seed)
         self._objective = objective
         self._records = 0

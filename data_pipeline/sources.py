@@ -17,9 +17,9 @@ from data_pipeline.cleaning.config import CleaningStep
 from data_pipeline.cleaning.pipeline import build_cleaner
 from data_pipeline.config import DataConfig, SourceConfig
 from data_pipeline.errors import UserError
-from data_pipeline.files import FileEntry, list_sources
+from data_pipeline.files import FileEntry
 from data_pipeline.readers import ENDLESS, BadRecord, BadRecords, Reader, Span
-from data_pipeline.readers.kinds import ReadSettings, is_whole_file, open_source
+from data_pipeline.readers.kinds import ReadSettings, Survey, is_whole_file, open_source
 
 LISTED_FILES = 1 << 16
 """Most files whose fingerprints a cursor carries; beyond that it carries only the digest of them all."""
@@ -53,7 +53,7 @@ class Corpus:
         lanes: int | None = None,
         max_document_bytes: int = 1 << 26,
         on_bad_record: str = "skip",
-        listed: list[list[FileEntry]] | None = None,
+        surveys: Sequence[Survey] | None = None,
     ) -> None:
         """Lists and fingerprints all files, unless that has been done.
 
@@ -66,7 +66,7 @@ class Corpus:
             lanes: what the spans are dealt to; a small line-oriented source is cut into about four times as many.
             max_document_bytes: a longer record is a bad one.
             on_bad_record: skip or fail.
-            listed: `list_sources` of the sources.
+            surveys: `surveys` of another corpus of the same sources and settings.
 
         Raises:
             UserError: no file, an unreadable one, a missing field, or nothing but empty files.
@@ -83,17 +83,18 @@ class Corpus:
         self.files: list[FileEntry] = []
         self.spans: list[Span] = []
         self._readers: list[Reader] = []
-        listed = list_sources(sources, where) if listed is None else listed
-        for index, (source, files) in enumerate(zip(sources, listed, strict=True)):
-            self._add(source, index, f"{where}[{index}]", files)
+        self.surveys: list[Survey] = []
+        """What was found of each source."""
+        for index, source in enumerate(sources):
+            self._add(source, index, f"{where}[{index}]", surveys[index] if surveys is not None else None)
         if not self.spans:
             raise UserError(f"{where} holds no text: its {len(self.files)} files are empty; add documents")
         self.digest = self._digest()
         """SHA-256 of everything that decides which documents there are."""
 
     @classmethod
-    def training(cls, config: DataConfig, listed: list[list[FileEntry]] | None = None) -> Corpus:
-        """The corpus of `config.sources`, held-out documents set aside; `listed` as for `Corpus`."""
+    def training(cls, config: DataConfig, surveys: Sequence[Survey] | None = None) -> Corpus:
+        """The corpus of `config.sources`, held-out documents set aside; `surveys` as for `Corpus`."""
         return cls(
             config.sources,
             span_bytes=config.span_bytes,
@@ -102,12 +103,13 @@ class Corpus:
             lanes=config.lanes,
             max_document_bytes=config.max_document_bytes,
             on_bad_record=config.on_bad_record,
-            listed=listed,
+            surveys=surveys,
         )
 
-    def _add(self, source: SourceConfig, index: int, where: str, listed: list[FileEntry]) -> None:
+    def _add(self, source: SourceConfig, index: int, where: str, survey: Survey | None) -> None:
         first = len(self.files)
-        files, spans, reader = open_source(source, index, where, listed, self._settings, self._bad)
+        files, spans, reader, survey = open_source(source, index, where, self._settings, self._bad, survey)
+        self.surveys.append(survey)
         self.files += files
         self.spans += [Span(span.file + first, *span[1:]) for span in spans] if first else spans
         self._readers.append(reader)

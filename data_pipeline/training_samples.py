@@ -8,7 +8,6 @@ from pathlib import Path
 
 from data_pipeline.config import DataConfig
 from data_pipeline.errors import UserError
-from data_pipeline.files import FileEntry, list_sources
 from data_pipeline.indexed.format import idx_path
 from data_pipeline.indexed.materialise import materialise, read_json
 from data_pipeline.indexed.shards import Shards
@@ -16,6 +15,7 @@ from data_pipeline.indexed_samples import IndexedSamples
 from data_pipeline.mixture import Mixture
 from data_pipeline.objective_config import ObjectiveConfig
 from data_pipeline.objectives import build_objective
+from data_pipeline.readers.kinds import Survey
 from data_pipeline.samples import StreamSamples, require_targets
 from data_pipeline.sources import Corpus
 from data_pipeline.tokenizer import Tokenizer
@@ -30,7 +30,7 @@ def open_samples(
     cache: str | Path | None,
     epochs: float | None = None,
     progress: Callable[[str], None] | None = None,
-    listed: list[list[FileEntry]] | None = None,
+    surveys: Sequence[Survey] | None = None,
 ) -> StreamSamples | IndexedSamples:
     """The samples of `config.sources`.
 
@@ -43,7 +43,7 @@ def open_samples(
             write it at once.
         epochs: see `IndexedSamples`.
         progress: told what takes time.
-        listed: `list_sources` of the sources, where that has been done.
+        surveys: `survey_sources` of the config, where that has been done.
 
     Raises:
         UserError: unusable files or settings, or tokens of another tokenizer.
@@ -54,7 +54,7 @@ def open_samples(
             raise UserError(
                 f"train.epochs ({epochs}) needs data that have an end; set data.order=permutation, or give train.steps"
             )
-        return StreamSamples(config, tokenizer, made, seed, listed)
+        return StreamSamples(config, tokenizer, made, seed, surveys)
     if made.unit == "pair":
         require_targets(config)
     kinds = {source.kind == "tokens" for source in config.sources}
@@ -72,8 +72,8 @@ def open_samples(
         if progress is not None:
             progress(f"tokenising the training documents into {cache}")
         sources = [
-            [_tokenised(config, index, files, tokenizer, cache, made.unit == "pair")]
-            for index, files in enumerate(list_sources(config.sources) if listed is None else listed)
+            [_tokenised(config, index, survey, tokenizer, cache, made.unit == "pair")]
+            for index, survey in enumerate([None] * len(config.sources) if surveys is None else surveys)
         ]
     sizes = [sum(Path(f"{prefix}.bin").stat().st_size for prefix in prefixes) for prefixes in sources]
     mixture = Mixture(config, sizes, made.targets_per_sample, seed)
@@ -91,12 +91,25 @@ def open_samples(
     return IndexedSamples(groups, mixture, made, seed, tokenizer.vocab_size, epochs)
 
 
+def survey_sources(config: DataConfig) -> list[Survey] | None:
+    """What `open_samples` finds out about the files of a config; None where the documents are tokenised already.
+
+    Raises:
+        UserError: as `Corpus`.
+    """
+    if any(source.kind == "tokens" for source in config.sources):
+        return None
+    return Corpus.training(config).surveys
+
+
 def _tokenised(
-    config: DataConfig, index: int, files: list[FileEntry], tokenizer: Tokenizer, cache: str | Path, pairs: bool
+    config: DataConfig, index: int, survey: Survey | None, tokenizer: Tokenizer, cache: str | Path, pairs: bool
 ) -> str:
     """The prefix of one source's training documents, written unless it is there."""
-    files = [file._replace(source=0) for file in files]
-    corpus = Corpus.training(config.model_copy(update={"sources": [config.sources[index]]}), [files])
+    if survey is not None:
+        survey = survey._replace(files=[file._replace(source=0) for file in survey.files])
+    alone = config.model_copy(update={"sources": [config.sources[index]]})
+    corpus = Corpus.training(alone, None if survey is None else [survey])
     prefix = Path(cache) / f"training-{corpus.digest[:12]}-{tokenizer.digest[:8]}-{int(pairs)}"
     prefix.parent.mkdir(parents=True, exist_ok=True)
     materialise(corpus.documents(), tokenizer, prefix, digest=f"{corpus.digest} training", pairs=pairs)

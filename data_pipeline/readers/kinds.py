@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
+
 from data_pipeline.config import SourceConfig
 from data_pipeline.errors import UserError
 from data_pipeline.fields import Fields
-from data_pipeline.files import FileEntry
+from data_pipeline.files import FileEntry, list_files
 from data_pipeline.hub import DatasetReader, StreamedDataset
 from data_pipeline.readers.arrow import ArrowReader, arrow_spans
 from data_pipeline.readers.bad_records import BadRecords
@@ -36,6 +38,18 @@ class ReadSettings(NamedTuple):
     """A longer document is a bad record."""
 
 
+class Survey(NamedTuple):
+    """What was found out about a source by looking at its files, so that others need not look.
+
+    Thousands of ranks that walked the folders and read the ends, headers and footers of all files would be a burden on
+    a shared file system.
+    """
+
+    files: list[FileEntry]
+    spans: np.ndarray
+    """int64 (spans, 4): those of `OpenSource`; none of a streamed data set, whose library finds its shards."""
+
+
 class OpenSource(NamedTuple):
     """A source that can be read."""
 
@@ -43,6 +57,7 @@ class OpenSource(NamedTuple):
     spans: list[Span]
     """Their `file` is the number among `files`."""
     reader: Reader
+    survey: Survey
 
 
 def is_whole_file(source: SourceConfig) -> bool:
@@ -51,31 +66,43 @@ def is_whole_file(source: SourceConfig) -> bool:
 
 
 def open_source(
-    source: SourceConfig, index: int, where: str, files: list[FileEntry], settings: ReadSettings, bad: BadRecords
+    source: SourceConfig,
+    index: int,
+    where: str,
+    settings: ReadSettings,
+    bad: BadRecords,
+    survey: Survey | None = None,
 ) -> OpenSource:
-    """Cuts the files of a source.
+    """Lists, fingerprints and cuts the files of a source, unless that has been done.
 
     Args:
         source: what to read.
         index: its number among the sources.
         where: its place in the config, for messages.
-        files: `list_files` of it.
         settings: how to cut it.
         bad: gets the records that cannot be used.
+        survey: what another process found with the same settings.
 
     Raises:
-        UserError: an unreadable file, a missing field, or settings that do not fit together.
+        UserError: no file, an unreadable one, a missing field, or settings that do not fit together.
     """
     _require_fitting(source, where)
     fields = Fields(source, where)
     extractor = Extractor(fields, bad, settings.max_document_bytes)
+    listed = source.kind != "datasets" or bool(source.paths)
+    files = survey.files if survey is not None else list_files(source, index, where) if listed else []
     if source.kind == "datasets":
         streamed = StreamedDataset(source, index, where, settings.span_bytes, fields, files)
-        return OpenSource(streamed.files, streamed.spans, DatasetReader(extractor, streamed))
+        reader: Reader = DatasetReader(extractor, streamed)
+        return OpenSource(streamed.files, streamed.spans, reader, Survey(files, np.empty((0, 4), dtype=np.int64)))
     for file in files:
         if file.path.endswith(_UNREAD_SUFFIXES):
             raise UserError(f"{where}.paths: {file.path} is compressed in a way that is not read; use .gz or .zst")
-    return OpenSource(files, *_KINDS[source.kind](source, files, settings, extractor))
+    find_spans, reader = _KINDS[source.kind](source, files, settings, extractor)
+    if survey is not None:
+        return OpenSource(files, list(map(Span._make, survey.spans.tolist())), reader, survey)
+    spans = find_spans()
+    return OpenSource(files, spans, reader, Survey(files, np.array(spans, dtype=np.int64).reshape(-1, 4)))
 
 
 def _require_fitting(source: SourceConfig, where: str) -> None:
@@ -90,48 +117,52 @@ def _require_fitting(source: SourceConfig, where: str) -> None:
         raise UserError(f"{where}.delimiter is {source.delimiter!r}, but {where} has {what}; leave out one of the two")
 
 
-def _text(
-    source: SourceConfig, files: list[FileEntry], settings: ReadSettings, extractor: Extractor
-) -> tuple[list[Span], Reader]:
+_Opened = tuple[Callable[[], list[Span]], Reader]
+"""What finds the spans, by reading of the files what it must, and the reader."""
+
+
+def _text(source: SourceConfig, files: list[FileEntry], settings: ReadSettings, extractor: Extractor) -> _Opened:
     bad, limit = extractor.bad, settings.max_document_bytes
     if is_whole_file(source):
-        return file_spans(files, limit), FileReader(Files(), bad, limit)
+        return lambda: file_spans(files, limit), FileReader(Files(), bad, limit)
     separator = b"\n" if source.delimiter is None else source.delimiter.encode()
     parser = TextParser(bad, lines=source.delimiter is None)
-    return byte_spans(files, _span_limit(files, settings)), SeparatedReader(Files(), separator, parser, bad, limit)
+    reader = SeparatedReader(Files(), separator, parser, bad, limit)
+    return lambda: byte_spans(files, _span_limit(files, settings)), reader
 
 
-def _jsonl(
-    source: SourceConfig, files: list[FileEntry], settings: ReadSettings, extractor: Extractor
-) -> tuple[list[Span], Reader]:
+def _jsonl(source: SourceConfig, files: list[FileEntry], settings: ReadSettings, extractor: Extractor) -> _Opened:
     stored = Files()
-    for file in files:
-        check_first_object(stored, file, extractor.fields)
-    reader = SeparatedReader(stored, b"\n", JsonParser(extractor), extractor.bad, settings.max_document_bytes)
-    return byte_spans(files, _span_limit(files, settings)), reader
+
+    def spans() -> list[Span]:
+        for file in files:
+            check_first_object(stored, file, extractor.fields)
+        return byte_spans(files, _span_limit(files, settings))
+
+    return spans, SeparatedReader(stored, b"\n", JsonParser(extractor), extractor.bad, settings.max_document_bytes)
 
 
-def _delimited(
-    source: SourceConfig, files: list[FileEntry], settings: ReadSettings, extractor: Extractor
-) -> tuple[list[Span], Reader]:
+def _delimited(source: SourceConfig, files: list[FileEntry], settings: ReadSettings, extractor: Extractor) -> _Opened:
     dialect = Dialect("\t" if source.kind == "tsv" else ",", source.quote)
     reader = DelimitedReader(Files(), dialect, extractor, extractor.bad)
-    return reader.spans(files, _span_limit(files, settings)), reader
+    return lambda: reader.spans(files, _span_limit(files, settings)), reader
 
 
-def _parquet(
-    source: SourceConfig, files: list[FileEntry], settings: ReadSettings, extractor: Extractor
-) -> tuple[list[Span], Reader]:
+def _parquet(source: SourceConfig, files: list[FileEntry], settings: ReadSettings, extractor: Extractor) -> _Opened:
     stored = Files()
-    spans = [span for i, file in enumerate(files) for span in parquet_spans(stored, file, i, extractor.fields)]
+
+    def spans() -> list[Span]:
+        return [span for i, file in enumerate(files) for span in parquet_spans(stored, file, i, extractor.fields)]
+
     return spans, ParquetReader(stored, extractor, extractor.bad)
 
 
-def _arrow(
-    source: SourceConfig, files: list[FileEntry], settings: ReadSettings, extractor: Extractor
-) -> tuple[list[Span], Reader]:
+def _arrow(source: SourceConfig, files: list[FileEntry], settings: ReadSettings, extractor: Extractor) -> _Opened:
     stored = Files()
-    spans = [span for i, file in enumerate(files) for span in arrow_spans(stored, file, i, extractor.fields)]
+
+    def spans() -> list[Span]:
+        return [span for i, file in enumerate(files) for span in arrow_spans(stored, file, i, extractor.fields)]
+
     return spans, ArrowReader(stored, extractor, extractor.bad)
 
 
@@ -143,8 +174,7 @@ def _span_limit(files: list[FileEntry], settings: ReadSettings) -> int:
     return min(settings.span_bytes, max(SMALLEST_SPAN, fair))
 
 
-_Opener = Callable[[SourceConfig, list[FileEntry], ReadSettings, Extractor], tuple[list[Span], Reader]]
-_KINDS: dict[str, _Opener] = {
+_KINDS: dict[str, Callable[[SourceConfig, list[FileEntry], ReadSettings, Extractor], _Opened]] = {
     "text": _text,
     "jsonl": _jsonl,
     "csv": _delimited,

@@ -45,6 +45,8 @@ def import_early(device: torch.device) -> None:
     """Import what engines import late, for processes that fork ranks: torch.compile's machinery is brought in by the
     first optimizer, and by a module that DeepSpeed's start-up reads."""
     import_deepspeed(device)
+    import deepspeed.module_inject.auto_ep_comm
+    import deepspeed.runtime.superoffload.superoffload_stage3
     import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401
 
     torch.optim.AdamW([nn.Parameter(torch.zeros(1))], fused=True)

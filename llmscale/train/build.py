@@ -13,11 +13,10 @@ import torch
 from data_pipeline.cursor import merge_cursors
 from data_pipeline.errors import FULL, UserError
 from data_pipeline.evaluation_set import EvaluationSet, build_evaluation_set, open_evaluation_set
-from data_pipeline.files import list_sources
 from data_pipeline.loader import TrainLoader
 from data_pipeline.objectives import required_roles
 from data_pipeline.tokenizer import Tokenizer, load_tokenizer, prepare_tokenizer
-from data_pipeline.training_samples import open_samples
+from data_pipeline.training_samples import open_samples, survey_sources
 from llmscale.checkpoint.model import require_tensors
 from llmscale.checkpoint.reader import Checkpoint, newest_intact
 from llmscale.checkpoint.store import Retention, clean
@@ -254,9 +253,9 @@ def build_loader(
 ) -> TrainLoader:
     """This rank's share of the training samples, from global sample `first_sample` on.
 
-    Rank 0 lists the files for all; what is read by permutation it tokenises first, and the others find it there.
+    Rank 0 looks at the files for all; what is read by permutation it tokenises first, and the others find it there.
     """
-    listed = on_rank_zero(lambda: list_sources(config.data.sources))
+    surveys = on_rank_zero(lambda: survey_sources(config.data))
     if config.data.finite:
         tokenizer = load_tokenizer(run.tokenizer)
         on_rank_zero(
@@ -268,7 +267,7 @@ def build_loader(
                     seed=config.run.seed,
                     cache=run.cache,
                     progress=_tell,
-                    listed=listed,
+                    surveys=surveys,
                 )
                 and None
             )
@@ -286,7 +285,7 @@ def build_loader(
             cache=run.cache,
             epochs=config.train.epochs,
             pin_memory=device.type == "cuda",
-            listed=listed,
+            surveys=surveys,
         )
     )
 

@@ -1,13 +1,12 @@
 """`make parity-full`: every family in every legal layout of up to eight ranks beside one process, into docs/parity.md.
 
-Hours on two cores. Rows are kept in a file as they come; a run that was stopped goes on where it was.
+More than an hour on two cores. Rows are written as they come, and not computed again: a run that was stopped goes on
+where it was. Delete the page to begin anew.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import json
 import os
 import platform
 import signal
@@ -15,104 +14,99 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from llmscale.parity.compare import GRADIENT_TOLERANCE, OPTIMIZERS, TOLERANCE, Optimizer, compare
+from llmscale.parity.compare import GRADIENT_TOLERANCE, OPTIMIZERS, TOLERANCE, Optimizer, Verdict, compare
 from llmscale.parity.layouts import parse_layout
 from tests.parity.cases import Case, covering_cases, every_case, family
 
 PAGE = Path(__file__).parents[2] / "docs" / "parity.md"
 HEAD = (
-    "family",
-    "layout",
-    "ranks",
-    "optimizer",
-    "loss",
-    "gradient norm",
-    "gradient, first step",
-    "of",
-    "last step",
-    "of",
-    "samples",
-    "equal",
-)
+    "family", "layout", "optimizer", "ranks", "loss", "gradient norm", "gradient, first step", "of", "last step", "of",
+    "samples", "equal",
+)  # fmt: skip
+NAMES = len(("family", "layout", "optimizer"))
+"""Columns that say which row it is."""
+
+Row = tuple[str, ...]
+"""The cells of a row of the table."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", type=Path, default=Path("runs/parity.jsonl"), help="where rows are kept meanwhile")
     parser.add_argument("--covering", action="store_true", help="only the few cases that CI runs")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time; ranks often wait")
-    parser.add_argument("--page", type=Path, default=PAGE)
+    parser.add_argument("--page", type=Path, default=PAGE, help="the table, with the rows that there are")
     arguments = parser.parse_args()
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # rows are kept; threads need not be waited for
-    cases = covering_cases() if arguments.covering else every_case()
-    arguments.rows.parent.mkdir(parents=True, exist_ok=True)
-    rows = fill(cases, arguments.rows, arguments.jobs)
-    order = {case: place for place, case in enumerate(cases)}
-    rows = [row for row in rows if (row["family"], row["layout"]) in order]
-    rows.sort(key=lambda row: (order[row["family"], row["layout"]], row["optimizer"]))
-    arguments.page.write_text(page(rows, len(every_case())))
-    sys.exit(0 if all(row["within"] for row in rows) else 1)
+    table = Table(arguments.page)
+    fill(table, covering_cases() if arguments.covering else every_case(), arguments.jobs)
+    sys.exit(0 if all(row[-1] == "yes" for row in table.rows.values()) else 1)
 
 
-def fill(cases: list[Case], path: Path, jobs: int) -> list[dict[str, Any]]:
-    """The rows of the file and those of the cases that it lacks, which are also added to it."""
-    rows = _kept(path)
-    done = {(row["family"], row["layout"], row["optimizer"]) for row in rows}
-    names = list(dict.fromkeys(name for name, _ in cases))
-    lock = threading.Lock()
+class Table:
+    """docs/parity.md, by what the rows are of."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._order: dict[Row, int] = {(name, text): number for number, (name, text) in enumerate(every_case())}
+        lines = path.read_text().splitlines() if path.exists() else []
+        cells = [tuple(cell.strip() for cell in line.strip("| ").split("|")) for line in lines if line.startswith("| ")]
+        found = {row[:NAMES]: row for row in cells if row != HEAD}
+        self.rows: dict[Row, Row] = {key: row for key, row in found.items() if key[:2] in self._order}
+        self._lock = threading.Lock()
+
+    def add(self, name: str, verdict: Verdict) -> None:
+        """Write the page anew with one row more."""
+        cells = (
+            name, verdict.layout, verdict.optimizer, str(verdict.ranks), f"{verdict.loss:.1e}", f"{verdict.norm:.1e}",
+            f"{verdict.gradient:.1e}", f"`{verdict.parameter}`", f"{verdict.last_gradient:.1e}",
+            f"`{verdict.last_parameter}`", "same" if verdict.same_samples else "DIFFER",
+            "yes" if verdict.within else "NO",
+        )  # fmt: skip
+        with self._lock:
+            self.rows[cells[:NAMES]] = cells
+            self.path.write_text(self._page())
+            print(
+                f"{len(self.rows)} of {len(self._order) * len(OPTIMIZERS)}: {' '.join(cells)}",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def _page(self) -> str:
+        rows = sorted(self.rows.values(), key=lambda row: (self._order[row[:2]], row[2]))
+        cases = len({row[:2] for row in rows})
+        within = sum(row[-1] == "yes" for row in rows)
+        lines = [
+            "# Layouts beside one process",
+            "",
+            f"{cases} of the {len(self._order)} legal layouts of the twins in `configs/systems/tiny/` on 2, 4 and 8"
+            f" ranks, five steps each with active clipping; {within} of {len(rows)} rows are within the tolerance of"
+            f" fp32: {TOLERANCE['fp32']:g} relative for losses and gradient norms, {GRADIENT_TOLERANCE['fp32']:g} for"
+            " a parameter's gradient at the first step and, under SGD, at the last ([guide](guide/layouts.md))."
+            f" Written by `make parity-full`; torch {torch.__version__}, {platform.machine()}, gloo.",
+            "",
+            f"| {' | '.join(HEAD)} |",
+            "|" + "---|" * len(HEAD),
+            *(f"| {' | '.join(row)} |" for row in rows),
+        ]
+        return "\n".join(lines) + "\n"
+
+
+def fill(table: Table, cases: list[Case], jobs: int) -> None:
+    """Add the rows of these cases that are not there yet."""
 
     def job(name: str, optimizer: Optimizer) -> None:
-        wanted = [text for own, text in cases if own == name and (name, text, optimizer) not in done]
-        if not wanted:
-            return
-        for verdict in compare(family(name), [parse_layout(text) for text in wanted], optimizers=[optimizer]):
-            row = {"family": name, **dataclasses.asdict(verdict)}
-            with lock, path.open("a") as file:
-                rows.append(row)
-                file.write(json.dumps(row) + "\n")
-                print(f"{len(rows)} of {len(cases) * len(OPTIMIZERS)}: {name} {verdict}", file=sys.stderr, flush=True)
+        texts = [text for own, text in cases if own == name and (name, text, optimizer) not in table.rows]
+        if texts:
+            for verdict in compare(family(name), [parse_layout(text) for text in texts], optimizers=[optimizer]):
+                table.add(name, verdict)
 
+    names = list(dict.fromkeys(name for name, _ in cases))
     with ThreadPoolExecutor(jobs) as executor:
         for running in [executor.submit(job, name, optimizer) for name in names for optimizer in OPTIMIZERS]:
             running.result()
-    return rows
-
-
-def _kept(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def page(rows: list[dict[str, Any]], legal: int) -> str:
-    """docs/parity.md."""
-    cases = len({(row["family"], row["layout"]) for row in rows})
-    within = sum(row["within"] for row in rows)
-    lines = [
-        "# Layouts beside one process",
-        "",
-        f"{cases} of the {legal} legal layouts of the twins in `configs/systems/tiny/` on 2, 4 and 8 ranks, five steps"
-        f" each with active clipping; {within} of {len(rows)} rows are within the tolerance of fp32:"
-        f" {TOLERANCE['fp32']:g}"
-        f" relative for losses and gradient norms, {GRADIENT_TOLERANCE['fp32']:g} for a parameter's gradient at the"
-        " first step and, under SGD, at the last"
-        " ([guide](guide/layouts.md)). Written by `make parity-full`;"
-        f" torch {torch.__version__}, {platform.machine()}, gloo.",
-        "",
-        f"| {' | '.join(HEAD)} |",
-        "|" + "---|" * len(HEAD),
-    ]
-    for row in rows:
-        cells = (
-            row["family"], row["layout"], row["ranks"], row["optimizer"], f"{row['loss']:.1e}", f"{row['norm']:.1e}",
-            f"{row['gradient']:.1e}", f"`{row['parameter']}`", f"{row['last_gradient']:.1e}",
-            f"`{row['last_parameter']}`", "same" if row["same_samples"] else "DIFFER",
-            "yes" if row["within"] else "NO",
-        )  # fmt: skip
-        lines.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":
