@@ -165,7 +165,8 @@ def _scores(model: Model) -> list[tuple[str, float]]:
     other = lowest
     if all(character in used for text in used for character in text):
         # Then all splits of a text have the same unknown characters, whose score so does not matter; and other pieces,
-        # such as bytes, can get one so low that a text that spells them is rather split into its characters.
+        # such as bytes, can get one so low that a text that spells them is rather split into its characters. In the few
+        # other models it becomes the byte.
         longest = max(len(text) for text, _, kind in model.pieces if kind not in _IN_TEXT)
         other = -(abs(lowest) + 1) * (longest + 1)
     found = []
