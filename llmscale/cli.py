@@ -259,11 +259,13 @@ def data_ledger(run: Path, step: int | None, other: Path | None) -> None:
     "--tokenizer", type=click.Path(path_type=Path), help="Folder of the tokenizer's files, or `bytes`; HF_DIR."
 )
 @click.option("--allow-pickle", is_flag=True, help="Read pytorch_model.bin where there is no safetensors file.")
-def import_model(folder: Path, out: Path, tokenizer: Path | None, allow_pickle: bool) -> None:
+@click.option("--new-head", is_flag=True, help="Draw the head's tensors that HF_DIR lacks, as a fresh model's.")
+def import_model(folder: Path, out: Path, tokenizer: Path | None, allow_pickle: bool, new_head: bool) -> None:
     """Make the checkpoint OUT (weights, tokenizer, config) of a Hugging Face directory."""
     from llmscale.exchange.importing import import_directory
 
-    for line in import_directory(folder, out, allow_pickle=allow_pickle, tokenizer=tokenizer):
+    lines = import_directory(folder, out, allow_pickle=allow_pickle, tokenizer=tokenizer, new_head=new_head)
+    for line in lines:
         click.echo(line)
 
 

@@ -54,6 +54,7 @@ MAY_IMPORT = {
         "llmscale.checkpoint",
         "llmscale.families",
         "llmscale.model",
+        "llmscale.parallel",
         "llmscale.config",
         "data_pipeline",
     },

@@ -59,7 +59,7 @@ def recognise(values: dict[str, Any], path: Path) -> Recognised:
     if classes and not set(classes) & set(table.classes):
         raise UserError(
             f"{path}: architectures is {', '.join(map(str, classes))}, but llmscale reads {' or '.join(table.classes)};"
-            f" import a model with that head"
+            f" import a model of such a class"
         )
     settings = Settings(values)
     try:

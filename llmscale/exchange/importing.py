@@ -21,18 +21,24 @@ from llmscale.exchange.classes import OWN, recognise
 from llmscale.exchange.files import CONFIG, new_folder, read_json, require_free
 from llmscale.exchange.tensors import TensorFolder
 from llmscale.exchange.tokenizers import import_tokenizer
-from llmscale.exchange.weights import Move, Shapes, padded, plan, shapes_of
+from llmscale.exchange.weights import VOCABULARY, Move, Shapes, padded, plan, shapes_of
 from llmscale.families.hugging_face import HuggingFace
+from llmscale.parallel.init import drawn
+from llmscale.parallel.shards import Shard
+
+_HEADS = ("head.", "next_sentence.")
+"""What our names of the heads' tensors begin with; all others are the body's."""
 
 
 def import_directory(
-    folder: Path, out: Path, *, allow_pickle: bool = False, tokenizer: Path | None = None
+    folder: Path, out: Path, *, allow_pickle: bool = False, tokenizer: Path | None = None, new_head: bool = False
 ) -> list[str]:
     """Write the checkpoint `out` from the Hugging Face directory `folder`; it appears whole or not at all.
 
     Args:
         allow_pickle: read `pytorch_model.bin` where there is nothing better.
         tokenizer: the folder of the tokenizer's files, or `bytes`; `folder` when not given.
+        new_head: draw the tensors of the heads that `folder` lacks, as those of a fresh model.
 
     Returns:
         Sentences for the user.
@@ -50,6 +56,14 @@ def import_directory(
     tensors = TensorFolder(folder, allow_pickle)
     own = values.get("model_type") == OWN
     source, notes = _own_source(values, path, tensors) if own else _source(values, path, tensors)
+    lacking = ", ".join(source.lacking)
+    if lacking and not new_head:
+        raise UserError(
+            f"{folder} lacks {lacking} of the model's head; give --new-head to draw anew what is missing, or import a"
+            f" folder that holds all of it"
+        )
+    if new_head:
+        notes.append(f"--new-head drew {lacking or f'nothing, since {folder} holds all of the head'}")
     with new_folder(out) as temporary, writing(out):
         made = import_tokenizer(folder, values, temporary / TOKENIZER, out / TOKENIZER, tokenizer)
         if made.tokenizer.vocab_size > source.vocab_size:
@@ -60,7 +74,7 @@ def import_directory(
         config = _run_config(source, made.tokenizer, made.settings, out)
         files = {file.name: file.read_bytes() for file in (temporary / TOKENIZER).iterdir()}
         state = RunState(samples=0, config=config.model_dump(mode="json"), identity=identity(config))
-        write_whole(temporary, source.tensors(config.model), state, files)
+        write_whole(temporary, source.tensors(config), state, files)
     count = sum(prod(shape) for shape in source.shapes.values())
     kind = "llmscale model" if own else f"{source.model['family']} model"
     said = [f"{out}: a {kind} of {count:,} parameters and a tokenizer of {made.tokenizer.vocab_size:,} tokens"]
@@ -81,22 +95,30 @@ class _Source:
     """Names in the files by the names in the weight map."""
     moves: list[Move] | None
     """None: the files have our own names."""
+    lacking: dict[str, str]
+    """Our names of the heads' tensors that are not in the files, by those in the weight map."""
 
-    def tensors(self, model: ModelConfig) -> Iterator[tuple[str, Tensor]]:
+    def tensors(self, config: RunConfig) -> Iterator[tuple[str, Tensor]]:
         """Our tensors, padded; one row of the weight map is in memory at a time."""
-        rows = model.padded_vocab(self.vocab_size)
+        rows = config.model.padded_vocab(self.vocab_size)
         for ours, values in self._unpadded():
             for name, tensor in zip(ours, values, strict=True):
-                of_tokens = name in ("embedding.weight", "head.weight", "head.bias")
-                yield name, padded(tensor, rows) if of_tokens else tensor
+                yield name, padded(tensor, rows) if name in VOCABULARY else tensor
+        fresh = drawn(config.model, config.run.seed)
+        for name in self.lacking.values():
+            shape = (rows, *self.shapes[name][1:]) if name in VOCABULARY else self.shapes[name]
+            yield name, fresh(name, Shard.whole(shape), 0, prod(shape)).view(shape)
 
     def _unpadded(self) -> Iterator[tuple[tuple[str, ...], list[Tensor]]]:
+        """Those in the files."""
         if self.moves is None:
             for name in self.shapes:
-                yield (name,), [self.folder.read(name)]
+                if name not in self.lacking:
+                    yield (name,), [self.folder.read(name)]
             return
         for move in self.moves:
-            yield move.ours, move.to_ours([self.folder.read(self.names[name]) for name in move.theirs])
+            if move.theirs[0] not in self.lacking:
+                yield move.ours, move.to_ours([self.folder.read(self.names[name]) for name in move.theirs])
 
 
 def _source(values: dict[str, Any], path: Path, folder: TensorFolder) -> tuple[_Source, list[str]]:
@@ -115,8 +137,10 @@ def _source(values: dict[str, Any], path: Path, folder: TensorFolder) -> tuple[_
     shapes = shapes_of(config, model["vocab_size"])
     moves = plan(table, config, shapes)
     expected = {name: move.shape for move in moves for name in move.theirs}
-    _require_tensors(table, folder, names, expected, {head: embedding} if config.tied_embeddings else {})
-    return _Source(model, model["vocab_size"], shapes, folder, names, moves), notes
+    unexpected = _unexpected(table, folder, names, expected, {head: embedding} if config.tied_embeddings else {})
+    heads = {move.theirs[0]: move.ours[0] for move in moves if move.ours[0].startswith(_HEADS)}
+    lacking = _lacking(folder, names, expected, unexpected, heads)
+    return _Source(model, model["vocab_size"], shapes, folder, names, moves, lacking), notes
 
 
 def _own_source(values: dict[str, Any], path: Path, folder: TensorFolder) -> tuple[_Source, list[str]]:
@@ -134,8 +158,9 @@ def _own_source(values: dict[str, Any], path: Path, folder: TensorFolder) -> tup
         raise UserError(f"{path}: model.{where}: {problem['msg']}; export it again") from None
     shapes = shapes_of(config, vocab_size)
     names = {name: name for name in folder.names}
-    _compare(folder, names, shapes, set(names) - set(shapes))
-    return _Source({**model, "vocab_size": vocab_size}, vocab_size, shapes, folder, names, None), []
+    heads = {name: name for name in shapes if name.startswith(_HEADS)}
+    lacking = _lacking(folder, names, shapes, set(names) - set(shapes), heads)
+    return _Source({**model, "vocab_size": vocab_size}, vocab_size, shapes, folder, names, None, lacking), []
 
 
 def _config(model: dict[str, Any]) -> ModelConfig:
@@ -168,14 +193,14 @@ def _equal(folder: TensorFolder, names: dict[str, str], first: str, second: str)
     return bool(folder.read(names[first]).equal(folder.read(names[second])))
 
 
-def _require_tensors(
+def _unexpected(
     table: HuggingFace,
     folder: TensorFolder,
     names: dict[str, str],
     expected: Shapes,
     tied: dict[str, str],
-) -> None:
-    """Refuse a directory unless it holds the expected tensors and nothing else; completes `names`."""
+) -> set[str]:
+    """Tensors that the model does not have; refuses those that should be copies of others and differ."""
     copies = {**(table.copies or {}), **tied}
     unexpected = set()
     for name in sorted(set(names) - set(expected)):
@@ -187,11 +212,15 @@ def _require_tensors(
                 )
         elif not any(re.fullmatch(pattern, name) for pattern in table.ignored):
             unexpected.add(name)
-    _compare(folder, names, expected, unexpected)
+    return unexpected
 
 
-def _compare(folder: TensorFolder, names: dict[str, str], expected: Shapes, unexpected: set[str]) -> None:
-    missing = sorted(set(expected) - set(names))
+def _lacking(
+    folder: TensorFolder, names: dict[str, str], expected: Shapes, unexpected: set[str], heads: dict[str, str]
+) -> dict[str, str]:
+    """Those of `heads`, our names by the weight map's, that a directory lacks; refuses it unless it holds all other
+    tensors in the expected shapes and nothing else."""
+    missing = sorted(set(expected) - set(names) - set(heads))
     if missing:
         raise UserError(
             f"{folder.folder} lacks the tensor {missing[0]} of shape {list(expected[missing[0]])}"
@@ -204,12 +233,13 @@ def _compare(folder: TensorFolder, names: dict[str, str], expected: Shapes, unex
             f"{_more(unexpected)}, which the model of its {CONFIG} does not have; give the {CONFIG} that belongs to it"
         )
     for name, shape in expected.items():
-        stored = folder.shape(names[name])
+        stored = folder.shape(names[name]) if name in names else shape
         if stored != shape:
             raise UserError(
                 f"{names[name]} in {folder.folder} has shape {list(stored)}, but {list(shape)} by its {CONFIG};"
                 f" give the {CONFIG} that belongs to it"
             )
+    return {name: heads[name] for name in sorted(heads) if name not in names}
 
 
 def _more(names: set[str] | list[str]) -> str:

@@ -29,11 +29,11 @@ PRESET: dict[str, object] = {
 
 
 def _read(settings: Settings) -> dict[str, Any]:
-    # Published directories of BertForMaskedLM hold the other head too, which `present` then sees.
-    classes = settings.take("architectures", ["BertForPreTraining"])
+    # Published directories of BertForMaskedLM hold the other head too, and a BertModel its pooler: `present` sees both.
+    classes = settings.take("architectures", [])
     return {
         "activation": settings.choose("hidden_act", PLAIN, "gelu"),
-        "next_sentence": "BertForMaskedLM" not in classes,
+        "next_sentence": "BertForPreTraining" in classes,
     }
 
 
@@ -50,7 +50,7 @@ def _needs(model: Mapping[str, Any]) -> str | None:
 
 HUGGING_FACE = HuggingFace(
     model_type="bert",
-    classes=("BertForPreTraining", "BertForMaskedLM"),
+    classes=("BertForPreTraining", "BertForMaskedLM", "BertModel"),
     fields=(
         ("vocab_size", "vocab_size", 30522),
         ("num_hidden_layers", "layers", 12),
@@ -108,8 +108,9 @@ HUGGING_FACE = HuggingFace(
         Weight(("head.bias",), "cls.predictions.bias"),
         *renamed({"next_sentence.pooler": "bert.pooler.dense", "next_sentence.classifier": "cls.seq_relationship"}),
     ),
+    prefix="bert.",
     renames=((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias")),
     ignored=(r"bert\.embeddings\.position_ids",),
-    present={"next_sentence": "cls.seq_relationship.weight"},
+    present={"next_sentence": "bert.pooler.dense.weight"},
     copies={"cls.predictions.decoder.bias": "cls.predictions.bias"},
 )

@@ -50,7 +50,7 @@ def _write(model: Mapping[str, Any]) -> dict[str, Any]:
 
 HUGGING_FACE = HuggingFace(
     model_type="gpt_neox",
-    classes=("GPTNeoXForCausalLM",),
+    classes=("GPTNeoXForCausalLM", "GPTNeoXModel"),
     fields=(
         ("vocab_size", "vocab_size", 50432),
         ("num_hidden_layers", "layers", 44),
@@ -84,5 +84,6 @@ HUGGING_FACE = HuggingFace(
             "gpt_neox.layers.{layer}.",
         ),
     ),
+    prefix="gpt_neox.",
     ignored=(r".*\.attention\.(masked_)?bias", r".*\.rotary_emb\..*"),
 )

@@ -51,7 +51,7 @@ def _write(model: Mapping[str, Any]) -> dict[str, Any]:
 
 HUGGING_FACE = HuggingFace(
     model_type="gptj",
-    classes=("GPTJForCausalLM",),
+    classes=("GPTJForCausalLM", "GPTJModel"),
     fields=(
         ("vocab_size", "vocab_size", 50400),
         ("n_layer", "layers", 28),
@@ -92,5 +92,6 @@ HUGGING_FACE = HuggingFace(
             "transformer.h.{layer}.",
         ),
     ),
+    prefix="transformer.",
     ignored=(r".*\.attn\.(masked_)?bias", r".*\.attn\.embed_positions"),
 )

@@ -117,7 +117,7 @@ WEIGHTS = (
 IGNORED = (r".*\.rotary_emb\.inv_freq",)
 HUGGING_FACE = HuggingFace(
     model_type="llama",
-    classes=("LlamaForCausalLM",),
+    classes=("LlamaForCausalLM", "LlamaModel"),
     fields=fields(32, 4096, 32, None, 11008, 2048, 1e-6, 32000),
     attention_dropout=("attention_dropout",),
     unused=("pretraining_tp",),
@@ -125,5 +125,6 @@ HUGGING_FACE = HuggingFace(
     write=_write,
     needs=_needs,
     weights=WEIGHTS,
+    prefix="model.",
     ignored=IGNORED,
 )

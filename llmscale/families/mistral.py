@@ -33,11 +33,12 @@ def _write(model: Mapping[str, Any]) -> dict[str, Any]:
 
 HUGGING_FACE = HuggingFace(
     model_type="mistral",
-    classes=("MistralForCausalLM",),
+    classes=("MistralForCausalLM", "MistralModel"),
     fields=llama.fields(32, 4096, 32, 8, 14336, 131072, 1e-6, 32000),
     attention_dropout=("attention_dropout",),
     read=_read,
     write=_write,
     weights=llama.WEIGHTS,
+    prefix="model.",
     ignored=llama.IGNORED,
 )

@@ -42,7 +42,7 @@ def _write(model: Mapping[str, Any]) -> dict[str, Any]:
 _EXPERTS = "model.layers.{layer}.block_sparse_moe.experts.{expert}."
 HUGGING_FACE = HuggingFace(
     model_type="mixtral",
-    classes=("MixtralForCausalLM",),
+    classes=("MixtralForCausalLM", "MixtralModel"),
     fields=llama.fields(32, 4096, 32, 8, 14336, 131072, 1e-5, 32000),
     fixed={"router_jitter_noise": 0.0},
     attention_dropout=("attention_dropout",),
@@ -56,5 +56,6 @@ HUGGING_FACE = HuggingFace(
         Weight(("blocks.{layer}.feed_forward.down.weight",), _EXPERTS + "w2.weight"),
         Weight(("blocks.{layer}.feed_forward.up.weight",), _EXPERTS + "w3.weight"),
     ),
+    prefix="model.",
     ignored=llama.IGNORED,
 )

@@ -92,7 +92,7 @@ def _write(model: Mapping[str, Any]) -> dict[str, Any]:
 
 HUGGING_FACE = HuggingFace(
     model_type="modernbert",
-    classes=("ModernBertForMaskedLM",),
+    classes=("ModernBertForMaskedLM", "ModernBertModel"),
     fields=(
         ("vocab_size", "vocab_size", 50368),
         ("num_hidden_layers", "layers", 22),
@@ -142,4 +142,5 @@ HUGGING_FACE = HuggingFace(
             "model.layers.{layer}.",
         ),
     ),
+    prefix="model.",
 )

@@ -64,11 +64,12 @@ def _write(model: Mapping[str, Any]) -> dict[str, Any]:
 
 HUGGING_FACE = HuggingFace(
     model_type="qwen3",
-    classes=("Qwen3ForCausalLM",),
+    classes=("Qwen3ForCausalLM", "Qwen3Model"),
     fields=llama.fields(32, 4096, 32, 32, 22016, 32768, 1e-6, 151936),
     attention_dropout=("attention_dropout",),
     read=_read,
     write=_write,
     weights=llama.WEIGHTS,
+    prefix="model.",
     ignored=llama.IGNORED,
 )

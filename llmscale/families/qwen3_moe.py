@@ -61,7 +61,7 @@ def _write(model: Mapping[str, Any]) -> dict[str, Any]:
 _EXPERTS = "model.layers.{layer}.mlp.experts.{expert}."
 HUGGING_FACE = HuggingFace(
     model_type="qwen3_moe",
-    classes=("Qwen3MoeForCausalLM",),
+    classes=("Qwen3MoeForCausalLM", "Qwen3MoeModel"),
     fields=llama.fields(24, 2048, 32, 4, 6144, 32768, 1e-6, 151936),
     attention_dropout=("attention_dropout",),
     unused=("output_router_logits",),
@@ -74,5 +74,6 @@ HUGGING_FACE = HuggingFace(
         Weight(("blocks.{layer}.feed_forward.up.weight",), _EXPERTS + "up_proj.weight"),
         Weight(("blocks.{layer}.feed_forward.down.weight",), _EXPERTS + "down_proj.weight"),
     ),
+    prefix="model.",
     ignored=llama.IGNORED,
 )

@@ -97,7 +97,7 @@ def table(gated: bool) -> HuggingFace:
     """T5 with or without a gate, whose tensors have other names."""
     return HuggingFace(
         model_type="t5",
-        classes=("T5ForConditionalGeneration", "T5WithLMHeadModel"),
+        classes=("T5ForConditionalGeneration", "T5WithLMHeadModel", "T5Model"),
         fields=(
             ("vocab_size", "vocab_size", 32128),
             ("num_layers", "encoder_layers", 6),

@@ -147,8 +147,23 @@ NAMES = list(CASES)
 
 def reference(name: str) -> nn.Module:
     """transformers' model of a case, without dropout; no part of it is near the identity or zero."""
-    class_name, config_name, settings = CASES[name]
     torch.manual_seed(5)
+    model = getattr(transformers, CASES[name][0])(config_of(name))
+    if name == "t5_v1_1":
+        # transformers 5 ties them when it makes a model, but not when it reads two different ones.
+        model.lm_head.weight = nn.Parameter(torch.empty_like(model.shared.weight))
+    return randomized(name, model)
+
+
+def headless(name: str, **settings: Any) -> nn.Module:
+    """As `reference`, but what transformers' AutoModel makes: the model without its head."""
+    torch.manual_seed(5)
+    return randomized(name, transformers.AutoModel.from_config(config_of(name), **settings))
+
+
+def config_of(name: str) -> Any:
+    """transformers' config of a case, without dropout."""
+    _, config_name, settings = CASES[name]
     config = getattr(transformers, config_name)(
         vocab_size=VOCAB, bos_token_id=1, eos_token_id=2, pad_token_id=0, **settings
     )
@@ -156,10 +171,11 @@ def reference(name: str) -> nn.Module:
         if "dropout" in key or key.endswith("pdrop"):
             setattr(config, key, 0.0)
     config._attn_implementation = "eager"
-    model = getattr(transformers, class_name)(config)
-    if name == "t5_v1_1":
-        # transformers 5 ties them when it makes a model, but not when it reads two different ones.
-        model.lm_head.weight = nn.Parameter(torch.empty_like(model.shared.weight))
+    return config
+
+
+def randomized(name: str, model: nn.Module) -> nn.Module:
+    """A model of a case with large random weights."""
     # T5 does not scale the scores, and a softmax of large ones makes training chaotic.
     std = 0.1 if name.startswith("t5") else 0.15
     for key, parameter in model.named_parameters():

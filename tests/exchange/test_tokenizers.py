@@ -38,13 +38,13 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 
 
-def trained(folder: Path, algorithm: str) -> Path:
+def trained(folder: Path) -> Path:
     """A SentencePiece model as `llmscale train` makes one."""
     folder.mkdir(exist_ok=True)
     (folder / "text.txt").write_text("".join(TEXT) * 2)
     settings = {
         "sources": [{"paths": [str(folder / "text.txt")]}],
-        "tokenizer": {"train": {"vocab_size": 600, "model": algorithm}},
+        "tokenizer": {"train": {"vocab_size": 600}},
     }
     (folder / "own.model").write_bytes(train_sentencepiece(DataConfig.model_validate(settings)))
     return folder / "own.model"
@@ -65,7 +65,7 @@ def byte_level_json(folder: Path) -> Path:
 def settings_of(kind: str, folder: Path) -> dict[str, Any]:  # noqa: PLR0911
     match kind:
         case "bpe":
-            return {"kind": "sentencepiece", "path": str(trained(folder, kind))}
+            return {"kind": "sentencepiece", "path": str(trained(folder))}
         case "t5":
             return {"kind": "sentencepiece", "path": str(t5_file(folder))}
         case "llama":
@@ -178,15 +178,19 @@ def test_published_files_are_read(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "reason"), [("word", "words or characters"), ("unigram", "Unigram model with user-defined symbols")]
+    ("settings", "reason"),
+    [
+        ({"model_type": "word", "vocab_size": 100, "character_coverage": 1.0}, "a SentencePiece model of words or"),
+        (
+            {"user_defined_symbols": ["<ok>", "\uff21\uff22"]},
+            "normalisation would make 'AB' of its user-defined symbol '\uff21\uff22', which no tokenizer.json",
+        ),
+    ],
 )
-def test_a_tokenizer_that_no_file_can_hold_is_refused(kind: str, reason: str, tmp_path: Path) -> None:
-    if kind == "word":
-        file = t5_file(tmp_path / "files", model_type="word", vocab_size=100, character_coverage=1.0)
-    else:
-        file = trained(tmp_path / "files", "unigram")
+def test_a_tokenizer_that_no_file_can_hold_is_refused(settings: dict[str, Any], reason: str, tmp_path: Path) -> None:
+    file = t5_file(tmp_path / "files", **settings)
     run = write_checkpoint(tmp_path / "run", {"vocab_size": 900}, {"kind": "sentencepiece", "path": str(file)})
-    with pytest.raises(UserError, match=f"{reason}.* which no tokenizer.json can hold; give --no-tokenizer"):
+    with pytest.raises(UserError, match=f"{reason}.*; give --no-tokenizer"):
         export_checkpoint(run, tmp_path / "hf")
     assert not (tmp_path / "hf").exists()
     export_checkpoint(run, tmp_path / "hf", with_tokenizer=False)
