@@ -33,7 +33,7 @@ from llmscale.engine.distributed import all_reduce_sum, join, leave, read_world
 from llmscale.engine.engine import Engine, accumulation
 from llmscale.objectives import build_loss
 from llmscale.parallel import init
-from llmscale.parity.pool import RankPool
+from llmscale.parity.ranks import run_ranks
 from llmscale.train.build import build_grid
 
 PARTS = ("weights", "masters", "moments", "gradients", "buckets")
@@ -215,12 +215,11 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     sizes = vars(parser.parse_args())
     figures: dict[str, dict[str, int]] = {}
-    with RankPool() as pool:
-        for family, stage, tensor in itertools.product(FAMILIES, (1, 2, 3), (1, 2)):
-            config = config_of(family, stage, tensor, **sizes)
-            name = f"{family} zero={stage} tp={tensor}"
-            figures[name] = pool.run(REPLICAS * tensor, measure_on_rank, config)[0]
-            print(name, file=sys.stderr, flush=True)
+    for family, stage, tensor in itertools.product(FAMILIES, (1, 2, 3), (1, 2)):
+        config = config_of(family, stage, tensor, **sizes)
+        name = f"{family} zero={stage} tp={tensor}"
+        figures[name] = run_ranks(REPLICAS * tensor, measure_on_rank, config)[0]
+        print(name, file=sys.stderr, flush=True)
     table = Table(title=f"MiB of one rank: {sizes}")
     columns = [*PARTS, "gradients complete", "settled", "step"]
     for column in ("layout", *columns, "most"):

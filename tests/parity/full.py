@@ -85,6 +85,8 @@ class Table:
             f" ranks, five steps each with active clipping; {within} of {len(rows)} rows are within the tolerance of"
             f" fp32: {TOLERANCE['fp32']:g} relative for losses and gradient norms, {GRADIENT_TOLERANCE['fp32']:g} for"
             " a parameter's gradient at the first step and, under SGD, at the last ([guide](guide/layouts.md))."
+            " A unit of a ReLU that one layout has on and another off changes a gradient at the one step where rounding"
+            " decides about it ([log](log.md))."
             f" Written by `make parity-full`; torch {torch.__version__}, {platform.machine()}, gloo.",
             "",
             f"| {' | '.join(HEAD)} |",
