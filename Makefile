@@ -18,7 +18,7 @@ test: $(VENV)/.installed-test  ## Run the tests that are not slow
 test-all: $(VENV)/.installed-test  ## Run all tests
 	$(BIN)/python -m pytest
 
-parity-full: $(VENV)/.installed-test  ## Compare every family in every legal layout with one process (hours)
+parity-full: $(VENV)/.installed-test  ## Compare every family in every legal layout with one process (over an hour)
 	$(BIN)/python -m tests.parity.full
 
 lint: $(VENV)/.installed-test  ## Check style and types

@@ -184,6 +184,19 @@ def config_of(family: str, stage: int, tensor: int, layers: int, hidden: int, le
 def measure_on_rank(config: RunConfig) -> dict[str, int]:
     """What this rank holds by `PARTS`, once when a step begins and once when its gradients are complete (`complete`),
     the sum of the former (`settled`), and the most beyond it during the step (`step`)."""
+    engine, train = start_on_rank(config)
+    train(0)
+    found: dict[str, int] = state_bytes(engine)
+    complete = before_update(engine, lambda: state_bytes(engine), lambda: train(1))[-1]
+    found |= {f"{part} complete": size for part, size in complete.items()}
+    found["settled"] = sum(found[part] for part in PARTS)
+    found["step"], _ = peak_bytes(lambda: train(2))
+    leave()
+    return found
+
+
+def start_on_rank(config: RunConfig) -> tuple[Engine, Callable[[int], None]]:
+    """An engine on tokens drawn at random, and what trains the step of a number; the caller leaves the group."""
     join(read_world("cpu"))
     grid = build_grid(config, read_world("cpu"))
     model = init.build_hollow(config.model, VOCAB, grid, config.parallel.tensor_sequence)
@@ -198,14 +211,7 @@ def measure_on_rank(config: RunConfig) -> dict[str, int]:
     def train(step: int) -> None:
         engine.train_step(batch.split(micro), step, counts)
 
-    train(0)
-    found: dict[str, int] = state_bytes(engine)
-    complete = before_update(engine, lambda: state_bytes(engine), lambda: train(1))[-1]
-    found |= {f"{part} complete": size for part, size in complete.items()}
-    found["settled"] = sum(found[part] for part in PARTS)
-    found["step"], _ = peak_bytes(lambda: train(2))
-    leave()
-    return found
+    return engine, train
 
 
 def main() -> None:
