@@ -3,8 +3,8 @@
     python -m benchmarks.sharding [--rounds 3] [--steps 6] [--layers 4] [--hidden 512] [--length 256]
 
 Two data-parallel replicas on CPU ranks over gloo, one thread each. Settings take turns, round by round, in new ranks; a
-figure is the median of all steps but the first of each start. On a GPU other sizes will be best: its network differs, and
-communication overlaps with computing, which it does not on a CPU.
+figure is the median of all steps but the first of each start. On a GPU other sizes will be best: its network differs,
+and communication overlaps with computing, which it does not on a CPU.
 """
 
 from __future__ import annotations
