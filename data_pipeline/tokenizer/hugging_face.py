@@ -139,6 +139,27 @@ class LibraryTokenizer(StoredTokenizer):
             return []
 
 
+def _require_prefixed_merges(model: dict[str, Any], name: str) -> None:
+    """Refuse a BPE model where the library would cut a prefix off parts that do not have it, at any byte: it may end
+    the whole process over that."""
+    prefix, merges = model.get("continuing_subword_prefix"), model.get("merges")
+    if not prefix or not isinstance(prefix, str) or not isinstance(merges, list):
+        return
+    for merge in merges:
+        right = (
+            merge.partition(" ")[2]
+            if isinstance(merge, str)
+            else merge[-1]
+            if isinstance(merge, list) and merge
+            else ""
+        )
+        if not isinstance(right, str) or not right.startswith(prefix):
+            raise UserError(
+                f"{name}: model.continuing_subword_prefix is {prefix!r}, but the merge {merge!r} joins a part that does"
+                f" not begin with it; repair the file"
+            )
+
+
 class HuggingFaceTokenizer(LibraryTokenizer):
     """Any `tokenizer.json` of the `tokenizers` library. Special tokens are those it has as added tokens. Added tokens
     that are not special and have no role, such as runs of spaces, are matched in text as the library does."""
@@ -153,6 +174,7 @@ class HuggingFaceTokenizer(LibraryTokenizer):
         model = self._layout.get("model")
         if not isinstance(model, dict):
             raise UserError(f"{name} has no model, so it is no tokenizer.json of the tokenizers library; give one")
+        _require_prefixed_merges(model, name)
         steps = json.dumps([self._layout.get("pre_tokenizer"), self._layout.get("decoder")])
         with _faults_explained(name):
             super().__init__(

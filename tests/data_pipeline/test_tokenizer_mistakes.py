@@ -271,6 +271,20 @@ def test_damaged_copies(folder: Path, tmp_path: Path) -> None:
             load_tokenizer(tmp_path / "meta")
 
 
+def test_a_prefix_that_merges_lack_is_refused(tmp_path: Path) -> None:
+    """The library would abort the process over the parts of characters."""
+    path = tmp_path / "tokenizer.json"
+    backend = tokenizers.ByteLevelBPETokenizer(str(gpt2_files(tmp_path)), str(tmp_path / "merges.txt"))
+    tokenizer_json(path, backend._tokenizer, {"<|endoftext|>": True})
+    layout = json.loads(path.read_text())
+    layout["model"]["continuing_subword_prefix"] = "x"
+    path.write_text(json.dumps(layout))
+    with pytest.raises(UserError, match=r"continuing_subword_prefix is 'x', but the merge .* does not begin with it"):
+        prepare_tokenizer(
+            config({"paths": ["unused"]}, tokenizer={"kind": "huggingface", "path": str(path)}), tmp_path / "made"
+        )
+
+
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_broken_tokenizer_json_is_refused_or_works(folder: Path, data: st.DataObject) -> None:
