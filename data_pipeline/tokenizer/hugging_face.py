@@ -146,13 +146,8 @@ def _require_prefixed_merges(model: dict[str, Any], name: str) -> None:
     if not prefix or not isinstance(prefix, str) or not isinstance(merges, list):
         return
     for merge in merges:
-        right = (
-            merge.partition(" ")[2]
-            if isinstance(merge, str)
-            else merge[-1]
-            if isinstance(merge, list) and merge
-            else ""
-        )
+        parts = merge.split(" ") if isinstance(merge, str) else merge
+        right = parts[-1] if isinstance(parts, list) and parts else ""
         if not isinstance(right, str) or not right.startswith(prefix):
             raise UserError(
                 f"{name}: model.continuing_subword_prefix is {prefix!r}, but the merge {merge!r} joins a part that does"
