@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ import numpy as np
 from data_pipeline.config import SourceConfig
 from data_pipeline.errors import UserError
 from data_pipeline.fields import Fields
-from data_pipeline.files import FileEntry, list_files
+from data_pipeline.files import FileEntry, is_remote, list_files
 from data_pipeline.hub import DatasetReader, StreamedDataset
 from data_pipeline.readers.arrow import ArrowReader, arrow_spans
 from data_pipeline.readers.bad_records import BadRecords
@@ -90,7 +91,11 @@ def open_source(
     fields = Fields(source, where)
     extractor = Extractor(fields, bad, settings.max_document_bytes)
     listed = source.kind != "datasets" or bool(source.paths)
-    files = survey.files if survey is not None else list_files(source, index, where) if listed else []
+    if survey is not None:
+        _require_here(survey.files, where)
+        files = survey.files
+    else:
+        files = list_files(source, index, where) if listed else []
     if source.kind == "datasets":
         streamed = StreamedDataset(source, index, where, settings.span_bytes, fields, files)
         reader: Reader = DatasetReader(extractor, streamed)
@@ -103,6 +108,16 @@ def open_source(
         return OpenSource(files, list(map(Span._make, survey.spans.tolist())), reader, survey)
     spans = find_spans()
     return OpenSource(files, spans, reader, Survey(files, np.array(spans, dtype=np.int64).reshape(-1, 4)))
+
+
+def _require_here(files: list[FileEntry], where: str) -> None:
+    """Refuse files that another machine has and this one has not, or otherwise; looking at one is enough, and cheap."""
+    for file in files[:1]:
+        if not is_remote(file.path) and not (os.path.isfile(file.path) and os.path.getsize(file.path) == file.size):
+            raise UserError(
+                f"{where}.paths: {file.path} of {file.size:,} bytes is on rank 0's machine but not on this one; put the"
+                f" files where all machines see them under the same path"
+            )
 
 
 def _require_fitting(source: SourceConfig, where: str) -> None:
