@@ -25,7 +25,6 @@ from llmscale.config import RunConfig, parse_config
 from llmscale.engine.distributed import leave
 from llmscale.parity.ranks import run_ranks
 
-DEFAULTS: dict[str, Any] = {"bucket_elements": 50_000_000, "persistence_elements": 100_000, "live_elements": 10**9}
 SETTINGS: list[tuple[int, dict[str, Any]]] = [
     *((stage, {"bucket_elements": size}) for stage in (1, 2, 3) for size in (500_000, 5_000_000, 50_000_000)),
     (3, {"persistence_elements": 0}),
@@ -33,6 +32,7 @@ SETTINGS: list[tuple[int, dict[str, Any]]] = [
     (3, {"live_elements": 5_000_000}),
     (3, {"compile": True}),
 ]
+"""ZeRO stage and what differs from the defaults."""
 
 
 def seconds_on_rank(config: RunConfig, steps: int) -> list[float]:
@@ -57,7 +57,7 @@ def main() -> None:
     for number in range(rounds):
         for stage, settings in SETTINGS:
             raw = config_of("gpt2", stage, 1, **sizes).model_dump(mode="json")
-            raw["engine"] |= DEFAULTS | settings
+            raw["engine"] = {"zero_stage": stage, **settings}
             raw["run"] |= {"threads": 1}
             name = f"zero={stage} " + " ".join(f"{key}={value:,}" for key, value in settings.items())
             seconds = run_ranks(REPLICAS, seconds_on_rank, parse_config(raw), steps, timeout=600)[0]

@@ -2,9 +2,9 @@
 
 import multiprocessing
 
-from llmscale.parity.ranks import free_port, run_ranks
+from llmscale.parity.ranks import run_ranks
 
-__all__ = ["free_port", "run_ranks"]
+__all__ = ["run_ranks"]
 
 # More than `llmscale.parity` imports before it forks: what a whole run imports late.
 multiprocessing.get_context("forkserver").set_forkserver_preload(["tests.preload"])
