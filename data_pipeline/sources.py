@@ -19,7 +19,7 @@ from data_pipeline.config import DataConfig, SourceConfig
 from data_pipeline.errors import UserError
 from data_pipeline.files import FileEntry
 from data_pipeline.readers import ENDLESS, BadRecord, BadRecords, Reader, Span
-from data_pipeline.readers.kinds import ReadSettings, Survey, is_whole_file, open_source
+from data_pipeline.readers.kinds import ReadSettings, Survey, is_whole_file, open_source, survey_source
 
 LISTED_FILES = 1 << 16
 """Most files whose fingerprints a cursor carries; beyond that it carries only the digest of them all."""
@@ -37,6 +37,20 @@ class Document(NamedTuple):
     text: str
     target: str | None = None
     """The second text of a pair, where the source has a `target_field`."""
+
+
+def survey_sources(config: DataConfig) -> list[Survey]:
+    """What a corpus of `config.sources` finds out about their files, so that other processes need not look.
+
+    Raises:
+        UserError: as `Corpus`, and where sources are tokenised already.
+    """
+    settings = ReadSettings(config.span_bytes, config.lanes, config.max_document_bytes)
+    bad = BadRecords(Counter(), config.on_bad_record)
+    return [
+        survey_source(source, index, f"data.sources[{index}]", settings, bad)
+        for index, source in enumerate(config.sources)
+    ]
 
 
 class Corpus:
@@ -66,7 +80,7 @@ class Corpus:
             lanes: what the spans are dealt to; a small line-oriented source is cut into about four times as many.
             max_document_bytes: a longer record is a bad one.
             on_bad_record: skip or fail.
-            surveys: `surveys` of another corpus of the same sources and settings.
+            surveys: `survey_sources` of a config with the same sources and settings.
 
         Raises:
             UserError: no file, an unreadable one, a missing field, or nothing but empty files.
@@ -83,10 +97,10 @@ class Corpus:
         self.files: list[FileEntry] = []
         self.spans: list[Span] = []
         self._readers: list[Reader] = []
-        self.surveys: list[Survey] = []
-        """What was found of each source."""
         for index, source in enumerate(sources):
-            self._add(source, index, f"{where}[{index}]", surveys[index] if surveys is not None else None)
+            place = f"{where}[{index}]"
+            survey = surveys[index] if surveys else survey_source(source, index, place, self._settings, self._bad)
+            self._add(source, index, place, survey)
         if not self.spans:
             raise UserError(f"{where} holds no text: its {len(self.files)} files are empty; add documents")
         self.digest = self._digest()
@@ -106,10 +120,9 @@ class Corpus:
             surveys=surveys,
         )
 
-    def _add(self, source: SourceConfig, index: int, where: str, survey: Survey | None) -> None:
+    def _add(self, source: SourceConfig, index: int, where: str, survey: Survey) -> None:
         first = len(self.files)
-        files, spans, reader, survey = open_source(source, index, where, self._settings, self._bad, survey)
-        self.surveys.append(survey)
+        files, spans, reader = open_source(source, index, where, self._settings, self._bad, survey)
         self.files += files
         self.spans += [Span(span.file + first, *span[1:]) for span in spans] if first else spans
         self._readers.append(reader)

@@ -91,17 +91,6 @@ def open_samples(
     return IndexedSamples(groups, mixture, made, seed, tokenizer.vocab_size, epochs)
 
 
-def survey_sources(config: DataConfig) -> list[Survey] | None:
-    """What `open_samples` finds out about the files of a config; None where the documents are tokenised already.
-
-    Raises:
-        UserError: as `Corpus`.
-    """
-    if any(source.kind == "tokens" for source in config.sources):
-        return None
-    return Corpus.training(config).surveys
-
-
 def _tokenised(
     config: DataConfig, index: int, survey: Survey | None, tokenizer: Tokenizer, cache: str | Path, pairs: bool
 ) -> str:

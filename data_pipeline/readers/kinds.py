@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from typing import NamedTuple
@@ -58,7 +59,6 @@ class OpenSource(NamedTuple):
     spans: list[Span]
     """Their `file` is the number among `files`."""
     reader: Reader
-    survey: Survey
 
 
 def is_whole_file(source: SourceConfig) -> bool:
@@ -66,15 +66,8 @@ def is_whole_file(source: SourceConfig) -> bool:
     return source.kind == "text" and source.document == "file" and source.delimiter is None
 
 
-def open_source(
-    source: SourceConfig,
-    index: int,
-    where: str,
-    settings: ReadSettings,
-    bad: BadRecords,
-    survey: Survey | None = None,
-) -> OpenSource:
-    """Lists, fingerprints and cuts the files of a source, unless that has been done.
+def survey_source(source: SourceConfig, index: int, where: str, settings: ReadSettings, bad: BadRecords) -> Survey:
+    """Lists, fingerprints and cuts the files of a source.
 
     Args:
         source: what to read.
@@ -82,32 +75,41 @@ def open_source(
         where: its place in the config, for messages.
         settings: how to cut it.
         bad: gets the records that cannot be used.
-        survey: what another process found with the same settings.
 
     Raises:
         UserError: no file, an unreadable one, a missing field, or settings that do not fit together.
     """
     _require_fitting(source, where)
+    streamed = source.kind == "datasets"
+    files = [] if streamed and not source.paths else list_files(source, index, where)
+    spans: list[Span] = []
+    if not streamed:
+        for file in files:
+            if file.path.endswith(_UNREAD_SUFFIXES):
+                raise UserError(f"{where}.paths: {file.path} is compressed in a way that is not read; use .gz or .zst")
+        extractor = Extractor(Fields(source, where), bad, settings.max_document_bytes)
+        find_spans, reader = _KINDS[source.kind](source, files, settings, extractor)
+        with contextlib.closing(reader):
+            spans = find_spans()
+    return Survey(files, np.array(spans, dtype=np.int64).reshape(-1, 4))
+
+
+def open_source(
+    source: SourceConfig, index: int, where: str, settings: ReadSettings, bad: BadRecords, survey: Survey
+) -> OpenSource:
+    """What reads a source, from a survey of it with the same settings, by this process or another.
+
+    Raises:
+        UserError: this machine lacks the files, or a data set cannot be opened.
+    """
+    _require_here(survey.files, where)
     fields = Fields(source, where)
     extractor = Extractor(fields, bad, settings.max_document_bytes)
-    listed = source.kind != "datasets" or bool(source.paths)
-    if survey is not None:
-        _require_here(survey.files, where)
-        files = survey.files
-    else:
-        files = list_files(source, index, where) if listed else []
     if source.kind == "datasets":
-        streamed = StreamedDataset(source, index, where, settings.span_bytes, fields, files)
-        reader: Reader = DatasetReader(extractor, streamed)
-        return OpenSource(streamed.files, streamed.spans, reader, Survey(files, np.empty((0, 4), dtype=np.int64)))
-    for file in files:
-        if file.path.endswith(_UNREAD_SUFFIXES):
-            raise UserError(f"{where}.paths: {file.path} is compressed in a way that is not read; use .gz or .zst")
-    find_spans, reader = _KINDS[source.kind](source, files, settings, extractor)
-    if survey is not None:
-        return OpenSource(files, list(map(Span._make, survey.spans.tolist())), reader, survey)
-    spans = find_spans()
-    return OpenSource(files, spans, reader, Survey(files, np.array(spans, dtype=np.int64).reshape(-1, 4)))
+        streamed = StreamedDataset(source, index, where, settings.span_bytes, fields, survey.files)
+        return OpenSource(streamed.files, streamed.spans, DatasetReader(extractor, streamed))
+    _, reader = _KINDS[source.kind](source, survey.files, settings, extractor)
+    return OpenSource(survey.files, list(map(Span._make, survey.spans.tolist())), reader)
 
 
 def _require_here(files: list[FileEntry], where: str) -> None:

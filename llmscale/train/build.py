@@ -15,8 +15,9 @@ from data_pipeline.errors import FULL, UserError
 from data_pipeline.evaluation_set import EvaluationSet, build_evaluation_set, open_evaluation_set
 from data_pipeline.loader import TrainLoader
 from data_pipeline.objectives import required_roles
+from data_pipeline.sources import survey_sources
 from data_pipeline.tokenizer import Tokenizer, load_tokenizer, prepare_tokenizer
-from data_pipeline.training_samples import open_samples, survey_sources
+from data_pipeline.training_samples import open_samples
 from llmscale.checkpoint.model import require_tensors
 from llmscale.checkpoint.reader import Checkpoint, newest_intact
 from llmscale.checkpoint.store import Retention, clean
@@ -255,7 +256,8 @@ def build_loader(
 
     Rank 0 looks at the files for all; what is read by permutation it tokenises first, and the others find it there.
     """
-    surveys = on_rank_zero(lambda: survey_sources(config.data))
+    tokenised = any(source.kind == "tokens" for source in config.data.sources)
+    surveys = None if tokenised else on_rank_zero(lambda: survey_sources(config.data))
     if config.data.finite:
         tokenizer = load_tokenizer(run.tokenizer)
         on_rank_zero(

@@ -1,12 +1,15 @@
 """The engine against a plain torch loop, on real ranks: gradient scale shows under SGD with active clipping."""
 
+import gc
 import os
 import shutil
+import weakref
 
 import pytest
 
 from llmscale.config import RunConfig
-from tests.engine.cases import STEPS, case_config, plain_torch, train_on_rank
+from llmscale.engine.distributed import join, leave, read_world
+from tests.engine.cases import STEPS, case_config, one_step, open_engine, plain_torch, train_on_rank
 from tests.ranks import run_ranks
 
 TOLERANCE = 1e-5
@@ -104,3 +107,21 @@ def test_processes_that_trained_other_models_before_may_meet() -> None:
     expected = plain_torch(config)[0]
     for found in run_ranks(2, train_with_other_numbers, config):
         assert found == [pytest.approx(row, rel=TOLERANCE) for row in expected]
+
+
+def is_freed_on_rank(config: RunConfig) -> bool:
+    join(read_world("cpu"))
+    engine, grid = open_engine(config)
+    one_step(engine, grid, 0)
+    inner = weakref.ref(engine._engine)
+    engine.close()
+    del engine
+    gc.collect()
+    leave()
+    return inner() is None
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_a_closed_engine_is_freed(stage: int) -> None:
+    """At stage 3 DeepSpeed keeps it (docs/log.md)."""
+    assert run_ranks(1, is_freed_on_rank, case_config(engine__zero_stage=stage)) == [True]
