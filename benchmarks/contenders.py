@@ -291,20 +291,37 @@ def _t5(shape: Shape, dropout: float) -> nn.Module:
 TRANSFORMERS = {"gpt2": _gpt2, "llama": _llama, "bert": _bert, "t5": _t5}
 
 
-def build_gemm_step(shape: Shape) -> Step:
-    """Only the step's matrix products, into memory that is already there: what the machine can do at most."""
+def build_gemm_step(shape: Shape, *, own: bool = False) -> Step:
+    """Only the step's matrix products: what the machine can do at most, by torch.mm or as this project multiplies.
+
+    Those of torch.mm go into memory that is already there.
+    """
+    from llmscale.model.linear import outer, product
+
     work = []
-    for rows, inner, outer in sorted(set(shape.products)):
-        sizes = [(rows, inner), (outer, inner), (rows, outer)]
+    for rows, inner, outside in sorted(set(shape.products)):
+        sizes = [(rows, inner), (outside, inner), (rows, outside)]
         factors = [torch.randn(size, device=shape.device).to(shape.torch_dtype) for size in sizes]
-        work.append((shape.products.count((rows, inner, outer)), factors, [torch.empty_like(f) for f in factors]))
+        work.append((shape.products.count((rows, inner, outside)), factors, [torch.empty_like(f) for f in factors]))
+
+    def by_torch(factors: list[Tensor], results: list[Tensor]) -> None:
+        (x, weight, gradient), (grad_x, grad_weight, out) = factors, results
+        torch.mm(x, weight.T, out=out)
+        torch.mm(gradient, weight, out=grad_x)
+        torch.mm(gradient.T, x, out=grad_weight)
+
+    def by_project(factors: list[Tensor], results: list[Tensor]) -> None:
+        x, weight, gradient = factors
+        product(x, weight)
+        product(gradient, weight.T)
+        outer(gradient, x)
+
+    multiply = by_project if own else by_torch
 
     def step() -> float:
-        for count, (x, weight, gradient), (grad_x, grad_weight, out) in work:
+        for count, factors, results in work:
             for _ in range(count):
-                torch.mm(x, weight.T, out=out)
-                torch.mm(gradient, weight, out=grad_x)
-                torch.mm(gradient.T, x, out=grad_weight)
+                multiply(factors, results)
         if shape.device != "cpu":
             torch.cuda.synchronize()
         return 0.0

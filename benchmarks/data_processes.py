@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import random
@@ -25,6 +26,8 @@ from data_pipeline.records import read_records
 ROOT = Path(__file__).resolve().parents[1]
 QUICKSTART = ROOT / "configs" / "quickstart.yaml"
 SEED = 1
+RESUMES = 21
+"""Times that each resume is timed."""
 
 
 def run_alone(name: str, setup: Setup) -> dict[str, Any]:
@@ -87,8 +90,10 @@ def resume(setup: Setup) -> dict[str, list[float]]:
     expected = loader.take(data.lanes)[1]
     loader.close()
     times: dict[str, list[float]] = {str(samples): [] for samples in cursors}
-    for _ in range(7):
-        for samples, cursor in random.Random(0).sample(sorted(cursors.items()), len(cursors)):
+    for turn in range(RESUMES):
+        for samples, cursor in random.Random(turn).sample(sorted(cursors.items()), len(cursors)):
+            # A full collection takes as long as a resume and would come at every other one.
+            gc.collect()
             started = time.perf_counter()
             resumed = TrainLoader(data, folder, seed=SEED, dp_rank=0, dp_size=1, first_sample=samples, cursor=cursor)
             found = resumed.take(data.lanes)[1]

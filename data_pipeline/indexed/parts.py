@@ -23,7 +23,7 @@ from data_pipeline.indexed.writer import IndexedWriter, sync_directory, temporar
 from data_pipeline.readers import Span
 from data_pipeline.readers.bad_records import BadRecord
 from data_pipeline.sources import Corpus, Document
-from data_pipeline.tokenizer import Tokenizer, load_tokenizer
+from data_pipeline.tokenizer import Tokenizer
 
 VERSION = 1
 SIDES = ("train", "heldout")
@@ -118,12 +118,12 @@ class PartFiles(NamedTuple):
 class PartWorker:
     """Signs and tokenises parts. Each process makes its own, since readers keep files open."""
 
-    def __init__(self, config: DataConfig, plan: Plan, tokenizer_dir: Path, folder: Path, corpus: Corpus) -> None:
+    def __init__(self, config: DataConfig, plan: Plan, tokenizer: Tokenizer, folder: Path, corpus: Corpus) -> None:
         self._config = config
         self._plan = plan
         self._folder = folder
         self._corpus = corpus
-        self._tokenizer = load_tokenizer(tokenizer_dir)
+        self._tokenizer = tokenizer
 
     def sign(self, number: int, report: Report) -> None:
         """Write the signatures of a part's documents, both sides of the split in one."""

@@ -120,7 +120,7 @@ def prepare(
     with writing(folder):
         folder.mkdir(exist_ok=True)
     corpus.close()
-    work = _Work(config, plan, out, folder, corpus, processes, range(rank, len(plan.parts), world), watcher)
+    work = _Work(config, plan, out, folder, corpus, tokenizer, processes, range(rank, len(plan.parts), world), watcher)
     if not merge_only:
         if config.deduplication is not None and not work.deduplicate():
             return Outcome(None, work.waiting("signed", lambda part: part.signatures.exists()))
@@ -147,6 +147,7 @@ class _Work:
     out: Path
     folder: Path
     corpus: Corpus
+    tokenizer: Tokenizer
     processes: int
     own: range
     watcher: Watcher
@@ -194,7 +195,7 @@ class _Work:
         report(total_bytes(self.plan, self.own) - total_bytes(self.plan, todo), 0)
 
         def open_task() -> Task:
-            return method(PartWorker(self.config, self.plan, self.out / TOKENIZER, self.folder, self.corpus))
+            return method(PartWorker(self.config, self.plan, self.tokenizer, self.folder, self.corpus))
 
         run_tasks(todo, self.processes, open_task, report)
 

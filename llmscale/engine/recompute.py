@@ -18,7 +18,9 @@ KEPT = frozenset(
     {
         _ATEN.mm.default,
         _ATEN.addmm.default,
+        torch.ops.mkldnn._linear_pointwise.default,
         _ATEN._grouped_mm.default,
+        torch.ops.llmscale.product.default,
         torch.ops.llmscale.grouped_product.default,
         _ATEN._scaled_dot_product_flash_attention.default,
         _ATEN._scaled_dot_product_flash_attention_for_cpu.default,

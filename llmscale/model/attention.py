@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from llmscale.config.model import ModelConfig
 from llmscale.model.context import Context
 from llmscale.model.dropout import LayerDropout, Place, drop
+from llmscale.model.linear import Linear
 from llmscale.model.positions import rotate
 
 
@@ -64,11 +65,11 @@ class Projections(nn.Module):
         self.dropout = config.dropout
         inner, shared = config.heads * self.channels, config.kv_head_count * self.channels
         bias = config.has_bias("qkv")
-        self.query = nn.Linear(config.hidden_size, inner, bias=bias)
-        self.key = nn.Linear(config.hidden_size, shared, bias=bias)
-        self.value = nn.Linear(config.hidden_size, shared, bias=bias)
+        self.query = Linear(config.hidden_size, inner, bias=bias)
+        self.key = Linear(config.hidden_size, shared, bias=bias)
+        self.value = Linear(config.hidden_size, shared, bias=bias)
         self.core = Core(config, self.places[0])
-        self.output = nn.Linear(inner, config.hidden_size, bias=config.has_bias("attention_output"))
+        self.output = Linear(inner, config.hidden_size, bias=config.has_bias("attention_output"))
 
     def heads(self, projected: Tensor) -> Tensor:
         """(B, T, heads x channels) to (B, T, heads, channels)."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from llmscale.config.model import ModelConfig
 from llmscale.model.feed_forward import ACTIVATIONS
 from llmscale.model.grouped import grouped_product
+from llmscale.model.linear import Linear
 
 
 class ExpertLinear(nn.Module):
@@ -43,7 +44,7 @@ class Experts(nn.Module):
         self.settings = config.experts
         count, inner = self.settings.count, config.expert_channels
         self.activation = ACTIVATIONS[config.activation]
-        self.router = nn.Linear(config.hidden_size, count, bias=False)
+        self.router = Linear(config.hidden_size, count, bias=False)
         self.up = ExpertLinear(count, config.hidden_size, inner, config.bias)
         self.gate = ExpertLinear(count, config.hidden_size, inner, config.bias) if config.gated else None
         self.down = ExpertLinear(count, inner, config.hidden_size, config.bias)

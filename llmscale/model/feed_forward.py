@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from llmscale.config.model import ModelConfig
 from llmscale.model.dropout import LayerDropout, Place, drop
+from llmscale.model.linear import Linear
 
 _GELU_TANH = partial(F.gelu, approximate="tanh")
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -27,9 +28,9 @@ class FeedForward(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.activation = ACTIVATIONS[config.activation]
-        self.up = nn.Linear(config.hidden_size, config.ffn_channels, bias=config.bias)
-        self.gate = nn.Linear(config.hidden_size, config.ffn_channels, bias=config.bias) if config.gated else None
-        self.down = nn.Linear(config.ffn_channels, config.hidden_size, bias=config.bias)
+        self.up = Linear(config.hidden_size, config.ffn_channels, bias=config.bias)
+        self.gate = Linear(config.hidden_size, config.ffn_channels, bias=config.bias) if config.gated else None
+        self.down = Linear(config.ffn_channels, config.hidden_size, bias=config.bias)
         self.inner_dropout = config.dropout if config.dropout_scheme == "t5" else 0.0
 
     def forward(self, hidden: Tensor, dropout: LayerDropout | None = None) -> Tensor:

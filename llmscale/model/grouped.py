@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, library
 
+from llmscale.model.linear import by_onednn, outer, product
+
 
 def grouped_product(rows: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
     """Each group of rows times the transposed matrix of the group.
@@ -13,26 +15,34 @@ def grouped_product(rows: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
     Args:
         rows: (N, inputs), the groups one after the other.
         weights: (groups, outputs, inputs).
-        ends: (groups,) int32, where each group ends.
+        ends: (groups,) int32, where each group ends, the last one with the rows.
 
     Returns:
         (N, outputs).
     """
     # torch 2.13 computes this in any dtype, but traces it in bf16 only: the compiler must not look inside.
-    if torch.compiler.is_compiling() and rows.dtype != torch.bfloat16:
+    if by_onednn(rows, weights) or (torch.compiler.is_compiling() and rows.dtype != torch.bfloat16):
         return _product(rows, weights, ends)
     return F.grouped_mm(rows, weights.transpose(-2, -1), offs=ends)
 
 
 @library.custom_op("llmscale::grouped_product", mutates_args=())
 def _product(rows: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
+    if by_onednn(rows, weights):
+        return torch.cat([product(group, weight) for group, weight in zip(_groups(rows, ends), weights, strict=True)])
     return F.grouped_mm(rows, weights.transpose(-2, -1), offs=ends)
 
 
 @library.custom_op("llmscale::grouped_outer", mutates_args=())
 def _outer(left: Tensor, right: Tensor, ends: Tensor) -> Tensor:
     """(N, a) and (N, b) to (groups, a, b): the products of the groups' rows, summed within each group."""
+    if by_onednn(left, right):
+        return torch.stack([outer(*pair) for pair in zip(_groups(left, ends), _groups(right, ends), strict=True)])
     return F.grouped_mm(left.T, right, offs=ends)
+
+
+def _groups(rows: Tensor, ends: Tensor) -> tuple[Tensor, ...]:
+    return rows.tensor_split(ends[:-1].long())
 
 
 @_product.register_fake

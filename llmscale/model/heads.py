@@ -3,12 +3,12 @@
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from llmscale.config.model import ModelConfig
 from llmscale.model.feed_forward import ACTIVATIONS
+from llmscale.model.linear import Linear, add_outer, linear
 from llmscale.model.norms import make_norm
 
 CHUNK_TOKENS = 1024
@@ -27,7 +27,7 @@ class Head(nn.Module):
         self.factor = config.hidden_size**-0.5 if config.scaled_head else None
         self.activation = ACTIVATIONS[config.activation]
         transform = config.head_transform
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size, bias=config.bias) if transform else None
+        self.dense = Linear(config.hidden_size, config.hidden_size, bias=config.bias) if transform else None
         self.norm = make_norm(config) if transform else None
         self.weight = nn.Parameter(torch.empty(rows, config.hidden_size))
         self.bias = nn.Parameter(torch.empty(rows)) if config.head_bias else None
@@ -64,7 +64,7 @@ class Head(nn.Module):
 
     def project(self, hidden: Tensor) -> Tensor:
         """(..., hidden_size) to (..., padded vocabulary)."""
-        return F.linear(hidden, self.weight, self.bias)
+        return linear(hidden, self.weight, self.bias)
 
 
 class NextSentenceHead(nn.Module):
@@ -72,8 +72,8 @@ class NextSentenceHead(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.pooler = nn.Linear(config.hidden_size, config.hidden_size)
-        self.classifier = nn.Linear(config.hidden_size, 2)
+        self.pooler = Linear(config.hidden_size, config.hidden_size)
+        self.classifier = Linear(config.hidden_size, 2)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """(B, T, hidden_size) to logits (B, 2)."""
@@ -128,7 +128,7 @@ def linear_cross_entropy(
     wide = torch.promote_types(hidden.dtype, torch.float32)
     total = torch.zeros((), dtype=wide, device=hidden.device)
     for chunk in _chunks(hidden.shape[0]):
-        logits = F.linear(hidden[chunk], weight, bias)
+        logits = linear(hidden[chunk], weight, bias)
         loss, *_ = _softmax(logits, _targets(targets[chunk], rows, weight), vocab_size - rows.first, rows)
         total += (loss * weights[chunk, None]).sum()
     return total
@@ -145,7 +145,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_bias = torch.zeros_like(bias, dtype=wide) if ctx.needs_input_grad[2] else None
         for chunk in _chunks(hidden.shape[0]):
             x, target, scale = hidden[chunk], _targets(targets[chunk], rows, weight), weights[chunk, None].to(wide)
-            logits = F.linear(x, weight, bias)
+            logits = linear(x, weight, bias)
             loss, exponentials, normalizer = _softmax(logits, target, vocab_size - rows.first, rows)
             total += (loss * scale).sum()
             # d loss / d logits = scale / normalizer x (exponentials - normalizer x onehot). The first factor is
@@ -154,9 +154,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
             gradient = exponentials.scatter_add_(1, place, -normalizer * here).to(weight.dtype)
             scale = scale / normalizer
             if grad_hidden is not None:
-                torch.mul(gradient @ weight, scale, out=grad_hidden[chunk])
+                torch.mul(linear(gradient, weight.T), scale, out=grad_hidden[chunk])
             if grad_weight is not None:
-                _add_product(grad_weight, gradient.T, (x * scale).to(x.dtype))
+                add_outer(grad_weight, gradient, (x * scale).to(x.dtype))
             if grad_bias is not None:
                 grad_bias += scale[:, 0] @ gradient.to(wide)
         narrow = [None if grad is None else grad.to(weight.dtype) for grad in (grad_weight, grad_bias)]
@@ -201,11 +201,3 @@ def _softmax(
     exponentials = logits.sub_(maximum).exp_()
     normalizer = rows.total(exponentials.sum(1, keepdim=True))
     return normalizer.log() + maximum - chosen, exponentials, normalizer
-
-
-def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """total += left @ right, where the factors may be narrower than the total."""
-    if total.dtype == left.dtype:
-        total.addmm_(left, right)
-    else:
-        total += left @ right

@@ -19,6 +19,7 @@ from llmscale.model.dropout import LayerDropout
 from llmscale.model.experts import ExpertLinear, Experts
 from llmscale.model.feed_forward import FeedForward
 from llmscale.model.heads import Head, Rows, linear_cross_entropy
+from llmscale.model.linear import linear
 from llmscale.model.masks import Sight
 from llmscale.model.stack import Stack
 from llmscale.model.transformer import Transformer
@@ -60,7 +61,7 @@ class SharedLinear(Shared, nn.Linear):
     """A projection to heads that other ranks have too."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return F.linear(input, self.whole(self.weight), self.whole(self.bias))  # type: ignore[arg-type]
+        return linear(input, self.whole(self.weight), self.whole(self.bias))  # type: ignore[arg-type]
 
 
 class SharedLayerNorm(Shared, nn.LayerNorm):
@@ -83,7 +84,7 @@ class RowLinear(Shared, nn.Linear):
     ranks: TensorRanks
 
     def forward(self, input: Tensor) -> Tensor:
-        projected = self.ranks.leave(F.linear(input, self.weight))
+        projected = self.ranks.leave(linear(input, self.weight))
         if self.bias is None:
             return projected
         return projected + (self.whole(self.bias) if self.ranks.by_positions else self.bias)

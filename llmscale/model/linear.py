@@ -1,0 +1,137 @@
+"""Products with a weight, by whichever of torch's two libraries is the faster one on the processor.
+
+On CPUs torch hands fp32 products to the BLAS it was built with, which is MKL. On processors that are not Intel's MKL
+does not use AVX-512; oneDNN, which torch has too, does, and takes less than half of the time there (docs/log.md).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, library, nn
+from torch.autograd.function import once_differentiable
+
+_CPU_INFO = Path("/proc/cpuinfo")
+
+
+def _onednn_is_faster() -> bool:
+    has = torch.backends.mkldnn.is_available() and torch.backends.mkl.is_available()
+    if not has or torch.backends.cpu.get_cpu_capability() != "AVX512":
+        return False
+    try:
+        with _CPU_INFO.open() as lines:
+            maker = next(line for line in lines if line.startswith("vendor_id"))
+    except (OSError, StopIteration):
+        return False
+    return "GenuineIntel" not in maker
+
+
+ONEDNN_IS_FASTER = _onednn_is_faster()
+"""Whether oneDNN multiplies fp32 matrices faster here than MKL: it can use AVX-512, and MKL does not."""
+
+
+class Linear(nn.Linear):
+    """nn.Linear by `linear`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(..., inputs) to (..., outputs)."""
+        return linear(input, self.weight, self.bias)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """F.linear up to rounding.
+
+    Args:
+        x: (..., inputs).
+        weight: (outputs, inputs), of any strides.
+        bias: (outputs,).
+
+    Returns:
+        (..., outputs).
+    """
+    differs = torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in (x, weight, bias))
+    if not differs or not by_onednn(x, weight):
+        return product(x, weight, bias)
+    # As rows, since results of more dimensions are views, which could not be changed in place.
+    rows = _Linear.apply(x.reshape(-1, x.shape[-1]), weight, bias)
+    return rows.view(*x.shape[:-1], weight.shape[0])
+
+
+def by_onednn(x: Tensor, weight: Tensor) -> bool:
+    """Whether the product of these is left to oneDNN."""
+    fits = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and x.numel() > 0
+    return fits and ONEDNN_IS_FASTER
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`linear` where no gradient is wanted."""
+    if not by_onednn(x, weight):
+        return F.linear(x, weight, bias)
+    # The compiler takes the operator for one whose weight was packed before: it must not look inside.
+    if torch.compiler.is_compiling():
+        return _opaque_product(x, weight, bias)
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+def outer(left: Tensor, right: Tensor) -> Tensor:
+    """left^T @ right up to rounding, without a gradient: of gradients and inputs the gradient of a weight.
+
+    Args:
+        left: (N, a).
+        right: (N, b).
+
+    Returns:
+        (a, b), of any strides.
+    """
+    if not by_onednn(left, right):
+        return left.T @ right
+    # oneDNN wants the first factor in rows, so a factor is copied: the smaller one.
+    return product(left.T, right.T) if left.numel() <= right.numel() else product(right.T, left.T).T
+
+
+def add_outer(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """total += left^T @ right, where the factors may be of a narrower type than the total.
+
+    Args:
+        total: (a, b).
+        left: (N, a).
+        right: (N, b).
+    """
+    if total.dtype == left.dtype and not by_onednn(left, right):
+        total.addmm_(left.T, right)
+    else:
+        total += outer(left, right)
+
+
+@library.custom_op("llmscale::product", mutates_args=())
+def _opaque_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+@_opaque_product.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return x.new_empty(*x.shape[:-1], weight.shape[0])
+
+
+class _Linear(torch.autograd.Function):
+    """`product` of rows with its gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        for_x, for_weight, _ = ctx.needs_input_grad
+        ctx.save_for_backward(x if for_weight else None, weight if for_x else None)
+        return product(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, weight = ctx.saved_tensors
+        for_x, for_weight, for_bias = ctx.needs_input_grad
+        return (
+            product(gradient, weight.T) if for_x else None,
+            outer(gradient, x).contiguous() if for_weight else None,
+            gradient.sum(0) if for_bias else None,
+        )
