@@ -50,7 +50,9 @@ def choose_each(count: int, total: int, keys: Sequence[tuple[int | str, ...]]) -
     if count in (0, total):
         return np.tile(np.arange(count), (len(keys), 1))
     draws = split_mix(seeds_of(keys)[:, None], np.arange(1, total + 1))
-    return np.sort(np.argpartition(draws, count - 1, axis=1)[:, :count], axis=1)
+    # All draws of a row are different, so exactly `count` of them are not above the one in that place.
+    last = np.partition(draws, count - 1, axis=1)[:, count - 1, None]
+    return np.flatnonzero(draws <= last).reshape(-1, count) - np.arange(len(keys))[:, None] * total
 
 
 def _seed(key: Iterable[int | str]) -> int:

@@ -50,8 +50,9 @@ class Denoising(Objective):
         for size in np.unique(sizes):
             rows = np.flatnonzero(sizes == size).tolist()
             left, right = self._cut(np.stack([samples[row].tokens for row in rows]), [numbers[row] for row in rows])
-            encoder[rows, : left.shape[1]], given[rows] = left, left.shape[1]
-            targets[rows, : right.shape[1]], wanted[rows] = right, right.shape[1]
+            for out, ends, part in ((encoder, given, left), (targets, wanted, right)):
+                length = part.shape[1]
+                out[rows, :length], out[rows, length], ends[rows] = part, self._eos, length + 1
         return {
             "encoder_inputs": encoder,
             "encoder_weights": (np.arange(self.sequence_length) < given[:, None]).astype(np.float32),
@@ -62,33 +63,31 @@ class Denoising(Objective):
         }
 
     def _cut(self, tokens: np.ndarray, numbers: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        """What the encoder reads, and what the decoder gives, of (B, L) tokens: (B, S) and (B, T), eos included."""
+        """What the encoder reads, and what the decoder gives, of (B, L) tokens: (B, S) and (B, T), both without eos."""
         batch, length = tokens.shape
         cut, spans = noise(self.config, length)
         kept = length - cut
-        eos = np.full((batch, 1), self._eos, dtype=np.int32)
         if min(cut, kept) == 0:
-            return np.concatenate([tokens, eos], axis=1), eos
+            return tokens, tokens[:, :0]
         # Kept and cut segments take turns, a kept one first.
         keeps = _segments(kept, spans, [("spans", self.seed, k, 0) for k in numbers])
         cuts = _segments(cut, spans, [("spans", self.seed, k, 1) for k in numbers])
-        turns = np.tile([False, True], batch * spans)
-        noisy = np.repeat(turns, np.stack([keeps, cuts], axis=2).reshape(-1)).reshape(batch, length)
-        # A sentinel comes before each cut span in the targets, and in its stead in the inputs.
-        before = np.arange(spans)
-        left = self._with_sentinels(tokens[~noisy], np.cumsum(keeps, axis=1) + before)
-        right = self._with_sentinels(tokens[noisy], np.cumsum(cuts, axis=1) - cuts + before)
-        return np.concatenate([left, eos], axis=1), np.concatenate([right, eos], axis=1)
+        turns = np.stack([keeps, cuts], axis=2).reshape(-1)
+        noisy = np.repeat(np.tile([False, True], batch * spans), turns)
+        # A sentinel takes the place of each cut span's first token in the inputs, and of the last token before the span
+        # in the targets.
+        first = np.cumsum(turns)[::2].reshape(batch, spans)
+        return (
+            self._with_sentinels(tokens, ~noisy, first).reshape(batch, kept + spans),
+            self._with_sentinels(tokens, noisy, first - 1).reshape(batch, cut + spans),
+        )
 
-    def _with_sentinels(self, tokens: np.ndarray, places: np.ndarray) -> np.ndarray:
-        """Rows of `tokens` (all rows one after the other) with the sentinels at (B, spans) places of the result."""
-        batch, spans = places.shape
-        rows: np.ndarray = np.empty((batch, len(tokens) // batch + spans), dtype=np.int32)
-        marked = np.zeros(rows.shape, dtype=bool)
-        np.put_along_axis(marked, places, True, axis=1)
-        rows[marked] = np.tile(self._sentinels[:spans], batch)
-        rows[~marked] = tokens
-        return rows
+    def _with_sentinels(self, tokens: np.ndarray, kept: np.ndarray, places: np.ndarray) -> np.ndarray:
+        """Of (B, L) tokens those that are `kept` (B * L), with sentinels at the (B, spans) `places` among all B * L."""
+        marked = tokens.flatten()
+        marked[places] = self._sentinels[: places.shape[1]]
+        kept[places] = True
+        return marked[np.flatnonzero(kept)]
 
 
 def noise(config: DenoisingObjective, length: int) -> tuple[int, int]:

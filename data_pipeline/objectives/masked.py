@@ -31,6 +31,7 @@ class Masked(Objective):
         self._special = special
         self._ordinary = np.flatnonzero(~special).astype(np.int32)
         self._word_starts = tokenizer.word_starts
+        self._changed_share = config.mask_share + config.random_share
 
     @property
     def targets_per_sample(self) -> int:
@@ -45,13 +46,13 @@ class Masked(Objective):
 
     def arrays(self, samples: Sequence[Sample], numbers: Sequence[int]) -> Arrays:
         originals, sizes = self._framed(samples)
-        inputs, weights = self._hide(originals, numbers)
+        inputs, weights = self._hide(originals, sizes, numbers)
         place = np.arange(self.sequence_length)
         filled = place < sizes[:, None]
         arrays = {
             "inputs": inputs,
             "targets": originals,
-            "weights": weights.astype(np.float32),
+            "weights": weights,
             "encoder_weights": filled.astype(np.float32),
         }
         if self.config.next_sentence:
@@ -77,48 +78,58 @@ class Masked(Objective):
             sizes[number] = end
         return rows, sizes
 
-    def _hide(self, rows: np.ndarray, numbers: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        """(B, T) rows with some of their text hidden, and where it is to be predicted."""
-        text = ~self._special[rows]
-        words = text.sum(axis=1)
+    def _hide(self, rows: np.ndarray, sizes: np.ndarray, numbers: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """(B, T) rows of `sizes` tokens with some of their text hidden, and weights: 1 where it is to be predicted."""
+        text = ~self._special.take(rows)
+        words = np.array([np.count_nonzero(row) for row in text])
         counts = np.where(words > 0, np.maximum(1, np.round(self.config.rate * words)), 0).astype(np.int64)
-        chosen = (self._choose_words if self.config.whole_words else self._choose)(rows, text, counts, numbers)
-        hidden = rows.copy()
-        row, column = np.nonzero(chosen)
-        taken = chosen.sum(axis=1)
+        if self.config.whole_words:
+            places, taken = self._choose_words(rows, text, counts, numbers)
+        else:
+            places, taken = self._choose(text, sizes, counts, numbers), counts
         # Numbers 1, 2, ... of a row decide the fate of its chosen tokens, those after them the token instead.
         seeds = np.repeat(seeds_of([("hide", self.seed, k) for k in numbers]), taken)
-        order = np.arange(len(row)) - np.repeat(np.cumsum(taken) - taken, taken) + 1
+        order = np.arange(len(places)) - np.repeat(np.cumsum(taken) - taken, taken) + 1
         fate = as_uniforms(split_mix(seeds, order))
-        masked = fate < self.config.mask_share
-        hidden[row[masked], column[masked]] = self._mask
-        swapped = ~masked & (fate < self.config.mask_share + self.config.random_share)
-        which = as_uniforms(split_mix(seeds[swapped], (order + np.repeat(taken, taken))[swapped]))
-        hidden[row[swapped], column[swapped]] = self._ordinary[(which * len(self._ordinary)).astype(np.int64)]
-        return hidden, chosen
+        swapped = np.flatnonzero((fate >= self.config.mask_share) & (fate < self._changed_share))
+        which = as_uniforms(split_mix(seeds[swapped], order[swapped] + np.repeat(taken, taken)[swapped]))
+        hidden, weights = rows.copy(), np.zeros(rows.shape, dtype=np.float32)
+        hidden.reshape(-1)[places[fate < self.config.mask_share]] = self._mask
+        hidden.reshape(-1)[places[swapped]] = self._ordinary[(which * len(self._ordinary)).astype(np.int64)]
+        weights.reshape(-1)[places] = 1
+        return hidden, weights
 
-    def _choose(self, rows: np.ndarray, text: np.ndarray, counts: np.ndarray, numbers: Sequence[int]) -> np.ndarray:
-        """(B, T) booleans: `counts` tokens of each row's text, every set as likely as any other."""
-        seeds = seeds_of([("mask", self.seed, k) for k in numbers])
-        draws = split_mix(seeds[:, None], np.cumsum(text, axis=1, dtype=np.int64))
-        draws[~text] = np.iinfo(np.uint64).max
-        chosen = np.zeros(text.shape, dtype=bool)
-        for count in np.unique(counts[counts > 0]):
-            own = np.flatnonzero(counts == count)
-            least = np.argpartition(draws[own], count - 1, axis=1)[:, :count]
-            chosen[own[:, None], least] = True
-        return chosen
+    def _choose(self, text: np.ndarray, sizes: np.ndarray, counts: np.ndarray, numbers: Sequence[int]) -> np.ndarray:
+        """Places among all B * T, row by row, of `counts` tokens of each row's text, every set as likely as any other.
+
+        They are those that an endless sequence of random places hits first; how much of it is drawn decides nothing.
+        """
+        batch, length = text.shape
+        seeds = seeds_of([("mask", self.seed, k) for k in numbers])[:, None]
+        drawn = int(1.25 * counts.max()) + 16
+        while True:
+            order = np.arange(drawn)
+            places = (as_uniforms(split_mix(seeds, order)) * sizes[:, None]).astype(np.int64)
+            places += np.arange(batch)[:, None] * length
+            # Of the values that are written to one place the last stays: that of its first hit.
+            first = np.empty(batch * length, dtype=np.int32)
+            first[places[:, ::-1]] = order[::-1]
+            hit = (first[places] == order) & text.reshape(-1)[places]
+            found = np.cumsum(hit, axis=1)
+            if (found[:, -1] >= counts).all():
+                return places[hit & (found <= counts[:, None])]
+            drawn *= 2
 
     def _choose_words(
         self, rows: np.ndarray, text: np.ndarray, counts: np.ndarray, numbers: Sequence[int]
-    ) -> np.ndarray:
-        """(B, T) booleans: whole words of each row."""
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Places among all B * T of whole words of each row, and how many there are in each."""
         chosen = np.zeros(text.shape, dtype=bool)
         for number, k in enumerate(numbers):
             if counts[number]:
                 places = np.flatnonzero(text[number])
                 chosen[number, self._words(rows[number], places, int(counts[number]), k)] = True
-        return chosen
+        return np.flatnonzero(chosen), chosen.sum(axis=1)
 
     def _words(self, row: np.ndarray, text: np.ndarray, count: int, k: int) -> np.ndarray:
         """Whole words in random order, passing over those that would exceed `count` tokens; at least one word."""
