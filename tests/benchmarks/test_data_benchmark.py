@@ -15,7 +15,7 @@ import torch
 from benchmarks import data, data_processes
 from benchmarks.data import Options, Results, compare, estimate
 from benchmarks.data_contenders import BLOCK_BYTES, CONTENDERS, build, library_encode
-from benchmarks.data_processes import quickstart_shares, run_alone
+from benchmarks.data_processes import RESUMES, quickstart_shares, run_alone
 from benchmarks.data_setup import OBJECTIVES, Setup, prepare_setup, texts_of, transformers_tokenizer, write_indexed
 from benchmarks.harness import Sample
 from data_pipeline.records import RecordWriter
@@ -101,7 +101,7 @@ def test_the_gathers_read_windows_of_the_file(setup: Setup, monkeypatch: pytest.
 def test_resumes_are_timed_after_the_samples_that_are_said(setup: Setup) -> None:
     setup.save()
     found = run_alone("resume", setup)
-    assert {len(found["500"]), len(found["2000"])} == {7}
+    assert {len(found["500"]), len(found["2000"])} == {RESUMES}
     assert all(0 < seconds < found["process_seconds"] for seconds in found["500"] + found["2000"])
     first = run_alone("first batch", setup)
     assert 0 < first["resume_seconds"] < first["process_seconds"]
