@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, library
 
-from llmscale.model.linear import by_onednn, outer, product
+from llmscale.model.linear import by_onednn, may_choose, outer, product
 
 
 def grouped_product(rows: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
@@ -21,14 +21,14 @@ def grouped_product(rows: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
         (N, outputs).
     """
     # torch 2.13 computes this in any dtype, but traces it in bf16 only: the compiler must not look inside.
-    if by_onednn(rows, weights) or (torch.compiler.is_compiling() and rows.dtype != torch.bfloat16):
+    if may_choose(rows, weights) or (torch.compiler.is_compiling() and rows.dtype != torch.bfloat16):
         return _product(rows, weights, ends)
     return F.grouped_mm(rows, weights.transpose(-2, -1), offs=ends)
 
 
 @library.custom_op("llmscale::grouped_product", mutates_args=())
 def _product(rows: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
-    if by_onednn(rows, weights):
+    if by_onednn(rows, weights) or not len(rows):  # none of which torch cannot take
         return torch.cat([product(group, weight) for group, weight in zip(_groups(rows, ends), weights, strict=True)])
     return F.grouped_mm(rows, weights.transpose(-2, -1), offs=ends)
 
@@ -36,7 +36,7 @@ def _product(rows: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
 @library.custom_op("llmscale::grouped_outer", mutates_args=())
 def _outer(left: Tensor, right: Tensor, ends: Tensor) -> Tensor:
     """(N, a) and (N, b) to (groups, a, b): the products of the groups' rows, summed within each group."""
-    if by_onednn(left, right):
+    if by_onednn(left, right) or not len(left):
         return torch.stack([outer(*pair) for pair in zip(_groups(left, ends), _groups(right, ends), strict=True)])
     return F.grouped_mm(left.T, right, offs=ends)
 

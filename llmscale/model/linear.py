@@ -53,17 +53,25 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         (..., outputs).
     """
     differs = torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in (x, weight, bias))
-    if not differs or not by_onednn(x, weight):
+    if not differs or not may_choose(x, weight):
         return product(x, weight, bias)
     # As rows, since results of more dimensions are views, which could not be changed in place.
     rows = _Linear.apply(x.reshape(-1, x.shape[-1]), weight, bias)
     return rows.view(*x.shape[:-1], weight.shape[0])
 
 
+def may_choose(x: Tensor, weight: Tensor) -> bool:
+    """Whether there are two libraries for the product of these.
+
+    What autograd records may depend on this alone. It is the same on all ranks, which must find their gradients in the
+    same order, since DeepSpeed sums them in that order; which library is faster and whether there are rows is not.
+    """
+    return x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32
+
+
 def by_onednn(x: Tensor, weight: Tensor) -> bool:
     """Whether the product of these is left to oneDNN."""
-    fits = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and x.numel() > 0
-    return fits and ONEDNN_IS_FASTER
+    return ONEDNN_IS_FASTER and may_choose(x, weight) and x.numel() > 0
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

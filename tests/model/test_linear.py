@@ -117,6 +117,27 @@ def test_products_of_groups(onednn: bool, sizes: tuple[int, ...]) -> None:
     assert near(weights.grad, wide_weights.grad)
 
 
+@pytest.mark.parametrize("grouped", [False, True])
+def test_gradients_come_in_the_same_order_on_every_rank(grouped: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also on one whose processor is of another make, or which has no rows: DeepSpeed sums them in that order."""
+
+    def order(rows: int, onednn: bool) -> list[str]:
+        monkeypatch.setattr(linear, "ONEDNN_IS_FASTER", onednn)
+        x, weight = numbers(rows, 8).requires_grad_(), numbers(*([2] if grouped else []), 6, 8).requires_grad_()
+        bias = numbers(6).requires_grad_()
+        came: list[str] = []
+        for name, leaf in {"x": x, "weight": weight, "bias": bias}.items():
+            leaf.register_post_accumulate_grad_hook(lambda _, name=name: came.append(name))
+        ends = torch.tensor([rows // 2, rows], dtype=torch.int32)
+        made = grouped_product(x, weight, ends) + bias if grouped else linear.linear(x, weight, bias)
+        made.sum().backward()
+        return came
+
+    orders = [order(rows, onednn) for rows in (0, 5) for onednn in (False, True)]
+    assert sorted(orders[0]) == ["bias", "weight", "x"]
+    assert all(found == orders[0] for found in orders)
+
+
 @ONEDNN
 def test_each_product_of_a_step_is_by_the_chosen_library(onednn: bool) -> None:
     layer, x = linear.Linear(8, 8), numbers(4, 8).requires_grad_()
