@@ -61,6 +61,7 @@ def _keep(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
 
 def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     rows, weights, ends = ctx.saved_tensors
+    gradient = gradient.contiguous()  # a sum's is a number that is expanded, which torch cannot take
     return (
         _product(gradient, weights.transpose(-2, -1), ends) if ctx.needs_input_grad[0] else None,
         _outer(gradient, rows, ends) if ctx.needs_input_grad[1] else None,
