@@ -123,8 +123,8 @@ def test_gradients_come_in_the_same_order_on_every_rank(grouped: bool, monkeypat
 
     def order(rows: int, onednn: bool) -> list[str]:
         monkeypatch.setattr(linear, "ONEDNN_IS_FASTER", onednn)
-        x, weight = numbers(rows, 8).requires_grad_(), numbers(*([2] if grouped else []), 6, 8).requires_grad_()
-        bias = numbers(6).requires_grad_()
+        x, weight = numbers(rows, 8).requires_grad_(), numbers(*([2] if grouped else []), 12, 8).requires_grad_()
+        bias = numbers(12).requires_grad_()
         came: list[str] = []
         for name, leaf in {"x": x, "weight": weight, "bias": bias}.items():
             leaf.register_post_accumulate_grad_hook(lambda _, name=name: came.append(name))
