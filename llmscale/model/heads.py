@@ -141,7 +141,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         wide = torch.promote_types(hidden.dtype, torch.float32)
         total = torch.zeros((), dtype=wide, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        grad_weight = torch.zeros_like(weight, dtype=wide) if ctx.needs_input_grad[1] else None
+        grad_weight: Tensor | None = None
         grad_bias = torch.zeros_like(bias, dtype=wide) if ctx.needs_input_grad[2] else None
         for chunk in _chunks(hidden.shape[0]):
             x, target, scale = hidden[chunk], _targets(targets[chunk], rows, weight), weights[chunk, None].to(wide)
@@ -155,10 +155,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
             scale = scale / normalizer
             if grad_hidden is not None:
                 torch.mul(linear(gradient, weight.T), scale, out=grad_hidden[chunk])
-            if grad_weight is not None:
-                add_outer(grad_weight, gradient, (x * scale).to(x.dtype))
+            if ctx.needs_input_grad[1]:
+                grad_weight = add_outer(grad_weight, gradient, (x * scale).to(x.dtype))
             if grad_bias is not None:
                 grad_bias += scale[:, 0] @ gradient.to(wide)
+        if ctx.needs_input_grad[1] and grad_weight is None:  # for want of rows
+            grad_weight = torch.zeros_like(weight, dtype=wide)
         narrow = [None if grad is None else grad.to(weight.dtype) for grad in (grad_weight, grad_bias)]
         ctx.save_for_backward(grad_hidden, *narrow)
         return total
@@ -166,7 +168,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        grads = [None if value is None else value * scale.to(value.dtype) for value in ctx.saved_tensors]
+        grads = [None if value is None else (value * scale.to(value.dtype)).contiguous() for value in ctx.saved_tensors]
         return *grads, None, None, None, None
 
 

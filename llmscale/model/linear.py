@@ -100,18 +100,22 @@ def outer(left: Tensor, right: Tensor) -> Tensor:
     return product(left.T, right.T) if left.numel() <= right.numel() else product(right.T, left.T).T
 
 
-def add_outer(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """total += left^T @ right, where the factors may be of a narrower type than the total.
+def add_outer(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
+    """total + left^T @ right in at least fp32, where the total is given up for the sum.
 
     Args:
-        total: (a, b).
+        total: (a, b), a result of this; None: 0.
         left: (N, a).
         right: (N, b).
+
+    Returns:
+        (a, b), of any strides.
     """
+    if total is None:
+        return outer(left, right).to(torch.promote_types(left.dtype, torch.float32))
     if total.dtype == left.dtype and not by_onednn(left, right):
-        total.addmm_(left.T, right)
-    else:
-        total += outer(left, right)
+        return total.addmm_(left.T, right)
+    return total.add_(outer(left, right))
 
 
 @library.custom_op("llmscale::product", mutates_args=())
