@@ -111,9 +111,10 @@ class Masked(Objective):
             order = np.arange(drawn)
             places = (as_uniforms(split_mix(seeds, order)) * sizes[:, None]).astype(np.int64)
             places += np.arange(batch)[:, None] * length
-            # Of the values that are written to one place the last stays: that of its first hit.
+            # Of the values that are written to one place the last stays: that of its first hit. NumPy writes in this
+            # order where the index is one row in memory; it turns reversed views around again.
             first = np.empty(batch * length, dtype=np.int32)
-            first[places[:, ::-1]] = order[::-1]
+            first[np.flip(places).flatten()] = np.tile(order[::-1], batch)
             hit = (first[places] == order) & text.reshape(-1)[places]
             found = np.cumsum(hit, axis=1)
             if (found[:, -1] >= counts).all():

@@ -268,3 +268,15 @@ def test_rows_depend_on_seed_and_number_and_not_on_their_neighbours(config: Obje
     again = objective.arrays(samples, range(6, 12))
     assert any(not np.array_equal(together[name], other[name]) for name in together)
     assert any(not np.array_equal(together[name], again[name]) for name in together)
+
+
+@pytest.mark.parametrize("config", [MaskedObjective(), MaskedObjective(whole_words=True), MaskedObjective(rate=0.6)])
+def test_what_is_hidden_does_not_depend_on_longer_neighbours(config: MaskedObjective) -> None:
+    objective, _ = make(config, 256, seed=3)
+    samples = [window(size, seed=size) for size in (objective.length, 9, 100, 31)]
+    together = objective.arrays(samples, range(4))
+    assert len(set(together["weights"].sum(axis=1))) == 4
+    for i, sample in enumerate(samples):
+        alone = objective.arrays([sample], [i])
+        for name, rows in together.items():
+            assert np.array_equal(rows[i], alone[name][0]), (name, i)
