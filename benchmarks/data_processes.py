@@ -159,7 +159,7 @@ def prepare_seconds(setup: Setup, processes: int) -> float:
     """Seconds of the command `llmscale data prepare` on the text."""
     out = Path(setup.scratch) / "prepared"
     config = Path(setup.scratch) / "prepare.yaml"
-    data = setup.data([setup.long], "gpt2").model_dump(exclude_defaults=True)
+    data = setup.data([setup.big], "gpt2").model_dump(exclude_defaults=True)
     config.write_text(yaml.safe_dump({"run": {"directory": "unused"}, "data": data}))
     command = [sys.executable, "-m", "llmscale", "data", "prepare", str(config), str(out)]
     started = time.perf_counter()

@@ -56,14 +56,12 @@ class Setup:
     """Of the throughput figures: few, so that every recorded step holds the same share of reading and tokenising."""
     all_lanes: int = DataConfig.model_fields["lanes"].default
     """Of all other figures: the default."""
-    step_rounds: int = 8
-    """Samples of each lane in a recorded step."""
+    step_rounds: int = 32
+    """Samples of each lane in a recorded step: many times what a block of text makes, which is tokenised at once."""
     text: str = ""
     """JSON lines of `--size` MB."""
     recipe: str = ""
     """JSON lines of a quarter of it, all of which transformers' recipe goes through in a step."""
-    long: str = ""
-    """JSON lines of 1.5 times `--size`, for `prepare`."""
     big: str = ""
     """JSON lines of 12.5 times `--size`."""
     copies: list[str] = field(default_factory=list)
@@ -142,11 +140,10 @@ def prepare_setup(scratch: Path, size: float, texts: list[str], gpt2: str | None
         indexed_tokens=max(2 * MEGABYTE, round(64 * MEGABYTE * share)),
         indexed_batches=max(4, round(400 * share)),
     )
-    log(f"writing {15.25 * size:.0f} MB of text")
+    log(f"writing {13.75 * size:.0f} MB of text")
     documents = list(_given(texts) if texts else _standard_library())
     setup.text = _write(scratch / "text.jsonl", documents, size)
     setup.recipe = _write(scratch / "recipe.jsonl", documents, size / 4)
-    setup.long = _write(scratch / "long.jsonl", documents, 1.5 * size)
     setup.big = _write(scratch / "big.jsonl", documents, max(12.5 * size, 64))
     setup.wrapping = _write(scratch / "wrapping.jsonl", list(_pieces(documents)), 8)
     for number in range(10):

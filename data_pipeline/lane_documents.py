@@ -55,7 +55,8 @@ class LaneDocuments:
 
     def next(self) -> TokenizedDocument:
         """The next document of the lane."""
-        self._fill(1)
+        if not self._ahead:
+            self._fill(1)
         return self._ahead.popleft()
 
     def other_than(self, document: int) -> TokenizedDocument | None:
@@ -84,13 +85,14 @@ class LaneDocuments:
         encoded = self._tokenizer.encode_batch([document.text for document in documents])
         targets = self._targets(documents)
         # One array for the block: eos, text, eos, text, eos. Neighbours share the eos between them.
-        flat = np.concatenate([self._eos, *(part for ids in encoded for part in (ids, self._eos))])
-        start = 0
-        for document, ids, target in zip(documents, encoded, targets, strict=True):
+        parts = [self._eos] * (2 * len(encoded) + 1)
+        parts[1::2] = encoded
+        flat = np.concatenate(parts)
+        start, epoch, index = 0, self._epoch, self._index
+        for (document, file, position, *_), ids, target in zip(documents, encoded, targets, strict=True):
             end = start + len(ids) + 1
             tokens = flat[start : end + 1]
-            place = (self._epoch, self._index, document.id, document.file, document.position)
-            self._ahead.append(TokenizedDocument(*place, tokens, target))
+            self._ahead.append(TokenizedDocument(epoch, index, document, file, position, tokens, target))
             start = end
         if self._held is not None:
             self._held += start if self._objective.unit == "window" else len(documents)

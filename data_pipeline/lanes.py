@@ -75,7 +75,7 @@ class Strand:
             self._block = [self._packer.next(first + i) for i in range(self._block_size)]
             self._order = shuffled(list(range(self._block_size)), *self._key, block)
         sample = self._block[self._order[place]]
-        self._state = self._state._replace(taken=self._state.taken + 1)
+        self._state = LaneState(*self._state[:4], self._state.taken + 1)
         if place + 1 == self._block_size:
             self._state = LaneState(*self._packer.place, self._state.taken)
             self._block = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
@@ -45,9 +46,10 @@ class Sample(NamedTuple):
 
     def digest(self, k: int) -> int:
         """The ledger's term: xxh64 over k and the document ids (uint64) and the tokens (uint32), little-endian."""
-        numbers = np.array([k, *(piece.document for piece in self.pieces)], dtype="<u8")
-        state = xxhash.xxh64(numbers.tobytes())
-        state.update(self.tokens.astype("<u4", copy=False).tobytes())
+        numbers = [k, *(piece.document for piece in self.pieces)]
+        state = xxhash.xxh64(struct.pack(f"<{len(numbers)}Q", *numbers))
+        # As they are: tokens are not negative, so that their bytes are those of uint32.
+        state.update(self.tokens.astype("<i4", copy=False).data)
         return state.intdigest()
 
 
@@ -133,16 +135,15 @@ class WindowPacker(Packer):
         pieces: list[Piece] = []
         missing = self._length
         while True:
-            document = self._document
-            part = document.tokens[self._token : self._token + missing]
-            if len(part):
+            part = self._document.tokens[self._token : self._token + missing]
+            size = len(part)
+            if size:
                 parts.append(part)
-                pieces.append(self._piece(document, self._token, len(part)))
-            missing -= len(part)
-            self._token += len(part)
-            if missing == 0:
-                self._token -= self._overlap
+                pieces.append(self._piece(self._document, self._token, size))
+            if size == missing:
+                self._token += size - self._overlap
                 return Sample(np.concatenate(parts), tuple(pieces))
+            missing -= size
             self._document = self._documents.next()
             self._token = 1
 

@@ -118,18 +118,19 @@ class StreamSamples:
 
     def make(self, numbers: Sequence[int]) -> Chunk:
         made: list[Sample] = []
-        states = np.empty((len(numbers), 6), dtype=np.int64)
-        for row, k in enumerate(numbers):
+        states: list[tuple[int, ...]] = []
+        for k in numbers:
             sample, group, state = self.lanes.next(k)
             made.append(sample)
-            states[row] = (group, *state)
+            states.append((group, *state))
         digests = np.array([sample.digest(k) for k, sample in zip(numbers, made, strict=True)], dtype=np.uint64)
         dropped = dict(self.corpus.dropped)
         self.corpus.dropped.clear()
         records = self.corpus.records_read - self._records
         self._records += records
         arrays = self._objective.arrays(made, numbers)
-        return Chunk(arrays, digests, states, dropped, self.corpus.take_bad(), records)
+        places = np.array(states, dtype=np.int64).reshape(-1, 6)
+        return Chunk(arrays, digests, places, dropped, self.corpus.take_bad(), records)
 
     def sources(self, samples: int) -> dict[str, int]:
         mixture = self.lanes.mixture

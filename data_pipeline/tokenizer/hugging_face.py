@@ -12,6 +12,7 @@ import numpy as np
 
 from data_pipeline.errors import UserError
 from data_pipeline.tokenizer.base import StoredTokenizer
+from data_pipeline.tokenizer.byte_pairs import byte_characters, fast_encoder
 from data_pipeline.tokenizer.roles import known_roles
 from data_pipeline.tokenizer.vocabulary_files import read_json, read_merges, read_vocabulary, read_wordpieces
 from data_pipeline.tokenizer.words import begins_word
@@ -26,14 +27,6 @@ WORDPIECE_FILE = "vocab.txt"
 CACHED_WORDS = 100_000
 """Words whose tokens a BPE model remembers; the library's 10,000 are soon full, which makes it a fifth slower."""
 RARE_LETTER = "\ua66e"
-
-
-def byte_characters() -> dict[int, str]:
-    """The character that byte-level BPE writes for each byte (Radford et al. 2019, `bytes_to_unicode`): itself where it
-    is visible, else the next one from U+0100 on."""
-    visible = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    hidden = [byte for byte in range(256) if byte not in visible]
-    return {byte: chr(byte) for byte in visible} | {byte: chr(0x100 + i) for i, byte in enumerate(hidden)}
 
 
 class LibraryTokenizer(StoredTokenizer):
@@ -89,6 +82,7 @@ class LibraryTokenizer(StoredTokenizer):
         if hasattr(backend.model, "_resize_cache"):
             backend.model._resize_cache(CACHED_WORDS)
         self._backend = backend
+        self._fast = fast_encoder(backend)
         self._added = backend.get_added_tokens_decoder()
 
     def _require_complete(self, name: str) -> None:
@@ -106,6 +100,8 @@ class LibraryTokenizer(StoredTokenizer):
             raise UserError(f"{name} drops characters that are not in its vocabulary without a trace; {fix}")
 
     def _encode(self, texts: list[str]) -> list[np.ndarray]:
+        if self._fast is not None:
+            return [self._fast(text) for text in texts]
         encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
         return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
 

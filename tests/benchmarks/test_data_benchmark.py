@@ -14,7 +14,7 @@ import torch
 
 from benchmarks import data, data_processes
 from benchmarks.data import Options, Results, compare, estimate
-from benchmarks.data_contenders import BLOCK_BYTES, CONTENDERS, build, library_encode
+from benchmarks.data_contenders import BLOCK_BYTES, CONTENDERS, FASTEST, build, library_encode
 from benchmarks.data_processes import RESUMES, quickstart_shares, run_alone
 from benchmarks.data_setup import OBJECTIVES, Setup, prepare_setup, texts_of, transformers_tokenizer, write_indexed
 from benchmarks.harness import Sample
@@ -59,6 +59,8 @@ def test_all_contenders_have_the_same_tokenizer(setup: Setup, tokenizer: str) ->
     texts = ["def number(): return 1", "the cat sat"]
     bare = [list(ids) for ids in library_encode(setup, tokenizer)(texts)]
     assert [ids.tolist() for ids in own.encode_batch(texts)] == bare
+    if tokenizer == "gpt2":
+        assert [list(ids) for ids in library_encode(setup, FASTEST)(texts)] == bare
     theirs = transformers_tokenizer(setup, tokenizer)(texts, add_special_tokens=False)["input_ids"]
     assert theirs == bare
 
@@ -158,6 +160,7 @@ def test_the_closing_line_has_every_bar(monkeypatch: pytest.MonkeyPatch, capsys:
         for name in ("bare", "recipe", "loop", *OBJECTIVES)
     }
     others = ("indexed", "gather", "tuned gather", "streaming", "reading", "bare reading", "opening")
+    steps[f"{FASTEST}/bare"] = [Sample(1.0, 1.0, 100.0)] * 3
     steps |= {name: [Sample(0.5, 0.5, 10.0)] * 3 for name in others}
     alone = {
         "resume": {"1000": [1.0], "1000000": [1.2], "epochs": [8, 9]},
@@ -183,7 +186,7 @@ def test_the_closing_line_has_every_bar(monkeypatch: pytest.MonkeyPatch, capsys:
     data.main()
     line = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert line["benchmark"] == "data"
-    assert len(line["bars"]) == 10 + 2 + 2 + 2 + 3 + 1 + 1
+    assert len(line["bars"]) == 13 + 2 + 2 + 2 + 3 + 1 + 1
     assert all(set(row) == {"name", "value", "interval", "bar", "met"} for row in line["bars"])
     met = {row["name"]: row["met"] for row in line["bars"]}
     assert met["data prepare: speed of 2 processes over 1"]

@@ -12,7 +12,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from data_pipeline.errors import UserError
 from data_pipeline.tokenizer import BytesTokenizer
-from data_pipeline.tokenizer.hugging_face import HuggingFaceTokenizer, byte_characters
+from data_pipeline.tokenizer.byte_pairs import byte_characters
+from data_pipeline.tokenizer.hugging_face import HuggingFaceTokenizer
 from llmscale.config import ModelConfig
 from llmscale.generate import Generator, Settings
 from llmscale.generate.chat import Dialogue
