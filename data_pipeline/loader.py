@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import time
 from collections import Counter
@@ -195,18 +196,23 @@ class TrainLoader:
         workers = self.effective_workers
         fits = max(1, CHUNK_BYTES // (8 * self._config.sequence_length))
         size = min(-(-count // workers), fits)
-        return iter(
-            DataLoader(
-                _Shard(self.samples, self._first_own(), self._dp_size, size),
-                batch_size=None,
-                num_workers=workers,
-                # Newer Pythons have another default, with which each worker would import torch and open the files anew.
-                multiprocessing_context="fork",
-                collate_fn=_as_is,
-                worker_init_fn=_leave_signals_to_the_parent,
-                prefetch_factor=max(1, -(-self._config.prefetch * count // (size * workers))),
-            )
+        loader = DataLoader(
+            _Shard(self.samples, self._first_own(), self._dp_size, size),
+            batch_size=None,
+            num_workers=workers,
+            # Newer Pythons have another default, with which each worker would import torch and open the files anew.
+            multiprocessing_context="fork",
+            collate_fn=_as_is,
+            worker_init_fn=_leave_signals_to_the_parent,
+            prefetch_factor=max(1, -(-self._config.prefetch * count // (size * workers))),
         )
+        # A worker that looks for garbage among what it has from its parent would write to every page of that, which
+        # from then on takes memory of its own.
+        gc.freeze()
+        try:
+            return iter(loader)
+        finally:
+            gc.unfreeze()
 
     def _collect(self, count: int) -> Chunk:
         """The next `count` samples from the workers."""

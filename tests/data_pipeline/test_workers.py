@@ -139,3 +139,27 @@ def test_waiting_is_measured(tmp_path: Path) -> None:
     start = time.perf_counter()
     loader.take(24)
     assert 0 < loader.seconds_waited < time.perf_counter() - start
+
+
+def test_workers_share_the_parents_memory(tmp_path: Path) -> None:
+    """In a process of its own, whose workers collect garbage at once. A collection that goes through what the parent
+    had made would write to all of it, and so copy it."""
+    script = """
+import gc, os, pathlib, sys
+from tests.data_pipeline.corpora import config, texts, write_jsonl
+from tests.data_pipeline.test_workers import children, open_loader, take_on
+folder = pathlib.Path(sys.argv[1])
+gc.disable()
+held = [[number] for number in range(1_000_000)]
+os.register_at_fork(after_in_child=gc.enable)
+with open_loader(config(write_jsonl(folder / "a", texts(90)), workers=2, lanes=12), folder) as loader:
+    take_on(loader)
+    for pid in children():
+        lines = pathlib.Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        print(next(line.split()[1] for line in lines if line.startswith("Private_Dirty")))
+"""
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    kilobytes = [int(line) for line in done.stdout.split()]
+    assert len(kilobytes) == 2
+    assert max(kilobytes) < 40_000, kilobytes
