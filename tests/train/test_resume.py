@@ -50,8 +50,9 @@ def test_killed_at_five_random_points(tmp_path: Path, uninterrupted: Path) -> No
     for _ in range(5):
         rows = (run / "ledger.jsonl").read_bytes().count(b"\n") if (run / "ledger.jsonl").exists() else 0
         process = start("train", "config.yaml", *SETTINGS, cwd=tmp_path)
-        # Somewhere between this start's first steps and about a quarter of the run later, then a random instant more.
-        wait_for_steps(run, rows + draw.randint(1, STEPS // 4))
+        # Somewhere between this start's first step, which the row that marks the start is not, and about a quarter of
+        # the run later, then a random instant more.
+        wait_for_steps(run, rows + draw.randint(2, STEPS // 4))
         time.sleep(draw.random() * 0.05)
         process.send_signal(signal.SIGKILL)
         process.communicate()
