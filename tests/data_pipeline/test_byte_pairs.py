@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import time
+import timeit
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.tokenizer.byte_pairs import NEVER, byte_characters, fast_encoder
+from data_pipeline.tokenizer.hugging_face import HuggingFaceTokenizer
 from tests.data_pipeline.vocabularies import TEXT, gpt2_files
 
 Layout = dict[str, Any]
@@ -78,6 +81,15 @@ def test_long_runs(fast: Callable[[str], np.ndarray], reference: tokenizers.Toke
     tokens = fast(text)
     assert time.perf_counter() - started < 20
     assert np.array_equal(tokens, reference.encode(text, add_special_tokens=False).ids)
+
+
+def test_tokenizers_use_it(layout: Layout, reference: tokenizers.Tokenizer) -> None:
+    """The point is time: ours against the library's, each at its best of five."""
+    ours = HuggingFaceTokenizer(json.dumps(layout).encode())
+    texts = ["".join(TEXT)] * 4
+    own, other = ours.encode_batch, partial(reference.encode_batch_fast, add_special_tokens=False)
+    seconds = [min(timeit.repeat(partial(encode, texts), number=1, repeat=5)) for encode in (own, other)]
+    assert seconds[0] < 0.7 * seconds[1], seconds
 
 
 def test_ids_in_another_order(layout: Layout) -> None:
