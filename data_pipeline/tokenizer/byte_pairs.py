@@ -1,29 +1,41 @@
 """Byte-level BPE by tiktoken, in a fifth of the time that the `tokenizers` library takes, where both give the same.
 
-tiktoken has no list of merges: it joins whichever neighbours spell a token, the one of the lowest rank first, and takes
-a whole word that is a token as it is. That is what merges in order come to if every token has one merge that makes it,
-ranks follow the merges, and the merges make every token of its own bytes (`_made_of_itself`). For suppose that tiktoken
-joins x and y to a token that merges make of others than x and y. No merge has crossed the ends of xy, so merges on xy
-alone come by x and y too, and could not go on from there to the one token.
+tiktoken has no list of merges: it joins whichever neighbours spell a token, the one of the lowest rank first and of
+those the leftmost, and takes a whole word that is a token as it is. That is what merges in order come to under the
+conditions that `_ranks` checks. For suppose that both have done the same so far, and that tiktoken now joins x and y to
+the token t. No merge has crossed the ends of xy, so what happened within is what happens to t alone, and x and y are
+what t alone comes to before the last step. Hence tiktoken makes a token of the same two parts everywhere, and
+
+- if x and y are among the merges, they are next there too: merges stand in the order of ranks, those of a token side by
+  side, and all places that the lowest rank allows have these two parts;
+- if they are not, merges never make t of t alone. `_ranks` lets that pass only for tokens of which all ways to cut them
+  into two are among the merges, x and y too.
 """
 
 from __future__ import annotations
 
 import json
+import unicodedata
+from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from data_pipeline.tokenizer.added_tokens import around, matched_as_they_are
+from data_pipeline.tokenizer.cuts import tiktoken_cut
+
 if TYPE_CHECKING:
     import tokenizers
 
-WORDS = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
-"""How GPT-2 cuts text (Radford et al. 2019, `encoder.py`), in the form that tiktoken uses: possessive, so that long
-runs of a kind of character cost no backtracking."""
 NEVER = "<|never|>"
 """tiktoken wants a special token. Text that spells it out stays text."""
+TEXT_BYTES = {*range(0xC0), *range(0xC2, 0xF5)}
+"""The bytes that UTF-8 has: some vocabularies lack the others."""
+
+Encode = Callable[[str], np.ndarray]
+"""A text to its int32 tokens."""
 
 
 def byte_characters() -> dict[int, str]:
@@ -34,23 +46,41 @@ def byte_characters() -> dict[int, str]:
     return {byte: chr(byte) for byte in visible} | {byte: chr(0x100 + i) for i, byte in enumerate(hidden)}
 
 
-def fast_encoder(backend: tokenizers.Tokenizer) -> Callable[[str], np.ndarray] | None:
-    """A function from a text to its int32 tokens, or None where tiktoken may give others than `backend`, which takes
-    special tokens in a text for text."""
+def fast_encoder(backend: tokenizers.Tokenizer) -> Encode | None:
+    """What gives the tokens that `backend` gives, which takes special tokens in a text for text; None where tiktoken
+    may give others."""
     from tokenizers.models import BPE
-    from tokenizers.pre_tokenizers import ByteLevel
 
-    if not (isinstance(backend.model, BPE) and isinstance(backend.pre_tokenizer, ByteLevel)):
+    if not isinstance(backend.model, BPE):
         return None
     layout = json.loads(backend.to_str())
-    tokens = _tokens_by_rank(layout["model"]) if _cuts_like_gpt2(layout) else None
-    if tokens is None or not _made_of_itself(backend, tokens):
+    model, added, normalizer = layout["model"], layout["added_tokens"], backend.normalizer
+    cut = tiktoken_cut(layout["pre_tokenizer"] or {})
+    others = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback")
+    if (
+        cut is None
+        or layout["normalizer"] not in (None, {"type": "NFC"})
+        or any(model.get(name) for name in others)
+        or not matched_as_they_are(added, normalizer)
+    ):
         return None
+    ranks = _ranks(backend, model)
+    if ranks is None:
+        return None
+    # As in the library: those that are matched in the text as it is, then normalisation, then the others.
+    encode = around([token for token in added if token["normalized"]], _words_encoder(cut, ranks))
+    if normalizer is not None:
+        encode = _composing(normalizer, encode)
+    return around([token for token in added if not token["normalized"]], encode)
+
+
+def _words_encoder(cut: str, tokens: dict[str, int]) -> Encode:
+    """tiktoken's. `tokens`: ids by the spelling of tokens, in the order of ranks."""
     import tiktoken
 
     letters = {character: byte for byte, character in byte_characters().items()}
     ranks = {bytes(letters[character] for character in text): rank for rank, text in enumerate(tokens)}
-    encoding = tiktoken.Encoding("words", pat_str=WORDS, mergeable_ranks=ranks, special_tokens={NEVER: len(ranks)})
+    encoding = tiktoken.Encoding("words", pat_str=cut, mergeable_ranks=ranks, special_tokens={NEVER: len(ranks)})
     encode = partial(encoding.encode_to_numpy, disallowed_special=())
     ids = np.array(list(tokens.values()), dtype=np.int32)
     if np.array_equal(ids, np.arange(len(ids))):
@@ -58,35 +88,58 @@ def fast_encoder(backend: tokenizers.Tokenizer) -> Callable[[str], np.ndarray] |
     return lambda text: ids[encode(text)]
 
 
-def _cuts_like_gpt2(layout: dict[str, Any]) -> bool:
-    """Whether text reaches the BPE as it is but cut into words, and nothing but merges makes tokens of words."""
-    model, words = layout["model"], layout["pre_tokenizer"]
-    others = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "ignore_merges")
-    return (
-        layout["normalizer"] is None
-        and words["use_regex"]
-        and not words["add_prefix_space"]
-        and not any(model.get(name) for name in others)
-        and all(token["special"] for token in layout["added_tokens"])
-    )
+def _composing(normalizer: tokenizers.normalizers.Normalizer, encode: Encode) -> Encode:
+    """`encode` of a text's NFC. Python says of most texts that they are in NFC, in a tenth of the time: any library
+    agrees, of whatever version of Unicode, if Python knows all characters (Unicode Standard Annex 15, section 3). Those
+    that it does not know are not printable to it."""
+
+    def composed(text: str) -> str:
+        if text.isascii() or (unicodedata.is_normalized("NFC", text) and all(map(str.isprintable, text.split("\n")))):
+            return text
+        return normalizer.normalize_str(text)
+
+    return lambda text: encode(composed(text))
 
 
-def _tokens_by_rank(model: dict[str, Any]) -> dict[str, int] | None:
-    """Ids by the spelling of tokens: all bytes, then what merges make, in their order. None where bytes are missing,
-    or merges make a token twice."""
+def _ranks(backend: tokenizers.Tokenizer, model: dict[str, Any]) -> dict[str, int] | None:
+    """Ids by the spelling of tokens, in the order in which tiktoken has to prefer them. None where it may not come to
+    what the merges come to."""
     vocabulary: dict[str, int] = model["vocab"]
-    letters = set(byte_characters().values())
-    if not letters <= vocabulary.keys():
+    written = byte_characters()
+    if not {written[byte] for byte in TEXT_BYTES} <= vocabulary.keys():
         return None
+    letters = written.values() & vocabulary.keys()
     tokens = {letter: vocabulary[letter] for letter in sorted(letters, key=vocabulary.__getitem__)}
+    parts: dict[str, set[int]] = defaultdict(set)
+    last = ""
     for left, right in model["merges"]:
         text = left + right
-        if text in tokens or not letters.issuperset(text):
+        if text != last and (text in tokens or not letters.issuperset(text)):
             return None
         tokens[text] = vocabulary[text]
-    return tokens
+        parts[text].add(len(left))
+        last = text
+    if not model.get("ignore_merges"):
+        return tokens if not _not_made_of_themselves(backend, tokens) else None
+    # Words that are tokens are taken as they are, so there may be tokens that no merge makes.
+    tokens |= {text: token for text, token in vocabulary.items() if text not in tokens and letters.issuperset(text)}
+    odd = _not_made_of_themselves(backend, tokens)
+    return tokens if all(_cuts(text, tokens) <= parts[text] for text in odd) else None
 
 
-def _made_of_itself(backend: tokenizers.Tokenizer, tokens: dict[str, int]) -> bool:
-    tokenize = backend.model.tokenize
-    return all(len(tokenize(text)) == 1 for text in tokens)
+def _cuts(text: str, tokens: dict[str, int]) -> set[int]:
+    """The places where a token can be cut into two tokens."""
+    return {i for i in range(1, len(text)) if text[:i] in tokens and text[i:] in tokens}
+
+
+def _not_made_of_themselves(backend: tokenizers.Tokenizer, tokens: dict[str, int]) -> list[str]:
+    """The tokens that merges alone do not make of the token's own bytes."""
+    model = backend.model
+    whole_words = model.ignore_merges
+    model.ignore_merges = False
+    try:
+        return [text for text in tokens if len(model.tokenize(text)) > 1]
+    finally:
+        model.ignore_merges = whole_words
+        if hasattr(model, "_clear_cache"):
+            model._clear_cache()

@@ -12,7 +12,7 @@ import numpy as np
 
 from data_pipeline.errors import UserError
 from data_pipeline.tokenizer.base import StoredTokenizer
-from data_pipeline.tokenizer.byte_pairs import byte_characters, fast_encoder
+from data_pipeline.tokenizer.byte_pairs import TEXT_BYTES, byte_characters, fast_encoder
 from data_pipeline.tokenizer.roles import known_roles
 from data_pipeline.tokenizer.vocabulary_files import read_json, read_merges, read_vocabulary, read_wordpieces
 from data_pipeline.tokenizer.words import begins_word
@@ -92,10 +92,7 @@ class LibraryTokenizer(StoredTokenizer):
         except Exception as error:  # the library has none of its own
             raise UserError(f"{name} cannot encode every text ({error}); {fix}") from None
         if self._bytes is not None and getattr(self._backend.model, "unk_token", None) is None:
-            # 0xC0, 0xC1 and those from 0xF5 on are in no UTF-8 text.
-            possible = {*range(0xC0), *range(0xC2, 0xF5)}
-            missing = [c for c, byte in self._bytes.items() if byte in possible and self.token_id(c) is None]
-            lost = bool(missing)
+            lost = any(byte in TEXT_BYTES and self.token_id(c) is None for c, byte in self._bytes.items())
         if lost:
             raise UserError(f"{name} drops characters that are not in its vocabulary without a trace; {fix}")
 
