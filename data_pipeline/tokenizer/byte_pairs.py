@@ -14,14 +14,13 @@ what t alone comes to before the last step. Hence tiktoken makes a token of the 
 
 from __future__ import annotations
 
-import json
 import unicodedata
-from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import orjson
 
 from data_pipeline.tokenizer.added_tokens import around, matched_as_they_are
 from data_pipeline.tokenizer.cuts import tiktoken_cut
@@ -53,7 +52,7 @@ def fast_encoder(backend: tokenizers.Tokenizer) -> Encode | None:
 
     if not isinstance(backend.model, BPE):
         return None
-    layout = json.loads(backend.to_str())
+    layout = orjson.loads(backend.to_str())
     model, added, normalizer = layout["model"], layout["added_tokens"], backend.normalizer
     cut = tiktoken_cut(layout["pre_tokenizer"] or {})
     others = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback")
@@ -78,8 +77,8 @@ def _words_encoder(cut: str, tokens: dict[str, int]) -> Encode:
     """tiktoken's. `tokens`: ids by the spelling of tokens, in the order of ranks."""
     import tiktoken
 
-    letters = {character: byte for byte, character in byte_characters().items()}
-    ranks = {bytes(letters[character] for character in text): rank for rank, text in enumerate(tokens)}
+    letters = str.maketrans({character: chr(byte) for byte, character in byte_characters().items()})
+    ranks = {text.translate(letters).encode("latin-1"): rank for rank, text in enumerate(tokens)}
     encoding = tiktoken.Encoding("words", pat_str=cut, mergeable_ranks=ranks, special_tokens={NEVER: len(ranks)})
     encode = partial(encoding.encode_to_numpy, disallowed_special=())
     ids = np.array(list(tokens.values()), dtype=np.int32)
@@ -110,21 +109,22 @@ def _ranks(backend: tokenizers.Tokenizer, model: dict[str, Any]) -> dict[str, in
         return None
     letters = written.values() & vocabulary.keys()
     tokens = {letter: vocabulary[letter] for letter in sorted(letters, key=vocabulary.__getitem__)}
-    parts: dict[str, set[int]] = defaultdict(set)
     last = ""
     for left, right in model["merges"]:
         text = left + right
-        if text != last and (text in tokens or not letters.issuperset(text)):
-            return None
-        tokens[text] = vocabulary[text]
-        parts[text].add(len(left))
-        last = text
+        if text != last:
+            if text in tokens or not letters.issuperset(text):
+                return None
+            tokens[text] = vocabulary[text]
+            last = text
     if not model.get("ignore_merges"):
         return tokens if not _not_made_of_themselves(backend, tokens) else None
     # Words that are tokens are taken as they are, so there may be tokens that no merge makes.
     tokens |= {text: token for text, token in vocabulary.items() if text not in tokens and letters.issuperset(text)}
-    odd = _not_made_of_themselves(backend, tokens)
-    return tokens if all(_cuts(text, tokens) <= parts[text] for text in odd) else None
+    odd = {text: _cuts(text, tokens) for text in _not_made_of_themselves(backend, tokens)}
+    for left, right in model["merges"]:
+        odd.get(left + right, set()).discard(len(left))
+    return None if any(odd.values()) else tokens
 
 
 def _cuts(text: str, tokens: dict[str, int]) -> set[int]:
