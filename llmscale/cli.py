@@ -120,7 +120,11 @@ def _generation(command: Any) -> Any:
     """Options that `generate` and `chat` share."""
     for option in reversed(
         (
-            click.option("--max-new-tokens", type=int, default=128, show_default=True, help="Most tokens to add."),
+            click.option(
+                "--max-new-tokens",
+                type=int,
+                help="Most tokens to add.  [default: 128, or what the model's context has room for]",
+            ),
             click.option("--temperature", type=float, help="0: always the most probable token.  [default: 0.8]"),
             click.option("--top-k", default=0, show_default=True, help="Only the k most probable tokens; 0: all."),
             click.option(
@@ -136,9 +140,13 @@ def _generation(command: Any) -> Any:
     return command
 
 
-def _settings(temperature: float | None, **options: Any) -> Any:
+def _settings(temperature: float | None, max_new_tokens: int | None, **options: Any) -> Any:
     from llmscale.generate import Settings
 
+    if max_new_tokens is None:
+        options["shorten"] = True
+    else:
+        options["max_new_tokens"] = max_new_tokens
     if temperature is None:
         temperature = 0.8 if options.get("beams", 1) == 1 else 0.0
     return Settings(temperature=temperature, **options)

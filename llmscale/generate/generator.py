@@ -83,6 +83,9 @@ class Generator:
     def stream_contexts(self, contexts: Sequence[Context], settings: Settings) -> Iterator[Piece]:
         """As `stream`, of what a model reads in place of a prompt."""
         ends = settings.ends(self.tokenizer)
+        if settings.shorten:
+            room = min((room_for(context, self.config) for context in contexts), default=1)
+            settings = settings.within(max(1, room))
         require_room(contexts, self.config, settings.max_new_tokens)
         draws = draws_of([context.key for context in contexts], settings) if settings.temperature > 0 else None
         for numbers in batches(contexts, settings.batch):

@@ -23,6 +23,8 @@ class Settings:
 
     max_new_tokens: int = 128
     """Most tokens to add; the end of the text may come first."""
+    shorten: bool = False
+    """Add fewer where the model's context has no room for as many."""
     temperature: float = 0.0
     """Divides the logits before sampling; 0 always takes the most probable token."""
     top_k: int = 0

@@ -247,6 +247,8 @@ COMMAND_MISTAKES = {
         "trained",
         "--prompt",
         "x",
+        "--max-new-tokens",
+        "128",
     ): r"2 tokens of the prompt and 128 new tokens exceed .* 64; .* --max-new-tokens to 62",
     ("generate", "trained", "--prompt", "x", "--temperature", "-1"): r"temperature is -1\.0, but must be 0 .* or",
     ("generate", "trained", "--prompt", "x", "--temperature", "nan"): r"temperature is nan, but must be 0",
