@@ -17,6 +17,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+ROW = 256
+"""Values whose squares are summed in fp32; see `sum_of_squares`."""
+
 
 def import_deepspeed(device: torch.device) -> Any:
     """DeepSpeed, without the compilation and the messages that its import and start-up bring.
@@ -185,9 +188,13 @@ def _sum_over_ranks(optimizer: Any, total: torch.Tensor) -> torch.Tensor:
 
 
 def sum_of_squares(values: torch.Tensor) -> torch.Tensor:
-    """Sum of squares in fp64, without an fp64 copy of the values: fp32 within short chunks, fp64 over them.
+    """Sum of squares in fp64, without an fp64 copy of the values: fp32 within short rows, fp64 over them.
 
-    Summing many millions of fp32 squares in fp32 is off in the fourth digit.
+    In a gradient few values are large, and a long sum in fp32 loses the many small ones beside them: of millions of
+    values it is off in the fourth digit, of 65,536 in the fifth.
     """
-    chunks = values.reshape(-1).float().split(1 << 16)
-    return torch.stack([torch.dot(chunk, chunk) for chunk in chunks]).double().sum()
+    flat = values.reshape(-1).float()
+    whole = flat.numel() // ROW * ROW
+    rows = torch.linalg.vector_norm(flat[:whole].view(-1, ROW), dim=1).double()
+    rest = torch.linalg.vector_norm(flat[whole:]).double()
+    return rows.square().sum() + rest.square()
