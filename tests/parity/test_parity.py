@@ -103,6 +103,16 @@ def test_the_command_prints_a_verdict_for_each_layout_and_optimizer() -> None:
     assert all(row["within"] and row["same_samples"] for row in rows)
 
 
+@pytest.mark.parametrize(("twin", "relu"), [("t5_11b", True), ("qwen3_8b", False)])
+def test_a_difference_of_a_relu_is_put_in_doubt(twin: str, relu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rounding alone is a difference where nothing is tolerated."""
+    monkeypatch.setitem(comparing.GRADIENT_TOLERANCE, "fp32", 0.0)
+    command = ["parity", str(TWINS / f"{twin}.yaml"), "--layouts", "dp=2", "--steps", "1", "--optimizer", "sgd"]
+    result = CliRunner().invoke(cli, command)
+    assert result.exit_code == 1
+    assert ("A ReLU whose input is 0 but for rounding" in result.output) == relu
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
