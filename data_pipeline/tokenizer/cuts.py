@@ -15,17 +15,20 @@ SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 """How all of `SPLITS` end."""
 SPACES_AT_ONCE = r"\s*[\r\n]|\s++$|\s+(?!\S)|\s"
 """The same: `\\s*` leaves nothing to the `+` behind it, and white space that ends a text needs no look for its end."""
-SPLITS = (
-    # GPT-4 (cl100k), Llama 3, OLMo 2.
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|" + SPACES,
-    # Qwen 1.5 to 3.
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|" + SPACES,
-    # GPT-4o (o200k), gpt-oss.
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|" + SPACES,
-)
-"""Patterns of `Split`, as published."""
+SPLITS = {
+    "GPT-4, Llama 3, OLMo 2": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|" + SPACES,
+    "Qwen 1.5 to 3": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|" + SPACES,
+    "Qwen 3.5": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|"
+    + SPACES,
+    "GPT-4o, gpt-oss": r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|" + SPACES,
+    "Mistral NeMo, Nemotron 3": r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|" + SPACES,
+}
+"""Patterns of `Split`, as published, by the models that have them."""
 
 
 def tiktoken_cut(steps: dict[str, Any]) -> str | None:
@@ -45,6 +48,6 @@ def _of_first(step: dict[str, Any], *, cut_again: bool) -> str | None:
         case {"type": "Split", "pattern": {"Regex": pattern}, "behavior": behavior, "invert": invert}:
             # What lies between the matches, of which there is nothing, is kept or not.
             whole = (behavior, invert) in (("Isolated", False), ("Removed", True))
-            if pattern in SPLITS and whole and not cut_again:
+            if pattern in SPLITS.values() and whole and not cut_again:
                 return pattern.removesuffix(SPACES) + SPACES_AT_ONCE
     return None

@@ -84,15 +84,18 @@ def text_bytes_alone(layout: Layout) -> Layout:
     return with_model(layout, vocab=vocabulary)
 
 
+LLAMA3 = SPLITS["GPT-4, Llama 3, OLMo 2"]
 SPACES = [" " * count for count in range(24, 1, -1)]
 PUBLISHED: dict[str, Callable[[Layout], Layout]] = {
     "GPT-2": lambda layout: added(layout, "<|endoftext|>", special=True),
     "GPT-NeoX": lambda layout: composed(added(text_bytes_alone(layout), *SPACES, normalized=True)),
-    "Llama 3": lambda layout: split(every_way(with_model(layout, ignore_merges=True)), SPLITS[0]),
+    "Llama 3": lambda layout: split(every_way(with_model(layout, ignore_merges=True)), LLAMA3),
     "Qwen 3": lambda layout: composed(
-        added(added(split(layout, SPLITS[1]), "<|im_end|>", special=True), "<think>", "</think>")
+        added(added(split(layout, SPLITS["Qwen 1.5 to 3"]), "<|im_end|>", special=True), "<think>", "</think>")
     ),
-    "gpt-oss": lambda layout: split(every_way(layout), SPLITS[2], behavior="Removed", invert=True),
+    "gpt-oss": lambda layout: split(every_way(layout), SPLITS["GPT-4o, gpt-oss"], behavior="Removed", invert=True),
+    "Qwen 3.5": lambda layout: composed(split(layout, SPLITS["Qwen 3.5"])),
+    "Mistral NeMo": lambda layout: split(layout, SPLITS["Mistral NeMo, Nemotron 3"]),
     "StarCoder": digits,
 }
 """The forms in which these families' tokenizers are published, over the trained vocabulary."""
@@ -216,8 +219,8 @@ OTHERS = {
     "words that are not cut": lambda layout: {**layout, "pre_tokenizer": BYTES},
     "other words": lambda layout: {**layout, "pre_tokenizer": {"type": "Whitespace"}},
     "no words": lambda layout: {**layout, "pre_tokenizer": None},
-    "another pattern": lambda layout: split(layout, SPLITS[0].replace("{1,3}", "{1,2}")),
-    "words without what lies between": lambda layout: split(layout, SPLITS[0], behavior="Removed"),
+    "another pattern": lambda layout: split(layout, LLAMA3.replace("{1,3}", "{1,2}")),
+    "words without what lies between": lambda layout: split(layout, LLAMA3, behavior="Removed"),
     "digits in groups": lambda layout: {
         **layout,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": False}, BYTES]},
