@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 
 from data_pipeline.errors import UserError
 from data_pipeline.objective_config import (
@@ -43,7 +45,7 @@ def workload_of(config: RunConfig) -> Workload:
     """The workload of a run.
 
     Raises:
-        UserError: the vocabulary is known from the tokenizer's file only.
+        UserError: the vocabulary is known from the tokenizer's file only, which is not there.
     """
     objective, length = config.objective, config.data.sequence_length
     vocab = vocabulary(config)
@@ -68,22 +70,28 @@ def workload_of(config: RunConfig) -> Workload:
 
 
 def vocabulary(config: RunConfig) -> int:
-    """Tokens that the model knows, as far as the config alone tells.
+    """Tokens that the model knows, as the config tells, or the tokenizer's file where it is there.
 
     Raises:
-        UserError: it does not.
+        UserError: neither does.
     """
     if config.model.vocab_size is not None:
         return config.model.vocab_size
     tokenizer = config.data.tokenizer
-    if tokenizer.kind == "bytes":
-        from data_pipeline.objectives import required_roles
-
-        own = {"pad", "bos", "eos"}
-        return _BYTES + len(set(required_roles(config.objective, config.data.sequence_length)) - own)
-    if tokenizer.path is None:
+    if tokenizer.path is None and tokenizer.kind != "bytes":
         return tokenizer.train.vocab_size
+    from data_pipeline.objectives import required_roles
+
+    roles = required_roles(config.objective, config.data.sequence_length)
+    if tokenizer.kind == "bytes":
+        return _BYTES + len(set(roles) - {"pad", "bos", "eos"})
+    assert tokenizer.path is not None
+    if Path(tokenizer.path).is_file():
+        from data_pipeline.tokenizer import prepare_tokenizer
+
+        with tempfile.TemporaryDirectory() as folder:
+            return prepare_tokenizer(config.data, Path(folder) / "tokenizer", roles=roles).vocab_size
     raise UserError(
-        f"model.vocab_size is not given, and only the tokenizer's file ({tokenizer.path}) tells it;"
+        f"model.vocab_size is not given, and the tokenizer's file ({tokenizer.path}), which tells it, is not there;"
         " set model.vocab_size to the number of its tokens"
     )

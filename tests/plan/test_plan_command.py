@@ -12,8 +12,11 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from data_pipeline.objectives import required_roles
+from data_pipeline.tokenizer import prepare_tokenizer
 from llmscale.cli import cli
 from llmscale.config import load_config
+from tests.data_pipeline.vocabularies import t5_file
 
 ROOT = Path(__file__).parents[2]
 SYSTEMS = ROOT / "configs/systems"
@@ -86,7 +89,7 @@ def test_an_illegal_layout_of_the_config_is_named_beside_the_legal_ones() -> Non
         (["parallel.tensor=3"], "parallel.tensor (3) must divide"),
         (["--calibration", "none.yaml"], "cannot read calibration file none.yaml"),
         (["model.layer=3"], "unknown key 'model.layer'"),
-        (["model.vocab_size=null"], "model.vocab_size is not given, and only the tokenizer's file"),
+        (["model.vocab_size=null"], "model.vocab_size is not given, and the tokenizer's file"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_exit_code_2(arguments: list[str], words: str) -> None:
@@ -117,3 +120,19 @@ def test_plan_imports_no_torch_and_takes_two_seconds_at_530_billion_parameters()
     assert "529,600,819,200" in done.stdout
     # It has one thread and waits for nothing, so that its share of a busy machine's cores is its time on an idle one.
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2
+
+
+def test_a_tokenizer_s_file_tells_the_vocabulary(tmp_path: Path) -> None:
+    """As the run's own tokenizer has it, with the sentinels that the objective adds."""
+    sizes = "layers: 1, hidden_size: 64, heads: 2, max_positions: 64, vocab_multiple: 1"
+    config = tmp_path / "run.yaml"
+    config.write_text(
+        f"run: {{directory: runs/x}}\n"
+        f"data: {{sources: [{{paths: [a.txt]}}], tokenizer: {{path: {t5_file(tmp_path)}}}, sequence_length: 64}}\n"
+        f"objective: {{name: denoising}}\n"
+        f"model: {{family: t5, architecture: encoder_decoder, {sizes}}}\n"
+    )
+    loaded = load_config(config, ())
+    tokenizer = prepare_tokenizer(loaded.data, tmp_path / "own", roles=required_roles(loaded.objective, 64))
+    assert "sentinel_0" in tokenizer.special
+    assert found(str(config))["parameters"]["embedding"] == 64 * tokenizer.vocab_size
