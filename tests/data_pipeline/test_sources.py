@@ -144,6 +144,10 @@ def test_held_out_files_do_not_depend_on_where_the_corpus_lies(tmp_path: Path) -
         ({"paths": ["{d}/empty.txt"]}, r"data.sources holds no text: its 1 files are empty"),
         ({"kind": "jsonl", "paths": ["{d}/a.jsonl"]}, r"a.jsonl has no field 'text' but 'body', 'n'; set data.sources"),
         ({"kind": "jsonl", "paths": ["{d}/a.jsonl"], "field": "{body"}, r"'\{body' is not a valid template"),
+        *(
+            ({"kind": "jsonl", "paths": ["{d}/a.jsonl"], "field": field}, r"'\{body.*\}' is not a valid template: ")
+            for field in ("{body!z}", "{body:d}", "{body:{n}}", "{body:{body}}")
+        ),
         (
             {"kind": "jsonl", "paths": ["{d}/list.jsonl"]},
             r"list.jsonl holds a JSON list where each line must be an object",
