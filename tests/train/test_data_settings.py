@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,20 @@ def test_bad_records_are_listed_once_and_warned_of(folder: Path) -> None:
     assert failed.returncode == 2
     assert f"{path}:" in failed.stderr
     assert "Traceback" not in failed.stderr
+
+
+def test_a_bad_record_in_a_file_whose_name_is_not_utf8_is_listed(folder: Path) -> None:
+    path = folder / os.fsdecode(b"a\xff.jsonl")
+    path.write_text("".join('{"text": "some text of a document"}\nnot JSON\n' for _ in range(400)))
+    configure(folder, data={"sources": [{"kind": "jsonl", "paths": ["a*.jsonl"]}]})
+    train(folder, "train.steps=2")
+    rows = read_records(folder / "run/quarantine/rank-00000.jsonl")
+    assert {(row["path"], row["reason"]) for row in rows} == {(path.name, "not JSON")}
+    failed = run("train", "config.yaml", "data.on_bad_record=fail", "run.directory=strict", cwd=folder)
+    assert failed.returncode == 2
+    assert "not JSON" in failed.stderr
+    assert "Traceback" not in failed.stderr
+    assert path.name in json.loads((folder / "strict/outcome.json").read_text("utf-8"))["reason"]
 
 
 @pytest.mark.parametrize(
