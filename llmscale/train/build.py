@@ -15,6 +15,7 @@ from data_pipeline.errors import FULL, UserError
 from data_pipeline.evaluation_set import EvaluationSet, build_evaluation_set, open_evaluation_set
 from data_pipeline.loader import TrainLoader
 from data_pipeline.objectives import required_roles
+from data_pipeline.samples import Met
 from data_pipeline.sources import survey_sources
 from data_pipeline.tokenizer import Tokenizer, load_tokenizer, prepare_tokenizer
 from data_pipeline.training_samples import open_samples
@@ -258,6 +259,7 @@ def build_loader(
     """
     tokenised = any(source.kind == "tokens" for source in config.data.sources)
     surveys = None if tokenised else on_rank_zero(lambda: survey_sources(config.data))
+    met: list[Met] = []
     if config.data.finite:
         tokenizer = load_tokenizer(run.tokenizer)
         on_rank_zero(
@@ -270,11 +272,12 @@ def build_loader(
                     cache=run.cache,
                     progress=_tell,
                     surveys=surveys,
+                    met=met.append,
                 )
                 and None
             )
         )
-    return together(
+    loader = together(
         lambda: TrainLoader(
             config.data,
             str(run.tokenizer),
@@ -290,6 +293,9 @@ def build_loader(
             surveys=surveys,
         )
     )
+    for each in met:
+        loader.note(each)
+    return loader
 
 
 def with_steps(config: RunConfig, loader: TrainLoader) -> RunConfig:

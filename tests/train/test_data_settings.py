@@ -90,13 +90,14 @@ def test_a_growing_batch_reads_the_same_samples_in_order_and_resumes(folder: Pat
     assert ledger(folder / "parts") == ledger(folder / "whole")
 
 
-def test_bad_records_are_listed_once_and_warned_of(folder: Path) -> None:
+@pytest.mark.parametrize("order", ["stream", "permutation"])
+def test_bad_records_are_listed_once_and_warned_of(folder: Path, order: str) -> None:
     source = write("jsonl", folder / "texts", TEXTS)
     path = folder / "texts/000.jsonl"
     lines = path.read_text().splitlines()
     lines[5], lines[50] = '{"text": "cut', '{"body": "no text"}'
     path.write_text("\n".join(lines))
-    configure(folder, data={"sources": [source], "bad_record_warning": 0.001})
+    configure(folder, data={"sources": [source], "bad_record_warning": 0.001, "order": order})
     finished = train(folder, "train.steps=150")
     rows = read_records(folder / "run/quarantine/rank-00000.jsonl")
     assert sorted((row["path"], row["line"]) for row in rows) == [(str(path), 6), (str(path), 51)]
