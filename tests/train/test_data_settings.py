@@ -110,6 +110,20 @@ def test_bad_records_are_listed_once_and_warned_of(folder: Path, order: str) -> 
     assert "Traceback" not in failed.stderr
 
 
+@pytest.mark.parametrize("order", ["stream", "permutation"])
+def test_what_is_left_out_is_counted_in_the_metrics(folder: Path, order: str) -> None:
+    source = write("jsonl", folder / "texts", [*TEXTS, "short", "", "too"])
+    configure(folder, data={"sources": [source], "order": order, "cleaning": [{"step": "length", "min": 10}]})
+    train(folder, "train.steps=60")
+    last = read_records(folder / "run/metrics.jsonl")[-1]
+    counts = last["dropped"]
+    # A stream reads documents again in each epoch.
+    passes = counts["empty"]
+    assert passes == 1 or (order == "stream" and passes > 1)
+    assert counts.keys() == {"empty", "length: too short"}
+    assert abs(counts["length: too short"] - 2 * passes) <= (order == "stream") * 2
+
+
 def test_a_bad_record_in_a_file_whose_name_is_not_utf8_is_listed(folder: Path) -> None:
     path = folder / os.fsdecode(b"a\xff.jsonl")
     path.write_text("".join('{"text": "some text of a document"}\nnot JSON\n' for _ in range(400)))
