@@ -139,6 +139,7 @@ def test_held_out_files_do_not_depend_on_where_the_corpus_lies(tmp_path: Path) -
     [
         ({"paths": ["{d}/none*.txt"]}, r"data.sources\[0\].paths: no file matches .*none\*.txt"),
         ({"paths": ["{d}"]}, r"is a folder; write .*/\*\*/\*"),
+        ({"paths": ["{d}/"]}, r"is a folder; write .*[^/]/\*\*/\*"),
         ({"paths": []}, r"data.sources\[0\].paths is empty"),
         ({"paths": ["{d}/a.txt"], "exclude": ["*.txt"]}, r"exclude leaves none of the 1 files"),
         ({"paths": ["{d}/empty.txt"]}, r"data.sources holds no text: its 1 files are empty"),
