@@ -241,7 +241,15 @@ def build_evaluation(config: RunConfig, run: RunDirectory) -> EvaluationSet | No
         return None
 
     how: dict[str, Any] = {"objective": config.objective, "seed": config.run.seed}
-    name = on_rank_zero(lambda: build_evaluation_set(config.data, run.tokenizer, run.cache, **how).directory.name)
+
+    def write() -> str:
+        written = build_evaluation_set(config.data, run.tokenizer, run.cache, **how)
+        if written.dropped:
+            reasons = ", ".join(f"{count:,} {reason}" for reason, count in written.dropped.items())
+            _tell(f"reading the documents to evaluate on dropped or mended: {reasons}")
+        return written.directory.name
+
+    name = on_rank_zero(write)
     return together(lambda: open_evaluation_set(run.cache / name, config.data, run.tokenizer, **how))
 
 

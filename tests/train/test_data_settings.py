@@ -124,6 +124,17 @@ def test_what_is_left_out_is_counted_in_the_metrics(folder: Path, order: str) ->
     assert abs(counts["length: too short"] - 2 * passes) <= (order == "stream") * 2
 
 
+def test_what_is_left_out_of_an_evaluation_is_said(folder: Path) -> None:
+    (folder / "held.jsonl").write_text('{"text": "some text to evaluate on"}\nnot JSON\n{"text": 5}\n' * 3)
+    configure(folder, data={"evaluation": [{"kind": "jsonl", "paths": ["held.jsonl"]}]})
+    said = "dropped or mended: 3 no text in the field, 3 not JSON"
+    assert f"reading the documents to evaluate on {said}\n" in train(folder, "train.steps=1").stderr
+    command = ("eval", "run", "--data", "held.jsonl")
+    assert f"(3 documents, 72 bytes, 75 tokens; {said})" in run(*command, cwd=folder).stdout
+    figures = json.loads(run(*command, "--json", cwd=folder).stdout)
+    assert (figures["documents"], figures["dropped"]) == (3, {"no text in the field": 3, "not JSON": 3})
+
+
 def test_a_bad_record_in_a_file_whose_name_is_not_utf8_is_listed(folder: Path) -> None:
     path = folder / os.fsdecode(b"a\xff.jsonl")
     path.write_text("".join('{"text": "some text of a document"}\nnot JSON\n' for _ in range(400)))
