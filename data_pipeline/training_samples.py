@@ -113,15 +113,16 @@ def _tokenised(
     bad: list[BadRecord] = []
 
     def documents() -> Iterator[Document]:
-        for document in corpus.documents():
-            # Only so many are noted between two calls.
-            if corpus.bad:
+        for span in corpus.side(held_out=False):
+            position: int | None = span.start
+            while position is not None:
+                block, position = corpus.read(span, position)
                 bad.extend(corpus.take_bad())
-            yield document
+                yield from block
 
     materialise(documents(), tokenizer, prefix, digest=f"{corpus.digest} training", pairs=pairs)
     if met is not None:
-        met(Met(dict(corpus.dropped), [*bad, *corpus.take_bad()], corpus.records_read))
+        met(Met(dict(corpus.dropped), bad, corpus.records_read))
     return str(prefix)
 
 
