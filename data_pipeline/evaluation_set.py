@@ -7,8 +7,9 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,7 @@ class _Size:
     documents: int = 0
     tokens: int = 0
     bytes: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
 
 
 class EvaluationSet:
@@ -55,6 +57,8 @@ class EvaluationSet:
         """Tokens of the documents (of pairs: of their targets), an eos after each included."""
         self.bytes = size.bytes
         """UTF-8 bytes of the same."""
+        self.dropped = size.dropped
+        """Documents left out or mended, by reason."""
 
     def __len__(self) -> int:
         """Number of samples; the last one may be partly padding."""
@@ -143,6 +147,7 @@ class _Text:
         self.corpus = corpus
         self.held_out = held_out
         self.digest = f"{corpus.digest} {held_out}"
+        self.dropped: Mapping[str, int] = corpus.dropped
 
     def texts(self, tokenizer: Tokenizer) -> Iterator[str]:
         return (document.text for document in self._documents())
@@ -164,6 +169,7 @@ class _Tokens:
     def __init__(self, prefixes: list[str]) -> None:
         self.shards = Shards(prefixes)
         self.digest = self.shards.digest
+        self.dropped: Mapping[str, int] = {}
 
     def texts(self, tokenizer: Tokenizer) -> Iterator[str]:
         return (tokenizer.decode(self.shards.document(i)) for i in range(self.shards.document_count))
@@ -215,7 +221,7 @@ def _write(
     parts: Iterable[_Text | _Tokens], tokenizer: Tokenizer, directory: Path, lead: bool, pairs: bool, fix: str
 ) -> None:
     """Write documents.bin, .idx and meta.json; the folder appears whole or not at all."""
-    size = _Size()
+    size, dropped = _Size(), Counter[str]()
     directory.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
     try:
@@ -229,6 +235,8 @@ def _write(
                     size.documents += 1
                     size.tokens += len(arrays[-1])
                     size.bytes += count
+                dropped.update(part.dropped)
+        size.dropped = dict(sorted(dropped.items()))
         if not size.documents:
             raise UserError(f"the documents to evaluate on hold no text; {fix}")
         with writing(directory):

@@ -33,6 +33,13 @@ class TextField:
                 f"{self.setting}: {field!r} is not a valid template: {unfit[0]!r} is no plain field name;"
                 f" write it as {{title}}, without number, index or attribute"
             )
+        if self.template is not None:
+            try:
+                self.template.format(**dict.fromkeys(self.names, "text"))
+            except (ValueError, LookupError) as error:
+                raise UserError(
+                    f"{self.setting}: {field!r} is not a valid template: {error}; write fields as {{title}}"
+                ) from None
 
     def require(self, present: Iterable[str], path: str) -> None:
         """Raise UserError, naming the fields there are, unless every field this needs is among `present`."""

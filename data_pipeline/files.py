@@ -82,7 +82,7 @@ def _local_matches(expanded: str, pattern: str, where: str) -> list[tuple[str, s
     """Sorted (name, path) of one pattern."""
     found = glob.glob(expanded, recursive=True)
     paths = [path for path in found if os.path.isfile(path)]
-    last = expanded.rpartition("/")[2]
+    last = expanded.rstrip("/").rpartition("/")[2]
     folders = [path for path in found if os.path.isdir(path)] if last.strip("*?") else []
     if folders:
         raise UserError(

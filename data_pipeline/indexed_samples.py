@@ -258,7 +258,7 @@ class SentenceView:
     def __init__(self, shards: Shards, objective: Objective, seed: int) -> None:
         self.shards = shards
         self.room = objective.length
-        self.chunks = Chunks(shards, max(1, objective.length // 2))
+        self.chunks = Chunks(shards, max(1, objective.length // 2), objective.eos)
         self._short_rate = objective.short_rate
         self._seed = seed
 

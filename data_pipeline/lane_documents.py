@@ -95,7 +95,9 @@ class LaneDocuments:
             self._ahead.append(TokenizedDocument(epoch, index, document, file, position, tokens, target))
             start = end
         if self._held is not None:
-            self._held += start if self._objective.unit == "window" else len(documents)
+            # Of a document whose text comes to no token, sentences take nothing.
+            texts = [ids for ids in encoded if len(ids)] if self._objective.unit == "sentences" else encoded
+            self._held += start if self._objective.unit == "window" else len(texts)
 
     def _targets(self, documents: list[Document]) -> Sequence[np.ndarray | None]:
         if self._objective.unit != "pair":

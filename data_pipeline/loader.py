@@ -22,7 +22,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.objective_config import CausalObjective, ObjectiveConfig
 from data_pipeline.readers import BadRecord
 from data_pipeline.readers.kinds import Survey
-from data_pipeline.samples import Chunk, Samples
+from data_pipeline.samples import Chunk, Met, Samples
 from data_pipeline.tokenizer import load_tokenizer
 from data_pipeline.training_samples import open_samples
 
@@ -165,6 +165,12 @@ class TrainLoader:
         taken, self.bad = self.bad, []
         return taken
 
+    def note(self, met: Met) -> None:
+        """Add what was wrong with documents to what this rank's reading met."""
+        self.dropped.update(met.dropped)
+        self.bad += met.bad[: NOTED_RECORDS - len(self.bad)]
+        self.records += met.records
+
     def close(self) -> None:
         """Stop the workers and close the files."""
         self._chunks = None
@@ -186,9 +192,7 @@ class TrainLoader:
         return self._noted(self.samples.make(numbers.tolist()))
 
     def _noted(self, chunk: Chunk) -> Chunk:
-        self.dropped.update(chunk.dropped)
-        self.bad += chunk.bad[: NOTED_RECORDS - len(self.bad)]
-        self.records += chunk.records
+        self.note(Met(chunk.dropped, chunk.bad, chunk.records))
         return chunk
 
     def _start(self, count: int) -> Iterator[Chunk | Exception]:

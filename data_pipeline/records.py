@@ -39,7 +39,9 @@ class RecordWriter:
 
     def write(self, row: dict[str, Any]) -> None:
         """Append one row; raises OSError (a full disk, say) that names the file, and a later call may try again."""
-        line = json.dumps({**row, "attempt": self.attempt}, ensure_ascii=False).encode() + b"\n"
+        text = json.dumps({**row, "attempt": self.attempt}, ensure_ascii=False)
+        # A file name that is not UTF-8 holds lone surrogates, which JSON can only escape.
+        line = text.encode(errors="backslashreplace") + b"\n"
         data = memoryview(b"\n" + line if self._torn else line)
         self._torn = True
         with writing(self.path):

@@ -19,6 +19,16 @@ from data_pipeline.sources import Corpus
 from data_pipeline.tokenizer import Tokenizer
 
 
+class Met(NamedTuple):
+    """What was wrong with documents that were read."""
+
+    dropped: dict[str, int]
+    """Documents dropped or mended, by reason."""
+    bad: list[BadRecord]
+    records: int
+    """Records read, good and bad ones."""
+
+
 class Chunk(NamedTuple):
     """Some samples of one worker. Arrays, since they travel through a pipe: no shared memory to run out of."""
 

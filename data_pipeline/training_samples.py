@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from data_pipeline.config import DataConfig
@@ -15,9 +15,10 @@ from data_pipeline.indexed_samples import IndexedSamples
 from data_pipeline.mixture import Mixture
 from data_pipeline.objective_config import ObjectiveConfig
 from data_pipeline.objectives import build_objective
+from data_pipeline.readers import BadRecord
 from data_pipeline.readers.kinds import Survey
-from data_pipeline.samples import StreamSamples, require_targets
-from data_pipeline.sources import Corpus
+from data_pipeline.samples import Met, StreamSamples, require_targets
+from data_pipeline.sources import Corpus, Document
 from data_pipeline.tokenizer import Tokenizer
 
 
@@ -31,6 +32,7 @@ def open_samples(
     epochs: float | None = None,
     progress: Callable[[str], None] | None = None,
     surveys: Sequence[Survey] | None = None,
+    met: Callable[[Met], None] | None = None,
 ) -> StreamSamples | IndexedSamples:
     """The samples of `config.sources`.
 
@@ -44,6 +46,7 @@ def open_samples(
         epochs: see `IndexedSamples`.
         progress: told what takes time.
         surveys: `survey_sources` of the config, where that has been done.
+        met: told what was wrong with the documents of each source that is tokenised now.
 
     Raises:
         UserError: unusable files or settings, or tokens of another tokenizer.
@@ -72,7 +75,7 @@ def open_samples(
         if progress is not None:
             progress(f"tokenising the training documents into {cache}")
         sources = [
-            [_tokenised(config, index, survey, tokenizer, cache, made.unit == "pair")]
+            [_tokenised(config, index, survey, tokenizer, cache, made.unit == "pair", met)]
             for index, survey in enumerate([None] * len(config.sources) if surveys is None else surveys)
         ]
     sizes = [sum(Path(f"{prefix}.bin").stat().st_size for prefix in prefixes) for prefixes in sources]
@@ -92,7 +95,13 @@ def open_samples(
 
 
 def _tokenised(
-    config: DataConfig, index: int, survey: Survey | None, tokenizer: Tokenizer, cache: str | Path, pairs: bool
+    config: DataConfig,
+    index: int,
+    survey: Survey | None,
+    tokenizer: Tokenizer,
+    cache: str | Path,
+    pairs: bool,
+    met: Callable[[Met], None] | None,
 ) -> str:
     """The prefix of one source's training documents, written unless it is there."""
     if survey is not None:
@@ -101,7 +110,19 @@ def _tokenised(
     corpus = Corpus.training(alone, None if survey is None else [survey])
     prefix = Path(cache) / f"training-{corpus.digest[:12]}-{tokenizer.digest[:8]}-{int(pairs)}"
     prefix.parent.mkdir(parents=True, exist_ok=True)
-    materialise(corpus.documents(), tokenizer, prefix, digest=f"{corpus.digest} training", pairs=pairs)
+    bad: list[BadRecord] = []
+
+    def documents() -> Iterator[Document]:
+        for span in corpus.side(held_out=False):
+            position: int | None = span.start
+            while position is not None:
+                block, position = corpus.read(span, position)
+                bad.extend(corpus.take_bad())
+                yield from block
+
+    materialise(documents(), tokenizer, prefix, digest=f"{corpus.digest} training", pairs=pairs)
+    if met is not None:
+        met(Met(dict(corpus.dropped), bad, corpus.records_read))
     return str(prefix)
 
 

@@ -123,7 +123,8 @@ def write_json(path: Path, value: Any) -> None:
     """Write a JSON file, which appears whole or not at all; raises OSError that names it."""
     temporary = temporary_path(path)
     with writing(path):
-        with open(temporary, "w", encoding="utf-8") as file:
+        # A file name that is not UTF-8 holds lone surrogates, which JSON can only escape.
+        with open(temporary, "w", encoding="utf-8", errors="backslashreplace") as file:
             json.dump(value, file, indent=1, ensure_ascii=False)
             file.write("\n")
             file.flush()

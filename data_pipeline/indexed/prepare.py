@@ -307,7 +307,7 @@ def _write_quarantine(path: Path, results: list[dict[str, Any]]) -> None:
     if lines:
         temporary = temporary_path(path)
         with writing(path):
-            temporary.write_text("\n".join(lines) + "\n", encoding="utf-8", errors="surrogateescape")
+            temporary.write_text("\n".join(lines) + "\n", encoding="utf-8", errors="backslashreplace")
             os.replace(temporary, path)
 
 

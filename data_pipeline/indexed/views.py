@@ -165,12 +165,18 @@ class Chunks:
     _STRIDE = 1024
     """One running sum in so many documents is kept in memory."""
 
-    def __init__(self, shards: Shards, length: int) -> None:
-        """Goes once through the documents' lengths. Raises ValueError unless length >= 1."""
+    def __init__(self, shards: Shards, length: int, end: int | None = None) -> None:
+        """Goes once through the documents' lengths. Raises ValueError unless length >= 1.
+
+        `end`: the token that ends documents, which then belongs to no chunk. Megatron-LM writes it only where it is
+        asked to, so a prefix whose first document does not end with it has none.
+        """
         if length < 1:
             raise ValueError(f"chunks of {length} tokens are not possible")
         self.shards = shards
         self.length = length
+        firsts = [dataset.document(0)[-1:].tolist() if dataset.document_count else [] for dataset in shards.datasets]
+        self._ends = [int(last == [end]) for last in firsts]
         # (shard, its first document) of each stride, and the chunks before it.
         self._strides: list[tuple[int, int]] = []
         counts: list[np.ndarray] = []
@@ -195,6 +201,7 @@ class Chunks:
         local = int(np.searchsorted(before, within, "right")) - 1
         offset = (within - int(before[local])) * self.length
         tokens = self.shards.datasets[number].document(first + local)
+        tokens = tokens[: len(tokens) - self._ends[number]]
         return Chunk(
             int(self.shards.first_documents[number]) + first + local, offset, tokens[offset : offset + self.length]
         )
@@ -207,4 +214,4 @@ class Chunks:
         """Chunks of each of some documents of a prefix."""
         dataset = self.shards.datasets[number]
         lengths = dataset.lengths(first, min(stop, dataset.document_count))
-        return -(-lengths // self.length)
+        return -(-np.maximum(lengths - self._ends[number], 0) // self.length)

@@ -25,6 +25,7 @@ class Masked(Objective):
         self.short_rate = config.short_rate
         self.sequence_length = sequence_length
         self.length = sequence_length - (3 if config.next_sentence else 2)
+        self.eos = tokenizer.special["eos"]
         self._cls, self._sep, self._mask, self._pad = (tokenizer.special[role] for role in self.roles)
         special = np.zeros(tokenizer.vocab_size, dtype=bool)
         special[list(tokenizer.special.values())] = True

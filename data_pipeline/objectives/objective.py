@@ -28,6 +28,8 @@ class Objective(ABC):
     """Tokens that a window shares with the next one."""
     short_rate: float = 0.0
     """How often a pair of sentences is made shorter than it could be."""
+    eos: int | None = None
+    """The token behind every document that is tokenised ahead; of no use to windows, of which it is a part."""
     plain: bool = False
     """Whether a row is nothing but its window."""
 

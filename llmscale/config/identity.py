@@ -45,10 +45,16 @@ def require_same_identity(config: RunConfig, recorded: dict[str, Any], where: st
     key = differing[0]
     more = f" (and {len(differing) - 1} more: {', '.join(differing[1:4])})" if len(differing) > 1 else ""
     raise UserError(
-        f"{where} was trained with {key} = {recorded.get(key)!r}, but the config says {current.get(key)!r}{more};"
-        f" set it back, or give the new run its own run.directory"
+        f"{where} was trained with {key} = {_value(recorded, key)!r}, but the config says"
+        f" {_value(current, key)!r}{more}; set it back, or give the new run its own run.directory"
         f" (train.init_from={where} starts it from these weights)"
     )
+
+
+def _value(settings: dict[str, Any], key: str) -> Any:
+    """What a flattened config holds under a key: of a list that is empty in the other config, the settings in it."""
+    within = {name.removeprefix(f"{key}."): value for name, value in settings.items() if name.startswith(f"{key}.")}
+    return within or settings.get(key)
 
 
 def flatten(value: Any, prefix: str = "") -> list[tuple[str, Any]]:

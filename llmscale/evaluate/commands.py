@@ -43,12 +43,14 @@ def evaluate_files(checkpoint: Path, files: tuple[str, ...], batch: int, as_json
         figures = evaluate(lambda part: float(loss(trained.model, part)[0]), documents, batch)
     assert figures is not None
     if as_json:
-        click.echo(json.dumps({"checkpoint": str(trained.checkpoint.path), **figures}))
+        click.echo(json.dumps({"checkpoint": str(trained.checkpoint.path), **figures, "dropped": documents.dropped}))
         return
+    dropped = ", ".join(f"{count:,} {reason}" for reason, count in documents.dropped.items())
     click.echo(
         f"{trained.checkpoint.path}: loss {figures['loss']:.4f} nats/token, perplexity {figures['perplexity']:.2f},"
         f" {figures['bits_per_byte']:.4f} bits per byte"
-        f" ({figures['documents']} documents, {figures['bytes']:,} bytes, {figures['tokens']:,} tokens)"
+        f" ({figures['documents']} documents, {figures['bytes']:,} bytes, {figures['tokens']:,} tokens"
+        f"{'; dropped or mended: ' if dropped else ''}{dropped})"
     )
 
 

@@ -15,6 +15,7 @@ from data_pipeline.errors import FULL, UserError
 from data_pipeline.evaluation_set import EvaluationSet, build_evaluation_set, open_evaluation_set
 from data_pipeline.loader import TrainLoader
 from data_pipeline.objectives import required_roles
+from data_pipeline.samples import Met
 from data_pipeline.sources import survey_sources
 from data_pipeline.tokenizer import Tokenizer, load_tokenizer, prepare_tokenizer
 from data_pipeline.training_samples import open_samples
@@ -240,7 +241,15 @@ def build_evaluation(config: RunConfig, run: RunDirectory) -> EvaluationSet | No
         return None
 
     how: dict[str, Any] = {"objective": config.objective, "seed": config.run.seed}
-    name = on_rank_zero(lambda: build_evaluation_set(config.data, run.tokenizer, run.cache, **how).directory.name)
+
+    def write() -> str:
+        written = build_evaluation_set(config.data, run.tokenizer, run.cache, **how)
+        if written.dropped:
+            reasons = ", ".join(f"{count:,} {reason}" for reason, count in written.dropped.items())
+            _tell(f"reading the documents to evaluate on dropped or mended: {reasons}")
+        return written.directory.name
+
+    name = on_rank_zero(write)
     return together(lambda: open_evaluation_set(run.cache / name, config.data, run.tokenizer, **how))
 
 
@@ -258,6 +267,7 @@ def build_loader(
     """
     tokenised = any(source.kind == "tokens" for source in config.data.sources)
     surveys = None if tokenised else on_rank_zero(lambda: survey_sources(config.data))
+    met: list[Met] = []
     if config.data.finite:
         tokenizer = load_tokenizer(run.tokenizer)
         on_rank_zero(
@@ -270,11 +280,12 @@ def build_loader(
                     cache=run.cache,
                     progress=_tell,
                     surveys=surveys,
+                    met=met.append,
                 )
                 and None
             )
         )
-    return together(
+    loader = together(
         lambda: TrainLoader(
             config.data,
             str(run.tokenizer),
@@ -290,6 +301,9 @@ def build_loader(
             surveys=surveys,
         )
     )
+    for each in met:
+        loader.note(each)
+    return loader
 
 
 def with_steps(config: RunConfig, loader: TrainLoader) -> RunConfig:

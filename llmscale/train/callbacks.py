@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from llmscale.train.trainer import Trainer
 
 
+COUNTS = ("sources", "dropped")
+"""What a row of metrics.jsonl may hold by label: samples of each source, and documents that this rank's reading dropped
+or mended, by reason."""
+
+
 @dataclass(frozen=True)
 class StepResult:
     """What one step did, over all ranks."""
@@ -94,13 +99,15 @@ class MetricsLogger(Callback):
         sources = trainer.loader.samples.sources(trainer.samples)
         if len(sources) > 1:
             row["sources"] = sources
+        if trainer.loader.dropped:
+            row["dropped"] = dict(sorted(trainer.loader.dropped.items()))
         self._since.clear()
         if self._writer is not None:
             self._writer.write(row)
         for tracker in self._trackers:
-            numbers = {key: value for key, value in row.items() if key not in ("step", "sources")}
-            shares = {f"sources/{label}": count for label, count in row.get("sources", {}).items()}
-            tracker.log({**numbers, **shares}, step=result.step)
+            numbers = {key: value for key, value in row.items() if key not in ("step", *COUNTS)}
+            counts = {f"{name}/{label}": count for name in COUNTS for label, count in row.get(name, {}).items()}
+            tracker.log({**numbers, **counts}, step=result.step)
 
 
 class Evaluator(Callback):

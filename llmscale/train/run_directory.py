@@ -119,7 +119,8 @@ def write_text(path: Path, text: str) -> None:
     temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
     try:
         with writing(path):
-            with open(temporary, "w", encoding="utf-8") as handle:
+            # A file name that is not UTF-8 holds lone surrogates, which JSON can only escape.
+            with open(temporary, "w", encoding="utf-8", errors="backslashreplace") as handle:
                 handle.write(text)
                 handle.flush()
                 os.fsync(handle.fileno())

@@ -1,6 +1,7 @@
 """Which settings may change between two starts of a run: every key is either free or part of the identity."""
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -257,3 +258,14 @@ def test_the_refusal_names_the_key_both_values_and_the_ways_out():
         "train.init_from=runs/a",
     ):
         assert part in message
+
+
+@pytest.mark.parametrize("added", [False, True])
+def test_the_refusal_names_what_a_list_that_was_empty_holds(added):
+    configs = [base(), base(**{"data.cleaning": [{"step": "length", "min": 7}]})]
+    recorded, current = configs if added else configs[::-1]
+    with pytest.raises(UserError) as caught:
+        require_same_identity(current, identity(recorded), "runs/a")
+    held = r"\{.*'0.min': 7, '0.step': 'length'\}"
+    old, new = (r"\[\]", held) if added else (held, r"\[\]")
+    assert re.search(rf"trained with data\.cleaning = {old}, but the config says {new}", str(caught.value))

@@ -17,8 +17,12 @@ import zstandard
 from data_pipeline.config import SourceConfig
 from data_pipeline.errors import UserError
 from data_pipeline.loader import TrainLoader
+from data_pipeline.objective_config import CausalObjective
 from data_pipeline.readers.bad_records import NOTED
+from data_pipeline.samples import Met
 from data_pipeline.sources import Corpus
+from data_pipeline.tokenizer import BytesTokenizer
+from data_pipeline.training_samples import open_samples
 from tests.data_pipeline.corpora import bytes_tokenizer, config, texts
 
 GOOD = '{"text": "good", "aim": "a"}'
@@ -313,3 +317,15 @@ def test_blank_lines_are_counted_wherever_blocks_end(
     # A blank last line without newline is no line; a text of nothing but a byte order mark is an empty one.
     assert found.dropped == {"empty": 29 + (name == "a.txt")}
     assert found.bad == []
+
+
+def test_a_permutation_tells_of_all_of_them(tmp_path: Path) -> None:
+    # More than are noted at a time, and no document among them.
+    (tmp_path / "a.jsonl").write_text("x\n" * 3000 + f"{GOOD}\n" * 90)
+    data = config({"kind": "jsonl", "paths": [str(tmp_path / "a.jsonl")]}, order="permutation")
+    told: list[Met] = []
+    for _ in range(2):
+        open_samples(data, BytesTokenizer(), CausalObjective(), seed=0, cache=tmp_path / "cache", met=told.append)
+    assert (told[0].dropped, told[0].records) == ({"not JSON": 3000}, 3090)
+    assert [bad.line for bad in told[0].bad] == list(range(1, 3001))
+    assert told[1] == ({}, [], 0)

@@ -5,17 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import tokenizers
 import torch
 
 from data_pipeline.batch import Batch
 from data_pipeline.errors import UserError
 from data_pipeline.evaluation_set import build_evaluation_set, heldout_documents, training_documents
 from data_pipeline.indexed.materialise import materialise
-from data_pipeline.objective_config import CausalObjective, PairsObjective
+from data_pipeline.objective_config import CausalObjective, MaskedObjective, PairsObjective
+from data_pipeline.objectives.masked import Masked
 from data_pipeline.sources import Corpus
 from data_pipeline.tokenizer import BytesTokenizer, prepare_tokenizer
 from tests.data_pipeline.corpora import bytes_tokenizer, config, texts, write_files, write_jsonl, write_lines
 from tests.data_pipeline.source_writers import target_of, write
+from tests.data_pipeline.vocabularies import bert_file
 
 
 def targets(batch: Batch) -> list[int]:
@@ -83,6 +86,31 @@ def test_pairs_are_predicted_from_their_sources(tmp_path: Path) -> None:
     assert found.tokens == sum(len(text.encode()) + 1 for text in targets_of)
     row = found.batch([3])
     assert bytes(token - 3 for token in targets(row)[:-1]).decode() == targets_of[3]
+
+
+def test_sentence_pairs_hold_text_alone(tmp_path: Path) -> None:
+    vocabulary = bert_file(tmp_path / "bert")
+    written = texts(40)
+    data = config(
+        write_lines(tmp_path / "a", written),
+        tokenizer={"kind": "wordpiece", "path": str(vocabulary)},
+        sequence_length=25,
+    )
+    prepare_tokenizer(data, tmp_path / "tokenizer", roles=Masked.roles)
+    pairs = build_evaluation_set(
+        data, tmp_path / "tokenizer", tmp_path / "c", objective=MaskedObjective(next_sentence=True), everything=True
+    )
+    batch = pairs.batch(range(len(pairs)))
+    reference = tokenizers.BertWordPieceTokenizer(str(vocabulary))
+    separator = reference.token_to_id("[SEP]")
+    documents = [reference.encode(text, add_special_tokens=False).ids for text in written]
+    # Half a sample of 22 tokens at a time, and what is left; every one is the first part of one sample.
+    chunks = sorted(ids[start : start + 11] for ids in documents for start in range(0, len(ids), 11))
+    assert batch.encoder_weights is not None
+    sizes = batch.encoder_weights.sum(1).long().tolist()
+    rows = [row[:size].tolist() for row, size in zip(batch.targets, sizes, strict=True)]
+    assert all(row.count(separator) == 2 and row[-1] == separator for row in rows)
+    assert sorted(row[1 : row.index(separator)] for row in rows) == chunks
 
 
 def test_tokens_that_were_held_out_are_evaluated_as_their_text(tmp_path: Path) -> None:

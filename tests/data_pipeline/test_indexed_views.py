@@ -121,6 +121,18 @@ def test_chunks(tmp_path: Path, prefixes: list[list[int]], length: int) -> None:
     assert [chunks.document(number).tolist() for number in range(len(documents))] == documents
 
 
+def test_chunks_without_the_token_that_ends_documents(tmp_path: Path) -> None:
+    end = 9
+    documents = [[1, 2, 3, 4, end], [end], [5, 6, end, 7, end], [1, end]]
+    for name, contents in (("ended", documents), ("bare", [ids[:-1] for ids in documents])):
+        with IndexedWriter(tmp_path / name, np.dtype("int32")) as writer:
+            writer.add([np.array(ids) for ids in contents])
+    chunks = Chunks(Shards([tmp_path / "ended", tmp_path / "bare"]), 2, end)
+    found = [(number, offset, tokens.tolist()) for number, offset, tokens in map(chunks.get, range(len(chunks)))]
+    expected = [(0, 0, [1, 2]), (0, 2, [3, 4]), (2, 0, [5, 6]), (2, 2, [end, 7]), (3, 0, [1])]
+    assert found == [*expected, *((number + 4, *rest) for number, *rest in expected)]
+
+
 def test_chunks_of_many_documents(tmp_path: Path) -> None:
     lengths = [[random.Random(i).randint(0, 9) for i in range(5000)], [3] * 1024, [], [7] * 1025]
     shards, _ = write_shards(tmp_path, lengths)

@@ -350,3 +350,19 @@ def test_lanes_do_not_decide_what_is_written(tmp_path: Path) -> None:
     prepare(fewer, tmp_path / "fewer")
     assert (tmp_path / "out/train.bin").read_bytes() == (tmp_path / "fewer/train.bin").read_bytes()
     assert prepare(fewer, tmp_path / "out").meta is not None
+
+
+def test_a_file_name_that_is_not_utf8_is_kept(tmp_path: Path) -> None:
+    source = write_jsonl(tmp_path / "data", texts(20))
+    path = tmp_path / "data" / os.fsdecode(b"a\xff.jsonl")
+    path.write_text('not JSON\n{"text": "text"}\n')
+    settings = config(source, lanes=1)
+    outcome = run(settings, tmp_path / "out")
+    assert outcome.meta is not None
+    assert (outcome.meta["train"]["documents"], outcome.meta["dropped"]) == (21, {"not JSON": 1})
+    assert str(path) in outcome.meta["files"]
+    # JSON is UTF-8.
+    meta, quarantine = ((tmp_path / "out" / name).read_text("utf-8") for name in ("meta.json", "quarantine.jsonl"))
+    assert json.loads(meta) == outcome.meta
+    assert json.loads(quarantine)["path"] == str(path)
+    assert run(settings, tmp_path / "out").message.startswith(f"{tmp_path / 'out'} is finished already")

@@ -16,7 +16,11 @@ import pytest
 from data_pipeline.config import DataConfig
 from data_pipeline.errors import UserError
 from data_pipeline.loader import TrainLoader
-from tests.data_pipeline.corpora import bytes_tokenizer, config, texts, write_files, write_jsonl
+from data_pipeline.objective_config import MaskedObjective
+from data_pipeline.objectives.masked import Masked
+from data_pipeline.tokenizer import prepare_tokenizer
+from tests.data_pipeline.corpora import bytes_tokenizer, config, texts, write_files, write_jsonl, write_lines
+from tests.data_pipeline.vocabularies import bert_file
 
 
 def children() -> list[int]:
@@ -74,6 +78,17 @@ def test_lines_without_any_text_do_not_loop_for_ever(tmp_path: Path) -> None:
     data = config({"kind": "jsonl", "paths": [str(tmp_path / "a.jsonl")]}, lanes=2)
     loader = open_loader(data, tmp_path)
     with pytest.raises(UserError, match="holds only 0 tokens"):
+        loader.take(2)
+
+
+def test_documents_that_come_to_no_token_do_not_loop_for_ever(tmp_path: Path) -> None:
+    # BERT's normalisation removes a zero-width space.
+    tokenizer = {"kind": "wordpiece", "path": str(bert_file(tmp_path / "bert"))}
+    data = config(write_lines(tmp_path / "a", ["\u200b"] * 100), lanes=1, tokenizer=tokenizer)
+    prepare_tokenizer(data, tmp_path / "tokenizer", roles=Masked.roles)
+    pairs = MaskedObjective(next_sentence=True)
+    loader = TrainLoader(data, tmp_path / "tokenizer", objective=pairs, seed=0, dp_rank=0, dp_size=1)
+    with pytest.raises(UserError, match="holds only 0 documents"):
         loader.take(2)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -89,13 +90,14 @@ def test_a_growing_batch_reads_the_same_samples_in_order_and_resumes(folder: Pat
     assert ledger(folder / "parts") == ledger(folder / "whole")
 
 
-def test_bad_records_are_listed_once_and_warned_of(folder: Path) -> None:
+@pytest.mark.parametrize("order", ["stream", "permutation"])
+def test_bad_records_are_listed_once_and_warned_of(folder: Path, order: str) -> None:
     source = write("jsonl", folder / "texts", TEXTS)
     path = folder / "texts/000.jsonl"
     lines = path.read_text().splitlines()
     lines[5], lines[50] = '{"text": "cut', '{"body": "no text"}'
     path.write_text("\n".join(lines))
-    configure(folder, data={"sources": [source], "bad_record_warning": 0.001})
+    configure(folder, data={"sources": [source], "bad_record_warning": 0.001, "order": order})
     finished = train(folder, "train.steps=150")
     rows = read_records(folder / "run/quarantine/rank-00000.jsonl")
     assert sorted((row["path"], row["line"]) for row in rows) == [(str(path), 6), (str(path), 51)]
@@ -106,6 +108,45 @@ def test_bad_records_are_listed_once_and_warned_of(folder: Path) -> None:
     assert failed.returncode == 2
     assert f"{path}:" in failed.stderr
     assert "Traceback" not in failed.stderr
+
+
+@pytest.mark.parametrize("order", ["stream", "permutation"])
+def test_what_is_left_out_is_counted_in_the_metrics(folder: Path, order: str) -> None:
+    source = write("jsonl", folder / "texts", [*TEXTS, "short", "", "too"])
+    configure(folder, data={"sources": [source], "order": order, "cleaning": [{"step": "length", "min": 10}]})
+    train(folder, "train.steps=60")
+    last = read_records(folder / "run/metrics.jsonl")[-1]
+    counts = last["dropped"]
+    # A stream reads documents again in each epoch.
+    passes = counts["empty"]
+    assert passes == 1 or (order == "stream" and passes > 1)
+    assert counts.keys() == {"empty", "length: too short"}
+    assert abs(counts["length: too short"] - 2 * passes) <= (order == "stream") * 2
+
+
+def test_what_is_left_out_of_an_evaluation_is_said(folder: Path) -> None:
+    (folder / "held.jsonl").write_text('{"text": "some text to evaluate on"}\nnot JSON\n{"text": 5}\n' * 3)
+    configure(folder, data={"evaluation": [{"kind": "jsonl", "paths": ["held.jsonl"]}]})
+    said = "dropped or mended: 3 no text in the field, 3 not JSON"
+    assert f"reading the documents to evaluate on {said}\n" in train(folder, "train.steps=1").stderr
+    command = ("eval", "run", "--data", "held.jsonl")
+    assert f"(3 documents, 72 bytes, 75 tokens; {said})" in run(*command, cwd=folder).stdout
+    figures = json.loads(run(*command, "--json", cwd=folder).stdout)
+    assert (figures["documents"], figures["dropped"]) == (3, {"no text in the field": 3, "not JSON": 3})
+
+
+def test_a_bad_record_in_a_file_whose_name_is_not_utf8_is_listed(folder: Path) -> None:
+    path = folder / os.fsdecode(b"a\xff.jsonl")
+    path.write_text("".join('{"text": "some text of a document"}\nnot JSON\n' for _ in range(400)))
+    configure(folder, data={"sources": [{"kind": "jsonl", "paths": ["a*.jsonl"]}]})
+    train(folder, "train.steps=2")
+    rows = read_records(folder / "run/quarantine/rank-00000.jsonl")
+    assert {(row["path"], row["reason"]) for row in rows} == {(path.name, "not JSON")}
+    failed = run("train", "config.yaml", "data.on_bad_record=fail", "run.directory=strict", cwd=folder)
+    assert failed.returncode == 2
+    assert "not JSON" in failed.stderr
+    assert "Traceback" not in failed.stderr
+    assert path.name in json.loads((folder / "strict/outcome.json").read_text("utf-8"))["reason"]
 
 
 @pytest.mark.parametrize(
