@@ -47,10 +47,9 @@ class Sample(NamedTuple):
     def digest(self, k: int) -> int:
         """The ledger's term: xxh64 over k and the document ids (uint64) and the tokens (uint32), little-endian."""
         numbers = [k, *(piece.document for piece in self.pieces)]
-        state = xxhash.xxh64(struct.pack(f"<{len(numbers)}Q", *numbers))
         # As they are: tokens are not negative, so that their bytes are those of uint32.
-        state.update(self.tokens.astype("<i4", copy=False).data)
-        return state.intdigest()
+        tokens = self.tokens.astype("<i4", copy=False).tobytes()
+        return xxhash.xxh64_intdigest(struct.pack(f"<{len(numbers)}Q", *numbers) + tokens)
 
 
 class TokenizedDocument(NamedTuple):
