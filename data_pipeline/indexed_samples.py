@@ -14,7 +14,7 @@ from data_pipeline.cursor import open_cursor
 from data_pipeline.errors import UserError
 from data_pipeline.indexed.permutation import Permutation
 from data_pipeline.indexed.shards import Shards
-from data_pipeline.indexed.views import Chunks, Examples, Windows
+from data_pipeline.indexed.views import Chunks, Examples, Windows, end_tokens
 from data_pipeline.mixture import Mixture
 from data_pipeline.objectives import Arrays, Objective
 from data_pipeline.packing import Piece, Sample
@@ -101,7 +101,7 @@ class IndexedSamples:
         if missing:
             arrays = fill_rows(arrays, len(real), missing)
             digests = np.concatenate([digests, np.zeros(missing, dtype=np.uint64)])
-        return Chunk(arrays, digests, np.empty((len(numbers), 0), dtype=np.int64), {}, [], 0)
+        return Chunk(arrays, digests, np.empty((len(numbers), 0), dtype=np.int64))
 
     def _require_known(self, arrays: Arrays, numbers: Sequence[int]) -> None:
         highest = max(int(arrays[name].max()) for name in ("tokens", "targets", "encoder_inputs") if name in arrays)
@@ -284,19 +284,22 @@ class SentenceView:
 
 
 class PairView:
-    """Pairs of consecutive documents: source and target, each with eos at its end."""
+    """Pairs of consecutive documents, source and target, without the token that ends them."""
 
-    def __init__(self, shards: Shards) -> None:
+    def __init__(self, shards: Shards, objective: Objective) -> None:
         self.shards = shards
         self.examples = Examples(shards, per_example=2)
+        self._ends = end_tokens(shards, objective.eos)
 
     def __len__(self) -> int:
         return len(self.examples)
 
     def sample(self, index: int, number: int) -> Sample:
-        source, target = (part[:-1].astype(np.int32) for part in self.examples.get(index))
+        where = _piece(self.shards, 2 * index, 0, 0)
+        ends = self._ends[where.file]
+        source, target = (part[: len(part) - ends].astype(np.int32) for part in self.examples.get(index))
         tokens = np.concatenate([source, target])
-        return Sample(tokens, (_piece(self.shards, 2 * index, 0, len(tokens)),), len(source))
+        return Sample(tokens, (where._replace(length=len(tokens)),), len(source))
 
 
 def make_view(shards: Shards, objective: Objective, seed: int) -> View:
@@ -310,7 +313,7 @@ def make_view(shards: Shards, objective: Objective, seed: int) -> View:
     if objective.unit == "sentences":
         return SentenceView(shards, objective, seed)
     try:
-        return PairView(shards)
+        return PairView(shards, objective)
     except ValueError as error:
         raise UserError(f"data.sources hold no pairs of texts: {error}; give sources with a target_field") from None
 

@@ -119,7 +119,9 @@ class LaneDocuments:
         if self._held is not None and self._held < need:
             what = f"tokens, less than one sample ({need})" if window else f"documents, less than {need}"
             source = "" if self._label == "all" else f" of source {self._label}"
+            dropped = ", ".join(f"{count:,} {reason}" for reason, count in sorted(self._corpus.dropped.items()))
             raise UserError(
-                f"lane {self._key[1]} holds only {self._held} {what}{source}; lower data.lanes or data.sequence_length,"
-                f" or add documents"
+                f"lane {self._key[1]} holds only {self._held} {what}{source}"
+                f"{f' (reading dropped or mended {dropped})' if dropped else ''};"
+                f" lower data.lanes or data.sequence_length, or add documents"
             )

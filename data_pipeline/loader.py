@@ -120,6 +120,8 @@ class TrainLoader:
         """Documents dropped or mended so far by this rank's reading, by reason; read-ahead and repeats count too."""
         self.bad: list[BadRecord] = []
         """Bad records that this rank's reading met since `take_bad` was called, at most 10,000."""
+        self.bad_count = 0
+        """Bad records that this rank has met, those too that `bad` had no room for; what is read twice counts twice."""
         self.records = 0
         """Records that this rank has read, good and bad ones; what is read twice counts twice."""
         self.seconds_waited = 0.0
@@ -169,6 +171,7 @@ class TrainLoader:
         """Add what was wrong with documents to what this rank's reading met."""
         self.dropped.update(met.dropped)
         self.bad += met.bad[: NOTED_RECORDS - len(self.bad)]
+        self.bad_count += met.bad_count
         self.records += met.records
 
     def close(self) -> None:
@@ -192,7 +195,7 @@ class TrainLoader:
         return self._noted(self.samples.make(numbers.tolist()))
 
     def _noted(self, chunk: Chunk) -> Chunk:
-        self.note(Met(chunk.dropped, chunk.bad, chunk.records))
+        self.note(chunk.met)
         return chunk
 
     def _start(self, count: int) -> Iterator[Chunk | Exception]:
@@ -247,7 +250,7 @@ class TrainLoader:
 
 def _rows(chunk: Chunk, rows: slice) -> Chunk:
     arrays = {name: array[rows] for name, array in chunk.arrays.items()}
-    return Chunk(arrays, chunk.digests[rows], chunk.states[rows], {}, [], 0)
+    return Chunk(arrays, chunk.digests[rows], chunk.states[rows])
 
 
 def _interleave(arrays: list[np.ndarray]) -> np.ndarray:
@@ -259,7 +262,7 @@ def _join(chunks: list[Chunk], join: Callable[[list[np.ndarray]], np.ndarray]) -
     """One chunk of the rows of several."""
     arrays = {name: join([chunk.arrays[name] for chunk in chunks]) for name in chunks[0].arrays}
     digests, states = (join([getattr(chunk, name) for chunk in chunks]) for name in ("digests", "states"))
-    return Chunk(arrays, digests, states, {}, [], 0)
+    return Chunk(arrays, digests, states)
 
 
 def _as_is(chunk: Chunk | Exception) -> Chunk | Exception:

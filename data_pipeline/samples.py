@@ -22,10 +22,13 @@ from data_pipeline.tokenizer import Tokenizer
 class Met(NamedTuple):
     """What was wrong with documents that were read."""
 
-    dropped: dict[str, int]
+    dropped: dict[str, int] = {}
     """Documents dropped or mended, by reason."""
-    bad: list[BadRecord]
-    records: int
+    bad: Sequence[BadRecord] = ()
+    """Bad records, at most 1,000."""
+    bad_count: int = 0
+    """Bad records, those that are not in `bad` too."""
+    records: int = 0
     """Records read, good and bad ones."""
 
 
@@ -38,12 +41,8 @@ class Chunk(NamedTuple):
     """(C,) uint64: ledger terms."""
     states: np.ndarray
     """(C, 6) int64: the group of sources and its lane's state after each sample; (C, 0) where none is needed."""
-    dropped: dict[str, int]
-    """Documents dropped or mended since the last chunk, by reason."""
-    bad: list[BadRecord]
-    """Bad records met since the last chunk, at most 1,000."""
-    records: int
-    """Records read since the last chunk, good and bad ones."""
+    met: Met = Met()
+    """Since the last chunk."""
 
 
 class Samples(Files, Protocol):
@@ -114,7 +113,7 @@ class StreamSamples:
         self.corpus = Corpus.training(config, surveys)
         self.lanes = Lanes(self.corpus, tokenizer, config, objective, seed)
         self._objective = objective
-        self._records = 0
+        self._counts = (0, 0)
         self.digest = self.corpus.digest
         self.settings = {
             "lanes": config.lanes,
@@ -134,13 +133,17 @@ class StreamSamples:
             made.append(sample)
             states.append((group, *state))
         digests = np.array([sample.digest(k) for k, sample in zip(numbers, made, strict=True)], dtype=np.uint64)
-        dropped = dict(self.corpus.dropped)
-        self.corpus.dropped.clear()
-        records = self.corpus.records_read - self._records
-        self._records += records
         arrays = self._objective.arrays(made, numbers)
         places = np.array(states, dtype=np.int64).reshape(-1, 6)
-        return Chunk(arrays, digests, places, dropped, self.corpus.take_bad(), records)
+        return Chunk(arrays, digests, places, self._met())
+
+    def _met(self) -> Met:
+        """What reading met since the last call."""
+        dropped = dict(self.corpus.dropped)
+        self.corpus.dropped.clear()
+        before, self._counts = self._counts, (self.corpus.bad_count, self.corpus.records_read)
+        bad_count, records = (now - then for now, then in zip(self._counts, before, strict=True))
+        return Met(dropped, self.corpus.take_bad(), bad_count, records)
 
     def sources(self, samples: int) -> dict[str, int]:
         mixture = self.lanes.mixture

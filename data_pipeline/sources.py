@@ -152,6 +152,11 @@ class Corpus:
         return self._bad.take()
 
     @property
+    def bad_count(self) -> int:
+        """Bad records met so far, noted or not; what is read twice counts twice."""
+        return self._bad.count
+
+    @property
     def records_read(self) -> int:
         """Records read so far, good and bad ones; what is read twice counts twice."""
         return self._bad.records_read

@@ -122,7 +122,7 @@ def _tokenised(
 
     materialise(documents(), tokenizer, prefix, digest=f"{corpus.digest} training", pairs=pairs)
     if met is not None:
-        met(Met(dict(corpus.dropped), bad, corpus.records_read))
+        met(Met(dict(corpus.dropped), bad, corpus.bad_count, corpus.records_read))
     return str(prefix)
 
 

@@ -158,6 +158,13 @@ class Chunk(NamedTuple):
     """1-D view of the file, not to be written to."""
 
 
+def end_tokens(shards: Shards, end: int | None) -> list[int]:
+    """How many tokens, 1 or 0, end each document of every prefix beside its text. Megatron-LM writes `end` only where
+    it is asked to, so a prefix whose first document does not end with it has none."""
+    firsts = [dataset.document(0)[-1:].tolist() if dataset.document_count else [] for dataset in shards.datasets]
+    return [int(last == [end]) for last in firsts]
+
+
 class Chunks:
     """Documents cut into consecutive chunks of `length` tokens, the last one shorter; none crosses a document, and an
     empty document has none."""
@@ -168,15 +175,13 @@ class Chunks:
     def __init__(self, shards: Shards, length: int, end: int | None = None) -> None:
         """Goes once through the documents' lengths. Raises ValueError unless length >= 1.
 
-        `end`: the token that ends documents, which then belongs to no chunk. Megatron-LM writes it only where it is
-        asked to, so a prefix whose first document does not end with it has none.
+        `end`: the token that ends documents, which then belongs to no chunk; see `end_tokens`.
         """
         if length < 1:
             raise ValueError(f"chunks of {length} tokens are not possible")
         self.shards = shards
         self.length = length
-        firsts = [dataset.document(0)[-1:].tolist() if dataset.document_count else [] for dataset in shards.datasets]
-        self._ends = [int(last == [end]) for last in firsts]
+        self._ends = end_tokens(shards, end)
         # (shard, its first document) of each stride, and the chunks before it.
         self._strides: list[tuple[int, int]] = []
         counts: list[np.ndarray] = []

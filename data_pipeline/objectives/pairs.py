@@ -22,7 +22,8 @@ class Pairs(Objective):
     def __init__(self, config: PairsObjective, tokenizer: Tokenizer, sequence_length: int) -> None:
         self.config = config
         self.sequence_length = sequence_length
-        self._eos = np.array([tokenizer.special["eos"]], dtype=np.int32)
+        self.eos = tokenizer.special["eos"]
+        self._eos = np.array([self.eos], dtype=np.int32)
         self._pad = tokenizer.special["pad"]
 
     @property

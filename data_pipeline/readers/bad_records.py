@@ -53,6 +53,8 @@ class BadRecords:
         self.dropped = dropped
         self.fail = policy == "fail"
         self.noted: list[BadRecord] = []
+        self.count = 0
+        """Bad records so far."""
         self.records_read = 0
 
     @property
@@ -72,6 +74,7 @@ class BadRecords:
     ) -> None:
         """A bad record; `lines` finds its line number. Raises UserError when the policy is to fail."""
         self.dropped[reason] += 1
+        self.count += 1
         if not self.wants_place:
             return
         line = lines.at(position) if lines is not None else None

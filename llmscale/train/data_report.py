@@ -25,7 +25,7 @@ class DataReporter(Callback):
         self._interval = interval
         self._world = world
         self._seen: set[tuple[str, int]] = set()
-        self._bad = 0
+        self._listed = 0
         self._warned = False
 
     def on_step(self, trainer: Trainer, result: StepResult) -> None:
@@ -39,20 +39,21 @@ class DataReporter(Callback):
         found = trainer.loader.take_bad()
         if not found or not trainer.grid.leads:  # other ranks read the same
             return
-        self._bad += len(found)
+        self._listed += len(found)
         fresh = [record for record in found if (record.path, record.position) not in self._seen]
         self._seen |= {(record.path, record.position) for record in fresh}
         self._folder.mkdir(exist_ok=True)
         with RecordWriter(self._folder / f"rank-{self._world.rank:05d}.jsonl", trainer.attempt) as writer:
             for record in fresh:
                 writer.write({"step": trainer.step, **record._asdict()})
-        rate = self._bad / max(1, trainer.loader.records)
+        count, records = trainer.loader.bad_count, trainer.loader.records
+        rate = count / max(1, records)
         if rate > self._warning and not self._warned:
             self._warned = True
             text = (
-                f"warning: rank {self._world.rank} found {self._bad} bad records among {trainer.loader.records}"
+                f"warning: rank {self._world.rank} found {count} bad records among {records}"
                 f" ({rate:.1%}; data.bad_record_warning is {self._warning:.1%}), the first: {found[0].place}"
-                f" ({found[0].reason}); all are listed in {self._folder}"
+                f" ({found[0].reason}); {'all' if count == self._listed else self._listed} are listed in {self._folder}"
             )
             logging.getLogger("llmscale").warning(text)
             print(text, file=sys.stderr, flush=True)

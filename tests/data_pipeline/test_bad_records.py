@@ -267,7 +267,7 @@ def test_notes_are_bounded_and_every_bad_record_is_counted(tmp_path: Path) -> No
     (tmp_path / "a.jsonl").write_text(data)
     found = corpus(tmp_path, JSONL, span_bytes=5000)
     assert len(read(found)) == found.dropped["not JSON"] == 3 * NOTED
-    assert found.records_read == 6 * NOTED
+    assert (found.bad_count, found.records_read) == (3 * NOTED, 6 * NOTED)
     assert [bad.line for bad in found.take_bad()] == list(range(2, 2 * NOTED + 1, 2))
     list(found.read(found.spans[-1], found.spans[-1].start))
     assert found.bad[-1].line == 6 * NOTED
@@ -300,6 +300,18 @@ def test_bad_records_of_workers_reach_the_trainer(tmp_path: Path) -> None:
         loader.take(8)
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_more_bad_records_than_are_noted_are_counted(tmp_path: Path, workers: int) -> None:
+    """They lie side by side, so that one block of a lane has more of them than are noted at a time."""
+    lines = ["x"] * 8000 + [json.dumps({"text": text}) for text in texts(200)]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines * 2))
+    data = config({"kind": "jsonl", "paths": [f"{tmp_path}/a.jsonl"]}, lanes=2, workers=workers, span_bytes=1 << 20)
+    with TrainLoader(data, bytes_tokenizer(tmp_path), seed=0, dp_rank=0, dp_size=1) as loader:
+        loader.take(8)
+        assert len(loader.bad) < loader.bad_count == loader.dropped["not JSON"]
+        assert loader.bad_count % 8000 == 0
+
+
 @pytest.mark.parametrize("block", [1, 7, 29, 64, 1 << 16])
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.txt"])
 def test_blank_lines_are_counted_wherever_blocks_end(
@@ -326,6 +338,6 @@ def test_a_permutation_tells_of_all_of_them(tmp_path: Path) -> None:
     told: list[Met] = []
     for _ in range(2):
         open_samples(data, BytesTokenizer(), CausalObjective(), seed=0, cache=tmp_path / "cache", met=told.append)
-    assert (told[0].dropped, told[0].records) == ({"not JSON": 3000}, 3090)
+    assert (told[0].dropped, told[0].bad_count, told[0].records) == ({"not JSON": 3000}, 3000, 3090)
     assert [bad.line for bad in told[0].bad] == list(range(1, 3001))
-    assert told[1] == ({}, [], 0)
+    assert told[1] == ({}, [], 0, 0)

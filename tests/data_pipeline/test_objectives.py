@@ -6,6 +6,7 @@ import collections
 import itertools
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,9 @@ from hypothesis import strategies as st
 
 from data_pipeline.batch import make_batch
 from data_pipeline.counter_random import choose, uniforms
+from data_pipeline.indexed.shards import Shards
+from data_pipeline.indexed.writer import IndexedWriter
+from data_pipeline.indexed_samples import make_view
 from data_pipeline.objective_config import (
     CausalObjective,
     DenoisingObjective,
@@ -245,6 +249,21 @@ def test_pairs_for_an_encoder_and_for_a_decoder() -> None:
     counted = [(read, given) for read, given, weight in rows if weight]
     assert counted == [(EOS, 50), (50, 51), (51, EOS)]
     assert batch.inputs[0].tolist()[:5] == [10, 11, 12, 13, EOS]
+
+
+def test_pairs_of_tokenised_documents_lose_nothing(tmp_path: Path) -> None:
+    """With eos behind each text, and as Megatron-LM writes them unless it is asked to: without."""
+    texts = [[10, 11, 12], [50, 51], [13], [52, 53, 54]]
+    objective, _ = make(PairsObjective(target_length=8), 10)
+    for name, ends in (("ended", [EOS]), ("bare", [])):
+        with IndexedWriter(tmp_path / name, np.dtype("int32")) as writer:
+            writer.add([np.array([*text, *ends]) for text in texts])
+    view = make_view(Shards([tmp_path / "ended", tmp_path / "bare"]), objective, 0)
+    found = [view.sample(index, index) for index in range(4)]
+    assert [(sample.tokens.tolist(), sample.split) for sample in found] == [
+        ([10, 11, 12, 50, 51], 3),
+        ([13, 52, 53, 54], 1),
+    ] * 2
 
 
 OBJECTIVES: list[Any] = [
