@@ -69,6 +69,9 @@ def make_plan(config: DataConfig, corpus: Corpus, tokenizer: Tokenizer, part_byt
         size += span.size
     made_of = {
         "version": VERSION,
+        # Both are in the digest, which names nothing.
+        "holdout": config.holdout,
+        "cleaning": [step.model_dump(mode="json") for step in config.cleaning],
         "sources": corpus.digest,
         "tokenizer": tokenizer.digest,
         "deduplication": config.deduplication.model_dump(mode="json") if config.deduplication else None,

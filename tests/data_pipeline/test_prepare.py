@@ -185,8 +185,10 @@ def test_another_config_or_folder_is_refused(tmp_path: Path) -> None:
     out = tmp_path / "out"
     run(config(source), out)
     before = files_of(out)
-    with pytest.raises(UserError, match=r"out was prepared with other sources \(\w+, now \w+\); name a new folder"):
+    with pytest.raises(UserError, match=r"out was prepared with other holdout \([\d.]+, now 0\.5\); name a new folder"):
         run(config(source, holdout=0.5), out)
+    with pytest.raises(UserError, match=r"out was prepared with other cleaning \(\[\], now \[\{'step': 'whitespace'"):
+        run(config(source, cleaning=[{"step": "whitespace"}]), out)
     with pytest.raises(UserError, match=r"out was prepared with other part_bytes \(4000, now 99\)"):
         prepare(config(source), out, part_bytes=99)
     (tmp_path / "data" / "0.jsonl").write_text('{"text": "other"}\n')
@@ -312,7 +314,7 @@ def test_the_command(tmp_path: Path) -> None:
     assert len(documents_of(out / "train")) + len(documents_of(out / "heldout")) == 60
     refused = command()
     assert refused.returncode == 2
-    assert refused.stderr.startswith(f"llmscale: {out} was prepared with other sources")
+    assert refused.stderr.startswith(f"llmscale: {out} was prepared with other holdout (0.1, now 0.0)")
     assert refused.stderr.count("\n") == 1
 
 
