@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from transformers import BertTokenizerFast, GPT2TokenizerFast, PreTrainedTokenizerFast, T5Tokenizer
 
 from data_pipeline.tokenizer import Tokenizer, load_tokenizer, prepare_tokenizer
+from data_pipeline.tokenizer.sentence_piece import encoder
 from tests.data_pipeline.corpora import config
 from tests.data_pipeline.vocabularies import TEXT, bert_file, gpt2_files, t5_file, tokenizer_json
 
@@ -151,6 +152,37 @@ def test_t5_as_transformers_and_sentencepiece(folder: Path, tmp_path: Path) -> N
     assert "bos" not in ours.special
     ids = [ours.special["sentinel_0"], *ours.encode("Hello world"), ours.special["eos"]]
     assert ours.decode(ids) == "Hello world"
+
+
+class _Inner:
+    """The inner part of another release of sentencepiece: its calls take other arguments, or give other tokens."""
+
+    def __init__(self, encode: Callable[..., bytes]) -> None:
+        self._EncodeAsBuffer = encode
+
+
+class _Processor:
+    def __init__(self, processor: sentencepiece.SentencePieceProcessor, **parts: Any) -> None:
+        self._public = processor
+        vars(self).update(parts)
+
+    def encode(self, text: str, return_type: str) -> np.ndarray:
+        return self._public.encode(text, return_type=return_type)
+
+
+@pytest.mark.parametrize("inner", ["none", "no encoder", "other arguments", "other tokens", "other type"])
+def test_another_release_of_sentencepiece_encodes_by_its_public_method(folder: Path, inner: str) -> None:
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(t5_file(folder)))
+    parts: dict[str, dict[str, object]] = {
+        "none": {},
+        "no encoder": {"_processor": object()},
+        "other arguments": {"_processor": _Inner(lambda text: b"")},
+        "other tokens": {"_processor": _Inner(lambda *_: np.arange(9, dtype=np.int32).tobytes())},
+        "other type": {"_processor": _Inner(lambda *_: b"123")},
+    }
+    encode = encoder(_Processor(processor, **parts[inner]))
+    for text in TEXTS:
+        assert encode(text).tolist() == processor.encode(text)
 
 
 def test_models_without_roles_and_with_odd_ones(folder: Path, tmp_path: Path) -> None:
