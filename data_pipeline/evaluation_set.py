@@ -85,7 +85,7 @@ def build_evaluation_set(
     *,
     objective: ObjectiveConfig = CausalObjective(),  # noqa: B008
     seed: int = 0,
-    everything: bool = False,
+    where: str = "data.evaluation",
 ) -> EvaluationSet:
     """The documents to evaluate on, tokenised once under `cache` in a folder named by a digest of its contents.
 
@@ -95,22 +95,21 @@ def build_evaluation_set(
         cache: where to keep it; several processes may build the same one at once.
         objective: what the model is to predict. Documents are never rearranged to fill in their middle.
         seed: decides what the objective draws.
-        everything: evaluate on all documents of `config.sources` instead.
+        where: what messages call `config.evaluation`.
 
     Raises:
         UserError: there are no such documents, or a file cannot be read.
     """
     tokenizer = load_tokenizer(tokenizer_dir)
     made = _objective(config, tokenizer, objective, seed)
-    whole = config.model_copy(update={"holdout": 0.0})
-    parts = _training_parts(whole, tokenizer) if everything else _heldout_parts(config, tokenizer)
+    parts = _heldout_parts(config, tokenizer, where)
     lead, pairs = made.overlap == 1, made.unit == "pair"
     key = hashlib.sha256(f"{tokenizer.digest} {lead} {pairs}".encode())
     for part in parts:
         key.update(part.digest.encode())
     directory = Path(cache) / f"evaluation-{key.hexdigest()[:16]}"
     if not directory.exists():
-        fix = "name other files" if everything else "raise data.holdout or name files in data.evaluation"
+        fix = f"{'raise data.holdout or ' if config.holdout else ''}name other files in {where}"
         _write(parts, tokenizer, directory, lead, pairs, fix)
     return EvaluationSet(directory, made, seed)
 
@@ -136,7 +135,7 @@ def training_documents(config: DataConfig, tokenizer: Tokenizer) -> Iterator[str
 
 def heldout_documents(config: DataConfig, tokenizer: Tokenizer) -> Iterator[str]:
     """The text of every held-out document: those that `holdout` sets aside, then those of `evaluation`."""
-    for part in _heldout_parts(config, tokenizer):
+    for part in _heldout_parts(config, tokenizer, "data.evaluation"):
         yield from part.texts(tokenizer)
 
 
@@ -188,7 +187,7 @@ def _training_parts(config: DataConfig, tokenizer: Tokenizer) -> list[_Text | _T
     return [_Text(Corpus.training(config), False)]
 
 
-def _heldout_parts(config: DataConfig, tokenizer: Tokenizer) -> list[_Text | _Tokens]:
+def _heldout_parts(config: DataConfig, tokenizer: Tokenizer, where: str) -> list[_Text | _Tokens]:
     tokens = [source.kind == "tokens" for source in config.sources]
     parts: list[_Text | _Tokens] = []
     if config.holdout > 0:
@@ -203,7 +202,7 @@ def _heldout_parts(config: DataConfig, tokenizer: Tokenizer) -> list[_Text | _To
         corpus = Corpus(
             text,
             span_bytes=config.span_bytes,
-            where="data.evaluation",
+            where=where,
             cleaning=config.cleaning,
             max_document_bytes=config.max_document_bytes,
             on_bad_record=config.on_bad_record,
@@ -211,7 +210,7 @@ def _heldout_parts(config: DataConfig, tokenizer: Tokenizer) -> list[_Text | _To
         parts.append(_Text(corpus, False))
     for index, source in enumerate(config.evaluation):
         if source.kind == "tokens":
-            parts.append(_Tokens(prepared_prefixes(source.paths, f"data.evaluation[{index}]", tokenizer)))
+            parts.append(_Tokens(prepared_prefixes(source.paths, f"{where}[{index}]", tokenizer)))
     if not parts:
         raise UserError("data.holdout is 0 and data.evaluation is empty, so nothing is held out; give either")
     return parts

@@ -79,7 +79,9 @@ def _expand(pattern: str) -> str:
 
 
 def _local_matches(expanded: str, pattern: str, where: str) -> list[tuple[str, str]]:
-    """Sorted (name, path) of one pattern."""
+    """Sorted (name, path) of one pattern. The name of a file that is there stands for itself, whatever is in it."""
+    if os.path.isfile(expanded):
+        return [(os.path.basename(expanded), expanded)]
     found = glob.glob(expanded, recursive=True)
     paths = [path for path in found if os.path.isfile(path)]
     last = expanded.rstrip("/").rpartition("/")[2]

@@ -17,7 +17,7 @@ from data_pipeline.indexed.shards import Shards
 from data_pipeline.indexed.views import Chunks, Examples, Windows, end_tokens
 from data_pipeline.mixture import Mixture
 from data_pipeline.objectives import Arrays, Objective
-from data_pipeline.packing import Piece, Sample
+from data_pipeline.packing import Origin, Piece, Sample
 from data_pipeline.samples import Chunk
 
 LOOK_AHEAD = 4096
@@ -171,8 +171,9 @@ class IndexedSamples:
             heads[rows, 1], heads[rows, 2] = windows.first_documents(indices[rows])
         return _Plan(numbers, groups, indices, heads)
 
-    def path(self, file: int) -> str:
-        return f"{[dataset for shards in self._groups for dataset in shards.datasets][file].prefix}.bin"
+    def origins(self, sample: Sample, k: int) -> list[Origin]:
+        shards = self._groups[self._mixture.place(k)[0]]
+        return [Origin(*shards.origin(piece.document), piece.start) for piece in sample.pieces]
 
     def open(self, cursor: dict[str, Any], first_sample: int, lanes: Sequence[int]) -> None:
         open_cursor(cursor, self, self.settings, first_sample, [])
@@ -202,7 +203,7 @@ class IndexedSamples:
         if self._mixture.groups == 1:
             groups, places = np.zeros(len(numbers), dtype=np.int64), np.array(numbers, dtype=np.int64)
         else:
-            groups, places = np.array([self._mixture.place(k) for k in numbers], dtype=np.int64).T
+            groups, places = np.array([self._mixture.place(k) for k in numbers], dtype=np.int64).reshape(-1, 2).T
         sizes = np.array([len(view) for view in self._views])[groups]
         indices = np.empty_like(places)
         for group, epoch in set(zip(groups.tolist(), (places // sizes).tolist(), strict=True)):

@@ -10,7 +10,7 @@ import numpy as np
 from data_pipeline.errors import UserError
 from data_pipeline.objectives import Objective
 from data_pipeline.packing import Place, TokenizedDocument
-from data_pipeline.readers import Span
+from data_pipeline.readers import Span, by_reason
 from data_pipeline.shuffle import shuffled
 from data_pipeline.sources import Corpus, Document
 from data_pipeline.tokenizer import Tokenizer
@@ -119,7 +119,7 @@ class LaneDocuments:
         if self._held is not None and self._held < need:
             what = f"tokens, less than one sample ({need})" if window else f"documents, less than {need}"
             source = "" if self._label == "all" else f" of source {self._label}"
-            dropped = ", ".join(f"{count:,} {reason}" for reason, count in sorted(self._corpus.dropped.items()))
+            dropped = by_reason(self._corpus.dropped)
             raise UserError(
                 f"lane {self._key[1]} holds only {self._held} {what}{source}"
                 f"{f' (reading dropped or mended {dropped})' if dropped else ''};"

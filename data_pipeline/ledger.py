@@ -12,7 +12,7 @@ from data_pipeline.config import DataConfig
 from data_pipeline.cursor import LedgerSum
 from data_pipeline.errors import UserError, writing
 from data_pipeline.objective_config import CausalObjective, ObjectiveConfig
-from data_pipeline.packing import Sample
+from data_pipeline.packing import Origin, Sample
 from data_pipeline.records import RecordWriter, read_records
 from data_pipeline.samples import Samples
 from data_pipeline.tokenizer import load_tokenizer
@@ -61,12 +61,8 @@ class SeenPiece(NamedTuple):
 
     sample: int
     """Global sample number k."""
-    path: str
-    """File or data set shard."""
-    position: int
-    """Position of the document in it: byte offset of a line, row, example; 0 for a whole file."""
-    first_token: int
-    """First token of the part in the document; -1 for the eos in front of the document."""
+    origin: Origin
+    """The document, and the first of its tokens."""
     tokens: list[int]
     """The tokens. The last one of a sample is also the first of the lane's next one."""
 
@@ -106,9 +102,9 @@ def replay(
         )
     for k, sample in samples:
         place = 0
-        for piece in sample.pieces:
+        for piece, origin in zip(sample.pieces, source.origins(sample, k), strict=True):
             tokens = sample.tokens[place : place + piece.length].tolist()
-            yield SeenPiece(k, source.path(piece.file), piece.position, piece.start - 1, tokens)
+            yield SeenPiece(k, origin, tokens)
             place += piece.length
 
 

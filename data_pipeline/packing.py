@@ -28,6 +28,17 @@ class Piece(NamedTuple):
     """Tokens of the part."""
 
 
+class Origin(NamedTuple):
+    """Where a piece comes from, for people."""
+
+    path: str
+    """File or data set shard."""
+    position: int
+    """Position of the document in it: byte offset of a line, row, example; 0 for a whole file."""
+    first_token: int
+    """First token of the part in the document; -1 for the eos in front of the document."""
+
+
 class Sample(NamedTuple):
     """What an objective makes one row of a batch of."""
 

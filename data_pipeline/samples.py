@@ -12,7 +12,7 @@ from data_pipeline.cursor import Files, open_cursor
 from data_pipeline.errors import UserError
 from data_pipeline.lanes import Lanes, LaneState
 from data_pipeline.objectives import Arrays, Objective
-from data_pipeline.packing import Sample
+from data_pipeline.packing import Origin, Sample
 from data_pipeline.readers import BadRecord
 from data_pipeline.readers.kinds import Survey
 from data_pipeline.sources import Corpus
@@ -25,7 +25,7 @@ class Met(NamedTuple):
     dropped: dict[str, int] = {}
     """Documents dropped or mended, by reason."""
     bad: Sequence[BadRecord] = ()
-    """Bad records, at most 1,000."""
+    """Bad records; of a stream at most 1,000 a chunk, of a source tokenised whole as many a block."""
     bad_count: int = 0
     """Bad records, those that are not in `bad` too."""
     records: int = 0
@@ -67,8 +67,8 @@ class Samples(Files, Protocol):
         """The ledger's term of sample k, 64 bits."""
         ...
 
-    def path(self, file: int) -> str:
-        """Where a piece's file lies."""
+    def origins(self, sample: Sample, k: int) -> list[Origin]:
+        """Where each piece of sample k comes from."""
         ...
 
     def make(self, numbers: Sequence[int]) -> Chunk:
@@ -155,8 +155,9 @@ class StreamSamples:
     def digest_of(self, sample: Sample, k: int) -> int:
         return sample.digest(k)
 
-    def path(self, file: int) -> str:
-        return self.corpus.files[file].path
+    def origins(self, sample: Sample, k: int) -> list[Origin]:
+        files = self.corpus.files
+        return [Origin(files[piece.file].path, piece.position, piece.start - 1) for piece in sample.pieces]
 
     def open(self, cursor: dict[str, Any], first_sample: int, lanes: Sequence[int]) -> None:
         found = open_cursor(cursor, self, self.settings, first_sample, lanes)

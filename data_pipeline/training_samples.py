@@ -120,7 +120,8 @@ def _tokenised(
                 bad.extend(corpus.take_bad())
                 yield from block
 
-    materialise(documents(), tokenizer, prefix, digest=f"{corpus.digest} training", pairs=pairs)
+    names = [file.path for file in corpus.files]
+    materialise(documents(), tokenizer, prefix, digest=f"{corpus.digest} training", pairs=pairs, files=names)
     if met is not None:
         met(Met(dict(corpus.dropped), bad, corpus.bad_count, corpus.records_read))
     return str(prefix)

@@ -85,7 +85,13 @@ def write_tokenized(writer: IndexedWriter, batch: Sequence[TokenizedText]) -> No
 
 
 def materialise(
-    documents: Iterable[Document], tokenizer: Tokenizer, prefix: str | Path, *, digest: str, pairs: bool = False
+    documents: Iterable[Document],
+    tokenizer: Tokenizer,
+    prefix: str | Path,
+    *,
+    digest: str,
+    pairs: bool = False,
+    files: Sequence[str] = (),
 ) -> Counts:
     """Write documents as one prefix, in this process, unless it is there already.
 
@@ -98,6 +104,7 @@ def materialise(
         prefix: where the files are to appear; the folder is made.
         digest: changes whenever the documents do, such as `Corpus.digest` and the side of the split.
         pairs: whether documents have targets; then document 2 i is the text of pair i and 2 i + 1 its target.
+        files: paths by the documents' file numbers, which PREFIX.json keeps.
 
     Raises:
         UserError: what a reader of documents found wrong.
@@ -115,7 +122,7 @@ def materialise(
             write_tokenized(writer, batch)
             for text in batch:
                 counts.add(text.counts)
-    write_json(record, {"digest": key, **asdict(counts)})
+    write_json(record, {"digest": key, **asdict(counts), "files": list(files)})
     return counts
 
 
@@ -144,6 +151,7 @@ def _recorded(record: Path, prefix: str | Path, key: str) -> Counts | None:
     found = read_json(record)
     if not isinstance(found, dict) or found.pop("digest", None) != key:
         return None
+    found.pop("files", None)
     try:
         IndexedDataset(prefix)
         return Counts(**found)

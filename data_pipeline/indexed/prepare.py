@@ -34,6 +34,7 @@ from data_pipeline.indexed.parts import (
 )
 from data_pipeline.indexed.workers import Report, Task, run_tasks
 from data_pipeline.indexed.writer import IndexedWriter, sync_directory, temporary_path
+from data_pipeline.readers import by_reason
 from data_pipeline.sources import Corpus
 from data_pipeline.tokenizer import Tokenizer, prepare_tokenizer
 
@@ -214,7 +215,7 @@ def _check_folder(out: Path) -> None:
 def _begin(out: Path, plan: Plan) -> None:
     """Write down what OUT is made of, or refuse one that is made of something else."""
     found = read_json(out / PLAN_FILE)
-    if found is None:
+    if not isinstance(found, dict):
         write_json(out / PLAN_FILE, plan.made_of)
         return
     for name, value in plan.made_of.items():
@@ -317,7 +318,7 @@ def _numbers(meta: dict[str, Any]) -> str:
         for side in SIDES
         if meta[side] is not None
     ]
-    dropped = ", ".join(f"{count:,} {reason}" for reason, count in meta["dropped"].items())
+    dropped = by_reason(meta["dropped"])
     return "; ".join(parts) + (f"; dropped or mended: {dropped}" if dropped else "")
 
 

@@ -11,6 +11,7 @@ import xxhash
 
 from data_pipeline.errors import UserError
 from data_pipeline.indexed.format import IndexedDataset, bin_path, idx_path
+from data_pipeline.indexed.materialise import read_json
 
 ENDS_BYTES = 1 << 16
 READ_BYTES = 1 << 22
@@ -45,6 +46,7 @@ class Shards:
         self.token_count = sum(len(dataset.tokens) for dataset in self.datasets)
         """Tokens of all prefixes."""
         self._digest: str | None = None
+        self._names: dict[int, list[str]] = {}
 
     @property
     def digest(self) -> str:
@@ -76,11 +78,24 @@ class Shards:
         shard, local = self.locate(np.array(number))
         return self.datasets[int(shard)].document(int(local))
 
-    def place(self, number: int) -> tuple[int, int] | None:
-        """Source file number and position of a document; None where the prefix was written without."""
+    def origin(self, number: int) -> tuple[str, int]:
+        """The file that a document was made of and its position there; where the prefix does not say, its .bin file and
+        the document's number in it."""
         shard, local = self.locate(np.array(number))
-        places = self.datasets[int(shard)].places
-        return None if places is None else (int(places[int(local), 0]), int(places[int(local), 1]))
+        dataset, files = self.datasets[int(shard)], self._files(int(shard))
+        if dataset.places is not None:
+            file, position = dataset.places[int(local)].tolist()
+            if file < len(files):
+                return files[file], position
+        return str(bin_path(dataset.prefix)), int(local)
+
+    def _files(self, shard: int) -> list[str]:
+        """Names of the files that a prefix was made of, as `materialise` or `prepare` wrote them."""
+        if shard not in self._names:
+            prefix = self.datasets[shard].prefix
+            record = read_json(Path(f"{prefix}.json")) or read_json(Path(prefix).with_name("meta.json"))
+            self._names[shard] = record.get("files", []) if isinstance(record, dict) else []
+        return self._names[shard]
 
 
 def offsets(counts: Iterable[int]) -> np.ndarray:

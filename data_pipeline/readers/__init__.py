@@ -4,7 +4,18 @@ A block is what a reader hands over at once: about 64 KiB of text. A reader is a
 says where the next one starts, so whoever reads needs to remember nothing but that position.
 """
 
-from data_pipeline.readers.bad_records import BadRecord, BadRecords
+from data_pipeline.readers.bad_records import BadRecord, BadRecords, by_reason
 from data_pipeline.readers.base import BLOCK_BYTES, ENDLESS, Block, Reader, RecentlyUsed, Record, Span
 
-__all__ = ["BLOCK_BYTES", "ENDLESS", "BadRecord", "BadRecords", "Block", "Reader", "RecentlyUsed", "Record", "Span"]
+__all__ = [
+    "BLOCK_BYTES",
+    "ENDLESS",
+    "BadRecord",
+    "BadRecords",
+    "Block",
+    "Reader",
+    "RecentlyUsed",
+    "Record",
+    "Span",
+    "by_reason",
+]

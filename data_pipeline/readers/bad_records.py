@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections import Counter
+from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
 from data_pipeline.errors import UserError
@@ -88,6 +89,11 @@ class BadRecords:
         """The bad records noted since the last call."""
         taken, self.noted[:] = list(self.noted), []
         return taken
+
+
+def by_reason(counts: Mapping[str, int]) -> str:
+    """Counts as a text, by reason: "3 empty, 1,204 invalid JSON"; empty for none."""
+    return ", ".join(f"{count:,} {reason}" for reason, count in sorted(counts.items()))
 
 
 class ByteSource(Protocol):

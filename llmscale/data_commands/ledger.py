@@ -40,8 +40,8 @@ def ledger_step(run: Path, step: int) -> Iterator[str]:
     for sample, parts in groupby(pieces, key=lambda piece: piece.sample):
         yield f"step {step}, sample {sample}"
         for piece in parts:
-            last = piece.first_token + len(piece.tokens) - 1
-            line = f"  {piece.path}:{piece.position}, tokens {piece.first_token} to {last}: "
+            path, position, first = piece.origin
+            line = f"  {path}:{position}, tokens {first} to {first + len(piece.tokens) - 1}: "
             text = repr(tokenizer.decode(piece.tokens))
             yield line + (text if len(line + text) <= width else text[: max(10, width - len(line) - 4)] + " ...")
 

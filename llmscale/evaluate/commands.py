@@ -11,6 +11,7 @@ import torch
 
 from data_pipeline.config import DataConfig, SourceConfig
 from data_pipeline.evaluation_set import build_evaluation_set
+from data_pipeline.readers import by_reason
 from llmscale.checkpoint.model import load_model
 from llmscale.evaluate.heldout import evaluate
 from llmscale.objectives import build_loss
@@ -23,8 +24,10 @@ def evaluate_files(checkpoint: Path, files: tuple[str, ...], batch: int, as_json
         UserError: no intact checkpoint, or no such file.
     """
     trained = load_model(checkpoint)
+    sources = [_source(pattern) for pattern in files]
     data = DataConfig(
-        sources=[_source(pattern) for pattern in files],
+        sources=sources,
+        evaluation=sources,
         sequence_length=trained.config.data.sequence_length,
         holdout=0,
     )
@@ -38,14 +41,14 @@ def evaluate_files(checkpoint: Path, files: tuple[str, ...], batch: int, as_json
             Path(cache),
             objective=objective,
             seed=trained.config.run.seed,
-            everything=True,
+            where="--data",
         )
         figures = evaluate(lambda part: float(loss(trained.model, part)[0]), documents, batch)
     assert figures is not None
     if as_json:
         click.echo(json.dumps({"checkpoint": str(trained.checkpoint.path), **figures, "dropped": documents.dropped}))
         return
-    dropped = ", ".join(f"{count:,} {reason}" for reason, count in documents.dropped.items())
+    dropped = by_reason(documents.dropped)
     click.echo(
         f"{trained.checkpoint.path}: loss {figures['loss']:.4f} nats/token, perplexity {figures['perplexity']:.2f},"
         f" {figures['bits_per_byte']:.4f} bits per byte"

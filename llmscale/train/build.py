@@ -15,6 +15,7 @@ from data_pipeline.errors import FULL, UserError
 from data_pipeline.evaluation_set import EvaluationSet, build_evaluation_set, open_evaluation_set
 from data_pipeline.loader import TrainLoader
 from data_pipeline.objectives import required_roles
+from data_pipeline.readers import by_reason
 from data_pipeline.samples import Met
 from data_pipeline.sources import survey_sources
 from data_pipeline.tokenizer import Tokenizer, load_tokenizer, prepare_tokenizer
@@ -245,8 +246,7 @@ def build_evaluation(config: RunConfig, run: RunDirectory) -> EvaluationSet | No
     def write() -> str:
         written = build_evaluation_set(config.data, run.tokenizer, run.cache, **how)
         if written.dropped:
-            reasons = ", ".join(f"{count:,} {reason}" for reason, count in written.dropped.items())
-            _tell(f"reading the documents to evaluate on dropped or mended: {reasons}")
+            _tell(f"reading the documents to evaluate on dropped or mended: {by_reason(written.dropped)}")
         return written.directory.name
 
     name = on_rank_zero(write)

@@ -91,14 +91,16 @@ def test_pairs_are_predicted_from_their_sources(tmp_path: Path) -> None:
 def test_sentence_pairs_hold_text_alone(tmp_path: Path) -> None:
     vocabulary = bert_file(tmp_path / "bert")
     written = texts(40)
+    source = write_lines(tmp_path / "a", written)
     data = config(
-        write_lines(tmp_path / "a", written),
+        source,
+        evaluation=[source],
         tokenizer={"kind": "wordpiece", "path": str(vocabulary)},
         sequence_length=25,
     )
     prepare_tokenizer(data, tmp_path / "tokenizer", roles=Masked.roles)
     pairs = build_evaluation_set(
-        data, tmp_path / "tokenizer", tmp_path / "c", objective=MaskedObjective(next_sentence=True), everything=True
+        data, tmp_path / "tokenizer", tmp_path / "c", objective=MaskedObjective(next_sentence=True)
     )
     batch = pairs.batch(range(len(pairs)))
     reference = tokenizers.BertWordPieceTokenizer(str(vocabulary))
@@ -141,14 +143,6 @@ def test_it_is_written_once_and_mapped(tmp_path: Path, monkeypatch: pytest.Monke
     assert len(list((tmp_path / "cache").iterdir())) == 2
 
 
-def test_everything_evaluates_the_sources_themselves(tmp_path: Path) -> None:
-    documents = texts(30)
-    data = config(write_files(tmp_path / "a", documents), holdout=0.3)
-    found = build_evaluation_set(data, bytes_tokenizer(tmp_path), tmp_path / "cache", everything=True)
-    assert found.documents == 30
-    assert found.bytes == sum(len(text.encode()) for text in documents)
-
-
 def test_nothing_held_out_is_an_error(tmp_path: Path) -> None:
     tokenizer = bytes_tokenizer(tmp_path)
     source = write_files(tmp_path / "a", texts(5))
@@ -158,4 +152,7 @@ def test_nothing_held_out_is_an_error(tmp_path: Path) -> None:
         build_evaluation_set(config(source, holdout=1e-9), tokenizer, tmp_path / "cache")
     with pytest.raises(UserError, match=r"data.evaluation\[0\].paths: no file matches"):
         build_evaluation_set(config(source, evaluation=[{"paths": ["/none/x"]}]), tokenizer, tmp_path / "cache")
+    data = config(source, evaluation=[{"paths": ["/none/x"]}])
+    with pytest.raises(UserError, match=r"--data\[0\].paths: no file matches"):
+        build_evaluation_set(data, tokenizer, tmp_path / "cache", where="--data")
     assert not (tmp_path / "cache").exists() or not list((tmp_path / "cache").iterdir())

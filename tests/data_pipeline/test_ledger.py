@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from data_pipeline.config import DataConfig
 from data_pipeline.errors import UserError
+from data_pipeline.indexed.prepare import prepare
+from data_pipeline.indexed.writer import IndexedWriter
 from data_pipeline.lanes import Lanes
 from data_pipeline.ledger import LedgerWriter, first_difference, replay
 from data_pipeline.loader import TrainLoader
@@ -23,7 +26,8 @@ def train(run: Path, data: DataConfig, steps: int, attempt: int = 0, start: int 
     run.mkdir(exist_ok=True)
     seen: dict[int, list] = {}
     ledger = LedgerWriter(run, attempt, snapshot_interval=4)
-    with TrainLoader(data, bytes_tokenizer(run), seed=seed, dp_rank=0, dp_size=1, first_sample=start * BATCH) as loader:
+    ranks = {"dp_rank": 0, "dp_size": 1, "first_sample": start * BATCH}
+    with TrainLoader(data, bytes_tokenizer(run), seed=seed, **ranks, cache=run / "cache") as loader:
         for step in range(start + 1, steps + 1):
             batch, total = loader.take(BATCH)
             first = int(batch.sample_ids[0])
@@ -49,10 +53,48 @@ def test_replay_shows_the_documents_and_tokens_of_a_step(tmp_path: Path, data: D
             own = [piece for piece in pieces if piece.sample == k]
             assert [token for piece in own for token in piece.tokens][1:] == expected
         for piece in pieces:
-            line = Path(piece.path).read_bytes()[piece.position :].split(b"\n")[0]
+            path, position, first = piece.origin
+            line = Path(path).read_bytes()[position:].split(b"\n")[0]
             whole = [2, *(byte + 3 for byte in json.loads(line)["text"].encode()), 2]
-            start = piece.first_token + 1
-            assert whole[start : start + len(piece.tokens)] == piece.tokens
+            assert whole[first + 1 : first + 1 + len(piece.tokens)] == piece.tokens
+
+
+@pytest.mark.parametrize("prepared", [False, True])
+def test_replay_of_a_permutation_names_the_files_of_the_texts(tmp_path: Path, prepared: bool) -> None:
+    made = [write_jsonl(tmp_path / name, texts(40, seed), 3) for seed, name in enumerate("ab")]
+    if prepared:
+        for name, source in zip("ab", made, strict=True):
+            prepare(config(source), tmp_path / f"tokens-{name}")
+        made = [{"kind": "tokens", "paths": [f"{tmp_path}/tokens-{name}/train"]} for name in "ab"]
+    weighted = [{**source, "weight": weight} for weight, source in enumerate(made, start=1)]
+    data = config(*weighted, order="permutation")
+    run = tmp_path / "run"
+    train(run, data, 5)
+    folders = set()
+    for step in range(1, 6):
+        for piece in replay(run, data, run / "tokenizer", seed=0, step=step, cache=run / "cache"):
+            path, position, first = piece.origin
+            line = Path(path).read_bytes()[position:].split(b"\n")[0]
+            whole = [*(byte + 3 for byte in json.loads(line)["text"].encode()), 2]
+            assert whole[first : first + len(piece.tokens)] == piece.tokens
+            folders.add(Path(path).parent.name)
+    assert folders == {"a", "b"}
+
+
+def test_replay_of_tokens_without_their_files_names_the_documents_of_the_bin_file(tmp_path: Path) -> None:
+    documents = [np.arange(5, 5 + size, dtype=np.int64) for size in range(20, 60)]
+    for name in "ab":
+        with IndexedWriter(tmp_path / name, np.dtype("uint16")) as writer:
+            writer.add(documents)
+    data = config({"kind": "tokens", "paths": [f"{tmp_path}/a", f"{tmp_path}/b"]})
+    run = tmp_path / "run"
+    train(run, data, 5)
+    paths = set()
+    for piece in replay(run, data, run / "tokenizer", seed=0, step=4):
+        path, position, first = piece.origin
+        assert documents[position][first : first + len(piece.tokens)].tolist() == piece.tokens
+        paths.add(path)
+    assert paths == {f"{tmp_path}/a.bin", f"{tmp_path}/b.bin"}
 
 
 def test_replay_goes_through_at_most_the_steps_since_a_snapshot(

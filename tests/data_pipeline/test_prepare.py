@@ -252,6 +252,16 @@ def test_duplicates_are_left_out_whatever_divides_the_work(tmp_path: Path) -> No
     assert files_of(tmp_path / "ranks") == files_of(tmp_path / "out")
 
 
+@pytest.mark.parametrize("damage", ["", "[]", "7", '"text"', '{"sources"'])
+def test_a_damaged_plan_is_written_again(tmp_path: Path, damage: str) -> None:
+    settings = config(write_jsonl(tmp_path / "data", texts(20)))
+    run(settings, tmp_path / "out")
+    before = files_of(tmp_path / "out")
+    (tmp_path / "out" / "plan.json").write_text(damage)
+    run(settings, tmp_path / "out")
+    assert files_of(tmp_path / "out") == before
+
+
 def test_pairs_become_two_documents_each(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     rows = [{"text": text, "summary": f"s{i}"} for i, text in enumerate(texts(20))]
@@ -321,10 +331,10 @@ def test_the_command(tmp_path: Path) -> None:
 def test_materialise_writes_once_and_again_when_something_changed(tmp_path: Path) -> None:
     documents = [Document(i, 0, 7 * i, text) for i, text in enumerate(["one", "déjà", "", "three"])]
     tokenizer, prefix = BytesTokenizer(), tmp_path / "cache" / "set"
-    counts = materialise(iter(documents), tokenizer, prefix, digest="a")
+    counts = materialise(iter(documents), tokenizer, prefix, digest="a", files=["texts.jsonl"])
     assert (counts.documents, counts.tokens, counts.bytes) == (4, 18, 14)
     assert documents_of(prefix) == [byte_ids(document.text) for document in documents]
-    assert Shards([prefix]).place(3) == (0, 21)
+    assert Shards([prefix]).origin(3) == ("texts.jsonl", 21)
 
     def untouched() -> Any:
         raise AssertionError("read again")

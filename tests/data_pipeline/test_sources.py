@@ -73,6 +73,17 @@ def test_each_line_is_read_once_however_spans_fall(
             assert found.read(span, document.position)[0][0] == document
 
 
+def test_the_name_of_a_file_that_is_there_is_no_pattern(tmp_path: Path) -> None:
+    for name in ("[ab].txt", "a.txt", "b?.txt", "bc.txt"):
+        (tmp_path / name).write_text(name)
+    for paths, names in {
+        ("[ab].txt",): ["[ab].txt"],
+        ("b?.txt", "[a].txt"): ["b?.txt", "a.txt"],
+        ("[[]*", "?.txt"): ["[ab].txt", "a.txt"],
+    }.items():
+        assert read(corpus({"paths": [f"{tmp_path}/{path}" for path in paths]})) == names
+
+
 def test_a_line_longer_than_blocks_and_spans_stays_whole(tmp_path: Path) -> None:
     long = "x" * 300_000
     (tmp_path / "a.txt").write_text(f"one\n{long}\ntwo\n")

@@ -237,8 +237,13 @@ def test_a_place_that_may_not_be_written(folder: Path, tmp_path: Path) -> None:
 COMMAND_MISTAKES = {
     ("eval", "nowhere", "--data", "small.txt"): r"there is no checkpoint or run directory nowhere; give",
     ("eval", "foreign", "--data", "small.txt"): r"foreign holds no checkpoint yet; give",
-    ("eval", "trained", "--data", "none.txt"): r"no file matches none\.txt .*; correct",
-    ("eval", "trained", "--data", "blank.txt"): r"documents to evaluate on hold no text; name other files",
+    ("eval", "trained", "--data", "none.txt"): r"--data\[0\]\.paths: no file matches none\.txt .*; correct",
+    (
+        "eval",
+        "trained",
+        "--data",
+        "blank.txt",
+    ): r"the documents to evaluate on hold no text; name other files in --data",
     ("eval", "trained", "--data", "bad.jsonl"): r"bad\.jsonl has no field 'text' but 'body'",
     ("generate", "folder", "--prompt", "x"): r"folder holds no checkpoint yet; give",
     ("generate", "trained", "--prompt", "x" * 80): r"prompt has 81 tokens, but the model's context is 64; shorten",
