@@ -85,13 +85,6 @@ def _more_words(text: str, limit: int) -> bool:
     return sum(1 for _ in itertools.islice(re.finditer(r"\S+", text), limit + 1)) > limit
 
 
-def _mean_length_rule(words: list[str], config: GopherQualityStep) -> str | None:
-    mean = sum(map(len, words)) / len(words)
-    if mean < config.min_mean_word_length:
-        return "short words"
-    return "long words" if mean > config.max_mean_word_length else None
-
-
 def reject_language(config: LanguageStep, where: str) -> Callable[[str], str | None]:
     """See `LanguageStep`; raises UserError when py3langid is missing or does not know a language."""
     identify = _identifier(where)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from data_pipeline.cleaning.extra import require
+from data_pipeline.cleaning.nesting import shallow
 
 _WIDE_BLOCKS = (
     "address article aside blockquote center details dialog div dl fieldset figure footer form h1 h2 h3 h4 h5 h6"
@@ -41,7 +42,7 @@ def html_text(where: str) -> Callable[[str], str]:
             if not looks_like_html(text):
                 break
             # Lone surrogates have no UTF-8 form.
-            body = parser(text.encode(errors="replace").decode()).body
+            body = parser(shallow(text.encode(errors="replace").decode(), _GAPS)).body
             text = "" if body is None else _visible_text(body)
         return text
 

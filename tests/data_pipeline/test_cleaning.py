@@ -7,6 +7,7 @@ import itertools
 import json
 import subprocess
 import sys
+import time
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator
@@ -160,6 +161,38 @@ def test_html(html, text):
 def test_html_of_any_depth_and_size_is_read_without_recursion():
     deep = "<div>" * 20_000 + "x" + "</div>" * 20_000
     assert cleaned(deep, step="html") == "x"
+
+
+NESTED = {
+    "blocks": "<div>x" * 200_000,
+    "lists": "<ul><li>x" * 200_000,
+    "formatting elements opened again in every paragraph": "".join(f"<p><b id={i}>x" for i in range(5_000)),
+    "ends of nothing": "<span>x" * 200_000 + "</nothing>" * 200_000,
+    "blocks in what is no raw text": "<svg><style>" + "<div>x" * 200_000,
+    "tags in attributes": "<div title='<'>x" * 200_000,
+    "tables in cells": "<table><tr><td>x" * 200_000,
+    "ends of other formatting elements": "<i><p>x</b>" * 200_000,
+    "ends in comments": "<div>x<!--</div>-->" * 200_000,
+}
+
+
+@pytest.mark.parametrize("name", list(NESTED))
+def test_html_that_nests_without_end_takes_time_by_its_size(name):
+    # The parser alone takes 40 s for so many open blocks, and 5 GB for the formatting elements.
+    started = time.process_time()
+    assert cleaned(f"<!doctype html>{NESTED[name]}", step="html").count("x") == NESTED[name].count("x")
+    assert time.process_time() - started < 15
+
+
+def test_html_with_many_tags_that_end_keeps_its_text():
+    rows = "".join(
+        f"<tr><td>a{i}<td><p>b <b>c</b><script>if (x) y = '<div><div>'</script><br></tr>" for i in range(3000)
+    )
+    page = (
+        f"<!doctype html><title><div></title><table>{rows}</table><div>end <i>of</i> it</div><!-- <div> --><pre>a\n b"
+    )
+    expected = "\n\n".join(f"a{i} b c" for i in range(3000))
+    assert cleaned(page, step="html").split() == f"{expected} end of it a b".split()
 
 
 # Properties
