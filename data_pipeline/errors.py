@@ -21,6 +21,15 @@ class UserError(ValueError):
     """Every rank meets the same mistake, so that rank 0 alone reports it; set to False where only one rank does."""
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of a library says, in one line, with what caused it where that says something else."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    if error.__cause__ is None:
+        return line
+    cause = first_line(error.__cause__)
+    return line if cause in line else f"{line} ({cause})"
+
+
 @contextlib.contextmanager
 def writing(path: str | Path) -> Iterator[None]:
     """Errors of the operating system within the block, such as a full disk, name `path`, which write() does not."""

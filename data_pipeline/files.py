@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import xxhash
 
 from data_pipeline.config import SourceConfig
-from data_pipeline.errors import UserError
+from data_pipeline.errors import UserError, first_line
 
 FINGERPRINT_BYTES = 1 << 16
 _VERSIONS = ("ETag", "etag", "md5Hash", "content_hash", "mtime", "LastModified", "last_modified", "updated", "created")
@@ -107,7 +107,7 @@ def _remote_matches(url: str, where: str) -> list[tuple[str, str]]:
     except FileNotFoundError:
         found = {}
     except Exception as error:  # every file system raises its own
-        raise UserError(f"{where}.paths: cannot list {url}: {_first_line(error)}; correct the URL or access") from None
+        raise UserError(f"{where}.paths: cannot list {url}: {first_line(error)}; correct the URL or access") from None
     files = [path for path, info in found.items() if info["type"] == "file"]
     if not files:
         if any(info["type"] == "directory" for info in found.values()):
@@ -169,7 +169,7 @@ def _remote_entries(index: int, named: list[tuple[str, str]]) -> list[FileEntry]
         )
     except Exception as error:  # every file system raises its own
         raise UserError(
-            f"cannot read {named[0][1]} or a file beside it: {_first_line(error)}; make it readable or exclude it"
+            f"cannot read {named[0][1]} or a file beside it: {first_line(error)}; make it readable or exclude it"
         ) from None
     entries = []
     for (name, url), info, size, head, tail in zip(named, infos, sizes, heads, tails, strict=True):
@@ -186,7 +186,3 @@ def _ranges(system: Any, parts: list[tuple[str, int, int]]) -> list[bytes]:
     asked = [part for part in parts if part[1] < part[2]]
     found = iter(system.cat_ranges(*map(list, zip(*asked, strict=True)), on_error="raise") if asked else [])
     return [next(found) if start < stop else b"" for _, start, stop in parts]
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

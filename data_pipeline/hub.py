@@ -14,7 +14,7 @@ from typing import Any
 import xxhash
 
 from data_pipeline.config import SourceConfig
-from data_pipeline.errors import UserError
+from data_pipeline.errors import UserError, first_line
 from data_pipeline.fields import Fields
 from data_pipeline.files import FileEntry
 from data_pipeline.readers.base import ENDLESS, Block, RecentlyUsed, Span, no_records
@@ -55,7 +55,8 @@ class StreamedDataset:
             )
             columns = self.dataset.column_names or list(next(iter(self.dataset.iter(1)), {}))
         except Exception as error:  # the library raises its own, the file system's and the network's
-            raise UserError(f"{where}.name: cannot open data set {source.name!r}: {_first_line(error)}") from None
+            fix = f"repair the files of {where}.paths" if local else "name one that the datasets library opens here"
+            raise UserError(f"{where}.name: cannot open data set {source.name!r}: {first_line(error)}; {fix}") from None
         fields.require(columns, f"data set {source.name!r}")
         self.shards: int = self.dataset.num_shards
         self.files, self.spans = self._table(source, index, local, span_bytes)
@@ -96,7 +97,9 @@ class DatasetReader:
                 batches = iter(self.streamed.shard(shard).skip(position).iter(EXAMPLES_PER_BLOCK))
             batch = next(batches, None)
         except Exception as error:  # as above
-            raise UserError(f"cannot read data set {self.streamed.name!r}: {_first_line(error)}") from None
+            raise UserError(
+                f"cannot read data set {self.streamed.name!r}: {first_line(error)}; repair it or leave it out"
+            ) from None
         if batch is None:
             return no_records(None)
 
@@ -112,7 +115,3 @@ class DatasetReader:
 
     def close(self) -> None:
         self._open.close()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
