@@ -77,7 +77,8 @@ class RowParser:
         while place < len(lines):
             for count, values, problem in self._parse(texts[place:]):
                 if problem == _UNFINISHED:
-                    if not at_end and ends[-1] - ends[place] <= self._max_bytes:
+                    # Only a row that the data start with may be given up, so that it never depends on those before it.
+                    if not at_end and (rows or ends[-1] - ends[place] <= self._max_bytes):
                         return rows, ends[place]
                     # What follows in `data` may be much more than a block.
                     return [*rows, Row(ends[place], None, "a quote is not closed")], ends[place + 1]

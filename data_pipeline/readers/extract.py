@@ -31,7 +31,7 @@ class Extractor:
         """A block of records that are given by column."""
         self.bad.records_read += len(positions)
         texts, targets = ([self._column(field, columns) for field in self.fields.both] + [None])[:2]
-        if all(self._usable(column) for column in (texts, targets) if column is not None):
+        if all(self.usable(column) for column in (texts, targets) if column is not None):
             return Block(list(texts or ()), positions, next_position, targets)  # type: ignore[arg-type]
         rows = zip(*(columns[name] for name in self.fields.names), strict=True)
         records = (dict(zip(self.fields.names, row, strict=True)) for row in rows)
@@ -47,8 +47,9 @@ class Extractor:
         rows = zip(*(columns[name] for name in field.names), strict=True)
         return [field.text(dict(zip(field.names, row, strict=True))) for row in rows]
 
-    def _usable(self, texts: Sequence[Any]) -> bool:
-        return usable(texts) and 4 * max(map(len, texts), default=0) <= self.max_bytes
+    def usable(self, texts: Sequence[Any]) -> bool:
+        """Whether all are strings, none is empty or blank, and for certain none too long."""
+        return usable(texts, self.max_bytes)
 
     def _one_by_one(
         self, positions: Iterable[int], records: Iterable[Any], note: Note, next_position: int | None
@@ -72,18 +73,25 @@ class Extractor:
         text = field.text(record) if isinstance(record, dict) else None
         if text is None:
             note(position, NO_TEXT, field.problem(record))
-        elif 4 * len(text) > self.max_bytes and len(text.encode()) > self.max_bytes:
-            note(position, TOO_LONG, f"more than data.max_document_bytes ({self.max_bytes})")
+        elif is_too_long(text, position, self.max_bytes, note):
             return None
         return text
 
 
-def usable(texts: Sequence[Any]) -> bool:
-    """Whether all are strings and none is empty or blank."""
+def usable(texts: Sequence[Any], max_bytes: int) -> bool:
+    """Whether all are strings, none is empty or blank, and none may have more bytes in UTF-8."""
     try:
-        return all(texts) and not any(map(str.isspace, texts))
+        return all(texts) and not any(map(str.isspace, texts)) and 4 * max(map(len, texts), default=0) <= max_bytes
     except TypeError:
         return False
+
+
+def is_too_long(text: str, position: int, max_bytes: int, note: Note) -> bool:
+    """Whether a text has more bytes in UTF-8, which is noted."""
+    if 4 * len(text) <= max_bytes or len(text.encode(errors="surrogatepass")) <= max_bytes:
+        return False
+    note(position, TOO_LONG, f"more than data.max_document_bytes ({max_bytes})")
+    return True
 
 
 def decode(data: bytes, position: int, note: Note) -> str:

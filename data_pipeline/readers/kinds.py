@@ -143,7 +143,7 @@ def _text(source: SourceConfig, files: list[FileEntry], settings: ReadSettings, 
     if is_whole_file(source):
         return lambda: file_spans(files, limit), FileReader(Files(), bad, limit)
     separator = b"\n" if source.delimiter is None else source.delimiter.encode()
-    parser = TextParser(bad, lines=source.delimiter is None)
+    parser = TextParser(bad, settings.max_document_bytes, lines=source.delimiter is None)
     reader = SeparatedReader(Files(), separator, parser, bad, limit)
     return lambda: byte_spans(files, _span_limit(files, settings)), reader
 

@@ -19,7 +19,7 @@ from data_pipeline.fields import Fields
 from data_pipeline.files import FileEntry
 from data_pipeline.readers.bad_records import EMPTY, BadRecords, LineNumbers
 from data_pipeline.readers.base import BLOCK_BYTES, ENDLESS, Block, RecentlyUsed, Span, no_records
-from data_pipeline.readers.extract import TOO_LONG, Extractor, Note, decode, usable
+from data_pipeline.readers.extract import TOO_LONG, Extractor, Note, decode, is_too_long, usable
 from data_pipeline.readers.storage import (
     CACHED_BYTES,
     DecompressedBytes,
@@ -103,9 +103,14 @@ class Parser(Protocol):
 class TextParser:
     """Each record is a text."""
 
-    def __init__(self, bad: BadRecords, *, lines: bool) -> None:
-        """`lines`: carriage returns at the end do not belong to the text."""
+    def __init__(self, bad: BadRecords, max_bytes: int, *, lines: bool) -> None:
+        """
+        Args:
+            max_bytes: a text of more bytes in UTF-8 is a bad record.
+            lines: carriage returns at the end do not belong to the text.
+        """
         self._bad = bad
+        self._max_bytes = max_bytes
         self._lines = lines
 
     def parse(self, pieces: Pieces, note: Note, next_position: int | None) -> Block:
@@ -121,11 +126,12 @@ class TextParser:
         self._bad.records_read += len(texts)
         if self._lines and b"\r" in pieces.joined:
             texts = [text.rstrip("\r") for text in texts]
-        if usable(texts):
+        if usable(texts, self._max_bytes):
             return Block(texts, pieces.positions, next_position)
-        full = [i for i, text in enumerate(texts) if text and not text.isspace()]
+        full = [(text, place) for text, place in zip(texts, pieces.positions(), strict=True) if text.strip()]
         self._bad.dropped[EMPTY] += len(texts) - len(full)
-        return Block([texts[i] for i in full], lambda: list(map(pieces.positions().__getitem__, full)), next_position)
+        kept = [(text, place) for text, place in full if not is_too_long(text, place, self._max_bytes, note)]
+        return Block([text for text, _ in kept], [place for _, place in kept], next_position)
 
 
 class JsonParser:
@@ -149,7 +155,7 @@ class JsonParser:
                 texts, targets = [text for text, _ in pairs], [target for _, target in pairs]
         except (ValueError, KeyError, TypeError):
             return self._each(pieces, note, next_position)
-        if not usable(texts) or not (targets is None or usable(targets)):
+        if not all(map(self._extractor.usable, (texts, targets or ["-"]))):
             return self._each(pieces, note, next_position)
         self._extractor.bad.records_read += len(texts)
         return Block(texts, pieces.positions, next_position, targets)
@@ -181,12 +187,14 @@ class SeparatedReader:
     """Reads the records of a byte range; any position costs one seek in a plain file."""
 
     def __init__(self, files: Files, separator: bytes, parser: Parser, bad: BadRecords, max_bytes: int) -> None:
-        """`max_bytes`: a longer record is noted and passed over without holding it in memory."""
+        """`max_bytes`: a longer record of more than a block is noted and passed over without holding it in memory."""
         self._files = files
         self._separator = separator
         self._parser = parser
         self._bad = bad
         self._max_bytes = max_bytes
+        # Whole blocks are read anyway, and where they begin must not decide which records are too long.
+        self._longest = max(max_bytes, BLOCK_BYTES)
         # Such as "\n\n", which can stand twice in "\n\n\n".
         self._overlaps = any(separator.startswith(separator[i:]) for i in range(1, len(separator)))
         self._decoders: RecentlyUsed[str, DecompressedBytes] = RecentlyUsed(CACHED_BYTES)
@@ -254,9 +262,9 @@ class SeparatedReader:
             end = data.rfind(separator, first)
             if end >= 0:
                 return self._block(file, data, base, begin, end, base + end + width)
-            if len(data) - begin >= self._max_bytes + width:
+            if len(data) - begin >= self._longest + width:
                 return self._pass_over(file, source, base + begin, base + len(data) - width + 1, stop)
-            size = max(min(2 * len(data), begin + self._max_bytes + width), begin + BLOCK_BYTES)
+            size = max(min(2 * len(data), begin + self._longest + width), begin + BLOCK_BYTES)
             data = source.fetch(base, size)
             if len(data) < size and data.find(separator, first) < 0:
                 if self._has_problem(file, source, base + begin) or len(data) <= begin:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import random
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -251,6 +252,50 @@ def test_the_limit_holds_for_rows_and_files(tmp_path: Path, kind: str) -> None:
     found = corpus(tmp_path, source, max_document_bytes=100)
     assert read(found) == ["é" * 50, "ok"]
     assert [bad.reason for bad in found.bad] == ["too long"]
+
+
+def write_of_kind(folder: Path, kind: str, documents: list[str]) -> dict[str, Any]:
+    """Odd records among them where the kind has any, so that not every block is read by the fast path."""
+    if kind == "jsonl":
+        rows = [
+            json.dumps({"text": text, "n": i} | ({"note": "x" * 40_000} if i % 97 == 5 else {}))
+            for i, text in enumerate(documents)
+        ]
+        (folder / "a.jsonl").write_text("\n".join(rows))
+        return {"kind": "jsonl"}
+    if kind == "csv":
+        (folder / "a.csv").write_text("text,n\n" + "".join(f'"{text}",{i}\n' for i, text in enumerate(documents)))
+        return {"kind": "csv"}
+    separator = {"line": "\n", "delimiter": "<|>"}[kind]
+    (folder / "a.txt").write_text(separator.join(documents))
+    return {"kind": "text", "document": "line"} if kind == "line" else {"kind": "text", "delimiter": separator}
+
+
+@pytest.mark.parametrize("limit", [1000, 40_000, 100_000])
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "line", "delimiter"])
+def test_which_records_are_too_long_does_not_depend_on_where_reading_begins(
+    tmp_path: Path, kind: str, limit: int
+) -> None:
+    draw = random.Random(limit)
+    sizes = draw.choices([50, 999, 1000, 1001, 39_999, 40_001, 70_000, 150_000], [40, 2, 2, 2, 1, 1, 1, 1], k=600)
+    documents = ["" if draw.random() < 0.01 else f"{i} ".ljust(size, draw.choice("ab")) for i, size in enumerate(sizes)]
+    if kind == "csv":
+        documents = [text.replace("a" * 10, "aaaa\naaaaa") if len(text) < 60_000 else text for text in documents]
+    found = corpus(tmp_path, write_of_kind(tmp_path, kind, documents), max_document_bytes=limit)
+
+    def read_from(span: int, position: int | None) -> list[tuple[int, str]]:
+        read = []
+        while position is not None:
+            block, position = found.read(found.spans[span], position)
+            read += [(document.position, document.text) for document in block]
+        return read
+
+    whole = [read_from(i, span.start) for i, span in enumerate(found.spans)]
+    texts = [text for part in whole for _, text in part]
+    assert texts == [text for text in documents if 0 < len(text) <= limit]
+    for i, part in enumerate(whole):
+        for k in range(1, len(part), 7):
+            assert read_from(i, part[k][0]) == part[k:]
 
 
 def test_empty_records_are_counted_but_not_bad(tmp_path: Path) -> None:
