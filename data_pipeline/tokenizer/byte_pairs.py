@@ -70,7 +70,15 @@ def fast_encoder(backend: tokenizers.Tokenizer) -> Encode | None:
     encode = around([token for token in added if token["normalized"]], _words_encoder(cut, ranks))
     if normalizer is not None:
         encode = _composing(normalizer, encode)
-    return around([token for token in added if not token["normalized"]], encode)
+    encode = around([token for token in added if not token["normalized"]], encode)
+
+    def encode_any(text: str) -> np.ndarray:
+        try:
+            return encode(text)
+        except ValueError:  # tiktoken's regular expressions give up at a million spaces in a row
+            return np.array(backend.encode(text, add_special_tokens=False).ids, dtype=np.int32)
+
+    return encode_any
 
 
 def _words_encoder(cut: str, tokens: dict[str, int]) -> Encode:

@@ -134,6 +134,10 @@ def test_characters_are_cut_alike(fast: Encode, reference: tokenizers.Tokenizer,
     assert_same(fast, reference, texts)
 
 
+def test_any_number_of_spaces(fast: Encode, reference: tokenizers.Tokenizer) -> None:
+    assert_same(fast, reference, ["a" + space * 1_100_000 + "x" for space in (" ", "\n")])
+
+
 @settings(max_examples=100, deadline=None)
 @given(
     text=st.text()
