@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from data_pipeline.errors import UserError
 from data_pipeline.objective_config import (
     CausalObjective,
     DenoisingObjective,
@@ -21,7 +22,17 @@ __all__ = ["Arrays", "Objective", "build_objective", "required_roles"]
 
 
 def build_objective(config: ObjectiveConfig, tokenizer: Tokenizer, sequence_length: int, seed: int) -> Objective:
-    """The objective that a config names, over a tokenizer that has the roles of `required_roles`."""
+    """The objective that a config names, over a tokenizer that has the roles of `required_roles`.
+
+    Raises:
+        UserError: `sequence_length` has no room for a text beside the objective's own tokens.
+    """
+    least = _least_length(config)
+    if sequence_length < least:
+        raise UserError(
+            f"data.sequence_length is {sequence_length}, but objective {config.name} needs {least} at least for its own"
+            f" tokens and some text; raise it"
+        )
     match config:
         case CausalObjective():
             return Causal(config, tokenizer, sequence_length, seed)
@@ -33,6 +44,16 @@ def build_objective(config: ObjectiveConfig, tokenizer: Tokenizer, sequence_leng
             return Denoising(config, tokenizer, sequence_length, seed)
         case PairsObjective():
             return Pairs(config, tokenizer, sequence_length)
+
+
+def _least_length(config: ObjectiveConfig) -> int:
+    match config:
+        case MaskedObjective():
+            return 5 if config.next_sentence else 3
+        case DenoisingObjective():
+            return 3
+        case _:
+            return 1
 
 
 def required_roles(config: ObjectiveConfig, sequence_length: int) -> tuple[str, ...]:

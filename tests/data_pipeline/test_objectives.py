@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from data_pipeline.batch import make_batch
 from data_pipeline.counter_random import choose, uniforms
+from data_pipeline.errors import UserError
 from data_pipeline.indexed.shards import Shards
 from data_pipeline.indexed.writer import IndexedWriter
 from data_pipeline.indexed_samples import make_view
@@ -29,6 +30,9 @@ from data_pipeline.objective_config import (
 )
 from data_pipeline.objectives import Objective, build_objective, required_roles
 from data_pipeline.packing import Piece, Sample
+from data_pipeline.tokenizer import prepare_tokenizer
+from data_pipeline.training_samples import open_samples
+from tests.data_pipeline.corpora import config, texts, write_jsonl
 
 EOS = 2
 
@@ -299,3 +303,31 @@ def test_what_is_hidden_does_not_depend_on_longer_neighbours(config: MaskedObjec
         alone = objective.arrays([sample], [i])
         for name, rows in together.items():
             assert np.array_equal(rows[i], alone[name][0]), (name, i)
+
+
+LEAST: list[tuple[ObjectiveConfig, int]] = [
+    (CausalObjective(), 1),
+    (CausalObjective(separate_documents=True), 1),
+    (CausalObjective(fim_rate=0.5), 1),
+    (PrefixObjective(), 1),
+    (MaskedObjective(), 3),
+    (MaskedObjective(whole_words=True), 3),
+    (MaskedObjective(next_sentence=True), 5),
+    (DenoisingObjective(), 3),
+]
+
+
+@pytest.mark.parametrize("order", ["stream", "permutation"])
+@pytest.mark.parametrize(("objective", "least"), LEAST)
+def test_samples_of_few_tokens_or_a_refusal(tmp_path: Path, objective: ObjectiveConfig, least: int, order: str) -> None:
+    source = write_jsonl(tmp_path / "data", texts(60))
+    for length in range(1, 8):
+        data = config(source, sequence_length=length, order=order)
+        tokenizer = prepare_tokenizer(data, tmp_path / str(length), roles=required_roles(objective, length))
+        if length < least:
+            with pytest.raises(UserError, match=rf"sequence_length is {length}, but objective .* needs {least} at"):
+                open_samples(data, tokenizer, objective, seed=1, cache=tmp_path / "cache")
+            continue
+        samples = open_samples(data, tokenizer, objective, seed=1, cache=tmp_path / "cache")
+        arrays = samples.make(range(24)).arrays
+        assert "weights" not in arrays or (arrays["weights"].sum(axis=1) >= 1).all()
