@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import functools
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -27,6 +26,7 @@ from data_pipeline.cleaning.config import DeduplicationConfig, NearDeduplication
 from data_pipeline.cleaning.extra import require
 from data_pipeline.cleaning.text import EXAMINED, HAN
 from data_pipeline.errors import UserError
+from data_pipeline.normal_form import normalize
 
 if TYPE_CHECKING:
     from data_pipeline.config import DataConfig
@@ -161,7 +161,7 @@ def shingle_hashes(text: str, ngram: int) -> np.ndarray:
     Words are letters and digits in a row, or one Chinese character, after NFKC and case folding; punctuation is left
     out. A text with fewer words is one shingle. Of a very long text the first million characters count.
     """
-    words = _WORD.findall(unicodedata.normalize("NFKC", text[:EXAMINED]).casefold())
+    words = _WORD.findall(normalize("NFKC", text[:EXAMINED]).casefold())
     hashes = np.fromiter(map(_word_hash, words), np.uint64, len(words))
     width = min(ngram, len(words))
     shingles = np.zeros(len(words) - width + 1 if words else 0, np.uint64)
@@ -180,7 +180,7 @@ def _mixed(hashes: np.ndarray) -> np.ndarray:
 
 
 def _normalised(text: str) -> str:
-    return " ".join(unicodedata.normalize("NFC", text).split())
+    return " ".join(normalize("NFC", text).split())
 
 
 def _bytes(text: str) -> bytes:

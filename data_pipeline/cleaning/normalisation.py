@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Callable
 
 from data_pipeline.cleaning.config import ControlCharactersStep, UnicodeStep, WhitespaceStep
 from data_pipeline.cleaning.text import HAN, LINE_BREAK
+from data_pipeline.normal_form import normalize
 
 _FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3000: 0x20}
 _NONCHARACTERS = "\ufdd0-\ufdef" + "".join(chr(plane << 16 | low) for plane in range(17) for low in (0xFFFE, 0xFFFF))
@@ -30,7 +30,7 @@ def normalise_unicode(config: UnicodeStep) -> Callable[[str], str]:
 
     def change(text: str) -> str:
         # An ASCII letter composes with a following accent where its full-width form does not.
-        return unicodedata.normalize(config.form, text.translate(table) if table and not text.isascii() else text)
+        return normalize(config.form, text.translate(table) if table and not text.isascii() else text)
 
     return change
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import orjson
 
+from data_pipeline.normal_form import holds_long_run
 from data_pipeline.tokenizer.added_tokens import around, matched_as_they_are
 from data_pipeline.tokenizer.cuts import tiktoken_cut
 
@@ -101,9 +102,11 @@ def _composing(normalizer: tokenizers.normalizers.Normalizer, encode: Encode) ->
     that it does not know are not printable to it."""
 
     def composed(text: str) -> str:
-        if text.isascii() or (unicodedata.is_normalized("NFC", text) and all(map(str.isprintable, text.split("\n")))):
+        if text.isascii():
             return text
-        return normalizer.normalize_str(text)
+        # Long runs of marks take Python the square of their length.
+        known = not holds_long_run("NFC", text) and all(map(str.isprintable, text.split("\n")))
+        return text if known and unicodedata.is_normalized("NFC", text) else normalizer.normalize_str(text)
 
     return lambda text: encode(composed(text))
 
