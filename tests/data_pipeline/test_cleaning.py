@@ -172,6 +172,9 @@ NESTED = {
     "tags in attributes": "<div title='<'>x" * 200_000,
     "tables in cells": "<table><tr><td>x" * 200_000,
     "ends of other formatting elements": "<i><p>x</b>" * 200_000,
+    "attributes": "x<p " + " ".join(f"a{i}=1" for i in range(200_000)) + ">x",
+    "attributes behind slashes": "x<img" + "".join(f"/a{i}" for i in range(100_000)) + ">x",
+    "attributes before a value": "x<p " + "a=1 b " * 100_000 + "c = '> <div>'>x",
     "ends in comments": "<div>x<!--</div>-->" * 200_000,
 }
 
