@@ -47,7 +47,7 @@ class SourceConfig(Section):
     weight: float | None = Field(default=None, gt=0)
     """Share of the samples that comes from this source, relative to the weights of the others. Give one to all
     sources (a weight or `epochs`), or to none: then they are read as one, in proportion to their size."""
-    epochs: float | None = Field(default=None, gt=0)
+    epochs: float | None = Field(default=None, gt=0, le=1e9)
     """Instead of `weight`: how often this source is read for each time that a source with `epochs: 1` is read once;
     its share is proportional to its bytes times this."""
 
