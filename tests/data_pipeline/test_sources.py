@@ -127,6 +127,28 @@ def test_parquet_skips_nulls_and_numbers_rows_over_groups(tmp_path: Path) -> Non
     assert found.read(found.spans[1], 3)[0] == []
 
 
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+@pytest.mark.parametrize("values", [pyarrow.binary(), pyarrow.large_binary(), pyarrow.string()], ids=str)
+def test_dictionaries_of_bytes_are_read_as_plain_bytes_are(tmp_path: Path, kind: str, values: pyarrow.DataType) -> None:
+    rows = [b"one", b"two", None, b"one", "世界".encode(), b""]
+    plain = pyarrow.array(rows, pyarrow.binary())
+    column = plain.cast(values).dictionary_encode()
+    if values != pyarrow.string():
+        column = pyarrow.concat_arrays([column, pyarrow.array([b"caf\xe9"], values).dictionary_encode()])
+    table = pyarrow.table({"text": column})
+    if kind == "parquet":
+        pyarrow.parquet.write_table(table, tmp_path / "a")
+        assert pyarrow.types.is_dictionary(pyarrow.parquet.read_schema(tmp_path / "a").field("text").type)
+    else:
+        with pyarrow.ipc.new_stream(str(tmp_path / "a"), table.schema) as writer:
+            writer.write_table(table)
+    found = corpus({"kind": kind, "paths": [f"{tmp_path}/a"]})
+    mended = ["caf�"] if values != pyarrow.string() else []
+    assert read(found) == ["one", "two", "one", "世界", *mended]
+    wrong = {"empty": 1, "no text in the field": 1} | ({"invalid UTF-8 replaced": 1} if mended else {})
+    assert found.dropped == wrong
+
+
 @pytest.mark.parametrize("kind", list(WRITERS))
 def test_the_held_out_split_is_a_partition_of_its_share(tmp_path: Path, kind: str) -> None:
     documents = [text.replace("\n", " ") for text in texts(400)]
