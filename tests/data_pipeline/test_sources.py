@@ -222,11 +222,19 @@ def test_a_cut_parquet_file_is_named(tmp_path: Path) -> None:
     ("change", "message"),
     [
         (lambda folder: (folder / "1.jsonl").write_text('{"text": "other"}\n' * 90), r"1.jsonl changed since"),
-        (lambda folder: (folder / "0.jsonl").unlink(), r"has 1 files, but had 2 .* begins at .*1.jsonl"),
-        (lambda folder: (folder / "1.jsonl").unlink(), r"has 1 files, but had 2 .* begins at .*0.jsonl"),
+        (lambda folder: (folder / "0.jsonl").unlink(), r"has 1 files, but had 2 .* begins at .*1.jsonl, before"),
+        (lambda folder: (folder / "1.jsonl").unlink(), r"1 files, but had 2 .*, of which those behind .*0.jsonl are"),
         (
             lambda folder: (folder / "2.jsonl").write_text('{"text": "new"}\n' * 90),
-            r"has 3 files, but had 2 .* begins at .*2.jsonl",
+            r"has 3 files, but had 2 .* begins at .*2.jsonl, which was not among them",
+        ),
+        (
+            lambda folder: (folder / "0.jsonl").rename(folder / "00.jsonl"),
+            r"00.jsonl changed since .*; it has other contents or another name, or is",
+        ),
+        (
+            lambda folder: (folder / "0.jsonl").rename(folder / "3.jsonl"),
+            r"3.jsonl changed since .*; it has other contents or another name, or is",
         ),
     ],
 )
@@ -239,6 +247,29 @@ def test_a_resume_on_changed_files_names_the_file(tmp_path: Path, change: Any, m
     change(tmp_path / "a")
     with pytest.raises(UserError, match=message):
         TrainLoader(data, directory, seed=0, dp_rank=0, dp_size=1, first_sample=4, cursor=cursor)
+
+
+@pytest.mark.parametrize(
+    ("now", "message"),
+    [
+        ("acb", r"^the files of data.sources stand in another order than when the run was saved, from .*/c on; "),
+        ("ab", r"has 2 files, but had 3 when the run was saved, of which those behind .*/b are missing; "),
+        ("a", r"has 1 files, but had 3 when the run was saved, of which those behind .*/a are missing; "),
+        ("ac", r"has 2 files, .* begins at .*/c, before which a file is missing; "),
+        ("ba", r"has 2 files, .* begins at .*/b; "),
+        ("acde", r"has 4 files, .* begins at .*/c, before which a file is missing; "),
+        ("abcd", r"has 4 files, .* begins at .*/d, which was not among them as it is now; "),
+        ("dabc", r"has 4 files, .* begins at .*/d, which was not among them as it is now; "),
+        ("abd", r"^[^ ]*/d changed since .* saved; it has other contents or another name, or is another file; "),
+        ("bcd", r"^[^ ]*/d changed since .* saved; it has other contents or another name, or is another file; "),
+    ],
+)
+def test_what_became_of_the_files_is_said_truly(tmp_path: Path, now: str, message: str) -> None:
+    for name in "abcde":
+        (tmp_path / name).write_text(f"text of {name}")
+    before, after = (corpus({"paths": [f"{tmp_path}/{name}" for name in names]}) for names in ("abc", now))
+    with pytest.raises(UserError, match=message):
+        after.check({"source": before.digest, "files": before.fingerprints()})
 
 
 @pytest.mark.parametrize(
