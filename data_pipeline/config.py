@@ -165,7 +165,7 @@ class DataConfig(Section):
     are never bad ones, and a file that cannot be read at all always stops the run."""
     bad_record_warning: float = Field(default=0.01, ge=0, le=1)
     """Fraction of bad records above which the run warns."""
-    shuffle_buffer: int = Field(default=4096, ge=0)
+    shuffle_buffer: int = Field(default=4096, ge=0, le=1 << 30)
     """Samples held for shuffling, over all lanes together."""
     workers: int = Field(default=2, ge=0)
     """Loader processes per rank; the largest number not above this that divides the rank's lanes is used.

@@ -12,6 +12,7 @@ import pyarrow.parquet
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from data_pipeline.config import SourceConfig
 from data_pipeline.cursor import merge_cursors
@@ -119,6 +120,21 @@ def test_a_template_joins_fields(tmp_path: Path, kind: str) -> None:
     assert read(found) == [f"# T{i}\nB{i}" for i in range(5)]
 
 
+@pytest.mark.parametrize("field", ["{body:0>3}|", "{body:.99999999}|", "{body:9<3.1000001}|"])
+def test_widths_within_reason_pad(tmp_path: Path, field: str) -> None:
+    (tmp_path / "a").write_text('{"body": "xy"}\n')
+    assert read(corpus({"kind": "jsonl", "paths": [f"{tmp_path}/a"], "field": field})) == [field.format(body="xy")]
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [{"cleaning": [{"step": "whitespace", "max_blank_lines": 2**32 - 2}]}, {"shuffle_buffer": 10**26}],
+)
+def test_numbers_that_nothing_can_hold_are_refused(setting: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="less than or equal to"):
+        config({"paths": ["x"]}, **setting)
+
+
 def test_parquet_skips_nulls_and_numbers_rows_over_groups(tmp_path: Path) -> None:
     table = pyarrow.table({"text": ["a", None, "b", "", "c"]})
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet", row_group_size=2)
@@ -181,6 +197,13 @@ def test_held_out_files_do_not_depend_on_where_the_corpus_lies(tmp_path: Path) -
         *(
             ({"kind": "jsonl", "paths": ["{d}/a.jsonl"], "field": field}, r"'\{body.*\}' is not a valid template: ")
             for field in ("{body!z}", "{body:d}", "{body:{n}}", "{body:{body}}")
+        ),
+        *(
+            (
+                {"kind": "jsonl", "paths": ["{d}/a.jsonl"], "field": field},
+                r"not a valid template: a width of \d+ is above",
+            )
+            for field in ("{body:>99999999999}", "{body:1000001}", "{body:x<" + 5000 * "9" + ".3}")
         ),
         (
             {"kind": "jsonl", "paths": ["{d}/list.jsonl"]},
