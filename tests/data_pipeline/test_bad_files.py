@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import socket
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -92,6 +94,48 @@ def test_a_folder_among_files_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"paths: .*a\.jsonl is a folder; write .*/\*\*/\* for its files"):
         corpus(tmp_path, {**JSONL, "paths": [f"{tmp_path}/*.jsonl"]})
     assert read(corpus(tmp_path, {**JSONL, "paths": [f"{tmp_path}/*"]})) == ["good"]
+
+
+@pytest.mark.parametrize("through_link", [False, True])
+@pytest.mark.parametrize("kind", ["pipe", "socket", "/dev/zero", "/dev/null"])
+def test_what_is_no_regular_file_is_called_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, through_link: bool
+) -> None:
+    path = tmp_path / "a.txt"
+    with contextlib.ExitStack() as stack:
+        if kind == "pipe":
+            os.mkfifo(path)
+        elif kind == "socket":
+            # The path of a socket may have 107 bytes only.
+            monkeypatch.chdir(tmp_path)
+            stack.enter_context(socket.socket(socket.AF_UNIX)).bind("a.txt")
+        else:
+            path = Path(kind)
+        if through_link:
+            (tmp_path / "link").symlink_to(path)
+            path = tmp_path / "link"
+        with pytest.raises(
+            UserError, match=rf"\.paths: {path} is no regular file but a pipe, a device or a socket; name a file"
+        ):
+            corpus(tmp_path, {"paths": [str(path)]})
+        # Nor does a pattern take them.
+        (tmp_path / "b.txt").write_text("text")
+        assert read(corpus(tmp_path, {"paths": [f"{tmp_path}/*"]})) == ["text"]
+
+
+@pytest.mark.parametrize("target", ["gone.txt", "a.txt"])
+def test_a_link_that_leads_nowhere_is_named(tmp_path: Path, target: str) -> None:
+    (tmp_path / "a.txt").symlink_to(target)
+    (tmp_path / "b.txt").write_text("text")
+    said = rf"cannot read {tmp_path}/a\.txt: .* \(it is a link to {target}\); make it readable or exclude it"
+    for pattern in ("a.txt", "*.txt", "**/*"):
+        with pytest.raises(UserError, match=said):
+            corpus(tmp_path, {"paths": [f"{tmp_path}/{pattern}"]})
+    assert read(corpus(tmp_path, {"paths": [f"{tmp_path}/*"], "exclude": ["a.*"]})) == ["text"]
+    assert read(corpus(tmp_path, {"paths": [f"{tmp_path}/b*"]})) == ["text"]
+    (tmp_path / "a.txt").unlink()
+    (tmp_path / "a.txt").symlink_to("b.txt")
+    assert read(corpus(tmp_path, {"paths": [f"{tmp_path}/*"]})) == ["text"]
 
 
 WHOLE: dict[str, tuple[bytes, dict[str, Any], str]] = {
