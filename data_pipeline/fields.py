@@ -46,13 +46,18 @@ class TextField:
                 ) from None
 
     def require(self, present: Iterable[str], path: str) -> None:
-        """Raise UserError, naming the fields there are, unless every field this needs is among `present`."""
+        """Raise UserError, naming the fields there are, unless every field this needs is among `present`, once."""
         known = list(present)
         for name in self.names:
             if name not in known:
                 raise UserError(
                     f"{self.setting}: {path} has no field {name!r} but {', '.join(map(repr, known)) or 'none'};"
                     f" set {self.setting} to one of them"
+                )
+            if known.count(name) > 1:
+                raise UserError(
+                    f"{self.setting}: {path} has {known.count(name)} fields {name!r}; rename all but one of them, or"
+                    f" set {self.setting} to another"
                 )
 
     def text(self, record: Mapping[str, Any]) -> str | None:
@@ -84,7 +89,7 @@ class Fields:
         self.names = list(dict.fromkeys(name for field in self.both for name in field.names))
 
     def require(self, present: Iterable[str], path: str) -> None:
-        """Raise UserError, naming the fields there are, unless every field needed is among `present`."""
+        """Raise UserError, naming the fields there are, unless every field needed is among `present`, once."""
         known = list(present)
         for field in self.both:
             field.require(known, path)

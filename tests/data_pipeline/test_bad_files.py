@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import json
 import os
 import re
@@ -12,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from data_pipeline.errors import UserError
@@ -161,6 +164,26 @@ def test_a_column_of_another_type_is_refused(tmp_path: Path, kind: str) -> None:
     source = write_table(tmp_path, kind, [1, 2])
     with pytest.raises(UserError, match=r"field: 'text' of .*a holds int64, not text; set .* to a text column"):
         corpus(tmp_path, source)
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "csv.gz", "parquet", "arrow"])
+@pytest.mark.parametrize("field", ["text", "{id} {text}"])
+def test_a_field_that_is_there_twice_is_refused(tmp_path: Path, kind: str, field: str) -> None:
+    path = tmp_path / f"a.{kind}"
+    table = pyarrow.Table.from_arrays([pyarrow.array([cell]) for cell in "abcde"], ["text", "x", "id", "text", "x"])
+    if kind == "parquet":
+        pyarrow.parquet.write_table(table, path)
+    elif kind == "arrow":
+        with pyarrow.ipc.new_stream(str(path), table.schema) as writer:
+            writer.write_table(table)
+    else:
+        rows = "text,x,id,text,x\na,b,c,d,e\n".replace(",", "\t" if kind == "tsv" else ",").encode()
+        path.write_bytes(gzip.compress(rows) if kind == "csv.gz" else rows)
+    source = {"kind": kind.partition(".")[0], "paths": [str(path)]}
+    with pytest.raises(UserError, match=rf"\.field: {path} has 2 fields 'text'; rename all but one of them, or set "):
+        corpus(tmp_path, {**source, "field": field})
+    # That others are there twice does no harm.
+    assert read(corpus(tmp_path, {**source, "field": "id"})) == ["c"]
 
 
 def test_an_object_where_a_string_was_stops_a_streamed_data_set(tmp_path: Path) -> None:
