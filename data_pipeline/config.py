@@ -47,7 +47,7 @@ class SourceConfig(Section):
     weight: float | None = Field(default=None, gt=0)
     """Share of the samples that comes from this source, relative to the weights of the others. Give one to all
     sources (a weight or `epochs`), or to none: then they are read as one, in proportion to their size."""
-    epochs: float | None = Field(default=None, gt=0)
+    epochs: float | None = Field(default=None, gt=0, le=1e9)
     """Instead of `weight`: how often this source is read for each time that a source with `epochs: 1` is read once;
     its share is proportional to its bytes times this."""
 
@@ -165,9 +165,9 @@ class DataConfig(Section):
     are never bad ones, and a file that cannot be read at all always stops the run."""
     bad_record_warning: float = Field(default=0.01, ge=0, le=1)
     """Fraction of bad records above which the run warns."""
-    shuffle_buffer: int = Field(default=4096, ge=0)
+    shuffle_buffer: int = Field(default=4096, ge=0, le=1 << 30)
     """Samples held for shuffling, over all lanes together."""
-    workers: int = Field(default=2, ge=0)
+    workers: int = Field(default=2, ge=0, le=1024)
     """Loader processes per rank; the largest number not above this that divides the rank's lanes is used.
     Changes nothing but speed."""
     prefetch: int = Field(default=4, gt=0)

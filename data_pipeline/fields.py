@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import string
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 from data_pipeline.config import SourceConfig
 from data_pipeline.errors import UserError
 
+WIDEST = 1_000_000
+"""Most characters that a template may pad a field to, so that no mistyped width fills the memory."""
 _KINDS = {dict: "an object", list: "a list", bool: "a truth value", int: "a number", float: "a number"}
 
 
@@ -35,6 +38,7 @@ class TextField:
             )
         if self.template is not None:
             try:
+                _require_narrow(spec for _, _, spec, _ in parts if spec)
                 self.template.format(**dict.fromkeys(self.names, "text"))
             except (ValueError, LookupError) as error:
                 raise UserError(
@@ -42,13 +46,18 @@ class TextField:
                 ) from None
 
     def require(self, present: Iterable[str], path: str) -> None:
-        """Raise UserError, naming the fields there are, unless every field this needs is among `present`."""
+        """Raise UserError, naming the fields there are, unless every field this needs is among `present`, once."""
         known = list(present)
         for name in self.names:
             if name not in known:
                 raise UserError(
                     f"{self.setting}: {path} has no field {name!r} but {', '.join(map(repr, known)) or 'none'};"
                     f" set {self.setting} to one of them"
+                )
+            if known.count(name) > 1:
+                raise UserError(
+                    f"{self.setting}: {path} has {known.count(name)} fields {name!r}; rename all but one of them, or"
+                    f" set {self.setting} to another"
                 )
 
     def text(self, record: Mapping[str, Any]) -> str | None:
@@ -80,10 +89,17 @@ class Fields:
         self.names = list(dict.fromkeys(name for field in self.both for name in field.names))
 
     def require(self, present: Iterable[str], path: str) -> None:
-        """Raise UserError, naming the fields there are, unless every field needed is among `present`."""
+        """Raise UserError, naming the fields there are, unless every field needed is among `present`, once."""
         known = list(present)
         for field in self.both:
             field.require(known, path)
+
+
+def _require_narrow(specs: Iterable[str]) -> None:
+    """Raise ValueError for a width above `WIDEST` in format specifications; a precision only cuts."""
+    for width in re.findall(r"(?<![.\d])\d+", " ".join(specs)):
+        if len(width) > 9 or int(width) > WIDEST:
+            raise ValueError(f"a width of {width[:20]} is above {WIDEST}")
 
 
 def _kind(value: Any) -> str:

@@ -80,10 +80,13 @@ def _expand(pattern: str) -> str:
 
 def _local_matches(expanded: str, pattern: str, where: str) -> list[tuple[str, str]]:
     """Sorted (name, path) of one pattern. The name of a file that is there stands for itself, whatever is in it."""
-    if os.path.isfile(expanded):
+    # A link to nothing is a match too, which is reported when it is opened: a shard left out would change the data.
+    if os.path.isfile(expanded) or _leads_nowhere(expanded):
         return [(os.path.basename(expanded), expanded)]
+    if os.path.exists(expanded) and not os.path.isdir(expanded):
+        raise UserError(f"{where}.paths: {pattern} is no regular file but a pipe, a device or a socket; name a file")
     found = glob.glob(expanded, recursive=True)
-    paths = [path for path in found if os.path.isfile(path)]
+    paths = [path for path in found if os.path.isfile(path) or _leads_nowhere(path)]
     last = expanded.rstrip("/").rpartition("/")[2]
     folders = [path for path in found if os.path.isdir(path)] if last.strip("*?") else []
     if folders:
@@ -97,6 +100,10 @@ def _local_matches(expanded: str, pattern: str, where: str) -> list[tuple[str, s
         )
     fixed = _fixed_part(expanded)
     return sorted((os.path.relpath(path, fixed).replace(os.sep, "/"), path) for path in paths)
+
+
+def _leads_nowhere(path: str) -> bool:
+    return os.path.islink(path) and not os.path.exists(path)
 
 
 def _remote_matches(url: str, where: str) -> list[tuple[str, str]]:
@@ -145,7 +152,8 @@ def _entry(index: int, path: str, name: str) -> FileEntry:
                 file.seek(max(FINGERPRINT_BYTES, size - FINGERPRINT_BYTES))
                 state.update(file.read())
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; make it readable or exclude it") from None
+        link = f" (it is a link to {os.readlink(path)})" if os.path.islink(path) else ""
+        raise UserError(f"cannot read {path}: {error.strerror}{link}; make it readable or exclude it") from None
     return FileEntry(index, path, name, size, state.hexdigest())
 
 

@@ -110,10 +110,10 @@ class TrainLoader:
         )
         self._next = first_sample
         own = range(dp_rank, config.lanes, dp_size)
-        divides = (n for n in range(1, config.workers + 1) if config.finite or len(own) % n == 0)
-        self.effective_workers = max(divides, default=0)
-        """Worker processes: the largest divisor of this rank's lanes not above `config.workers`; 0: in process, as
-        reading ready-made windows always is."""
+        divisors = (n for n in range(1, min(config.workers, len(own)) + 1) if len(own) % n == 0)
+        self.effective_workers = config.workers if config.finite else max(divisors, default=0)
+        """Worker processes: the largest divisor of this rank's lanes not above `config.workers`, or just that many
+        where samples are read by number; 0: in process, as reading ready-made windows always is."""
         if self.samples.immediate:
             self.effective_workers = 0
         self.dropped: Counter[str] = Counter()

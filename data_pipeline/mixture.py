@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -14,6 +15,8 @@ from data_pipeline.errors import UserError
 
 WINDOW = 1024
 """Samples over which every source gets its share, to within one sample."""
+_LARGEST_LOG = 600.0
+"""Powers of weights up to e to this, and sums of them, are within the range of floats."""
 _GOLDEN = (5**0.5 - 1) / 2
 
 
@@ -137,5 +140,12 @@ def _weights(config: DataConfig, sizes: Sequence[int]) -> list[float] | None:
 
 
 def _shares(weights: Sequence[float], temperature: float) -> np.ndarray:
-    scaled = np.array([weight ** (1 / temperature) if weight else 0.0 for weight in weights])
+    """(len(weights),): weight^(1 / temperature), divided by the sum of all."""
+    logs = [math.log(weight) if weight else -math.inf for weight in weights]
+    if all(abs(log) <= _LARGEST_LOG * temperature for log in logs if log > -math.inf):
+        # Round figures stay exact, such as a share of 3/4, which logarithms could move over the edge of a sample.
+        scaled = np.array([weight ** (1 / temperature) if weight else 0.0 for weight in weights])
+    else:
+        most = max(logs)
+        scaled = np.array([math.exp((log - most) / temperature) for log in logs])
     return scaled / scaled.sum()

@@ -228,21 +228,38 @@ class Corpus:
         if recorded["source"] == self.digest:
             return
         old = [recorded["files"][i : i + 8] for i in range(0, len(recorded["files"]), 8)]
-        new = [file.fingerprint[:8] for file in self.files]
         fix = "restore what the run was saved with, or start a new run"
-        first = next((i for i, pair in enumerate(zip(old, new, strict=False)) if len(set(pair)) == 2), None)
-        if first is not None and len(old) == len(new):
-            raise UserError(f"{self.files[first].path} changed since the run was saved; {fix}")
-        if old and len(old) != len(new):
-            place = min(len(old), len(new) - 1) if first is None else first
-            raise UserError(
-                f"data.sources has {len(new)} files, but had {len(old)} when the run was saved;"
-                f" the difference begins at {self.files[place].path}; {fix}"
-            )
+        difference = self._difference(old) if old else None
+        if difference is not None:
+            raise UserError(f"{difference}; {fix}")
         raise UserError(
             f"the files of data.sources changed since the run was saved (digest {recorded['source'][:12]},"
             f" now {self.digest[:12]}); {fix}"
         )
+
+    def _difference(self, old: list[str]) -> str | None:
+        """How the files differ from those with these fingerprints, of which nothing else is known; None if they do not.
+
+        A fingerprint is of name and contents, so a file that changed is like another that came in its place.
+        """
+        new = [file.fingerprint[:8] for file in self.files]
+        first = next((i for i, (then, now) in enumerate(itertools.zip_longest(old, new)) if then != now), None)
+        if first is None:
+            return None
+        known = set(old)
+        if Counter(old) == Counter(new):
+            path = self.files[first].path
+            return f"the files of data.sources stand in another order than when the run was saved, from {path} on"
+        if len(old) == len(new):
+            path = self.files[next((i for i, found in enumerate(new) if found not in known), first)].path
+            return f"{path} changed since the run was saved; it has other contents or another name, or is another file"
+        counts = f"data.sources has {len(new)} files, but had {len(old)} when the run was saved"
+        if first == len(new):
+            return f"{counts}, of which those behind {self.files[-1].path} are missing"
+        begins = f"{counts}; the difference begins at {self.files[first].path}"
+        if new[first] not in known:
+            return f"{begins}, which was not among them as it is now"
+        return f"{begins}, before which a file is missing" if old[first] not in new else begins
 
     def _is_whole_file(self, file: FileEntry) -> bool:
         return is_whole_file(self.sources[file.source])

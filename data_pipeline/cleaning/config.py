@@ -49,7 +49,7 @@ class WhitespaceStep(Section):
 
     step: Literal["whitespace"]
     """The step's name."""
-    max_blank_lines: int = Field(default=1, ge=0)
+    max_blank_lines: int = Field(default=1, ge=0, le=1_000_000)
     """Blank lines in a row that are kept."""
     keep_indentation: bool = False
     """Keep the space at the start of lines, for source code."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import itertools
 import os
@@ -97,6 +99,11 @@ class PartFiles(NamedTuple):
         return self.folder / f"{self.number:05d}.json"
 
     @property
+    def lock(self) -> Path:
+        """Is held by whoever publishes the part."""
+        return self.folder / f"{self.number:05d}.lock"
+
+    @property
     def signatures(self) -> Path:
         """What deduplication compares: finished when it is there."""
         return self.folder / f"signatures-{self.number:05d}.npy"
@@ -112,8 +119,10 @@ class PartFiles(NamedTuple):
         if not isinstance(found, dict) or found.get("digest") != digest:
             return None
         for name, size in found["files"].items():
-            path = self.folder / name
-            if not path.is_file() or path.stat().st_size != size:
+            try:
+                if os.path.getsize(self.folder / name) != size:
+                    return None
+            except OSError:
                 return None
         return found
 
@@ -135,7 +144,7 @@ class PartWorker:
         save_array(PartFiles(self._folder, number).signatures, signatures)
 
     def tokenize(self, number: int, report: Report) -> None:
-        """Write the prefixes of a part, and its marker last."""
+        """Write the prefixes of a part, and its marker last; a part that another call has finished stays as it is."""
         files = PartFiles(self._folder, number)
         self._corpus.dropped.clear()
         bad: list[BadRecord] = []
@@ -143,45 +152,46 @@ class PartWorker:
         dropped: Counter[str] = Counter()
         if self._config.deduplication is not None:
             documents = without_duplicates(documents, np.load(files.duplicates), dropped)
-        counts = self._write(files, documents, report)
-        paths = [path(files.prefix(side)) for side in self._sides for path in (bin_path, idx_path)]
-        marker = {
-            "digest": self._plan.digest,
-            "files": {path.name: path.stat().st_size for path in paths},
-            "counts": counts,
-            "dropped": dict(sorted((self._corpus.dropped + dropped).items())),
-            "bad": [record._asdict() for record in bad],
-        }
-        write_json(files.marker, marker)
+        dtype = token_dtype(self._tokenizer.vocab_size)
+        writers = {side: IndexedWriter(files.prefix(side), dtype, places=True) for side in self._sides}
+        try:
+            counts = self._fill(writers, documents, report)
+            marker = {
+                "digest": self._plan.digest,
+                "counts": counts,
+                "dropped": dict(sorted((self._corpus.dropped + dropped).items())),
+                "bad": [record._asdict() for record in bad],
+            }
+            # To publish a prefix again takes its index away for a moment, in which another call may join the parts.
+            with locked(files.lock):
+                if files.result(self._plan.digest) is None:
+                    _publish(files, writers, marker)
+        finally:
+            for writer in writers.values():
+                writer.discard()
 
     @property
     def _sides(self) -> Sequence[str]:
         return SIDES if self._config.holdout > 0 else SIDES[:1]
 
-    def _write(self, files: PartFiles, documents: Iterator[Document], report: Report) -> dict[str, dict[str, Any]]:
-        """The prefixes; returns the counts by side and number of the source."""
-        dtype = token_dtype(self._tokenizer.vocab_size)
-        counts: dict[str, dict[str, Counts]] = {side: {} for side in self._sides}
-        writers = {side: IndexedWriter(files.prefix(side), dtype, places=True) for side in self._sides}
-        try:
-            for batch in tokenized(documents, self._tokenizer, self._plan.pairs):
-                tokens = 0
-                held = [self._corpus.is_held_out(text.document) for text in batch]
-                for side, writer in writers.items():
-                    chosen = [text for text, out in zip(batch, held, strict=True) if out == (side == "heldout")]
-                    if not chosen:
-                        continue
-                    write_tokenized(writer, chosen)
-                    for text in chosen:
-                        source = str(self._corpus.files[text.document.file].source)
-                        counts[side].setdefault(source, Counts()).add(text.counts)
-                        tokens += text.counts.tokens
-                report(0, tokens)
-            for writer in writers.values():
-                writer.close()
-        finally:
-            for writer in writers.values():
-                writer.discard()
+    def _fill(
+        self, writers: dict[str, IndexedWriter], documents: Iterator[Document], report: Report
+    ) -> dict[str, dict[str, Any]]:
+        """Tokenise into the writers; returns the counts by side and number of the source."""
+        counts: dict[str, dict[str, Counts]] = {side: {} for side in writers}
+        for batch in tokenized(documents, self._tokenizer, self._plan.pairs):
+            tokens = 0
+            held = [self._corpus.is_held_out(text.document) for text in batch]
+            for side, writer in writers.items():
+                chosen = [text for text, out in zip(batch, held, strict=True) if out == (side == "heldout")]
+                if not chosen:
+                    continue
+                write_tokenized(writer, chosen)
+                for text in chosen:
+                    source = str(self._corpus.files[text.document.file].source)
+                    counts[side].setdefault(source, Counts()).add(text.counts)
+                    tokens += text.counts.tokens
+            report(0, tokens)
         return {side: {source: asdict(numbers) for source, numbers in of.items()} for side, of in counts.items()}
 
     def _documents(self, number: int, report: Report, bad: list[BadRecord]) -> Iterator[Document]:
@@ -198,6 +208,24 @@ class PartWorker:
                 width = max(1, span.stop - span.start)
                 report(span.size * (now - span.start) // width - span.size * (seen - span.start) // width, 0)
                 seen = now
+
+
+def _publish(files: PartFiles, writers: dict[str, IndexedWriter], marker: dict[str, Any]) -> None:
+    """Give the prefixes of a part their names, and write its marker."""
+    for writer in writers.values():
+        writer.close()
+    paths = [path(files.prefix(side)) for side in writers for path in (bin_path, idx_path)]
+    write_json(files.marker, {**marker, "files": {path.name: path.stat().st_size for path in paths}})
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """One process at a time, by a file at `path`; the system frees the lock of a killed one."""
+    with writing(path), open(path, "w") as file:
+        # File systems without locks: what follows may then be done twice, with the same result.
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def save_array(path: Path, array: np.ndarray) -> None:

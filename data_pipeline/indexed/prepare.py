@@ -6,13 +6,11 @@ killed goes on with the parts that lack one, and whoever finds all markers joins
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +26,7 @@ from data_pipeline.indexed.parts import (
     PartFiles,
     PartWorker,
     Plan,
+    locked,
     make_plan,
     save_array,
     total_bytes,
@@ -115,28 +114,22 @@ def prepare(
     meta = _finished(out, plan)
     if meta is not None:
         # Where the last call was killed between writing meta.json and this.
-        shutil.rmtree(out / "parts", ignore_errors=True)
+        _remove_parts(out)
         return Outcome(meta, f"{out} is finished already: {_numbers(meta)}")
     folder = out / "parts"
     with writing(folder):
         folder.mkdir(exist_ok=True)
     corpus.close()
     work = _Work(config, plan, out, folder, corpus, tokenizer, processes, range(rank, len(plan.parts), world), watcher)
-    if not merge_only:
-        if config.deduplication is not None and not work.deduplicate():
-            return Outcome(None, work.waiting("signed", lambda part: part.signatures.exists()))
-        work.tokenize()
-    missing = work.unfinished()
-    # Another rank may have joined the parts and removed them meanwhile.
-    if not missing or _finished(out, plan) is not None:
-        meta = _join_locked(config, plan, out, corpus, tokenizer, watcher)
+    try:
+        return _complete(work, merge_only)
+    except (FileNotFoundError, UserError):
+        # A call that had the same parts to do may have been faster: it removes them once it has joined them.
+        meta = _finished(out, plan)
+        if meta is None:
+            raise
+        _remove_parts(out)
         return Outcome(meta, f"{out} is finished: {_numbers(meta)}")
-    if merge_only:
-        raise UserError(
-            f"{out} lacks {len(missing)} of {len(plan.parts)} parts (the first is {missing[0]}), so they cannot be"
-            f" joined; run `llmscale data prepare` without --merge first"
-        )
-    return Outcome(None, work.waiting("finished", lambda part: part.number not in missing))
 
 
 @dataclass
@@ -161,7 +154,7 @@ class _Work:
         if not all(part.signatures.exists() for part in self._parts()):
             return False
         assert self.config.deduplication is not None
-        with _locked(self.out):
+        with locked(self.out / "lock"):
             if not all(part.duplicates.exists() for part in self._parts()):
                 self.watcher.note("looking for duplicates")
                 signatures = [part.signatures for part in self._parts()]
@@ -201,6 +194,35 @@ class _Work:
         run_tasks(todo, self.processes, open_task, report)
 
 
+def _complete(work: _Work, merge_only: bool) -> Outcome:
+    """Do the own parts, and join all where none is missing then.
+
+    Raises:
+        UserError: missing parts with `merge_only`, or what a reader found wrong.
+        OSError: names the file that cannot be written; FileNotFoundError also where another call removes the parts.
+    """
+    signed = merge_only or work.config.deduplication is None or work.deduplicate()
+    if signed and not merge_only:
+        work.tokenize()
+    missing = work.unfinished()
+    # Another call may have joined the parts and removed them meanwhile.
+    if not missing or _finished(work.out, work.plan) is not None:
+        meta = _join_locked(work)
+        return Outcome(meta, f"{work.out} is finished: {_numbers(meta)}")
+    if merge_only:
+        raise UserError(
+            f"{work.out} lacks {len(missing)} of {len(work.plan.parts)} parts (the first is {missing[0]}), so they"
+            f" cannot be joined; run `llmscale data prepare` without --merge first"
+        )
+    if not signed:
+        return Outcome(None, work.waiting("signed", lambda part: part.signatures.exists()))
+    return Outcome(None, work.waiting("finished", lambda part: part.number not in missing))
+
+
+def _remove_parts(out: Path) -> None:
+    shutil.rmtree(out / "parts", ignore_errors=True)
+
+
 def _check_folder(out: Path) -> None:
     """Raise UserError where OUT is no folder, or one of other things."""
     if not out.exists() or (out / PLAN_FILE).exists():
@@ -237,16 +259,15 @@ def _finished(out: Path, plan: Plan) -> dict[str, Any] | None:
     return meta
 
 
-def _join_locked(
-    config: DataConfig, plan: Plan, out: Path, corpus: Corpus, tokenizer: Tokenizer, watcher: Watcher
-) -> dict[str, Any]:
-    with _locked(out):
-        # Another rank may have joined the parts while this one waited.
-        meta = _finished(out, plan)
+def _join_locked(work: _Work) -> dict[str, Any]:
+    with locked(work.out / "lock"):
+        # Another call may have joined the parts while this one waited.
+        meta = _finished(work.out, work.plan)
         if meta is None:
-            watcher.note(f"joining {len(plan.parts)} parts")
-            meta = _join(config, plan, out, corpus, tokenizer)
-            shutil.rmtree(out / "parts", ignore_errors=True)
+            work.watcher.note(f"joining {len(work.plan.parts)} parts")
+            meta = _join(work.config, work.plan, work.out, work.corpus, work.tokenizer)
+        # Also those that this call made after another had removed them.
+        _remove_parts(work.out)
     return meta
 
 
@@ -320,14 +341,3 @@ def _numbers(meta: dict[str, Any]) -> str:
     ]
     dropped = by_reason(meta["dropped"])
     return "; ".join(parts) + (f"; dropped or mended: {dropped}" if dropped else "")
-
-
-@contextlib.contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """One process at a time; the system frees the lock of a killed one."""
-    path = out / "lock"
-    with writing(path), open(path, "w") as file:
-        # File systems without locks: what follows may then be done twice, with the same result.
-        with contextlib.suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -89,7 +89,7 @@ def values_of(column: Any, position: int, note: Note) -> list[Any]:
     """An Arrow column as Python values; binary ones as UTF-8, mended where that is invalid."""
     import pyarrow
 
-    kind = column.type
+    kind = column.type.value_type if pyarrow.types.is_dictionary(column.type) else column.type
     if not (pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind)):
         try:
             return column.to_pylist()

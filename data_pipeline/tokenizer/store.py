@@ -234,6 +234,9 @@ def _read_given(settings: TokenizerConfig) -> dict[str, bytes] | None:
 
 def _read(path: Path, fix: str, where: str = "") -> bytes:
     try:
+        # A pipe would be waited for without end, and /dev/zero read without end.
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise UserError(f"{where}{path} is no regular file but a pipe, a device or a socket; {fix}")
         return path.read_bytes()
     except OSError as error:
         raise UserError(f"{where}cannot read {path}: {error.strerror}; {fix}") from None

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import gzip
 import json
 import os
 import re
+import socket
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from data_pipeline.errors import UserError
@@ -94,6 +99,48 @@ def test_a_folder_among_files_is_named(tmp_path: Path) -> None:
     assert read(corpus(tmp_path, {**JSONL, "paths": [f"{tmp_path}/*"]})) == ["good"]
 
 
+@pytest.mark.parametrize("through_link", [False, True])
+@pytest.mark.parametrize("kind", ["pipe", "socket", "/dev/zero", "/dev/null"])
+def test_what_is_no_regular_file_is_called_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, through_link: bool
+) -> None:
+    path = tmp_path / "a.txt"
+    with contextlib.ExitStack() as stack:
+        if kind == "pipe":
+            os.mkfifo(path)
+        elif kind == "socket":
+            # The path of a socket may have 107 bytes only.
+            monkeypatch.chdir(tmp_path)
+            stack.enter_context(socket.socket(socket.AF_UNIX)).bind("a.txt")
+        else:
+            path = Path(kind)
+        if through_link:
+            (tmp_path / "link").symlink_to(path)
+            path = tmp_path / "link"
+        with pytest.raises(
+            UserError, match=rf"\.paths: {path} is no regular file but a pipe, a device or a socket; name a file"
+        ):
+            corpus(tmp_path, {"paths": [str(path)]})
+        # Nor does a pattern take them.
+        (tmp_path / "b.txt").write_text("text")
+        assert read(corpus(tmp_path, {"paths": [f"{tmp_path}/*"]})) == ["text"]
+
+
+@pytest.mark.parametrize("target", ["gone.txt", "a.txt"])
+def test_a_link_that_leads_nowhere_is_named(tmp_path: Path, target: str) -> None:
+    (tmp_path / "a.txt").symlink_to(target)
+    (tmp_path / "b.txt").write_text("text")
+    said = rf"cannot read {tmp_path}/a\.txt: .* \(it is a link to {target}\); make it readable or exclude it"
+    for pattern in ("a.txt", "*.txt", "**/*"):
+        with pytest.raises(UserError, match=said):
+            corpus(tmp_path, {"paths": [f"{tmp_path}/{pattern}"]})
+    assert read(corpus(tmp_path, {"paths": [f"{tmp_path}/*"], "exclude": ["a.*"]})) == ["text"]
+    assert read(corpus(tmp_path, {"paths": [f"{tmp_path}/b*"]})) == ["text"]
+    (tmp_path / "a.txt").unlink()
+    (tmp_path / "a.txt").symlink_to("b.txt")
+    assert read(corpus(tmp_path, {"paths": [f"{tmp_path}/*"]})) == ["text"]
+
+
 WHOLE: dict[str, tuple[bytes, dict[str, Any], str]] = {
     "a.csv": (b'"te', {"kind": "csv"}, r"cannot read .*a.csv: it has no header row: a quote is not closed"),
     "b.arrow": (b"no arrow at all", {"kind": "arrow"}, r"cannot read .*b.arrow: it is no Arrow file"),
@@ -117,6 +164,26 @@ def test_a_column_of_another_type_is_refused(tmp_path: Path, kind: str) -> None:
     source = write_table(tmp_path, kind, [1, 2])
     with pytest.raises(UserError, match=r"field: 'text' of .*a holds int64, not text; set .* to a text column"):
         corpus(tmp_path, source)
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "csv.gz", "parquet", "arrow"])
+@pytest.mark.parametrize("field", ["text", "{id} {text}"])
+def test_a_field_that_is_there_twice_is_refused(tmp_path: Path, kind: str, field: str) -> None:
+    path = tmp_path / f"a.{kind}"
+    table = pyarrow.Table.from_arrays([pyarrow.array([cell]) for cell in "abcde"], ["text", "x", "id", "text", "x"])
+    if kind == "parquet":
+        pyarrow.parquet.write_table(table, path)
+    elif kind == "arrow":
+        with pyarrow.ipc.new_stream(str(path), table.schema) as writer:
+            writer.write_table(table)
+    else:
+        rows = "text,x,id,text,x\na,b,c,d,e\n".replace(",", "\t" if kind == "tsv" else ",").encode()
+        path.write_bytes(gzip.compress(rows) if kind == "csv.gz" else rows)
+    source = {"kind": kind.partition(".")[0], "paths": [str(path)]}
+    with pytest.raises(UserError, match=rf"\.field: {path} has 2 fields 'text'; rename all but one of them, or set "):
+        corpus(tmp_path, {**source, "field": field})
+    # That others are there twice does no harm.
+    assert read(corpus(tmp_path, {**source, "field": "id"})) == ["c"]
 
 
 def test_an_object_where_a_string_was_stops_a_streamed_data_set(tmp_path: Path) -> None:

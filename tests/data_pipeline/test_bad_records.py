@@ -66,6 +66,8 @@ CASES = {
     "no JSON": Bad("a.jsonl", lines("text"), JSONL, GOODS, "not JSON", ":3", "invalid literal|unexpected"),
     "a lone surrogate": Bad("a.jsonl", lines('{"text": "\\ud800"}'), JSONL, GOODS, "not JSON", ":3", "surrogate"),
     "deep nesting": Bad("a.jsonl", lines("[" * 5000), JSONL, GOODS, "not JSON", ":3", ""),
+    "NaN": Bad("a.jsonl", lines(json.dumps({"text": "x", "n": float("nan")})), JSONL, GOODS, "not JSON", ":3", ""),
+    "Infinity": Bad("a.jsonl", lines('{"text": "x", "n": [-Infinity]}'), JSONL, GOODS, "not JSON", ":3", ""),
     "a list": Bad("a.jsonl", lines('["good"]'), JSONL, GOODS, NO_TEXT, ":3", "the record is a list, not an object"),
     "a missing field": Bad("a.jsonl", lines('{"aim": "x"}'), JSONL, GOODS, NO_TEXT, ":3", "it has no 'text'"),
     "null": Bad("a.jsonl", lines('{"text": null}'), JSONL, GOODS, NO_TEXT, ":3", "'text' is null, not a string"),

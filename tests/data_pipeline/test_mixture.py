@@ -80,6 +80,32 @@ def test_temperature_flattens_and_epochs_weigh_by_bytes() -> None:
 
 
 @pytest.mark.parametrize(
+    ("weights", "temperature", "expected"),
+    [
+        ([1e308, 1e308], 1.0, [0.5, 0.5]),
+        ([1e308, 5e307, 5e307], 1.0, [0.5, 0.25, 0.25]),
+        ([1e-320, 3e-320], 1.0, [0.25, 0.75]),
+        ([1, 3], 0.001, [0, 1]),
+        ([0.2, 0.3], 0.0001, [0, 1]),
+        ([3, 3, 1], 1e-300, [0.5, 0.5, 0]),
+        # (1e-628)^(1 / 1000) = 10^-0.628 beside 1
+        ([1e-320, 1e308], 1000.0, [0.2355 / 1.2355, 1 / 1.2355]),
+    ],
+)
+def test_extreme_weights_and_temperatures(weights: list[float], temperature: float, expected: list[float]) -> None:
+    assert shares(mixture(weights, temperature=temperature)) == pytest.approx(expected, abs=1e-4)
+    later = mixture([1] * len(weights), [(10, {f"s{i}": w for i, w in enumerate(weights)})], temperature)
+    assert shares(later, first=1) == pytest.approx(expected, abs=1e-4)
+
+
+@settings(max_examples=40, deadline=None)
+@given(weights=st.lists(st.floats(1e-9, 1e9), min_size=2, max_size=4), temperature=st.floats(0.5, 10))
+def test_temperature_is_the_power_of_its_definition(weights: list[float], temperature: float) -> None:
+    powers = np.array(weights) ** (1 / temperature)
+    assert shares(mixture(weights, temperature=temperature)) == pytest.approx(powers / powers.sum(), abs=1e-4)
+
+
+@pytest.mark.parametrize(
     ("sources", "stages", "says"),
     [
         ([{"weight": 1}, {}], [], r"data.sources.1 has no weight, but data.sources.0 has one"),

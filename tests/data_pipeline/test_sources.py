@@ -12,6 +12,7 @@ import pyarrow.parquet
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from data_pipeline.config import SourceConfig
 from data_pipeline.cursor import merge_cursors
@@ -119,12 +120,49 @@ def test_a_template_joins_fields(tmp_path: Path, kind: str) -> None:
     assert read(found) == [f"# T{i}\nB{i}" for i in range(5)]
 
 
+@pytest.mark.parametrize("field", ["{body:0>3}|", "{body:.99999999}|", "{body:9<3.1000001}|"])
+def test_widths_within_reason_pad(tmp_path: Path, field: str) -> None:
+    (tmp_path / "a").write_text('{"body": "xy"}\n')
+    assert read(corpus({"kind": "jsonl", "paths": [f"{tmp_path}/a"], "field": field})) == [field.format(body="xy")]
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [{"cleaning": [{"step": "whitespace", "max_blank_lines": 2**32 - 2}]}, {"shuffle_buffer": 10**26}],
+)
+def test_numbers_that_nothing_can_hold_are_refused(setting: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="less than or equal to"):
+        config({"paths": ["x"]}, **setting)
+
+
 def test_parquet_skips_nulls_and_numbers_rows_over_groups(tmp_path: Path) -> None:
     table = pyarrow.table({"text": ["a", None, "b", "", "c"]})
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet", row_group_size=2)
     found = corpus({"kind": "parquet", "paths": [f"{tmp_path}/a.parquet"]})
     assert [(document.position, document.text) for document in found.documents()] == [(0, "a"), (2, "b"), (4, "c")]
     assert found.read(found.spans[1], 3)[0] == []
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+@pytest.mark.parametrize("values", [pyarrow.binary(), pyarrow.large_binary(), pyarrow.string()], ids=str)
+def test_dictionaries_of_bytes_are_read_as_plain_bytes_are(tmp_path: Path, kind: str, values: pyarrow.DataType) -> None:
+    rows = [b"one", b"two", None, b"one", "世界".encode(), b""]
+    plain = pyarrow.array(rows, pyarrow.binary())
+    column = plain.cast(values).dictionary_encode()
+    if values != pyarrow.string():
+        column = pyarrow.concat_arrays([column, pyarrow.array([b"caf\xe9"], values).dictionary_encode()])
+    table = pyarrow.table({"text": column})
+    if kind == "parquet":
+        pyarrow.parquet.write_table(table, tmp_path / "a")
+        assert pyarrow.types.is_dictionary(pyarrow.parquet.read_schema(tmp_path / "a").field("text").type)
+    else:
+        with pyarrow.ipc.new_stream(str(tmp_path / "a"), table.schema) as writer:
+            writer.write_table(table)
+    found = corpus({"kind": kind, "paths": [f"{tmp_path}/a"]})
+    mended = ["caf�"] if values != pyarrow.string() else []
+    assert read(found) == ["one", "two", "one", "世界", *mended]
+    wrong = {"empty": 1, "no text in the field": 1} | ({"invalid UTF-8 replaced": 1} if mended else {})
+    assert found.dropped == wrong
 
 
 @pytest.mark.parametrize("kind", list(WRITERS))
@@ -159,6 +197,13 @@ def test_held_out_files_do_not_depend_on_where_the_corpus_lies(tmp_path: Path) -
         *(
             ({"kind": "jsonl", "paths": ["{d}/a.jsonl"], "field": field}, r"'\{body.*\}' is not a valid template: ")
             for field in ("{body!z}", "{body:d}", "{body:{n}}", "{body:{body}}")
+        ),
+        *(
+            (
+                {"kind": "jsonl", "paths": ["{d}/a.jsonl"], "field": field},
+                r"not a valid template: a width of \d+ is above",
+            )
+            for field in ("{body:>99999999999}", "{body:1000001}", "{body:x<" + 5000 * "9" + ".3}")
         ),
         (
             {"kind": "jsonl", "paths": ["{d}/list.jsonl"]},
@@ -200,11 +245,19 @@ def test_a_cut_parquet_file_is_named(tmp_path: Path) -> None:
     ("change", "message"),
     [
         (lambda folder: (folder / "1.jsonl").write_text('{"text": "other"}\n' * 90), r"1.jsonl changed since"),
-        (lambda folder: (folder / "0.jsonl").unlink(), r"has 1 files, but had 2 .* begins at .*1.jsonl"),
-        (lambda folder: (folder / "1.jsonl").unlink(), r"has 1 files, but had 2 .* begins at .*0.jsonl"),
+        (lambda folder: (folder / "0.jsonl").unlink(), r"has 1 files, but had 2 .* begins at .*1.jsonl, before"),
+        (lambda folder: (folder / "1.jsonl").unlink(), r"1 files, but had 2 .*, of which those behind .*0.jsonl are"),
         (
             lambda folder: (folder / "2.jsonl").write_text('{"text": "new"}\n' * 90),
-            r"has 3 files, but had 2 .* begins at .*2.jsonl",
+            r"has 3 files, but had 2 .* begins at .*2.jsonl, which was not among them",
+        ),
+        (
+            lambda folder: (folder / "0.jsonl").rename(folder / "00.jsonl"),
+            r"00.jsonl changed since .*; it has other contents or another name, or is",
+        ),
+        (
+            lambda folder: (folder / "0.jsonl").rename(folder / "3.jsonl"),
+            r"3.jsonl changed since .*; it has other contents or another name, or is",
         ),
     ],
 )
@@ -217,6 +270,29 @@ def test_a_resume_on_changed_files_names_the_file(tmp_path: Path, change: Any, m
     change(tmp_path / "a")
     with pytest.raises(UserError, match=message):
         TrainLoader(data, directory, seed=0, dp_rank=0, dp_size=1, first_sample=4, cursor=cursor)
+
+
+@pytest.mark.parametrize(
+    ("now", "message"),
+    [
+        ("acb", r"^the files of data.sources stand in another order than when the run was saved, from .*/c on; "),
+        ("ab", r"has 2 files, but had 3 when the run was saved, of which those behind .*/b are missing; "),
+        ("a", r"has 1 files, but had 3 when the run was saved, of which those behind .*/a are missing; "),
+        ("ac", r"has 2 files, .* begins at .*/c, before which a file is missing; "),
+        ("ba", r"has 2 files, .* begins at .*/b; "),
+        ("acde", r"has 4 files, .* begins at .*/c, before which a file is missing; "),
+        ("abcd", r"has 4 files, .* begins at .*/d, which was not among them as it is now; "),
+        ("dabc", r"has 4 files, .* begins at .*/d, which was not among them as it is now; "),
+        ("abd", r"^[^ ]*/d changed since .* saved; it has other contents or another name, or is another file; "),
+        ("bcd", r"^[^ ]*/d changed since .* saved; it has other contents or another name, or is another file; "),
+    ],
+)
+def test_what_became_of_the_files_is_said_truly(tmp_path: Path, now: str, message: str) -> None:
+    for name in "abcde":
+        (tmp_path / name).write_text(f"text of {name}")
+    before, after = (corpus({"paths": [f"{tmp_path}/{name}" for name in names]}) for names in ("abc", now))
+    with pytest.raises(UserError, match=message):
+        after.check({"source": before.digest, "files": before.fingerprints()})
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,19 @@ def test_files_that_are_no_tokenizer(tmp_path: Path, kind: str, contents: bytes)
     assert str(path) in refusal(tmp_path, kind=kind, path=str(path))
 
 
+@pytest.mark.parametrize("kind", NO_TOKENIZER)
+def test_pipes_and_devices_are_refused_unread(tmp_path: Path, kind: str) -> None:
+    pipe, link, words = (tmp_path / name for name in ("pipe", "link", "vocab.json"))
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)
+    words.write_text("{}")
+    for path in (Path("/dev/null"), pipe, link, Path("/dev/zero")):
+        said = f"data.tokenizer.path: {path} is no regular file but a pipe, a device or a socket; name a readable file"
+        assert refusal(tmp_path, kind=kind, path=str(path), merges=str(words)) == said
+    said = f"data.tokenizer.merges: {pipe} is no regular file but a pipe, a device or a socket; name a readable file"
+    assert refusal(tmp_path, kind="gpt2", path=str(words), merges=str(pipe)) == said
+
+
 def test_every_kind_refuses_the_files_of_the_others(folder: Path, tmp_path: Path) -> None:
     gpt2 = gpt2_files(folder / "gpt2")
     merges = str(gpt2.with_name("merges.txt"))

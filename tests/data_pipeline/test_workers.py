@@ -56,6 +56,16 @@ def test_effective_workers_divide_the_lanes(tmp_path: Path, lanes: int, dp: int,
     loader.close()
 
 
+@pytest.mark.parametrize(("order", "effective"), [("stream", 12), ("permutation", 0)])
+def test_a_number_of_workers_that_is_too_large_costs_no_time(tmp_path: Path, order: str, effective: int) -> None:
+    data = config(write_jsonl(tmp_path / "a", texts(90)), workers=10**8, order=order)
+    start = time.process_time()
+    directory = bytes_tokenizer(tmp_path)
+    with TrainLoader(data, directory, seed=0, dp_rank=0, dp_size=1, cache=tmp_path / "cache") as loader:
+        assert loader.effective_workers == effective
+    assert time.process_time() - start < 2
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_worker_s_mistake_is_the_user_s_message(tmp_path: Path, workers: int) -> None:
     data = config(write_files(tmp_path / "a", texts(60)), lanes=4, workers=workers)
