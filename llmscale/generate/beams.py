@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +18,17 @@ from llmscale.model import Transformer
 
 IMPOSSIBLE = -1e9
 """Score of what must not be chosen."""
+NOTHING = -1
+"""In place of a token that has not come."""
+
+
+class Found(NamedTuple):
+    """A finished hypothesis."""
+
+    tokens: list[int]
+    """Without the token that ended it."""
+    end: int | None
+    """That token; None where it ended for another reason."""
 
 
 @dataclass
@@ -24,11 +36,11 @@ class Hypotheses:
     """K token sequences of each of P prompts, best first."""
 
     tokens: Tensor
-    """(P, K, max_new_tokens) int64."""
+    """(P, K, max_new_tokens) int64, `NOTHING` after the last one."""
     scores: Tensor
     """(P, K) fp32."""
     lengths: Tensor
-    """(P, K) int64 tokens that count."""
+    """(P, K) int64 tokens that count: all but the one that ended it."""
 
     def take(self, places: Tensor) -> Hypotheses:
         """Those at (P, K) places."""
@@ -51,8 +63,8 @@ def beam_search(
     settings: Settings,
     ends: Sequence[int],
     stopped: Callable[[int, list[int]], bool] | None = None,
-) -> list[list[int]]:
-    """The best hypothesis of each context, without the token that ends it.
+) -> list[Found]:
+    """The best hypothesis of each context.
 
     Hypotheses are ranked by log-probability / length^length_penalty. As long as what is finished may still be beaten
     by what is not (`settings.early_stopping`), the search goes on.
@@ -74,8 +86,7 @@ def beam_search(
     for step in range(settings.max_new_tokens):
         if not search.advance(step):
             break
-    tokens, lengths = search.done.tokens[:, 0].tolist(), search.done.lengths[:, 0].tolist()
-    return [row[:length] for row, length in zip(tokens, lengths, strict=True)]
+    return search.best()
 
 
 class _Search:
@@ -97,7 +108,7 @@ class _Search:
         self.wanted = wanted
         self.state = State(model, contexts, settings.max_new_tokens, copies=beams)
         device = self.state.device
-        tokens = torch.zeros(prompts, beams, settings.max_new_tokens, dtype=torch.int64, device=device)
+        tokens = torch.full((prompts, beams, settings.max_new_tokens), NOTHING, device=device)
         lengths = torch.zeros(prompts, beams, dtype=torch.int64, device=device)
         nothing = torch.full((prompts, beams), IMPOSSIBLE, device=device)
         self.done = Hypotheses(tokens.clone(), nothing.clone(), lengths.clone())
@@ -131,6 +142,14 @@ class _Search:
             self.seen = self.seen[rows].scatter_(1, last[:, None], True)
         self.state.append(last)
         return True
+
+    def best(self) -> list[Found]:
+        """What each context has come to."""
+        found = []
+        for row, length in zip(self.done.tokens[:, 0].tolist(), self.done.lengths[:, 0].tolist(), strict=True):
+            end = row[length] if length < len(row) else NOTHING
+            found.append(Found(row[:length], None if end == NOTHING else end))
+        return found
 
     def _candidates(self, step: int) -> tuple[Hypotheses, Tensor, Tensor]:
         """The best continuations (P, wanted), the beams that they continue, and which of them are finished."""

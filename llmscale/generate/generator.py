@@ -124,8 +124,8 @@ class Generator:
             def stopped(number: int, tokens: list[int]) -> bool:
                 return writers[number].would_stop(tokens)
 
-        for writer, tokens in zip(writers, beam_search(self._model, contexts, settings, ends, stopped), strict=True):
-            for token in tokens:
+        for writer, found in zip(writers, beam_search(self._model, contexts, settings, ends, stopped), strict=True):
+            for token in found.tokens if found.end is None else [*found.tokens, found.end]:
                 writer.take(token)
             writer.close("length")
             pieces = list(writer.pieces())
