@@ -63,6 +63,7 @@ def beam_search(
     settings: Settings,
     ends: Sequence[int],
     stopped: Callable[[int, list[int]], bool] | None = None,
+    limits: Sequence[int] | None = None,
 ) -> list[Found]:
     """The best hypothesis of each context.
 
@@ -72,6 +73,7 @@ def beam_search(
     Args:
         ends: tokens that finish a hypothesis.
         stopped: whether the tokens of a hypothesis of context i finish it for another reason.
+        limits: most new tokens of each context, none above `settings.max_new_tokens`; that for all when not given.
 
     Raises:
         UserError: more beams than the vocabulary can fill.
@@ -82,8 +84,9 @@ def beam_search(
             f"beams is {settings.beams}, which compares {wanted} tokens at each step, but the vocabulary has"
             f" {model.vocab_size}; set beams to {max(1, model.vocab_size * settings.beams // wanted)} or less"
         )
-    search = _Search(model, contexts, settings, ends, stopped, wanted)
-    for step in range(settings.max_new_tokens):
+    limits = limits or [settings.max_new_tokens] * len(contexts)
+    search = _Search(model, contexts, settings, ends, stopped, wanted, limits)
+    for step in range(max(limits)):
         if not search.advance(step):
             break
     return search.best()
@@ -100,15 +103,18 @@ class _Search:
         ends: Sequence[int],
         stopped: Callable[[int, list[int]], bool] | None,
         wanted: int,
+        limits: Sequence[int],
     ) -> None:
         prompts, beams = len(contexts), settings.beams
         self.settings = settings
         self.contexts = contexts
         self.stopped = stopped
         self.wanted = wanted
-        self.state = State(model, contexts, settings.max_new_tokens, copies=beams)
+        self.state = State(model, contexts, max(limits), copies=beams)
         device = self.state.device
-        tokens = torch.full((prompts, beams, settings.max_new_tokens), NOTHING, device=device)
+        self.limits = torch.tensor(limits, device=device)[:, None]
+        self.longest = torch.tensor([[limit**settings.length_penalty] for limit in limits], device=device)
+        tokens = torch.full((prompts, beams, max(limits)), NOTHING, device=device)
         lengths = torch.zeros(prompts, beams, dtype=torch.int64, device=device)
         nothing = torch.full((prompts, beams), IMPOSSIBLE, device=device)
         self.done = Hypotheses(tokens.clone(), nothing.clone(), lengths.clone())
@@ -130,10 +136,10 @@ class _Search:
         self.running = candidates.take(following)
         self.running.scores = open_scores.gather(1, following)
         self._finish(candidates, hits, step + 1)
-        self.hopeful = self.hopeful & self._can_improve(step + 1)
+        self.hopeful = self.hopeful & self._can_improve(step + 1) & ~hits.all(1, keepdim=True)
         if self.settings.early_stopping is True and bool(self.finished.all()):
             return False
-        if not bool(self.hopeful.any() & ~hits.all()):
+        if not bool(self.hopeful.any()):
             return False
         rows = (parents.gather(1, following) + self.offsets).flatten()
         self.state.keep(rows, same_prompt=True)
@@ -168,7 +174,7 @@ class _Search:
         candidates.scores = best
         ended = torch.isin(chosen, self.ends)
         candidates.lengths = candidates.lengths + ~ended
-        hits = ended if step + 1 < self.settings.max_new_tokens else torch.ones_like(ended)
+        hits = ended | (step + 1 >= self.limits)
         if self.stopped is not None:
             rows = candidates.tokens[:, :, : step + 1].tolist()
             answers = [[self.stopped(number, tokens) for tokens in row] for number, row in enumerate(rows)]
@@ -190,8 +196,9 @@ class _Search:
     def _can_improve(self, length: int) -> Tensor:
         """(P, 1): whether the best running hypothesis may still beat the worst finished one."""
         settings = self.settings
+        divisor: float | Tensor = length**settings.length_penalty
         if settings.early_stopping == "never" and settings.length_penalty > 0:
-            length = settings.max_new_tokens
-        possible = self.running.scores[:, :1] / length**settings.length_penalty
+            divisor = self.longest
+        possible = self.running.scores[:, :1] / divisor
         worst = torch.where(self.finished, self.done.scores.amin(1, keepdim=True), IMPOSSIBLE)
         return (possible > worst).any(-1, keepdim=True)
