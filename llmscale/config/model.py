@@ -1,5 +1,6 @@
 """The shape of the model."""
 
+import math
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -243,6 +244,13 @@ class ModelConfig(Section):
         if self.heads % self.kv_head_count:
             raise ValueError(f"heads ({self.heads}) must be divisible by kv_heads ({self.kv_head_count})")
         rotated = int(self.head_channels * self.rotary_fraction)
+        if self.positions == "rotary" and rotated < 2:
+            least = math.ceil(2 / self.head_channels * 10_000) / 10_000
+            fix = f"rotary_fraction to {least}" if least <= 1 else "head_size to 2"
+            raise ValueError(
+                f"rotary needs at least 2 rotated channels, but rotary_fraction ({self.rotary_fraction}) of"
+                f" {self.head_channels} head channels is {rotated}; set {fix} or more"
+            )
         if self.positions == "rotary" and rotated % 2:
             raise ValueError(
                 f"rotary needs an even number of rotated channels, but rotary_fraction ({self.rotary_fraction}) of"
