@@ -65,7 +65,7 @@ class ScheduleConfig(Section):
     decay_steps: Count = Field(default=0, ge=0)
     """Steps of the final decay of wsd."""
     stable_steps: Count = Field(default=0, ge=0)
-    """Steps at the peak of inverse_sqrt before it falls; T5 has ten thousand of them and no warm-up."""
+    """Steps at the peak of inverse_sqrt before it falls, at least one; T5 has ten thousand of them and no warm-up."""
     final_fraction: float = Field(default=0.1, ge=0, le=1)
     """Learning rate at the last step, as a fraction of the peak (cosine and wsd)."""
 
