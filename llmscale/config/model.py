@@ -1,5 +1,6 @@
 """The shape of the model."""
 
+import math
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -7,6 +8,7 @@ from pydantic import Field, model_validator
 
 from data_pipeline.section import Section
 from llmscale import families
+from llmscale.config.bounds import Count, Layers, Width
 
 GATED = ("swiglu", "geglu", "geglu_tanh")
 """Activations that multiply a second projection with the activated one."""
@@ -23,7 +25,7 @@ class RotaryScaling(Section):
     """llama3: waves longer than original_positions / this are divided in full."""
     high_frequency_factor: float = Field(default=4.0, gt=0)
     """llama3: waves shorter than original_positions / this stay as they are."""
-    original_positions: int = Field(default=8192, ge=1)
+    original_positions: Count = Field(default=8192, ge=1)
     """llama3: the context before the stretch, in tokens."""
 
     @model_validator(mode="after")
@@ -40,13 +42,13 @@ class ExpertsConfig(Section):
     """Mixture of experts in place of feed-forward layers (Shazeer et al. 2017). Routing looks at one sequence at a
     time, so that it does not depend on how a batch is cut."""
 
-    count: int = Field(ge=2)
+    count: Width = Field(ge=2)
     """Experts of a layer."""
-    per_token: int = Field(default=2, ge=1)
+    per_token: Width = Field(default=2, ge=1)
     """Experts that each token goes to."""
-    every: int = Field(default=1, ge=1)
+    every: Count = Field(default=1, ge=1)
     """Layers `every`, 2 x `every`, ... have experts (counted from 1), the others are dense."""
-    ffn_size: int | None = Field(default=None, ge=1)
+    ffn_size: Width | None = Field(default=None, ge=1)
     """Inner width of an expert, in channels; that of the dense layers when not given."""
     normalize: bool = True
     """Whether the weights of a token's experts are divided by their sum."""
@@ -73,27 +75,27 @@ class ModelConfig(Section):
     architecture: Literal["decoder", "encoder", "encoder_decoder"] = "decoder"
     """decoder: tokens see those before them (GPT); encoder: tokens see each other (BERT); encoder_decoder: both, and
     the decoder sees the encoder's result (T5)."""
-    layers: int = Field(default=12, ge=1)
+    layers: Layers = Field(default=12, ge=1)
     """Transformer blocks; of the decoder, where there are both."""
-    encoder_layers: int | None = Field(default=None, ge=1)
+    encoder_layers: Layers | None = Field(default=None, ge=1)
     """Blocks of the encoder of an encoder_decoder; `layers` when not given."""
-    hidden_size: int = Field(default=768, ge=1)
+    hidden_size: Width = Field(default=768, ge=1)
     """Width of the residual stream, in channels."""
-    heads: int = Field(default=12, ge=1)
+    heads: Width = Field(default=12, ge=1)
     """Query heads."""
-    kv_heads: int | None = Field(default=None, ge=1)
+    kv_heads: Width | None = Field(default=None, ge=1)
     """Key and value heads (grouped-query attention); the number of query heads when not given."""
-    head_size: int | None = Field(default=None, ge=1)
+    head_size: Width | None = Field(default=None, ge=1)
     """Channels of a head; hidden_size / heads when not given."""
-    ffn_size: int | None = Field(default=None, ge=1)
+    ffn_size: Width | None = Field(default=None, ge=1)
     """Inner width of the feed-forward layer, in channels; 4 x hidden_size when not given."""
     experts: ExpertsConfig | None = None
     """Mixture of experts; None: every layer is dense."""
-    vocab_size: int | None = Field(default=None, ge=1)
+    vocab_size: Count | None = Field(default=None, ge=1)
     """Tokens the model knows; the tokenizer's size when not given, and not below it."""
-    vocab_multiple: int = Field(default=128, ge=1)
+    vocab_multiple: Count = Field(default=128, ge=1)
     """The embedding's rows are padded to a multiple of this; padded tokens never get any probability."""
-    max_positions: int = Field(default=1024, ge=1)
+    max_positions: Count = Field(default=1024, ge=1)
     """Longest sequence, in tokens: the rows of learned positions, and the limit of generation."""
     positions: Literal["learned", "rotary", "relative", "alibi", "sinusoidal"] = "learned"
     """How positions enter: a learned or a sinusoidal (Vaswani et al. 2017, section 3.5) table added to the embedding;
@@ -108,13 +110,13 @@ class ModelConfig(Section):
     """Rotate channels 2i and 2i + 1 together (GPT-J) rather than i and i + half (GPT-NeoX, Llama)."""
     rotary_scaling: RotaryScaling | None = None
     """Stretched rotary frequencies."""
-    relative_buckets: int = Field(default=32, ge=4)
+    relative_buckets: Count = Field(default=32, ge=4)
     """Distances that relative positions tell apart (T5)."""
-    relative_max_distance: int = Field(default=128, ge=2)
+    relative_max_distance: Count = Field(default=128, ge=2)
     """Distance from which on all are one bucket (T5), in tokens."""
     attention_pattern: list[Literal["global", "local"]] = Field(default=["global"], min_length=1)
     """Kinds of attention of the layers, repeated over them: to all tokens, or within `window`."""
-    window: int | None = Field(default=None, ge=2)
+    window: Count | None = Field(default=None, ge=2)
     """Tokens that local attention sees: in a decoder the last ones, itself included; in an encoder half of them on
     either side."""
     attention_scale: float | None = Field(default=None, gt=0)
@@ -153,7 +155,7 @@ class ModelConfig(Section):
     """The head shares the embedding's weight."""
     scaled_head: bool = False
     """The head's input is divided by sqrt(hidden_size) (T5 v1.0, whose embedding is large)."""
-    token_types: int = Field(default=0, ge=0)
+    token_types: Count = Field(default=0, ge=0)
     """Rows of a learned table for the type of each token: first or second segment (BERT); 0: none."""
     next_sentence: bool = False
     """A pooler over the first token and a head that tells whether the second segment follows the first (BERT)."""
@@ -243,6 +245,13 @@ class ModelConfig(Section):
         if self.heads % self.kv_head_count:
             raise ValueError(f"heads ({self.heads}) must be divisible by kv_heads ({self.kv_head_count})")
         rotated = int(self.head_channels * self.rotary_fraction)
+        if self.positions == "rotary" and rotated < 2:
+            least = math.ceil(2 / self.head_channels * 10_000) / 10_000
+            fix = f"rotary_fraction to {least}" if least <= 1 else "head_size to 2"
+            raise ValueError(
+                f"rotary needs at least 2 rotated channels, but rotary_fraction ({self.rotary_fraction}) of"
+                f" {self.head_channels} head channels is {rotated}; set {fix} or more"
+            )
         if self.positions == "rotary" and rotated % 2:
             raise ValueError(
                 f"rotary needs an even number of rotated channels, but rotary_fraction ({self.rotary_fraction}) of"

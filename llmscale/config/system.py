@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from data_pipeline.section import Section
+from llmscale.config.bounds import BigCount, Count
 
 
 class RunSection(Section):
@@ -12,9 +13,9 @@ class RunSection(Section):
 
     directory: str
     """Where the run keeps its config, metrics, ledger and checkpoints; relative to the working directory."""
-    seed: int = Field(default=0, ge=0, lt=2**63)
+    seed: BigCount = Field(default=0, ge=0)
     """Decides initial weights and data order."""
-    threads: int | None = Field(default=None, ge=1)
+    threads: int | None = Field(default=None, ge=1, le=4096)
     """CPU threads of each rank. When not given: OMP_NUM_THREADS, else the cores that the process may use divided by
     the ranks of this machine. Recorded, since the last bits of a loss depend on it."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -24,19 +25,19 @@ class RunSection(Section):
 class ParallelConfig(Section):
     """How the run is laid out: ranks = pipeline x data x sequence x tensor. Nothing here changes what is learned."""
 
-    data: int | None = Field(default=None, ge=1)
+    data: Count | None = Field(default=None, ge=1)
     """Data-parallel size; what the other sizes leave of the ranks when not given."""
-    tensor: int = Field(default=1, ge=1)
+    tensor: Count = Field(default=1, ge=1)
     """Tensor-parallel size: ranks that share each layer's matrices by heads and channels (Shoeybi et al. 2019)."""
     tensor_sequence: bool = False
     """Let the tensor-parallel ranks share the residual stream by positions too (Korthikanti et al. 2022, section
     4.2.2): less memory for activations, the same traffic."""
-    sequence: int = Field(default=1, ge=1)
+    sequence: Count = Field(default=1, ge=1)
     """Sequence-parallel size: ranks that share each sequence by positions, and attention by heads (DeepSpeed-Ulysses,
     Jacobs et al. 2023)."""
-    pipeline: int = Field(default=1, ge=1)
+    pipeline: Count = Field(default=1, ge=1)
     """Pipeline-parallel size: ranks that share the layers, stage after stage."""
-    expert: int = Field(default=1, ge=1)
+    expert: Count = Field(default=1, ge=1)
     """Expert-parallel size: data-parallel ranks that share the experts of each layer; divides `data`."""
 
 
@@ -53,12 +54,12 @@ class EngineConfig(Section):
     offload: Literal["none", "optimizer", "optimizer_and_weights"] = "none"
     """What is kept in the CPU's memory, where the update is then computed: the masters and the optimizer's state, at
     zero_stage 3 the weights too, which travel to the GPU when they are used."""
-    persistence_elements: int = Field(default=100_000, ge=0)
+    persistence_elements: BigCount = Field(default=100_000, ge=0)
     """zero_stage 3: tensors of at most so many elements are kept whole on every rank between their uses."""
-    live_elements: int = Field(default=1_000_000_000, ge=0)
+    live_elements: BigCount = Field(default=1_000_000_000, ge=0)
     """zero_stage 3: elements of weights that a rank may hold gathered at a time, also for their next use; fewer take
     less memory and more communication."""
-    bucket_elements: int = Field(default=50_000_000, ge=1)
+    bucket_elements: Count = Field(default=50_000_000, ge=1)
     """Gradient elements per communication bucket."""
     compile: bool = False
     """torch.compile each layer: slower to start, faster to run. At zero_stage 3 all weights of a layer are then brought
@@ -84,11 +85,11 @@ class EngineConfig(Section):
 class EvaluationConfig(Section):
     """When and how the held-out loss is measured."""
 
-    interval: int = Field(default=0, ge=0)
+    interval: Count = Field(default=0, ge=0)
     """Steps between evaluations; 0: only at the end."""
-    batch: int = Field(default=8, ge=1)
+    batch: Count = Field(default=8, ge=1)
     """Samples of one forward pass of one rank."""
-    max_samples: int | None = Field(default=None, ge=1)
+    max_samples: Count | None = Field(default=None, ge=1)
     """Most samples of an evaluation during training, an even sample; the final one uses all."""
     baselines: bool = False
     """At the end, compare with xz and with a unigram model of the training tokens."""
@@ -97,27 +98,27 @@ class EvaluationConfig(Section):
 class CheckpointConfig(Section):
     """When checkpoints are written and which are kept. The last step always is written."""
 
-    interval: int = Field(default=1000, ge=0)
+    interval: Count = Field(default=1000, ge=0)
     """Steps between checkpoints; 0: only at the end."""
-    keep: int = Field(default=3, ge=1)
+    keep: Count = Field(default=3, ge=1)
     """Newest checkpoints to keep."""
-    keep_every: int = Field(default=0, ge=0)
+    keep_every: Count = Field(default=0, ge=0)
     """Keep besides them each checkpoint whose step is a multiple of this; 0: none."""
 
 
 class LoggingConfig(Section):
     """What the run reports."""
 
-    interval: int = Field(default=10, ge=1)
+    interval: Count = Field(default=10, ge=1)
     """Steps between rows of metrics.jsonl."""
     trackers: list[Literal["tensorboard", "wandb", "mlflow"]] = []
     """Experiment trackers to feed through accelerate; each must be installed."""
-    ledger_snapshot_interval: int = Field(default=100, ge=1)
+    ledger_snapshot_interval: Count = Field(default=100, ge=1)
     """Steps between cursor snapshots beside the ledger: the most that `llmscale data ledger` has to replay."""
-    profile_start: int = Field(default=0, ge=0)
+    profile_start: Count = Field(default=0, ge=0)
     """First step that torch.profiler records on rank 0, into `profile/` of the run; 0: none. The first steps of a start
     are slower than the others."""
-    profile_steps: int = Field(default=3, ge=1)
+    profile_steps: Count = Field(default=3, ge=1)
     """Steps that it records."""
     sample_prompts: list[str] = []
     """Prompts that the trained model continues at the end, printed with the result."""

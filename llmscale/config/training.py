@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from data_pipeline.section import Section
+from llmscale.config.bounds import BigCount, Count
 
 DecayRate = Annotated[float, Field(ge=0, lt=1)]
 
@@ -59,12 +60,12 @@ class ScheduleConfig(Section):
     """cosine: half a cosine to the final fraction; wsd: warm-up, stable, linear decay (MiniCPM, section 4);
     inverse_sqrt: warm-up, stable, then as 1 / sqrt(step) (Vaswani et al. 2017, section 5.3; T5, section 3.1.2);
     constant: flat after warm-up."""
-    warmup_steps: int = Field(default=0, ge=0)
+    warmup_steps: Count = Field(default=0, ge=0)
     """Steps of linear warm-up from 0."""
-    decay_steps: int = Field(default=0, ge=0)
+    decay_steps: Count = Field(default=0, ge=0)
     """Steps of the final decay of wsd."""
-    stable_steps: int = Field(default=0, ge=0)
-    """Steps at the peak of inverse_sqrt before it falls; T5 has ten thousand of them and no warm-up."""
+    stable_steps: Count = Field(default=0, ge=0)
+    """Steps at the peak of inverse_sqrt before it falls, at least one; T5 has ten thousand of them and no warm-up."""
     final_fraction: float = Field(default=0.1, ge=0, le=1)
     """Learning rate at the last step, as a fraction of the peak (cosine and wsd)."""
 
@@ -72,27 +73,27 @@ class ScheduleConfig(Section):
 class BatchRamp(Section):
     """A global batch that grows in equal steps (GPT-3, section 2.3)."""
 
-    start: int = Field(ge=1)
+    start: Count = Field(ge=1)
     """Samples of the first steps."""
-    increment: int = Field(ge=1)
+    increment: Count = Field(ge=1)
     """Samples by which the batch grows each time; `global_batch` - `start` is a multiple of it."""
-    samples: int = Field(ge=1)
+    samples: BigCount = Field(ge=1)
     """Samples of the run after which the batch is `global_batch`."""
 
 
 class TrainConfig(Section):
     """How long, and how many samples at a time."""
 
-    steps: int = Field(default=1000, ge=1)
+    steps: Count = Field(default=1000, ge=1)
     """Optimizer steps. With `epochs` they follow from the data."""
     epochs: float | None = Field(default=None, gt=0)
     """Instead of `steps`: passes over the training data, which must have an end (see data.order). Every sample counts
     exactly once a pass; the last step is filled up with samples of weight 0."""
-    global_batch: int = Field(default=32, ge=1)
+    global_batch: Count = Field(default=32, ge=1)
     """Samples per optimizer step, over all ranks."""
     batch_ramp: BatchRamp | None = None
     """How the global batch grows to `global_batch` at the start; not together with `epochs`."""
-    micro_batch: int = Field(default=8, ge=1)
+    micro_batch: Count = Field(default=8, ge=1)
     """Most samples in one forward pass of one rank. Accumulation is derived; changes nothing but speed and memory."""
     init_from: str | None = None
     """A checkpoint (or run directory) whose weights the run starts from; optimizer, data and steps start anew."""

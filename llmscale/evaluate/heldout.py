@@ -72,6 +72,8 @@ def even_sample(count: int, most: int | None) -> list[int]:
 
 
 def _share(documents: EvaluationSet, chosen: list[int], size: int, rank: int, ranks: int) -> Iterator[Batch]:
+    # A batch that is larger than what there is would be filling.
+    size = min(size, max(1, -(-len(chosen) // ranks)))
     rounds = -(-len(chosen) // (size * ranks))
     padded = chosen + [-1] * (rounds * size * ranks - len(chosen))
     for first in range(rank * size, len(padded), size * ranks):

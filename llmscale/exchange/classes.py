@@ -23,6 +23,15 @@ from llmscale.families.hugging_face import (
 OWN = "llmscale"
 """`model_type` of models that transformers has no class for, under our own names."""
 _TRAINING_ONLY = ("family", "vocab_size", "vocab_multiple", "init_std", "init_scheme")
+_CAUSES = {
+    "window": ("attention_pattern",),
+    "rotary_base": ("positions", "attention_pattern"),
+    "rotary_local_base": ("positions", "attention_pattern"),
+    **dict.fromkeys(("rotary_fraction", "rotary_interleaved", "rotary_scaling"), ("positions",)),
+    **dict.fromkeys(("relative_buckets", "relative_max_distance"), ("positions",)),
+    "ffn_size": ("experts",),
+}
+"""Settings that others switch off, which are the ones to name where both differ."""
 
 
 def table_of(family: str) -> HuggingFace:
@@ -129,12 +138,12 @@ def _differences(model: ModelConfig, table: HuggingFace, name: str, written: dic
     except (Unsupported, ValidationError) as error:
         return [str(error.errors()[0]["msg"]) if isinstance(error, ValidationError) else str(error), *far]
     if table_of(back.family or name) is not table:
-        return [f"model.activation is {model.activation}, but this class has {back.activation}", *far]
+        return [f"model.activation is {model.activation}, where this class has {back.activation}", *far]
     ours, theirs = function_of(model), function_of(back)
+    differing = [key for key in ours if ours[key] != theirs[key]]
     return [
-        f"model.{key} is {_shown(ours[key])}, but {written['architectures'][0]} has {_shown(theirs[key])}"
-        for key in ours
-        if ours[key] != theirs[key]
+        f"model.{key} is {_shown(ours[key])}, where {written['architectures'][0]} has {_shown(theirs[key])}"
+        for key in sorted(differing, key=lambda key: any(cause in differing for cause in _CAUSES.get(key, ())))
     ]
 
 

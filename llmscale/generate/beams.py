@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +18,17 @@ from llmscale.model import Transformer
 
 IMPOSSIBLE = -1e9
 """Score of what must not be chosen."""
+NOTHING = -1
+"""In place of a token that has not come."""
+
+
+class Found(NamedTuple):
+    """A finished hypothesis."""
+
+    tokens: list[int]
+    """Without the token that ended it."""
+    end: int | None
+    """That token; None where it ended for another reason."""
 
 
 @dataclass
@@ -24,11 +36,11 @@ class Hypotheses:
     """K token sequences of each of P prompts, best first."""
 
     tokens: Tensor
-    """(P, K, max_new_tokens) int64."""
+    """(P, K, max_new_tokens) int64, `NOTHING` after the last one."""
     scores: Tensor
     """(P, K) fp32."""
     lengths: Tensor
-    """(P, K) int64 tokens that count."""
+    """(P, K) int64 tokens that count: all but the one that ended it."""
 
     def take(self, places: Tensor) -> Hypotheses:
         """Those at (P, K) places."""
@@ -51,8 +63,9 @@ def beam_search(
     settings: Settings,
     ends: Sequence[int],
     stopped: Callable[[int, list[int]], bool] | None = None,
-) -> list[list[int]]:
-    """The best hypothesis of each context, without the token that ends it.
+    limits: Sequence[int] | None = None,
+) -> list[Found]:
+    """The best hypothesis of each context.
 
     Hypotheses are ranked by log-probability / length^length_penalty. As long as what is finished may still be beaten
     by what is not (`settings.early_stopping`), the search goes on.
@@ -60,6 +73,7 @@ def beam_search(
     Args:
         ends: tokens that finish a hypothesis.
         stopped: whether the tokens of a hypothesis of context i finish it for another reason.
+        limits: most new tokens of each context, none above `settings.max_new_tokens`; that for all when not given.
 
     Raises:
         UserError: more beams than the vocabulary can fill.
@@ -70,12 +84,12 @@ def beam_search(
             f"beams is {settings.beams}, which compares {wanted} tokens at each step, but the vocabulary has"
             f" {model.vocab_size}; set beams to {max(1, model.vocab_size * settings.beams // wanted)} or less"
         )
-    search = _Search(model, contexts, settings, ends, stopped, wanted)
-    for step in range(settings.max_new_tokens):
+    limits = limits or [settings.max_new_tokens] * len(contexts)
+    search = _Search(model, contexts, settings, ends, stopped, wanted, limits)
+    for step in range(max(limits)):
         if not search.advance(step):
             break
-    tokens, lengths = search.done.tokens[:, 0].tolist(), search.done.lengths[:, 0].tolist()
-    return [row[:length] for row, length in zip(tokens, lengths, strict=True)]
+    return search.best()
 
 
 class _Search:
@@ -89,15 +103,18 @@ class _Search:
         ends: Sequence[int],
         stopped: Callable[[int, list[int]], bool] | None,
         wanted: int,
+        limits: Sequence[int],
     ) -> None:
         prompts, beams = len(contexts), settings.beams
         self.settings = settings
         self.contexts = contexts
         self.stopped = stopped
         self.wanted = wanted
-        self.state = State(model, contexts, settings.max_new_tokens, copies=beams)
+        self.state = State(model, contexts, max(limits), copies=beams)
         device = self.state.device
-        tokens = torch.zeros(prompts, beams, settings.max_new_tokens, dtype=torch.int64, device=device)
+        self.limits = torch.tensor(limits, device=device)[:, None]
+        self.longest = torch.tensor([[limit**settings.length_penalty] for limit in limits], device=device)
+        tokens = torch.full((prompts, beams, max(limits)), NOTHING, device=device)
         lengths = torch.zeros(prompts, beams, dtype=torch.int64, device=device)
         nothing = torch.full((prompts, beams), IMPOSSIBLE, device=device)
         self.done = Hypotheses(tokens.clone(), nothing.clone(), lengths.clone())
@@ -119,10 +136,10 @@ class _Search:
         self.running = candidates.take(following)
         self.running.scores = open_scores.gather(1, following)
         self._finish(candidates, hits, step + 1)
-        self.hopeful = self.hopeful & self._can_improve(step + 1)
+        self.hopeful = self.hopeful & self._can_improve(step + 1) & ~hits.all(1, keepdim=True)
         if self.settings.early_stopping is True and bool(self.finished.all()):
             return False
-        if not bool(self.hopeful.any() & ~hits.all()):
+        if not bool(self.hopeful.any()):
             return False
         rows = (parents.gather(1, following) + self.offsets).flatten()
         self.state.keep(rows, same_prompt=True)
@@ -131,6 +148,14 @@ class _Search:
             self.seen = self.seen[rows].scatter_(1, last[:, None], True)
         self.state.append(last)
         return True
+
+    def best(self) -> list[Found]:
+        """What each context has come to."""
+        found = []
+        for row, length in zip(self.done.tokens[:, 0].tolist(), self.done.lengths[:, 0].tolist(), strict=True):
+            end = row[length] if length < len(row) else NOTHING
+            found.append(Found(row[:length], None if end == NOTHING else end))
+        return found
 
     def _candidates(self, step: int) -> tuple[Hypotheses, Tensor, Tensor]:
         """The best continuations (P, wanted), the beams that they continue, and which of them are finished."""
@@ -149,7 +174,7 @@ class _Search:
         candidates.scores = best
         ended = torch.isin(chosen, self.ends)
         candidates.lengths = candidates.lengths + ~ended
-        hits = ended if step + 1 < self.settings.max_new_tokens else torch.ones_like(ended)
+        hits = ended | (step + 1 >= self.limits)
         if self.stopped is not None:
             rows = candidates.tokens[:, :, : step + 1].tolist()
             answers = [[self.stopped(number, tokens) for tokens in row] for number, row in enumerate(rows)]
@@ -171,8 +196,9 @@ class _Search:
     def _can_improve(self, length: int) -> Tensor:
         """(P, 1): whether the best running hypothesis may still beat the worst finished one."""
         settings = self.settings
+        divisor: float | Tensor = length**settings.length_penalty
         if settings.early_stopping == "never" and settings.length_penalty > 0:
-            length = settings.max_new_tokens
-        possible = self.running.scores[:, :1] / length**settings.length_penalty
+            divisor = self.longest
+        possible = self.running.scores[:, :1] / divisor
         worst = torch.where(self.finished, self.done.scores.amin(1, keepdim=True), IMPOSSIBLE)
         return (possible > worst).any(-1, keepdim=True)

@@ -83,15 +83,15 @@ class Generator:
     def stream_contexts(self, contexts: Sequence[Context], settings: Settings) -> Iterator[Piece]:
         """As `stream`, of what a model reads in place of a prompt."""
         ends = settings.ends(self.tokenizer)
-        if settings.shorten:
-            room = min((room_for(context, self.config) for context in contexts), default=1)
-            settings = settings.within(max(1, room))
-        require_room(contexts, self.config, settings.max_new_tokens)
+        require_room(contexts, self.config, 1 if settings.shorten else settings.max_new_tokens)
+        # Of each context its own, so that none depends on how long the others are.
+        limits = [min(settings.max_new_tokens, room_for(context, self.config)) for context in contexts]
+        settings = settings.within(max(limits, default=1))
         draws = draws_of([context.key for context in contexts], settings) if settings.temperature > 0 else None
         for numbers in batches(contexts, settings.batch):
             some = [contexts[number] for number in numbers]
             writers = [
-                _Writer(self.tokenizer, context, settings, ends, number)
+                _Writer(self.tokenizer, context, settings, ends, number, limits[number])
                 for number, context in zip(numbers, some, strict=True)
             ]
             if settings.beams > 1:
@@ -100,16 +100,13 @@ class Generator:
             steps = decode(
                 self._model,
                 some,
-                settings,
+                settings.within(max(writer.limit for writer in writers)),
                 lambda row, token, writers=writers: writers[row].take(token),  # type: ignore[misc]
                 None if draws is None else draws[numbers],
             )
             for _ in steps:
                 for writer in writers:
                     yield from writer.pieces()
-            for writer in writers:
-                writer.close("length")
-                yield from writer.pieces()
 
     def room(self, prompt: str) -> int:
         """New tokens for which the model's context has room after a prompt; 0 or less where it is too long itself."""
@@ -124,9 +121,12 @@ class Generator:
             def stopped(number: int, tokens: list[int]) -> bool:
                 return writers[number].would_stop(tokens)
 
-        for writer, tokens in zip(writers, beam_search(self._model, contexts, settings, ends, stopped), strict=True):
-            for token in tokens:
+        limits = [writer.limit for writer in writers]
+        best = beam_search(self._model, contexts, settings, ends, stopped, limits)
+        for writer, found in zip(writers, best, strict=True):
+            for token in found.tokens if found.end is None else [*found.tokens, found.end]:
                 writer.take(token)
+            # A search that has found nothing, as under extreme length penalties, gives no token.
             writer.close("length")
             pieces = list(writer.pieces())
             yield replace(pieces[-1], text="".join(piece.text for piece in pieces))
@@ -136,11 +136,12 @@ class Generator:
 
 
 class _Writer:
-    """Collects what follows one prompt."""
+    """Collects what follows one prompt, up to `limit` tokens."""
 
     def __init__(
-        self, tokenizer: Tokenizer, context: Context, settings: Settings, ends: Sequence[int], number: int
+        self, tokenizer: Tokenizer, context: Context, settings: Settings, ends: Sequence[int], number: int, limit: int
     ) -> None:
+        self.limit = limit
         # What follows a special token, such as the end of a source, is a text of its own.
         special = set(tokenizer.special.values())
         first = max((place + 1 for place, token in enumerate(context.tokens) if token in special), default=0)
@@ -161,9 +162,10 @@ class _Writer:
         text = self._text.add(token)
         if text:
             self._pieces.append(Piece(self._number, text))
-        if self._text.stopped:
-            self.close("stop")
-        return self._text.stopped
+        full = len(self._text.tokens) == self.limit
+        if self._text.stopped or full:
+            self.close("length")
+        return self._text.stopped or full
 
     def close(self, finish: Finish) -> None:
         """Nothing more comes, if that is not known yet."""

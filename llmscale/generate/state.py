@@ -18,7 +18,7 @@ class State:
         """
         Args:
             contexts: what is read first; all of one kind.
-            room: most new tokens.
+            room: most new tokens; the last of them is not read.
             copies: sequences that continue each context, one after the other.
         """
         self.model = model
@@ -27,7 +27,8 @@ class State:
         rows = [context.tokens for context in contexts]
         self._inputs, real = _filled(rows, self.device, left=True)
         length = self._inputs.shape[1]
-        capacity = min(length + room, model.config.max_positions)
+        # More than max_positions where a context with much room is filled up to one with little.
+        capacity = length + room - 1
         self._cache = KeyValueCache(model.config, len(rows), capacity, parameter.dtype, self.device)
         self._positions: Tensor | None = None
         self._real: Tensor | None = None
@@ -74,7 +75,8 @@ class State:
         """(B,) tokens that each sequence goes on with, to be read next."""
         self._inputs = tokens[:, None]
         if self._positions is not None:
-            self._positions = self._positions + 1
+            # What has filled the context may stay in the batch, but is not read any more.
+            self._positions = (self._positions + 1).clamp(max=self.model.config.max_positions - 1)
 
     def keep(self, rows: Tensor, *, same_prompt: bool = False) -> None:
         """Let sequence i continue what sequence rows[i] has read.

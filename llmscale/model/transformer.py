@@ -69,7 +69,7 @@ class Transformer(Stack):
 
         Args:
             inputs: (B, T) int64 token ids.
-            positions: (B, T) int64; None: 0 .. T-1, or what follows the cached tokens.
+            positions: (B, T) int64, below `model.max_positions`; None: 0 .. T-1, or what follows the cached tokens.
             segment_ids: (B, T) int64, number of the document within the sample; tokens see their own document only.
                 None: all that the architecture lets them.
             prefix_lengths: (B,) int64, how many tokens from the start all see each other.
@@ -84,11 +84,13 @@ class Transformer(Stack):
             hidden: (B, T, hidden_size), what the layers before those held here made of the inputs.
 
         Raises:
-            ValueError: more tokens than `max_positions`, a cache together with segment_ids or dropout, or one that
-                holds tokens with prefix_lengths, or an encoder-decoder without anything for its encoder.
+            ValueError: more tokens than `max_positions` without `positions`, a cache together with segment_ids or
+                dropout, or one that holds tokens with prefix_lengths, or an encoder-decoder without anything for its
+                encoder.
         """
         past, length = cache.length if cache else 0, inputs.shape[1]
-        if past + length > self.config.max_positions:
+        # With positions of their own there may be more: a cache also holds the tokens that fill up.
+        if positions is None and past + length > self.config.max_positions:
             raise ValueError(f"{past + length} tokens exceed model.max_positions ({self.config.max_positions})")
         if cache is not None and (segment_ids is not None or (prefix_lengths is not None and past)):
             raise ValueError(

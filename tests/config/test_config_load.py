@@ -101,6 +101,11 @@ def test_bad_overrides(override, message):
         (["run={}"], ["'run.directory' is missing"]),
         (["data.sources=[]"], ["'data.sources' is []", "at least 1"]),
         (["model.heads=5"], ["hidden_size (768)", "heads (5)"]),
+        (
+            ["model.positions=rotary", "model.head_size=8", "model.rotary_fraction=0.1"],
+            ["at least 2 rotated channels", "rotary_fraction (0.1) of 8 head channels is 0", "to 0.25 or more"],
+        ),
+        (["model.positions=rotary", "model.head_size=1"], ["of 1 head channels is 1; set head_size to 2 or more"]),
         (["model.kv_heads=5"], ["heads (12)", "kv_heads (5)"]),
         (["model.positions=rotary", "model.head_size=3"], ["rotary", "3 head channels"]),
         (["schedule.warmup_steps=2000"], ["(2000)", "train.steps (1000)"]),

@@ -11,8 +11,9 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
+from data_pipeline.errors import UserError
 from llmscale.cli import cli
-from llmscale.config import RunConfig, dump_config, known_keys, load_config
+from llmscale.config import RunConfig, dump_config, known_keys, load_config, parse_config
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted(path for path in (ROOT / "configs").rglob("*.yaml") if path.parent.name != "accelerate")
@@ -87,6 +88,32 @@ def test_every_setting_is_there_with_its_description(schema: dict[str, Any]) -> 
     assert found == {key: " ".join(description.split()) for key, description in known_keys()}
     assert set(schema["properties"]) == set(RunConfig.model_fields)
     assert schema["required"] == ["run", "data"]
+
+
+def integers(schema: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(key, what it may be) of every setting outside of data and objective that may be an integer."""
+    for key, field in fields(schema, schema):
+        if key.partition(".")[0] not in ("data", "objective"):
+            kinds = (node for node in variants(schema, field) if "enum" not in node)
+            yield from ((key, node) for node in kinds if node.get("type") == "integer")
+
+
+def test_every_integer_has_an_upper_bound(schema: dict[str, Any]) -> None:
+    found = dict(integers(schema))
+    assert {"run.seed", "model.layers", "model.experts.count", "train.batch_ramp.samples"} <= set(found)
+    assert [key for key, node in found.items() if not {"maximum", "exclusiveMaximum"} & set(node)] == []
+    for key, node in found.items():
+        most = node.get("maximum", node.get("exclusiveMaximum", 0) - 1)
+        assert node["minimum"] < most < 2**63
+        given = {
+            "run": {"directory": "x"},
+            "data": {"sources": [{"paths": ["a"]}]},
+            "model": {"experts": {"count": 2}, "rotary_scaling": {"factor": 2}},
+            "train": {"batch_ramp": {"start": 1, "increment": 1, "samples": 9}},
+        }
+        for beyond in (most + 1, 10**23):
+            with pytest.raises(UserError, match=rf"^config: '{key}' is {beyond}, but input should be less than .*$"):
+                parse_config(given, [f"{key}={beyond}"])
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.relative_to(ROOT).as_posix())

@@ -1,6 +1,8 @@
 """Learning rates against values worked out by hand."""
 
 import pytest
+import torch
+from transformers import get_inverse_sqrt_schedule
 
 from llmscale.config.training import ScheduleConfig
 from llmscale.engine.schedule import learning_rate
@@ -49,6 +51,24 @@ def test_inverse_square_root_after_warm_up_or_after_a_flat_beginning() -> None:
     warmed = rates(16, name="inverse_sqrt", warmup_steps=3, stable_steps=1)
     assert warmed[:4] == [2, 4, 6, 8]
     assert warmed[15] == pytest.approx(4)
+
+
+@pytest.mark.parametrize("warmup", [1, 3, 10])
+def test_inverse_square_root_falls_from_the_peak_as_that_of_transformers(warmup: int) -> None:
+    """Theirs counts steps from 0 where ours, Vaswani's and T5's do from 1; `timescale` says so."""
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=PEAK)
+    scheduler = get_inverse_sqrt_schedule(optimizer, num_warmup_steps=warmup, timescale=warmup + 1)
+    expected = []
+    for _ in range(60):
+        expected += scheduler.get_last_lr()
+        optimizer.step()
+        scheduler.step()
+    found = rates(60, name="inverse_sqrt", warmup_steps=warmup)
+    assert expected[warmup] == found[warmup] == PEAK
+    assert found[warmup:] == pytest.approx(expected[warmup:])
+    # Vaswani et al. 2017, equation 3, whose peak is at their step warmup_steps, counted from 1.
+    knee = warmup + 1
+    assert found == pytest.approx([PEAK * knee**0.5 * min(n**-0.5, n * knee**-1.5) for n in range(1, 61)])
 
 
 def test_a_schedule_of_warm_up_and_one_step() -> None:

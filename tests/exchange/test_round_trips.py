@@ -273,11 +273,26 @@ def test_the_class_follows_from_the_parts(model: dict[str, Any], expected: str, 
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
-        ({"family": "gpt3", "window": 4}, "GPT2LMHeadModel, but model.attention_pattern is ['global', 'local'], but"),
-        ({"family": "llama", "rotary_fraction": 0.5}, "LlamaForCausalLM, but model.rotary_fraction is 0.5, but"),
+        (
+            {"family": "gpt3", "window": 4},
+            "GPT2LMHeadModel, but model.attention_pattern is ['global', 'local'], where GPT2LMHeadModel has ['global']",
+        ),
+        (
+            {"family": "mistral", "window": 8, "attention_pattern": ["global", "local"]},
+            "MistralForCausalLM, but model.attention_pattern is ['global', 'local'], where MistralForCausalLM has",
+        ),
+        (
+            {"family": "llama", "positions": "alibi"},
+            "LlamaForCausalLM, but model.positions is alibi, where LlamaForCausalLM has rotary",
+        ),
+        (
+            {"family": "mixtral", "experts": None, "rotary_fraction": 0.5},
+            "MixtralForCausalLM, but model.experts is None, where MixtralForCausalLM has",
+        ),
+        ({"family": "llama", "rotary_fraction": 0.5}, "LlamaForCausalLM, but model.rotary_fraction is 0.5, where"),
         (
             {"family": "gpt2", "bias": False},
-            "GPT2LMHeadModel, but model.norm_bias is false, but GPT2LMHeadModel has true",
+            "GPT2LMHeadModel, but model.norm_bias is false, where GPT2LMHeadModel has true",
         ),
         ({"family": "gptj", "activation": "swiglu"}, "GPTJForCausalLM, but model.activation is swiglu"),
         ({"family": "bert", "token_types": 0, "next_sentence": False}, "but model.token_types is 0"),

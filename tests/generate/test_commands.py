@@ -74,13 +74,16 @@ def test_all_options_reach_the_generation(folder: Path) -> None:
 
 @pytest.mark.parametrize("name", ["decoder", "pairs"])
 def test_new_tokens_fill_the_context_unless_told_otherwise(folder: Path, name: str) -> None:
-    """128 of them do not fit these models; the refusal of as many says how many do."""
-    command = ("generate", name, "--prompt", "ab", "--prompt", "a", "--json")
-    refused = run(*command, "--max-new-tokens", "128", cwd=folder)
-    assert refused.returncode == 2
-    room = re.search(r"set --max-new-tokens to (\d+)", refused.stderr)
-    assert room is not None
-    assert rows_of(run(*command, cwd=folder)) == rows_of(run(*command, "--max-new-tokens", room[1], cwd=folder))
+    """128 of them do not fit these models; the refusal of as many says how many do, for each prompt by itself."""
+    prompts = ("x" * 20, "ab")
+    rows = rows_of(run("generate", name, "--prompt", prompts[0], "--prompt", prompts[1], "--json", cwd=folder))
+    for prompt, row in zip(prompts, rows, strict=True):
+        command = ("generate", name, "--prompt", prompt, "--json")
+        refused = run(*command, "--max-new-tokens", "128", cwd=folder)
+        assert refused.returncode == 2
+        room = re.search(r"set --max-new-tokens to (\d+)", refused.stderr)
+        assert room is not None
+        assert rows_of(run(*command, "--max-new-tokens", room[1], cwd=folder)) == [row]
 
 
 def test_samples_at_the_end_of_training(folder: Path) -> None:

@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from data_pipeline.tokenizer import BytesTokenizer
+from llmscale.generate import Generator
 from llmscale.generate.beams import beam_search
 from llmscale.generate.decode import decode
 from llmscale.generate.packed import packed
@@ -84,6 +86,29 @@ def test_beam_search_of_a_batch_equals_each_prompt(name: str) -> None:
     settings = Settings(max_new_tokens=8, beams=3)
     alone = [beam_search(model, [context], settings, [1])[0] for context in contexts]
     assert beam_search(packed(model), contexts, settings, [1]) == alone
+
+
+@pytest.mark.parametrize(("beams", "temperature"), [(1, 0.0), (3, 0.0), (1, 1.5)])
+@pytest.mark.parametrize("name", MODELS)
+def test_each_prompt_fills_the_context_whatever_else_there_is(name: str, beams: int, temperature: float) -> None:
+    """By default a long prompt in the batch, after which there is little room, does not shorten what others get."""
+    model = model_of(name)
+    limit = model.config.max_positions
+    contexts = contexts_for(model, (limit - 3, 2, 30, 17))
+    tokenizer = BytesTokenizer()
+    tokenizer.special = {"eos": 1}
+    generator = Generator(model, tokenizer)
+    options = {"max_new_tokens": limit - 5, "beams": beams, "early_stopping": "never", "temperature": temperature}
+    found = generator.complete(contexts, Settings(**options, shorten=True))
+    decoder = model.encoder is None
+    for context, completion in zip(contexts, found, strict=True):
+        room = min(limit - 5, limit - len(context.tokens)) if decoder else limit - 5
+        own = Settings(**{**options, "max_new_tokens": room})
+        assert generator.complete([context], own) == [completion]
+        assert completion.finish == ("length" if len(completion.tokens) == room else "end")
+        if beams == 1 and temperature == 0:
+            assert completion.tokens == recomputed(model, context, own)
+    assert max(len(completion.tokens) for completion in found) > 3
 
 
 @pytest.mark.parametrize("name", ["llama", "t5"])

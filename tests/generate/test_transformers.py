@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 from transformers import MistralConfig, MistralForCausalLM, T5Config, T5ForConditionalGeneration
 
+from data_pipeline.tokenizer import BytesTokenizer
 from llmscale.config import ModelConfig
-from llmscale.generate.beams import beam_search
+from llmscale.generate import Generator
+from llmscale.generate.beams import Found, beam_search
 from llmscale.generate.packed import packed
 from llmscale.generate.settings import Settings
 from llmscale.model import Transformer
@@ -113,8 +115,8 @@ def ends_of(name: str) -> list[int]:
     return sorted({row[place] for row, place in zip(rows, (3, 5, 7, 9), strict=True)})
 
 
-def reference(name: str, row: list[int], **options: Any) -> list[int]:
-    """What transformers adds to a prompt, without the token that ends it."""
+def reference(name: str, row: list[int], **options: Any) -> Found:
+    """What transformers adds to a prompt."""
     theirs = pair(name)[1]
     ids = torch.tensor([row])
     found = theirs.generate(
@@ -122,7 +124,7 @@ def reference(name: str, row: list[int], **options: Any) -> list[int]:
     )[0].tolist()
     new = found[1:] if name == "t5" else found[len(row) :]
     ends = options["eos_token_id"] or []
-    return next((new[:place] for place, token in enumerate(new) if token in ends), new)
+    return next((Found(new[:place], token) for place, token in enumerate(new) if token in ends), Found(new, None))
 
 
 NAMES = ["gpt2", "llama", "mistral", "t5"]
@@ -143,7 +145,8 @@ BEAMS: list[dict[str, Any]] = [
 def test_greedy(name: str, penalty: float) -> None:
     ours, _ = pair(name)
     contexts = contexts_for(ours)
-    expected = [reference(name, context.key, repetition_penalty=penalty, eos_token_id=None) for context in contexts]
+    options = {"repetition_penalty": penalty, "eos_token_id": None}
+    expected = [reference(name, context.key, **options).tokens for context in contexts]
     settings = Settings(max_new_tokens=COUNT, repetition_penalty=penalty)
     for model in (ours, packed(ours)):
         assert greedy(model, contexts, settings, end=None) == expected
@@ -163,15 +166,34 @@ def test_beam_search(name: str, options: dict[str, Any]) -> None:
         assert beam_search(model, contexts, settings, ends) == expected
 
 
+def test_beam_search_says_what_ended_a_text() -> None:
+    finishes = set()
+    for name in NAMES:
+        ours, _ = pair(name)
+        contexts = contexts_for(ours)
+        eos, *stops = ends_of(name)
+        tokenizer = BytesTokenizer()
+        tokenizer.special = {"eos": eos}
+        settings = Settings(max_new_tokens=COUNT, beams=3, stop_tokens=tuple(stops))
+        for completion, context in zip(Generator(ours, tokenizer).complete(contexts, settings), contexts, strict=True):
+            expected = reference(name, context.key, eos_token_id=[eos, *stops], num_beams=3)
+            assert completion.tokens == expected.tokens
+            assert completion.finish == {None: "length", eos: "end"}.get(expected.end, "stop")
+            finishes.add(completion.finish)
+    assert finishes == {"end", "stop", "length"}
+
+
 def test_beam_search_finds_other_texts_than_greedy_decoding() -> None:
     """Else the comparisons above would say little."""
-    lengths = set()
+    lengths, ended = set(), set()
     for name in NAMES:
         ours, _ = pair(name)
         contexts = contexts_for(ours)
         found = beam_search(ours, contexts, Settings(max_new_tokens=COUNT, beams=3), ends_of(name))
         rows = greedy(ours, contexts, Settings(max_new_tokens=COUNT), end=None)
-        assert any(row[: len(best)] != best for row, best in zip(rows, found, strict=True))
+        assert any(row[: len(best.tokens)] != best.tokens for row, best in zip(rows, found, strict=True))
         assert len({tuple(row) for row in rows}) > 1
-        lengths |= set(map(len, found))
+        lengths |= {len(best.tokens) for best in found}
+        ended |= {best.end is None for best in found}
     assert len(lengths) > 4
+    assert ended == {True, False}
