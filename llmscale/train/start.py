@@ -25,12 +25,9 @@ from llmscale.train.profiling import Profiler
 from llmscale.train.progress import Progress
 from llmscale.train.resume import find_resume, restore
 from llmscale.train.run_directory import RunDirectory
-from llmscale.train.signals import PreemptionFlag
+from llmscale.train.signals import PREEMPTED, PreemptionFlag
 from llmscale.train.trackers import start_trackers
 from llmscale.train.trainer import Trainer
-
-PREEMPTED = 75
-"""Exit code after a preemption signal: saved, run me again."""
 
 
 def train(config: RunConfig, flag: PreemptionFlag) -> int:
@@ -51,17 +48,22 @@ def train(config: RunConfig, flag: PreemptionFlag) -> int:
         threads = build.set_threads(config, world)
         join(world, settings=dict(flatten(config.model_dump(mode="json"))))
         stack.callback(leave)
+        flag.expect_no_step(others=world.size > 1)
         attempt = build.open_run(config, run, stack)
         if attempt is None:
             _say(world, f"{run.path} is finished: all {run.outcome()['step']} steps are done, see {run.summary_file}")
             return 0
         _log_to_file(run, world)
+        trainer = None
         try:
             trainer = assemble(config, run, world, attempt, flag, stack)
             _announce(trainer, threads)
             _run(trainer, stack)
             return _conclude(trainer)
         except BaseException as error:
+            unsaved = trainer is None or trainer.step == trainer.resume.step
+            if flag.raised and unsaved and isinstance(error, RuntimeError):
+                return PREEMPTED  # it lost a rank that the same signal ended at once
             if world.rank == 0:
                 with contextlib.suppress(OSError):
                     run.record_outcome("failed", attempt=attempt, reason=f"{type(error).__name__}: {error}")
