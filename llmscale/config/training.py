@@ -95,7 +95,8 @@ class TrainConfig(Section):
     micro_batch: int = Field(default=8, ge=1)
     """Most samples in one forward pass of one rank. Accumulation is derived; changes nothing but speed and memory."""
     init_from: str | None = None
-    """A checkpoint (or run directory) whose weights the run starts from; optimizer, data and steps start anew."""
+    """A checkpoint (or run directory) whose weights the run starts from; optimizer, data and steps start anew.
+    `model` must compute what it does there; other rotary settings, for a longer context, come with a warning."""
 
 
 def micro_batches(samples: int, largest: int) -> tuple[int, int]:
