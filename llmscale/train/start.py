@@ -6,6 +6,8 @@ import contextlib
 import logging
 import sys
 
+import torch
+
 from data_pipeline.errors import UserError
 from data_pipeline.ledger import LedgerWriter
 from data_pipeline.records import RecordWriter
@@ -20,6 +22,7 @@ from llmscale.parallel.grid import AXES, RankGrid
 from llmscale.train import build
 from llmscale.train.callbacks import Checkpointer, Evaluator, MetricsLogger
 from llmscale.train.data_report import DataReporter
+from llmscale.train.divergence import DivergenceWatch
 from llmscale.train.finish import finish
 from llmscale.train.profiling import Profiler
 from llmscale.train.progress import Progress
@@ -104,6 +107,7 @@ def _run(trainer: Trainer, stack: contextlib.ExitStack) -> None:
     trainer.train(
         [
             MetricsLogger(records, progress, trackers, config.logging.interval),
+            DivergenceWatch(config, fp16=trainer.engine.dtype == torch.float16),
             DataReporter(run.quarantine, config.data.bad_record_warning, config.logging.interval, trainer.world),
             Evaluator(records, progress, trackers, config.evaluation.interval),
             Checkpointer(config.checkpoint.interval),

@@ -65,6 +65,8 @@ class Trainer:
         self.seconds = resume.seconds
         self.evaluation: dict[str, Any] | None = None
         self.preempted = False
+        self.diverging = False
+        """The last steps were skipped, so that no checkpoint should take the place of an earlier one."""
         self.flag = flag
         self.resume = resume
         self.attempt = attempt
