@@ -19,7 +19,10 @@ USER_MISTAKE = 2
 """Exit code for a mistake that the user can mend: one sentence on stderr, no traceback."""
 FAILED = 1
 """Exit code for anything else."""
-_BARRED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG)
+_BARRED = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR),
+    *(errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
+)
 
 
 class LazyGroup(click.Group):

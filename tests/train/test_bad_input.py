@@ -265,6 +265,7 @@ COMMAND_MISTAKES = {
     ("report", "nowhere"): r"there is no run directory nowhere; give",
     ("report", "foreign"): r"foreign/metrics\.jsonl is missing, .*; give a run directory",
     ("report", "trained", "--output", "small.txt"): r"cannot use small\.txt: File exists; .* name another place",
+    ("report", "trained", "--output", "/proc/x"): r"cannot use /proc/x: No such file or directory; .* another place",
     ("data", "ledger", "nowhere", "--step", "1"): r"nowhere is no run, .*; give",
     ("data", "ledger", "foreign", "--diff", "trained"): r"foreign has no ledger \(ledger\.jsonl\); give",
     ("data", "ledger", "trained", "--step", "9"): r"the ledger of trained has no step 9: it has steps 1 to 3",
