@@ -69,6 +69,7 @@ CONFIG_MISTAKES = {
     "a wrong type": (r"'train\.steps' is 'many', but .* integer", "config.yaml", "train.steps=many"),
     "a number out of range": (r"'train\.steps' is -1, but .* 1", "config.yaml", "train.steps=-1"),
     "an infinite number": (r"'optimizer\.lr' is inf, but .* finite", "config.yaml", "optimizer.lr=.inf"),
+    "an empty path": (r"'train\.init_from' is '', but .* 1 character", "config.yaml", "train.init_from=''"),
     "no override": (r"override 'train\.steps' is not of the form", "config.yaml", "train.steps"),
     "a batch that does not divide": (
         r"train\.global_batch \(8\) must be a multiple .* \(3\); use .*train\.global_batch=9",
