@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 from types import TracebackType
@@ -38,8 +39,11 @@ class RecordWriter:
             self.write({"step": continues, _START: True})
 
     def write(self, row: dict[str, Any]) -> None:
-        """Append one row; raises OSError (a full disk, say) that names the file, and a later call may try again."""
-        text = json.dumps({**row, "attempt": self.attempt}, ensure_ascii=False)
+        """Append one row, with null where a number is not finite.
+
+        Raises OSError (a full disk, say) that names the file, and a later call may try again.
+        """
+        text = json.dumps(strict({**row, "attempt": self.attempt}), ensure_ascii=False, allow_nan=False)
         # A file name that is not UTF-8 holds lone surrogates, which JSON can only escape.
         line = text.encode(errors="backslashreplace") + b"\n"
         data = memoryview(b"\n" + line if self._torn else line)
@@ -67,6 +71,15 @@ class RecordWriter:
             return False
         self._file.seek(size - 1)
         return self._file.read(1) != b"\n"
+
+
+def strict(value: Any) -> Any:
+    """A JSON value with None for each number that is not finite, which JSON cannot say."""
+    if isinstance(value, dict):
+        return {key: strict(child) for key, child in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [strict(child) for child in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_records(path: str | Path, key: str = "step") -> list[dict[str, Any]]:

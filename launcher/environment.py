@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 
 from data_pipeline.errors import UserError
 
@@ -53,6 +53,32 @@ def adopt_slurm_environment(environment: MutableMapping[str, str] | None = None)
         adopted["OMP_NUM_THREADS"] = environment["SLURM_CPUS_PER_TASK"]
     environment.update({name: str(value) for name, value in adopted.items()})
     return True
+
+
+def require_rank_variables(environment: Mapping[str, str] | None = None) -> None:
+    """Refuse torchrun's variables, those that are set, where they make no sense.
+
+    Args:
+        environment: the variables; this process's own when not given.
+
+    Raises:
+        UserError: one is not a whole number, or a rank is not below its number of ranks. On this rank only.
+    """
+    environment = os.environ if environment is None else environment
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT")
+    problem = ""
+    for name in names:
+        if name in environment and not environment[name].isdecimal():
+            problem = problem or f"{name} is '{environment[name]}', but must be a whole number"
+    for name, size in (("RANK", "WORLD_SIZE"), ("LOCAL_RANK", "LOCAL_WORLD_SIZE")):
+        if not problem and name in environment and size in environment:
+            rank, ranks = int(environment[name]), int(environment[size])
+            if rank >= ranks:
+                problem = f"{name} is {rank}, but {size} is {ranks}, and ranks count from 0"
+    if problem:
+        error = UserError(f"{problem}; start ranks by `llmscale launch`")
+        error.everywhere = False
+        raise error
 
 
 def first_host(nodelist: str) -> str:

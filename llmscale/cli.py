@@ -13,14 +13,16 @@ from typing import Any
 import click
 
 from data_pipeline.errors import FULL, UserError
+from llmscale.train.signals import INTERRUPTED
 
 USER_MISTAKE = 2
 """Exit code for a mistake that the user can mend: one sentence on stderr, no traceback."""
 FAILED = 1
 """Exit code for anything else."""
-INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells give it."""
-_BARRED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG)
+_BARRED = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR),
+    *(errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
+)
 
 
 class LazyGroup(click.Group):
@@ -54,7 +56,7 @@ def cli() -> None:
 @click.option("--dry-run", is_flag=True, help="Check everything that needs no data, and print the resolved config.")
 def train(config: Path, overrides: tuple[str, ...], dry_run: bool) -> None:
     """Train as CONFIG says; on a run directory that has a checkpoint, continue from it."""
-    from launcher.environment import adopt_slurm_environment
+    from launcher.environment import adopt_slurm_environment, require_rank_variables
     from llmscale.config import dump_config, identity_digest
     from llmscale.train.check import checked_config
     from llmscale.train.signals import PreemptionFlag
@@ -62,6 +64,9 @@ def train(config: Path, overrides: tuple[str, ...], dry_run: bool) -> None:
     # Before anything slow: a signal during the imports must not end the run without a word.
     with PreemptionFlag() as flag:
         adopt_slurm_environment()
+        require_rank_variables()
+        if "RANK" in os.environ and not dry_run:
+            flag.expect_no_step(others=True)
         try:
             resolved = checked_config(config, overrides)
         except UserError as error:
@@ -398,7 +403,8 @@ def _complain(message: str) -> None:
 
 
 def _rank() -> int:
-    return int(os.environ.get("RANK", "0"))
+    rank = os.environ.get("RANK", "0")
+    return int(rank) if rank.isdecimal() else 0
 
 
 def main() -> None:

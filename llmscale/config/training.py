@@ -95,8 +95,9 @@ class TrainConfig(Section):
     """How the global batch grows to `global_batch` at the start; not together with `epochs`."""
     micro_batch: Count = Field(default=8, ge=1)
     """Most samples in one forward pass of one rank. Accumulation is derived; changes nothing but speed and memory."""
-    init_from: str | None = None
-    """A checkpoint (or run directory) whose weights the run starts from; optimizer, data and steps start anew."""
+    init_from: str | None = Field(default=None, min_length=1)
+    """A checkpoint (or run directory) whose weights the run starts from; optimizer, data and steps start anew.
+    `model` must compute what it does there; other rotary settings, for a longer context, come with a warning."""
 
 
 def micro_batches(samples: int, largest: int) -> tuple[int, int]:

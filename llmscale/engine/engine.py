@@ -127,6 +127,7 @@ class Engine:
             zero_state.fill_masters(self._engine, self.named, values)
         zero_state.bind_optimizer(self._engine, self.named)
         zero_state.create_optimizer_state(self._engine)
+        shims.skip_at_the_smallest_scale(self._engine)
         shims.save_passes_over_gradients(self._engine)
 
     def close(self) -> None:

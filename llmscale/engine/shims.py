@@ -111,6 +111,12 @@ def share_masters(engine: Any) -> None:
         masters[place] = weights.requires_grad_()
 
 
+def skip_at_the_smallest_scale(engine: Any) -> None:
+    """In fp16, let a step that overflows at a factor of 1 be skipped as others are; DeepSpeed would raise there."""
+    if engine.optimizer.loss_scaler.dynamic:
+        engine.optimizer.loss_scaler.raise_error_at_min_scale = False
+
+
 def save_passes_over_gradients(engine: Any) -> None:
     """Spare costs that show: at ZeRO 1 and 2 the norm in converted fp64, and averaging over one rank; at ZeRO 3 a copy
     of all gradients."""

@@ -12,6 +12,7 @@ import torch
 from data_pipeline.config import DataConfig, SourceConfig
 from data_pipeline.evaluation_set import build_evaluation_set
 from data_pipeline.readers import by_reason
+from data_pipeline.records import strict
 from llmscale.checkpoint.model import load_model
 from llmscale.evaluate.heldout import evaluate
 from llmscale.objectives import build_loss
@@ -46,7 +47,8 @@ def evaluate_files(checkpoint: Path, files: tuple[str, ...], batch: int, as_json
         figures = evaluate(lambda part: float(loss(trained.model, part)[0]), documents, batch)
     assert figures is not None
     if as_json:
-        click.echo(json.dumps({"checkpoint": str(trained.checkpoint.path), **figures, "dropped": documents.dropped}))
+        row = {"checkpoint": str(trained.checkpoint.path), **figures, "dropped": documents.dropped}
+        click.echo(json.dumps(strict(row), allow_nan=False))
         return
     dropped = by_reason(documents.dropped)
     click.echo(

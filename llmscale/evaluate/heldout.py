@@ -56,7 +56,7 @@ def evaluate(
     loss = loss_sum / max(targets, 1)
     return {
         "loss": loss,
-        "perplexity": math.exp(loss) if loss < 700 else math.inf,
+        "perplexity": math.inf if loss >= 700 else math.exp(loss),
         "bits_per_byte": loss_sum / math.log(2) / max(size, 1),
         "tokens": round(targets),
         "bytes": round(size),

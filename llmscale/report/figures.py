@@ -27,6 +27,8 @@ INK, MUTED, GRID, PAPER = "#1f2430", "#667085", "#e4e7ec", "#ffffff"
 _DASHES: tuple[str | tuple[int, tuple[int, ...]], ...] = ("-", (0, (6, 2)), (0, (2, 1)), (0, (6, 2, 2, 2)))
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _SIZE = (5.2, 3.4)
+NOT_FINITE = "not finite"
+"""What a legend calls crosses."""
 
 
 def require_matplotlib() -> None:
@@ -81,9 +83,10 @@ def loss_figure(runs: list[RunRecord]) -> Figure:
     curves = []
     for index, run in enumerate(runs):
         training, held_out = run.metrics["loss"], run.evaluation["loss"].finite()
-        canvas.smoothed(index, training, "training" if single else run.name)
+        name = canvas.name(run)
+        canvas.smoothed(index, training, name or "training")
         look = {"color": PALETTE[1]} if single else {"color": _colour(index)}
-        canvas.line(held_out, label="held out" if single else f"{run.name}, held out", **_marked(held_out), **look)
+        canvas.line(held_out, label=f"{name}, held out" if name else "held out", **_marked(held_out), **look)
         curves += [(canvas.x(series), series.value) for series in (training, held_out)]
     limits = settled_limits(curves)
     if limits is not None:
@@ -174,6 +177,7 @@ class _Canvas:
         from matplotlib.ticker import EngFormatter, MaxNLocator
 
         self.runs = runs
+        self._names = dict(zip([run.name for run in runs], short_names([run.name for run in runs]), strict=True))
         self.by_tokens = _compare_by_tokens(runs)
         self.figure = Figure(figsize=_SIZE, facecolor=PAPER, layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
         FigureCanvasAgg(self.figure)
@@ -195,7 +199,7 @@ class _Canvas:
 
     def name(self, run: RunRecord) -> str | None:
         """What the legend calls `run`; a single run needs no legend."""
-        return run.name if len(self.runs) > 1 else None
+        return self._names[run.name] if len(self.runs) > 1 else None
 
     def line(self, series: Series, **look: Any) -> None:
         self._plot(*thin(self.x(series), series.value), **look)
@@ -221,7 +225,7 @@ class _Canvas:
             return
         x, y = thin(self.x(bad), np.full(len(bad.step), 0.98), 40)
         place = self.axes.get_xaxis_transform()
-        self.axes.plot(x, y, "x", color=colour, markersize=5, transform=place, label="not finite")
+        self.axes.plot(x, y, "x", color=colour, markersize=5, transform=place, label=NOT_FINITE)
 
     def from_zero(self) -> None:
         """A y axis from 0 to just above all but the rarest values."""
@@ -271,6 +275,8 @@ class _Canvas:
         )
 
     def finish(self) -> Figure:
+        from matplotlib.lines import Line2D
+
         handles, labels = self.axes.get_legend_handles_labels()
         once = dict(zip(labels, handles, strict=True))
         if not self.axes.lines:
@@ -281,8 +287,27 @@ class _Canvas:
             place = {"loc": "lower right", "bbox_to_anchor": (1.01, 1.0), "borderaxespad": 0.1}
             self.axes.legend(once.values(), once.keys(), ncols=len(once), handlelength=1.6, columnspacing=1.4, **place)
         elif once:
-            self.axes.legend(once.values(), once.keys(), loc="best", handlelength=1.8)
+            if NOT_FINITE in once:
+                # One entry, after the runs, stands for the crosses of all of them.
+                del once[NOT_FINITE]
+                once[NOT_FINITE] = Line2D([], [], color=MUTED, marker="x", markersize=5, linestyle="none")
+            legend = self.axes.legend(once.values(), once.keys(), loc="best", handlelength=1.8)
+            legend.set_in_layout(False)  # it lies on the axes, which would shrink to make room for it
         return self.figure
+
+
+def short_names(names: list[str], length: int = 28) -> list[str]:
+    """Names of at most about `length` characters for a legend, shortened in the middle; other names stay others.
+
+    Long names that would come out the same have their place in the list at the end: the full ones are in the page.
+    """
+    half = (length - 1) // 2
+    short = [name if len(name) <= length else f"{name[:half]}…{name[-half:]}" for name in names]
+    again = {text for text in short if short.count(text) > 1}
+    return [
+        f"{text[: half - 2]}…{text[-half:]} ({place})" if text in again and len(name) > length else text
+        for place, (name, text) in enumerate(zip(names, short, strict=True), start=1)
+    ]
 
 
 def _colour(index: int) -> str:

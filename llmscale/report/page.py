@@ -93,7 +93,8 @@ def _tiles(run: RunRecord) -> str:
         ("Bits per byte", "bits_per_byte", _against_unigram(run)),
     ):
         if key in held_out:
-            tiles.append((name, f"{held_out[key]:.4g}" if key == "perplexity" else f"{held_out[key]:.3f}", note))
+            finite = f"{held_out[key]:.4g}" if key == "perplexity" else f"{held_out[key]:.3f}"
+            tiles.append((name, finite if math.isfinite(held_out[key]) else "not finite", note))
     for name, note in (("Parameters", ""), ("Throughput", "tokens per second")):
         if name in figures:
             tiles.append((name, figures[name].removesuffix(" tokens/s"), note))
@@ -106,7 +107,7 @@ def _tiles(run: RunRecord) -> str:
 
 def _against_unigram(run: RunRecord) -> str:
     unigram, own = _baselines(run).get("unigram"), run.held_out.get("bits_per_byte")
-    if not unigram or own is None:
+    if not unigram or own is None or not math.isfinite(own):
         return "held out"
     change = 100 * (1 - own / unigram)
     return f"{abs(change):.0f} % {'below' if change >= 0 else 'above'} the unigram model"
@@ -123,7 +124,7 @@ def _bars(runs: list[RunRecord]) -> str:
     rows = [
         (run.name, float(run.held_out["bits_per_byte"]), f"var(--series-{index % len(PALETTE)})")
         for index, run in enumerate(runs)
-        if "bits_per_byte" in run.held_out
+        if math.isfinite(run.held_out.get("bits_per_byte", math.nan))
     ]
     stated = [_baselines(run) for run in runs if _baselines(run)]
     if stated and all(entry == stated[0] for entry in stated):
@@ -166,7 +167,7 @@ def _figures(run: RunRecord) -> dict[str, str]:
         "Steps": _count(summary.get("steps") or (loss.step[-1] if len(loss.step) else None)),
         "Target tokens": _count(loss.tokens[-1] if len(loss.tokens) else None),
         "Parameters": _count(summary.get("parameters")),
-        "Training loss": _number(summary.get("loss", loss.value[-1] if len(loss.value) else None)),
+        "Training loss": _number(summary.get("loss") or (loss.value[-1] if len(loss.value) else None)),
         **{TERMS[name]: _number(run.metrics[name].finite().value[-1]) for name in run.terms},
         "Held-out loss": _number(held_out.get("loss")),
         "Held-out perplexity": _number(held_out.get("perplexity"), 2),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,7 @@ class RunRecord:
     def held_out(self) -> dict[str, float]:
         """The final evaluation, else the last one during training; empty when there was none."""
         if self.summary.get("evaluation"):
-            return self.summary["evaluation"]
+            return {name: math.nan if value is None else value for name, value in self.summary["evaluation"].items()}
         last = {name: series.finite().value[-1:] for name, series in self.evaluation.items()}
         return {name: float(value[0]) for name, value in last.items() if len(value)}
 

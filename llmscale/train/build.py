@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import torch
@@ -24,7 +26,8 @@ from llmscale.checkpoint.model import require_tensors
 from llmscale.checkpoint.reader import Checkpoint, newest_intact
 from llmscale.checkpoint.store import Retention, clean
 from llmscale.checkpoint.writer import CheckpointWriter
-from llmscale.config import RunConfig
+from llmscale.config import ModelConfig, RunConfig, parse_config
+from llmscale.config.function import function_differences
 from llmscale.config.training import require_schedule_fits
 from llmscale.engine.distributed import World, broadcast_object, gather_objects
 from llmscale.engine.engine import resolve_dtype
@@ -205,7 +208,8 @@ def start_from(model: Transformer, path: str, tokenizer: Tokenizer) -> Weights:
     """The weights of another run's checkpoint for a model.
 
     Raises:
-        UserError: no intact checkpoint, another tokenizer, or a tensor that is missing or has another shape.
+        UserError: no intact checkpoint, another tokenizer, a tensor that is missing or has another shape, or a model
+            section that makes another function of the tensors.
     """
     try:
         checkpoint = newest_intact(path)
@@ -222,9 +226,44 @@ def start_from(model: Transformer, path: str, tokenizer: Tokenizer) -> Weights:
         whole = Transformer(model.config, model.vocab_size)
     try:
         require_tensors(checkpoint, {name: tuple(parameter.shape) for name, parameter in whole.named_parameters()})
+        require_function(model.config, checkpoint)
     except UserError as error:
         raise UserError(f"train.init_from: {error}") from None
     return weights_of(checkpoint)
+
+
+def require_function(model: ModelConfig, checkpoint: Checkpoint) -> None:
+    """Refuse weights that were trained as another function than `model` makes of them; warn of other rotary settings,
+    by which a context may be stretched.
+
+    Raises:
+        UserError: names the settings that differ, both values, and what to set.
+    """
+    if not checkpoint.manifest.config:
+        return
+    theirs = parse_config(dict(checkpoint.manifest.config), origin=str(checkpoint.path)).model
+    differences = function_differences(model, theirs)
+    rotary = {key: values for key, values in differences.items() if key.startswith("model.rotary_")}
+    others = {key: values for key, values in differences.items() if key not in rotary}
+    if others:
+        shown = list(others.items())[:3]
+        more = f" (and {len(others) - 3} more: {', '.join([*others][3:6])})" if len(others) > 3 else ""
+        raise UserError(
+            f"{checkpoint.path} was trained with {_settings((key, value) for key, (_, value) in shown)}, but the config"
+            f" says {_settings((key, value) for key, (value, _) in shown)}{more}; set what the checkpoint has"
+        )
+    if rotary:
+        text = (
+            f"warning: train.init_from: {checkpoint.path} was trained with"
+            f" {_settings((key, value) for key, (_, value) in rotary.items())}, but the config says"
+            f" {_settings((key, value) for key, (value, _) in rotary.items())}, as for a longer context"
+        )
+        logging.getLogger("llmscale").warning(text)
+        on_rank_zero(lambda: _tell(text))
+
+
+def _settings(values: Iterable[tuple[str, Any]]) -> str:
+    return ", ".join(f"{key}={json.dumps(value)}" for key, value in values)
 
 
 def weights_of(checkpoint: Checkpoint) -> Weights:

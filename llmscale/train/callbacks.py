@@ -159,7 +159,7 @@ class Checkpointer(Callback):
         self._last = -1
 
     def on_step(self, trainer: Trainer, result: StepResult) -> None:
-        if self._interval and result.step % self._interval == 0:
+        if self._interval and result.step % self._interval == 0 and not trainer.diverging:
             self._save(trainer)
 
     def on_end(self, trainer: Trainer) -> None:

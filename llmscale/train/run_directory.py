@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data_pipeline.errors import UserError, writing
-from data_pipeline.records import read_records
+from data_pipeline.records import read_records, strict
 from llmscale.config import RunConfig, dump_config, identity, load_config, require_same_identity
 
 Outcome = Literal["running", "done", "preempted", "failed"]
@@ -132,7 +132,7 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Replace a JSON file atomically."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, json.dumps(strict(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def _require_extensible(config: RunConfig, recorded: RunConfig, run: RunDirectory) -> None:

@@ -6,6 +6,8 @@ import contextlib
 import logging
 import sys
 
+import torch
+
 from data_pipeline.errors import UserError
 from data_pipeline.ledger import LedgerWriter
 from data_pipeline.records import RecordWriter
@@ -20,17 +22,15 @@ from llmscale.parallel.grid import AXES, RankGrid
 from llmscale.train import build
 from llmscale.train.callbacks import Checkpointer, Evaluator, MetricsLogger
 from llmscale.train.data_report import DataReporter
+from llmscale.train.divergence import DivergenceWatch
 from llmscale.train.finish import finish
 from llmscale.train.profiling import Profiler
 from llmscale.train.progress import Progress
 from llmscale.train.resume import find_resume, restore
 from llmscale.train.run_directory import RunDirectory
-from llmscale.train.signals import PreemptionFlag
+from llmscale.train.signals import PREEMPTED, PreemptionFlag
 from llmscale.train.trackers import start_trackers
 from llmscale.train.trainer import Trainer
-
-PREEMPTED = 75
-"""Exit code after a preemption signal: saved, run me again."""
 
 
 def train(config: RunConfig, flag: PreemptionFlag) -> int:
@@ -51,17 +51,22 @@ def train(config: RunConfig, flag: PreemptionFlag) -> int:
         threads = build.set_threads(config, world)
         join(world, settings=dict(flatten(config.model_dump(mode="json"))))
         stack.callback(leave)
+        flag.expect_no_step(others=world.size > 1)
         attempt = build.open_run(config, run, stack)
         if attempt is None:
             _say(world, f"{run.path} is finished: all {run.outcome()['step']} steps are done, see {run.summary_file}")
             return 0
         _log_to_file(run, world)
+        trainer = None
         try:
             trainer = assemble(config, run, world, attempt, flag, stack)
             _announce(trainer, threads)
             _run(trainer, stack)
             return _conclude(trainer)
         except BaseException as error:
+            unsaved = trainer is None or trainer.step == trainer.resume.step
+            if flag.raised and unsaved and isinstance(error, RuntimeError):
+                return PREEMPTED  # it lost a rank that the same signal ended at once
             if world.rank == 0:
                 with contextlib.suppress(OSError):
                     run.record_outcome("failed", attempt=attempt, reason=f"{type(error).__name__}: {error}")
@@ -102,6 +107,7 @@ def _run(trainer: Trainer, stack: contextlib.ExitStack) -> None:
     trainer.train(
         [
             MetricsLogger(records, progress, trackers, config.logging.interval),
+            DivergenceWatch(config, fp16=trainer.engine.dtype == torch.float16),
             DataReporter(run.quarantine, config.data.bad_record_warning, config.logging.interval, trainer.world),
             Evaluator(records, progress, trackers, config.evaluation.interval),
             Checkpointer(config.checkpoint.interval),

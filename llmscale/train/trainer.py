@@ -65,6 +65,8 @@ class Trainer:
         self.seconds = resume.seconds
         self.evaluation: dict[str, Any] | None = None
         self.preempted = False
+        self.diverging = False
+        """The last steps were skipped, so that no checkpoint should take the place of an earlier one."""
         self.flag = flag
         self.resume = resume
         self.attempt = attempt
@@ -93,7 +95,7 @@ class Trainer:
         data_seconds = time.perf_counter() - started
         # Ranks that share a sample have all of it; one of them counts it.
         own = [count * self.grid.leads for count in self.loss.counts(batch)]
-        *counts, signals = all_reduce_sum([*own, float(self.flag.raised)])
+        *counts, signals = all_reduce_sum([*own, float(self.flag.poll())])
         self.preempted = signals > 0
         targets = counts[0]
         sums, grad_norm = [0.0] * len(counts), 0.0
@@ -153,7 +155,7 @@ class Trainer:
             reduce=all_reduce_sum,
             counted=self.grid.leads,
             max_samples=max_samples,
-            stop=lambda: self.flag.raised,
+            stop=self.flag.poll,
         )
         self.preempted = self.preempted or figures is None
         return figures

@@ -1,6 +1,7 @@
 """Rows written by attempts that died at any instant, read back."""
 
 import json
+import math
 import os
 from pathlib import Path
 
@@ -90,3 +91,12 @@ def test_an_attempt_that_says_where_it_continues(tmp_path: Path) -> None:
         second.write({"step": 3, "loss": 30})
     rows = [(row["step"], row.get("loss", row.get("evaluation"))) for row in read_records(path)]
     assert rows == [(1, 1), (2, 2), (2, 20), (3, 30)]
+
+
+def test_numbers_that_are_not_finite_are_null(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    with RecordWriter(path, 1) as writer:
+        writer.write({"step": 1, "loss": math.nan, "inner": {"a": math.inf, "b": [-math.inf, 1.5]}})
+    [line] = path.read_text().splitlines()
+    assert json.loads(line, parse_constant=pytest.fail)["inner"] == {"a": None, "b": [None, 1.5]}
+    assert read_records(path)[0]["loss"] is None

@@ -69,6 +69,7 @@ CONFIG_MISTAKES = {
     "a wrong type": (r"'train\.steps' is 'many', but .* integer", "config.yaml", "train.steps=many"),
     "a number out of range": (r"'train\.steps' is -1, but .* 1", "config.yaml", "train.steps=-1"),
     "an infinite number": (r"'optimizer\.lr' is inf, but .* finite", "config.yaml", "optimizer.lr=.inf"),
+    "an empty path": (r"'train\.init_from' is '', but .* 1 character", "config.yaml", "train.init_from=''"),
     "no override": (r"override 'train\.steps' is not of the form", "config.yaml", "train.steps"),
     "a batch that does not divide": (
         r"train\.global_batch \(8\) must be a multiple .* \(3\); use .*train\.global_batch=9",
@@ -265,6 +266,7 @@ COMMAND_MISTAKES = {
     ("report", "nowhere"): r"there is no run directory nowhere; give",
     ("report", "foreign"): r"foreign/metrics\.jsonl is missing, .*; give a run directory",
     ("report", "trained", "--output", "small.txt"): r"cannot use small\.txt: File exists; .* name another place",
+    ("report", "trained", "--output", "/proc/x"): r"cannot use /proc/x: No such file or directory; .* another place",
     ("data", "ledger", "nowhere", "--step", "1"): r"nowhere is no run, .*; give",
     ("data", "ledger", "foreign", "--diff", "trained"): r"foreign has no ledger \(ledger\.jsonl\); give",
     ("data", "ledger", "trained", "--step", "9"): r"the ledger of trained has no step 9: it has steps 1 to 3",
