@@ -13,12 +13,13 @@ from typing import Any
 import click
 
 from data_pipeline.errors import FULL, UserError
-from llmscale.train.signals import INTERRUPTED
 
 USER_MISTAKE = 2
 """Exit code for a mistake that the user can mend: one sentence on stderr, no traceback."""
 FAILED = 1
 """Exit code for anything else."""
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells give it."""
 _BARRED = (
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR),
     *(errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),

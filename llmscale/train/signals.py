@@ -14,8 +14,6 @@ from typing import Any
 PREEMPTION_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 PREEMPTED = 75
 """Exit code after a preemption signal: saved, or nothing to save yet; run me again."""
-INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells give it."""
 REPEAT_SECONDS = 1.0
 """A signal that comes again sooner is the same one: a scheduler sends it to all processes, and launchers pass it on."""
 
@@ -91,7 +89,7 @@ class PreemptionFlag:
             text = f"llmscale: {who}ended by {signal.Signals(number).name} {when}; the same command goes on\n"
             with contextlib.suppress(OSError):
                 os.write(2, text.encode())
-            os._exit(INTERRUPTED if number == signal.SIGINT else PREEMPTED)
+            os._exit(128 + signal.SIGINT if number == signal.SIGINT else PREEMPTED)
 
 
 def _leave_to_parent() -> None:

@@ -147,8 +147,8 @@ def test_any_text_is_split_alike(
 def test_text_and_code_are_split_alike(
     pair: tuple[sentencepiece.SentencePieceProcessor, tokenizers.Tokenizer],
 ) -> None:
-    """Lines and whole texts: ids are equal but for ties, of which runs of spaces have many where the vocabulary was not
-    made for them."""
+    """Lines and whole texts: ids are equal but for ties, of which only runs of spaces have any number, where the
+    vocabulary was not made for them."""
     processor, written = pair
     files = [path.read_text(encoding="utf-8") for paths, _ in TRAINED.values() for path in paths]
     files = [file.replace("\u2581", " ") for file in files]
@@ -157,8 +157,8 @@ def test_text_and_code_are_split_alike(
     for text in texts:
         ids, expected = written.encode(text, add_special_tokens=False).ids, processor.encode(text)
         assert same(processor, ids, expected), text
-        ties += ids != expected
-    assert ties < len(texts) / 20
+        ties += ids != expected and "  " not in text
+    assert ties < len(texts) / 1000
 
 
 @pytest.mark.parametrize("name", ["chinese", "python", "no bytes"])
