@@ -207,7 +207,7 @@ def test_held_out_files_do_not_depend_on_where_the_corpus_lies(tmp_path: Path) -
         ),
         (
             {"kind": "jsonl", "paths": ["{d}/list.jsonl"]},
-            r"list.jsonl holds a JSON list where each line must be an object",
+            r"list.jsonl is one JSON array and not JSON lines",
         ),
         ({"kind": "parquet", "paths": ["{d}/a.txt"]}, r"cannot read .*a.txt: .*arquet.*; repair it or exclude it"),
         ({"kind": "parquet", "paths": ["{d}/a.parquet"]}, r"a.parquet has no field 'text' but 'body'"),
