@@ -65,6 +65,7 @@ class BadRecords:
         """Bad records by path and reason."""
         self.losses: dict[str, str] = {}
         """What is known of each damaged file."""
+        self._taken = (0, 0)
 
     @property
     def wants_place(self) -> bool:
@@ -95,6 +96,20 @@ class BadRecords:
             more = f" ({detail})" if detail else ""
             raise UserError(f"{bad.place}: {reason}{more}; repair the file, or set data.on_bad_record to skip")
         self.noted.append(bad)
+
+    def take_counts(self) -> BadCounts:
+        """What was wrong since the last call, or since `forget`."""
+        records, bad = self.records_read - self._taken[0], self.count - self._taken[1]
+        found = BadCounts(records, bad, {path: dict(counts) for path, counts in self.by_file.items()}, self.losses)
+        self._taken, self.by_file, self.losses = (self.records_read, self.count), {}, {}
+        return found
+
+    def forget(self) -> None:
+        """Be as new, but for the policy."""
+        self.dropped.clear()
+        self.noted.clear()
+        self.count = self.records_read = 0
+        self._taken, self.by_file, self.losses = (0, 0), {}, {}
 
     def take(self) -> list[BadRecord]:
         """The bad records noted since the last call."""

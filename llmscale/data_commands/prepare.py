@@ -47,6 +47,8 @@ def prepare_data(
             watcher=shown,
             roles=roles,
         )
+        for warning in outcome.warnings:
+            shown.note(warning)
     return outcome.message
 
 
