@@ -121,14 +121,17 @@ def wide_encoding(data: bytes) -> str | None:
     """UTF-16 or UTF-32 without a mark, told by its zeros; None where there are few of them."""
     if len(data) < 4 or 10 * data.count(0) < len(data):
         return None
-    half = len(data) // 2
     zeros = [data[i::4].count(0) for i in range(4)]
-    if sum(zeros) > 1.4 * half:
-        return "utf-32-le" if zeros[0] < zeros[3] else "utf-32-be"
-    low, high = zeros[0] + zeros[2], zeros[1] + zeros[3]
-    if min(low, high) * 10 > max(low, high):
+    even, odd = zeros[0] + zeros[2], zeros[1] + zeros[3]
+    if 10 * sum(zeros) > 7 * len(data):
+        found = "utf-32-le" if zeros[0] < zeros[3] else "utf-32-be"
+    elif 10 * min(even, odd) > max(even, odd):
         return None
-    return "utf-16-le" if low < high else "utf-16-be"
+    else:
+        found = "utf-16-le" if even < odd else "utf-16-be"
+    text = data.decode(found, errors="replace")
+    strange = sum(mark < " " and mark not in "\t\n\f\r" for mark in text) + text.count("\ufffd")
+    return found if 20 * strange <= len(text) else None
 
 
 class Guess(NamedTuple):

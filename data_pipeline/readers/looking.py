@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import zlib
 
 from data_pipeline.config import SourceConfig
@@ -25,6 +24,7 @@ _KIND_OF_FORMAT = {format_: kind for kind, format_ in _OWN_FORMAT.items()}
 _SUFFIXES = {"a gzip file": ".gz", "a Zstandard file": ".zst"}
 _SKIPPABLE = bytes(range(0x50, 0x60))
 """First bytes of Zstandard's skippable frames."""
+_ZSTD_INPUT = 1 << 12
 _SHOWN = 24
 """Characters of a file that a message shows in the encoding that it is probably in."""
 
@@ -67,6 +67,8 @@ class Look:
         if suffix:
             self._require_compressed(path, head, suffix)
             head, tail, size = _decompressed(head, suffix), b"", size if size > len(head) else 0
+            if not head:
+                return
         self._require_text(path, path.removesuffix(suffix), head, tail, complete=size <= len(head) + len(tail))
 
     def _error(self, path: str, found: str) -> UserError:
@@ -184,9 +186,12 @@ def _decompressed(head: bytes, suffix: str) -> bytes:
             return b""
     import zstandard
 
+    decoder, found, place = zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj(), b"", 0
     try:
-        decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 31)
-        with decompressor.stream_reader(io.BytesIO(head), read_size=1 << 12) as stream:
-            return stream.read(SAMPLE_BYTES)
+        # Little at once, since there is no limit of what comes of it.
+        while place < len(head) and len(found) < SAMPLE_BYTES and not decoder.eof:
+            found += decoder.decompress(head[place : place + _ZSTD_INPUT])
+            place += _ZSTD_INPUT
     except zstandard.ZstdError:
         return b""
+    return found[:SAMPLE_BYTES]

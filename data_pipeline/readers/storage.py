@@ -176,7 +176,10 @@ class DecompressedBytes:
             data = self._decompress()
         except Exception as error:  # zlib.error, zstandard.ZstdError
             place = self._place - len(self._input)
-            lost = f"the last {1 - place / max(1, self._file.size):.0%} of it, from about byte {place:,} on, are lost"
+            rest = self._file.size - place
+            lost = (
+                f"about its last {rest:,} bytes of {self._file.size:,}, {rest / max(1, self._file.size):.0%}, are lost"
+            )
             return self._stop(f"damaged: {error} ({lost})")
         if self._decoder is None or data or not at_end:
             return data
