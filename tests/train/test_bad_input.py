@@ -121,7 +121,7 @@ def test_a_real_process_says_it_too(folder: Path) -> None:
 DATA_MISTAKES = {
     "a missing file": (r"data\.sources\[0\]\.paths: no file matches none\.txt", "data.sources.0.paths=[none.txt]"),
     "an empty corpus": (
-        r"data\.sources holds no text: its 1 files are empty; add",
+        r"data\.sources\[0\] holds no text: its 1 files \(.*\) are empty, or have no rows; add",
         "data.sources.0.paths=[empty.txt]",
     ),
     "blank lines only": (
