@@ -37,7 +37,7 @@ def require_json_lines(sources: ByteSources, file: FileEntry, fields: Fields, lo
     text = head.removeprefix(BOM) if sources.encoding == UTF8 else to_utf8(head, sources.encoding)
     complete = len(head) < HEAD_BYTES
     layout = _layout(text, complete)
-    if not complete and b"\n" not in text and text.lstrip().startswith(b"[") and _is_endless_array(source, longest):
+    if not complete and _is_array(text, source, longest):
         layout = _ARRAY
     if layout is not None:
         raise UserError(f"{file.path} {layout}")
@@ -112,10 +112,14 @@ def _first_value(data: bytes, complete: bool) -> tuple[bool, bool]:
     return "\n" in text[:end], bool(text[end:].strip())
 
 
-def _is_endless_array(source: ByteSource, longest: int) -> bool:
-    """Whether the first line of a file, which goes on behind its first bytes and begins as an array does, has no other
-    behind it, or is too long for a record anyway."""
-    place, ended = HEAD_BYTES, False
+def _is_array(text: bytes, source: ByteSource, longest: int) -> bool:
+    """Whether the one line in a file's first bytes `text`, whole or not, is an array that no other line follows, or one
+    too long for a record."""
+    line = text.strip()
+    ended = b"\n" in text.lstrip()
+    if not line.startswith(b"[") or b"\n" in line or (ended and not _is_json(line)):
+        return False
+    place = HEAD_BYTES
     while ended or place <= longest:
         data = source.fetch(place, HEAD_BYTES)
         behind = data if ended else data.partition(b"\n")[2]
@@ -123,7 +127,7 @@ def _is_endless_array(source: ByteSource, longest: int) -> bool:
         if ended and behind.strip():
             return False
         if len(data) < HEAD_BYTES:
-            return True
+            break
         place += len(data)
     return True
 

@@ -26,11 +26,11 @@ def nothing_kept(files: Sequence[str], bad: BadRecords, where: str) -> str:
     detail = f": {first.detail}" if first is not None and first.detail else ""
     example = f", the first at {first.place}{detail}" if first is not None else ""
     most = max(bad.dropped, key=lambda reason: bad.dropped[reason])
-    return f"of {bad.records_read:,} records in {named} none was kept ({reasons}{example}); {_fix(most, where)}"
+    return f"of {bad.records_read:,} records in {named} none was kept ({reasons}{example}); {_fix(most, detail, where)}"
 
 
-def _fix(reason: str, where: str) -> str:
-    if reason == TOO_LONG:
+def _fix(reason: str, detail: str, where: str) -> str:
+    if reason == TOO_LONG or "max_document_bytes" in detail:
         return "raise data.max_document_bytes"
     if reason == NO_TEXT:
         return f"set {where}.field to the field that holds the text, or convert the file"

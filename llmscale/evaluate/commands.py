@@ -62,4 +62,5 @@ def evaluate_files(checkpoint: Path, files: tuple[str, ...], batch: int, as_json
 
 
 def _source(pattern: str) -> SourceConfig:
-    return SourceConfig(kind="jsonl" if pattern.endswith(".jsonl") else "text", paths=[pattern])
+    name = pattern.removesuffix(".gz").removesuffix(".zst")
+    return SourceConfig(kind="jsonl" if name.endswith(".jsonl") else "text", paths=[pattern])
