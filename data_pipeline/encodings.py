@@ -162,9 +162,10 @@ class _Candidate(NamedTuple):
 def _score(data: bytes, candidate: _Candidate) -> float:
     text = data.decode(candidate.guess.encoding, errors="replace")
     other = sum(map("\x7f".__lt__, text))
-    if not other or 50 * text.count("\ufffd") > other:
+    replaced = text.count("\ufffd")
+    if not other or 10 * replaced > other:
         return 0.0
-    return candidate.weigh(text) / other
+    return (candidate.weigh(text) - replaced) / other
 
 
 def _han(encoding: str, leads: range, more: str, frequent: str) -> Callable[[str], float]:
@@ -183,11 +184,11 @@ def _han(encoding: str, leads: range, more: str, frequent: str) -> Callable[[str
     return weigh
 
 
-def _letters(pattern: str) -> Callable[[str], float]:
+def _letters(pattern: str, weight: float = 0.75) -> Callable[[str], float]:
     """Weighs what a regular expression finds, but for ASCII: less than common characters of the large tables, since
     bytes that can be read as these by chance are fewer."""
     compiled = re.compile(pattern)
-    return lambda text: 0.75 * sum(sum(map("\x7f".__lt__, part)) for part in compiled.findall(text))
+    return lambda text: weight * sum(sum(map("\x7f".__lt__, part)) for part in compiled.findall(text))
 
 
 def _alphabet(lower: str, upper: str) -> Callable[[str], float]:
@@ -219,6 +220,9 @@ _HANGUL = (
     "동말무유연람된공소모녀진위되경국마으신비세성려금았었했러야음할던며않습처까았너저요그많같년월명문학교방중관화분단발방실형더데"
 )
 
+_WIDE = "[、-〕ぁ-ヿ一-龥가-힣，。！？А-яؠ-ي]"
+"""Any two bytes of ASCII are one of these, so they weigh little."""
+
 _CANDIDATES = (
     _Candidate(Guess("gb18030", "GBK"), _han("gb2312", range(0xB0, 0xD8), _MARKS, _SIMPLIFIED + _MARKS)),
     _Candidate(Guess("big5hkscs", "Big5"), _han("big5", range(0xA4, 0xC7), _MARKS, _TRADITIONAL + _MARKS)),
@@ -236,6 +240,6 @@ _CANDIDATES = (
     _Candidate(Guess("cp1255", "Hebrew"), _letters("(?<![A-Za-z])[א-ת\u05b0-\u05c2]+(?![A-Za-z])")),
     _Candidate(Guess("cp1256", "Arabic"), _letters("(?<![A-Za-z])[ء-ي،؟پچژگ]+(?![A-Za-z])")),
     _Candidate(Guess("cp874", "Thai"), _letters("(?<![A-Za-z])[ก-ฺเ-๎]+(?![A-Za-z])")),
-    _Candidate(Guess("utf-16-le", "without a byte order mark"), _letters("[、-〕ぁ-ヿ一-龥가-힣，。！？А-яؠ-ي]")),
-    _Candidate(Guess("utf-16-be", "without a byte order mark"), _letters("[、-〕ぁ-ヿ一-龥가-힣，。！？А-яؠ-ي]")),
+    _Candidate(Guess("utf-16-le", "without a byte order mark"), _letters(_WIDE, 0.55)),
+    _Candidate(Guess("utf-16-be", "without a byte order mark"), _letters(_WIDE, 0.55)),
 )

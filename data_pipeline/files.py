@@ -164,8 +164,10 @@ def _entry(index: int, path: str, name: str, look: Look) -> FileEntry:
                 file.seek(max(FINGERPRINT_BYTES, size - FINGERPRINT_BYTES))
                 tail = file.read()
     except OSError as error:
-        link = f" (it is a link to {os.readlink(path)})" if os.path.islink(path) else ""
-        raise UserError(f"cannot read {path}: {error.strerror}{link}; make it readable or exclude it") from None
+        target = os.readlink(path) if os.path.islink(path) else ""
+        link = f" (it is a link to {target})" if target else ""
+        fix = "run `git annex get`, or exclude it" if "annex/objects/" in target else "make it readable or exclude it"
+        raise UserError(f"cannot read {path}: {error.strerror}{link}; {fix}") from None
     state.update(head)
     state.update(tail)
     look(path, head, tail, size)

@@ -11,8 +11,9 @@ LOOKED_AT = 1 << 10
 """Bytes that are enough for everything here."""
 _LFS = re.compile(rb"version https?://(?:git-lfs\.github\.com|hawser\.github\.com)/spec/")
 _ANNEX = re.compile(rb"(?:\.git|\.\.)?/?(?:[^\0\n]{0,200}/)?annex/objects/[^\0\n]+\n?")
-_PAGE = re.compile(rb"(?:<\?xml[^>]*>\s*)?(?:<!--(?s:.*?)-->\s*)*<(?:!doctype\s+html|html|head)[\s>]", re.IGNORECASE)
-_STORE_ERROR = re.compile(rb"(?:<\?xml[^>]*>\s*)?<Error>\s*<Code>")
+_PROLOG = re.compile(rb"<\?xml[^>]*>\s*", re.IGNORECASE)
+_PAGE = re.compile(rb"<(?:!doctype\s+html|html|head)[\s>]", re.IGNORECASE)
+_STORE_ERROR = re.compile(rb"<Error>\s*<Code>")
 _FORMATS = (
     (b"\x1f\x8b", "a gzip file"),
     (b"\x28\xb5\x2f\xfd", "a Zstandard file"),
@@ -46,7 +47,9 @@ def pointer(head: bytes) -> str | None:
 
 def page(head: bytes) -> str | None:
     """What a file is that a server sent instead of the one that was asked for; None for all others."""
-    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    text = _PROLOG.sub(b"", head.removeprefix(b"\xef\xbb\xbf").lstrip(), count=1)
+    while text.startswith(b"<!--") and b"-->" in text:
+        text = text.partition(b"-->")[2].lstrip()
     if _PAGE.match(text):
         return "is a web page (HTML)"
     return "is an error message of a storage server (XML)" if _STORE_ERROR.match(text) else None

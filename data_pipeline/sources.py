@@ -96,6 +96,7 @@ class Corpus:
         self.files: list[FileEntry] = []
         self.spans: list[Span] = []
         self._readers: list[Reader] = []
+        self._first_spans = [0]
         self.surveys: list[Survey] = []
         """What was found out about each source."""
         for index, source in enumerate(sources):
@@ -128,6 +129,7 @@ class Corpus:
         files, spans, reader = open_source(source, index, where, self._settings, self._bad, survey)
         self.files += files
         self.spans += [Span(span.file + first, *span[1:]) for span in spans] if first else spans
+        self._first_spans.append(len(self.spans))
         self._readers.append(reader)
 
     def _require_text(self, index: int, where: str) -> None:
@@ -135,8 +137,8 @@ class Corpus:
         policy, self._bad.fail = self._bad.fail, False
         try:
             reads = 0
-            for span in self.spans:
-                position = span.start if self.files[span.file].source == index else None
+            for span in self.spans[self._first_spans[index] : self._first_spans[index + 1]]:
+                position: int | None = span.start
                 while position is not None:
                     documents, position = self.read(span, position, held_out=None)
                     reads += 1

@@ -305,9 +305,9 @@ def _describe(
     met, fruitful = BadCounts(), set[str]()
     for result in results:
         dropped.update(result["dropped"])
-        # Markers of before say nothing of it.
+        # Markers of before say nothing of it, so that of a file that they have a part of nothing is known.
         met.add(BadCounts(**result.get("met", {})))
-        fruitful.update(result.get("fruitful", []))
+        fruitful.update(result.get("fruitful", met.by_file))
         for side, sources in result["counts"].items():
             for source, numbers in sources.items():
                 totals[side].add(Counts(**numbers))

@@ -75,11 +75,13 @@ class Look:
         return UserError(f"{self._where}.paths: {path} {found}")
 
     def _require_format(self, path: str, head: bytes) -> None:
+        if self._source.kind not in _OWN_FORMAT:
+            return
         found = page(head)
         if found is not None:
             raise self._error(path, f"{found}, not {self._source.kind}; download it again or exclude it")
-        found, own = other_format(head), _OWN_FORMAT.get(self._source.kind)
-        if own is not None and found not in (None, own):
+        found, own = other_format(head), _OWN_FORMAT[self._source.kind]
+        if found not in (None, own):
             kind = _KIND_OF_FORMAT.get(str(found))
             fix = f"use kind: {kind}" if kind else "decompress or convert it, or exclude it"
             raise self._error(path, f"is {found}, not {own}; {fix}")

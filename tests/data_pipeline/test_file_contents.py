@@ -71,9 +71,21 @@ def test_pointers_and_pages_are_no_documents_of_any_kind(tmp_path: Path, name: s
     assert "web page" in refusal(tmp_path / name, PAGE, KINDS[name])
 
 
+def test_a_link_into_an_annex_without_its_file(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").symlink_to(".git/annex/objects/aa/bb/SHA256E-s9--ab/SHA256E-s9--ab")
+    with pytest.raises(UserError, match="git annex get"):
+        corpus(tmp_path / "a.txt", {})
+
+
 def test_what_only_mentions_them_is_text(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
-    texts = [f"about {LFS.decode()}", f"{ANNEX.decode()} is a path", "<htmlx> is no tag", "BZh is short"]
+    texts = [
+        f"about {LFS.decode()}",
+        f"{ANNEX.decode()} is a path",
+        "<htmlx> is no tag",
+        "BZh is short",
+        "<!-- a -->\n" * 400 + "text",
+    ]
     for text in texts:
         path.write_text(text)
         assert read(path, {}) == [text]
