@@ -114,7 +114,9 @@ class Look:
         wide = self._encoding[:6] if self._encoding[:6] in MARKS.values() else None
         marked = next((name for mark, name in MARKS.items() if head.startswith(mark)), None)
         # The mark of UTF-32 begins like that of UTF-16.
-        if marked is not None and (wide is None or not head.startswith(tuple(m for m in MARKS if MARKS[m] == wide))):
+        fits = wide is not None and head.startswith(tuple(mark for mark in MARKS if MARKS[mark] == wide))
+        order = "-le" if head.startswith(b"\xff\xfe") else "-be"
+        if marked is not None and not (fits and self._encoding[6:] in ("", order)):
             raise self._error(path, f"is {marked.upper()}, as its byte order mark says; {self._set(marked)}")
         if head.startswith(b"\xef\xbb\xbf") and self._encoding != UTF8:
             raise self._error(path, f"is UTF-8, as its byte order mark says, not {self._encoding}; {self._set(None)}")
@@ -128,7 +130,8 @@ class Look:
 
     def _require_encoding(self, path: str, head: bytes, tail: bytes, complete: bool) -> None:
         encoding = self._encoding
-        if encoding != UTF8 and _is_surely_utf8(head):
+        is_wide = encoding[:6] in MARKS.values()
+        if encoding != UTF8 and _is_surely_utf8(head, least=0 if is_wide else 8):
             raise self._error(path, f"is UTF-8, not {encoding}; {self._set(None)}")
         if not cuts_at_newlines(encoding):
             text = head.decode(encoding, errors="replace")
@@ -172,11 +175,11 @@ def _fix_of(format_: str) -> str:
     return "convert it or exclude it"
 
 
-def _is_surely_utf8(data: bytes) -> bool:
-    """Whether bytes are UTF-8 and nothing else: with enough characters besides ASCII."""
+def _is_surely_utf8(data: bytes, least: int) -> bool:
+    """Whether bytes are UTF-8 and nothing else: with so many characters besides ASCII, and without zeros."""
     if 0 in data or not decodes(data, UTF8, complete=False):
         return False
-    return sum(map("\x7f".__lt__, data.decode(errors="ignore"))) >= 8
+    return sum(map("\x7f".__lt__, data.decode(errors="ignore"))) >= least
 
 
 def _decompressed(head: bytes, suffix: str) -> bytes:

@@ -18,6 +18,7 @@ from data_pipeline.encodings import cuts_at_newlines, normal_name
 from data_pipeline.errors import UserError
 from data_pipeline.loader import TrainLoader
 from data_pipeline.sources import Corpus, Document
+from llmscale.config import identity_digest, parse_config
 from tests.data_pipeline.corpora import bytes_tokenizer, config
 
 WORDS = {
@@ -221,3 +222,24 @@ def test_a_corpus_is_another_in_another_encoding_and_the_same_in_utf8(tmp_path: 
     digests = {name: corpus(tmp_path / "a", {"encoding": name}).digest for name in (None, "utf-8", "gbk", "big5")}
     assert digests[None] == digests["utf-8"]
     assert len(set(digests.values())) == 3
+    settings = {"data": {"sources": [{"kind": "text", "paths": ["a.txt"]}]}}
+    identities = [identity_digest(parse_config(settings, [f"data.sources.0.encoding={name}"])) for name in digests]
+    assert identities[0] == identities[1] == identity_digest(parse_config(settings, []))
+    assert len(set(identities)) == 3
+
+
+def test_cursors_of_before_there_were_encodings_still_fit(tmp_path: Path) -> None:
+    """The digest is the one that such a cursor carries."""
+    (tmp_path / "a.jsonl").write_text('{"text": "some text"}\n' * 50)
+    (tmp_path / "a.csv").write_text("text,n\nsome text,1\n")
+    (tmp_path / "a.txt").write_text("some text\n" * 20)
+    sources = [{"kind": "jsonl"}, {"kind": "csv"}, {"document": "line"}]
+    found = Corpus(
+        [
+            SourceConfig.model_validate({"paths": [str(tmp_path / f"a.{name}")], **source})
+            for name, source in zip(("jsonl", "csv", "txt"), sources, strict=True)
+        ],
+        span_bytes=100,
+        holdout=0.1,
+    )
+    assert found.digest == "82a3ad7761d908ed1cb963b5730301babc3621d7f7423ab5c6bd0e4a9a4ec579"

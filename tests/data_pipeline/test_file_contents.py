@@ -230,6 +230,13 @@ def test_marks_of_every_utf_are_no_text(tmp_path: Path) -> None:
 def test_utf8_under_another_name_is_refused(tmp_path: Path) -> None:
     for encoding in ("gbk", "cp1252", "utf-16"):
         assert "is UTF-8" in refusal(tmp_path / "a.txt", "今天天气很好，我们".encode(), {"encoding": encoding})
+    for encoding in ("utf-16", "utf-16-be", "utf-32"):
+        assert "is UTF-8" in refusal(tmp_path / "a.txt", b"plain text\n" * 9, {"encoding": encoding})
+    for encoding, other in (("utf-16-be", "utf-16-le"), ("utf-32-le", "utf-32-be"), ("utf-16-le", "utf-32-le")):
+        data = "\ufeffplain text\n".encode(other)
+        assert "byte order mark" in refusal(tmp_path / "a.txt", data, {"encoding": encoding})
+        (tmp_path / "a.txt").write_bytes(data)
+        assert read(tmp_path / "a.txt", {"encoding": other}) == ["plain text\n"]
 
 
 def test_stray_bytes_are_mended_as_before(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -20,9 +21,13 @@ from data_pipeline.cleaning.config import LengthStep
 from data_pipeline.config import SourceConfig
 from data_pipeline.errors import UserError
 from data_pipeline.indexed.format import IndexedDataset
+from data_pipeline.indexed.writer import IndexedWriter
+from data_pipeline.objective_config import CausalObjective
 from data_pipeline.sources import Corpus
 from data_pipeline.tokenizer import BytesTokenizer
+from data_pipeline.training_samples import open_samples
 from llmscale.cli import cli
+from tests.data_pipeline.corpora import config
 
 ROWS = [{"text": f"document {i}", "n": i} for i in range(60)]
 LINES = [json.dumps(row) for row in ROWS]
@@ -355,6 +360,15 @@ def test_the_share_that_a_zstandard_file_lost_is_told(tmp_path: Path) -> None:
     [warning] = found.take_counts().warnings(1.0)
     [share] = [int(word.strip("(").rstrip("%")) for word in warning.split() if word.endswith("%")]
     assert abs(share / 100 - (1 - kept / len(text))) < 0.01
+
+
+def test_prepared_tokens_without_any_are_no_source(tmp_path: Path) -> None:
+    for name, documents in (("empty", []), ("full", [np.arange(200) % 250] * 5)):
+        with IndexedWriter(tmp_path / name, np.dtype(np.uint16)) as writer:
+            writer.add(documents)
+    sources = [{"kind": "tokens", "paths": [f"{tmp_path}/{name}"]} for name in ("full", "empty")]
+    with pytest.raises(UserError, match=rf"data\.sources\[1\] holds no text: {tmp_path}/empty has no token"):
+        open_samples(config(*sources), BytesTokenizer(), CausalObjective(), seed=0, cache=None)
 
 
 def test_sources_that_are_whole_stay_silent(tmp_path: Path) -> None:

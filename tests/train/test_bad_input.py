@@ -141,7 +141,7 @@ DATA_MISTAKES = {
     ),
     "another encoding": (r"gbk\.txt is not utf-8 but probably gb18030", "data.sources.0.paths=[gbk.txt]"),
     "blank lines only": (
-        r"data\.sources\[0\] holds no text: of 101 records in blank\.txt none was kept \(101 empty\); add",
+        r"data\.sources\[0\] holds no text: of 100 records in blank\.txt none was kept \(100 empty\); add",
         "data.sources.0.paths=[blank.txt]",
         "data.lanes=1",
     ),
