@@ -113,10 +113,8 @@ class Look:
     def _require_mark(self, path: str, head: bytes) -> None:
         wide = self._encoding[:6] if self._encoding[:6] in MARKS.values() else None
         marked = next((name for mark, name in MARKS.items() if head.startswith(mark)), None)
-        # The mark of UTF-32 begins like that of UTF-16.
-        fits = wide is not None and head.startswith(tuple(mark for mark in MARKS if MARKS[mark] == wide))
         order = "-le" if head.startswith(b"\xff\xfe") else "-be"
-        if marked is not None and not (fits and self._encoding[6:] in ("", order)):
+        if marked is not None and not (marked == wide and self._encoding[6:] in ("", order)):
             raise self._error(path, f"is {marked.upper()}, as its byte order mark says; {self._set(marked)}")
         if head.startswith(b"\xef\xbb\xbf") and self._encoding != UTF8:
             raise self._error(path, f"is UTF-8, as its byte order mark says, not {self._encoding}; {self._set(None)}")

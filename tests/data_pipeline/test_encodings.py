@@ -18,7 +18,7 @@ from data_pipeline.encodings import cuts_at_newlines, normal_name
 from data_pipeline.errors import UserError
 from data_pipeline.loader import TrainLoader
 from data_pipeline.sources import Corpus, Document
-from llmscale.config import identity_digest, parse_config
+from llmscale.config import identity, parse_config
 from tests.data_pipeline.corpora import bytes_tokenizer, config
 
 WORDS = {
@@ -222,10 +222,15 @@ def test_a_corpus_is_another_in_another_encoding_and_the_same_in_utf8(tmp_path: 
     digests = {name: corpus(tmp_path / "a", {"encoding": name}).digest for name in (None, "utf-8", "gbk", "big5")}
     assert digests[None] == digests["utf-8"]
     assert len(set(digests.values())) == 3
-    settings = {"data": {"sources": [{"kind": "text", "paths": ["a.txt"]}]}}
-    identities = [identity_digest(parse_config(settings, [f"data.sources.0.encoding={name}"])) for name in digests]
-    assert identities[0] == identities[1] == identity_digest(parse_config(settings, []))
-    assert len(set(identities)) == 3
+    identities = []
+    for name in digests:
+        data = {"sources": [{"paths": ["a.txt"], "encoding": name}]}
+        run = {"run": {"directory": "run"}, "data": data, "train": {"steps": 1, "global_batch": 1}}
+        identities.append(identity(parse_config(run)))
+    # Without a key, as it was before there was one.
+    assert identities[0] == identities[1]
+    assert "data.sources.0.encoding" not in identities[0]
+    assert [found.get("data.sources.0.encoding") for found in identities[2:]] == ["gbk", "big5"]
 
 
 def test_cursors_of_before_there_were_encodings_still_fit(tmp_path: Path) -> None:
