@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from llmscale.config import RunConfig, load_config
+from llmscale.distributed.ranks import planned_ranks
 from llmscale.legality import given_ranks, require_legal
 from llmscale.train.trackers import require_trackers
 
@@ -20,6 +20,6 @@ def checked_config(path: Path, overrides: tuple[str, ...]) -> RunConfig:
         UserError: a file or setting is wrong.
     """
     config = load_config(path, overrides)
-    require_legal(config, int(os.environ.get("WORLD_SIZE", given_ranks(config.parallel))))
+    require_legal(config, planned_ranks() or given_ranks(config.parallel))
     require_trackers(config)
     return config
