@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from data_pipeline.errors import UserError
+from launcher.environment import STEP_TASKS
 from llmscale.config import load_config
 from llmscale.legality import require_legal
 
@@ -89,7 +90,7 @@ def _variables(rank: int, nproc: int, port: int) -> dict[str, str]:
     threads = max(1, len(os.sched_getaffinity(0)) // nproc)
     return {
         "OMP_NUM_THREADS": str(threads),
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if name != STEP_TASKS},
         "RANK": str(rank),
         "WORLD_SIZE": str(nproc),
         "LOCAL_RANK": str(rank),
