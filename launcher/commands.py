@@ -17,14 +17,21 @@ def launch() -> None:
 
 @launch.command()
 @click.option("--nproc", type=click.IntRange(min=1), required=True, help="Number of ranks on this machine.")
+@click.option(
+    "--grace",
+    type=click.FloatRange(min=0, min_open=True),
+    default=120,
+    show_default=True,
+    help="Seconds that ranks may take to save and end after SIGTERM or SIGUSR1 before they are killed.",
+)
 @_CONFIG
 @_OVERRIDES
 @click.pass_context
-def local(context: click.Context, nproc: int, config: str, overrides: tuple[str, ...]) -> None:
+def local(context: click.Context, nproc: int, grace: float, config: str, overrides: tuple[str, ...]) -> None:
     """Run `llmscale train` once per rank on this machine."""
     from launcher.local import launch_local
 
-    context.exit(launch_local(config, overrides, nproc))
+    context.exit(launch_local(config, overrides, nproc, grace))
 
 
 @launch.command()

@@ -9,6 +9,9 @@ from data_pipeline.errors import UserError
 _FIRST_PORT = 20000
 """Below Linux's ephemeral ports (32768 and up), so that no outgoing connection holds the port by chance."""
 
+_PORTS = 16
+"""How many ports a step may try."""
+
 _LOOPBACK = re.compile(r"(localhost$|127\.|::1$)")
 
 
@@ -25,7 +28,8 @@ _LAUNCHERS = ("TORCHELASTIC_RUN_ID", "CROSS_RANK")
 def adopt_slurm_environment(environment: MutableMapping[str, str] | None = None) -> bool:
     """Inside a task that `srun` started, set torchrun's variables.
 
-    These are RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT.
+    These are RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT, and what the ranks meet by:
+    LLMSCALE_PORTS and LLMSCALE_TOKEN.
     Does nothing outside `srun`: a batch script or an `salloc` shell is not a rank, although Slurm gives it a
     SLURM_PROCID of 0. Does nothing either where a launcher inside the task has set them: torchrun, accelerate or
     deepspeed say so in the environment, and in a step of one task, such as an interactive shell, ranks of a larger
@@ -65,16 +69,25 @@ def _place(environment: Mapping[str, str], tasks: int) -> dict[str, str]:
             f"SLURM_NODEID is {node}, but SLURM_STEP_TASKS_PER_NODE '{environment['SLURM_STEP_TASKS_PER_NODE']}' lists"
             f" {len(tasks_by_node)} nodes; start each rank with srun"
         )
-    address, port = environment.get("MASTER_ADDR"), environment.get("MASTER_PORT")
+    address = environment.get("MASTER_ADDR")
     return {
         "RANK": str(_number(environment, "SLURM_PROCID")),
         "WORLD_SIZE": str(tasks),
         "LOCAL_RANK": str(_number(environment, "SLURM_LOCALID")),
         "LOCAL_WORLD_SIZE": str(tasks_by_node[node]),
         "MASTER_ADDR": first_host(_text(environment, "SLURM_STEP_NODELIST")) if address is None else address,
-        # One job has one port, so that jobs that share a node do not meet.
-        "MASTER_PORT": str(_FIRST_PORT + _number(environment, "SLURM_JOB_ID") % 10000) if port is None else port,
+        **_meeting_point(environment),
     }
+
+
+def _meeting_point(environment: Mapping[str, str]) -> dict[str, str]:
+    """The port on which the ranks of this step meet, and the token by which they know each other. Steps that share a
+    node have different ones; where another program has the port, the ranks find each other on one of the next."""
+    job, step = _number(environment, "SLURM_JOB_ID"), _number(environment, "SLURM_STEP_ID")
+    point = {"LLMSCALE_TOKEN": f"{environment.get('LLMSCALE_TOKEN', '')} {job}.{step}".strip()}
+    if "MASTER_PORT" in environment:
+        return point | {"MASTER_PORT": environment["MASTER_PORT"]}
+    return point | {"MASTER_PORT": str(_FIRST_PORT + (job + _PORTS * step) % 10000), "LLMSCALE_PORTS": str(_PORTS)}
 
 
 def _require_slurms_own(environment: MutableMapping[str, str], place: Mapping[str, str]) -> None:
@@ -92,32 +105,6 @@ def _require_slurms_own(environment: MutableMapping[str, str], place: Mapping[st
     if problem:
         environment["RANK"] = place["RANK"]  # so that rank 0 alone says it
         raise UserError(f"{problem}; run `unset {' '.join(RANK_VARIABLES)}` before sbatch or srun")
-
-
-def require_rank_variables(environment: Mapping[str, str] | None = None) -> None:
-    """Refuse torchrun's variables, those that are set, where they make no sense.
-
-    Args:
-        environment: the variables; this process's own when not given.
-
-    Raises:
-        UserError: one is not a whole number, or a rank is not below its number of ranks. On this rank only.
-    """
-    environment = os.environ if environment is None else environment
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT")
-    problem = ""
-    for name in names:
-        if name in environment and not environment[name].isdecimal():
-            problem = problem or f"{name} is '{environment[name]}', but must be a whole number"
-    for name, size in (("RANK", "WORLD_SIZE"), ("LOCAL_RANK", "LOCAL_WORLD_SIZE")):
-        if not problem and name in environment and size in environment:
-            rank, ranks = int(environment[name]), int(environment[size])
-            if rank >= ranks:
-                problem = f"{name} is {rank}, but {size} is {ranks}, and ranks count from 0"
-    if problem:
-        error = UserError(f"{problem}; start ranks by `llmscale launch`")
-        error.everywhere = False
-        raise error
 
 
 def first_host(nodelist: str) -> str:

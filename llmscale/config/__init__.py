@@ -1,5 +1,6 @@
 """The config of a run: pydantic sections, loading, identity. Imports neither torch nor anything that needs it."""
 
+from llmscale.config.directory import resolve_directory
 from llmscale.config.identity import flatten, identity, identity_digest, require_same_identity
 from llmscale.config.load import dump_config, known_keys, load_config, parse_config
 from llmscale.config.model import ModelConfig
@@ -16,4 +17,5 @@ __all__ = [
     "load_config",
     "parse_config",
     "require_same_identity",
+    "resolve_directory",
 ]

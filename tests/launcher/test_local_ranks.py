@@ -129,7 +129,7 @@ def test_a_terminal_stays_a_terminal_for_rank_0_only(tmp_path):
             "killed",
             2,
             1,
-            "rank 1 of 2 was killed by signal 9 (SIGKILL) and ended the run; its output is in {logs}/rank-00001.log\n",
+            "rank 1 of 2 was killed by signal 9 (SIGKILL: out of memory?) and ended the run; its output is in {logs}/rank-00001.log\n",
         ),
         ("mixed", 3, 1, "rank 2 of 3 exited with code 1 and ended the run; its output is in {logs}/rank-00002.log\n"),
     ],

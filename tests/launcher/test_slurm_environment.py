@@ -8,6 +8,7 @@ from launcher.environment import adopt_slurm_environment, first_host
 # As srun of Slurm 22.05 sets them for the last task of `srun --nodes=3 --ntasks=5`.
 TASK = {
     "SLURM_JOB_ID": "123456",
+    "SLURM_STEP_ID": "0",
     "SLURM_PROCID": "4",
     "SLURM_LOCALID": "0",
     "SLURM_NODEID": "2",
@@ -35,6 +36,8 @@ def test_a_task_becomes_a_rank():
         "LOCAL_WORLD_SIZE": "1",
         "MASTER_ADDR": "gpu009",
         "MASTER_PORT": "23456",
+        "LLMSCALE_PORTS": "16",
+        "LLMSCALE_TOKEN": "123456.0",
     }
 
 
@@ -43,6 +46,18 @@ def test_the_local_world_is_that_of_the_tasks_own_node(node, local_size):
     environment = TASK | {"SLURM_NODEID": node}
     adopt_slurm_environment(environment)
     assert environment["LOCAL_WORLD_SIZE"] == local_size
+
+
+def test_steps_of_a_job_meet_on_ports_of_their_own_and_know_each_other():
+    first, second, secret = TASK | {}, TASK | {"SLURM_STEP_ID": "1"}, TASK | {"LLMSCALE_TOKEN": "secret"}
+    for environment in (first, second, secret):
+        adopt_slurm_environment(environment)
+    ports = [
+        set(range(int(environment["MASTER_PORT"]), int(environment["MASTER_PORT"]) + 16))
+        for environment in (first, second)
+    ]
+    assert not ports[0] & ports[1]
+    assert len({environment["LLMSCALE_TOKEN"] for environment in (first, second, secret)}) == 3
 
 
 def test_cores_per_task_become_threads_unless_the_user_set_them():
