@@ -18,7 +18,7 @@ from typing import Any
 
 from data_pipeline.errors import UserError
 from launcher.time_limit import require_room
-from llmscale.config import load_config
+from llmscale.config import load_config, resolve_directory
 from llmscale.legality import require_legal
 
 SAVED = 75
@@ -66,7 +66,7 @@ def run_job(script: Path, arguments: Sequence[str]) -> int:
     if not arguments:
         raise UserError("no CONFIG was given; submit with `sbatch slurm/train.sbatch CONFIG [key=value ...]`")
     config, *overrides = arguments
-    resolved = load_config(config, overrides)
+    resolved = resolve_directory(load_config(config, overrides))
     ranks, options = layout(os.environ, on_gpu=resolved.run.device != "cpu")
     require_legal(resolved, ranks)
     job = os.environ["SLURM_JOB_ID"]

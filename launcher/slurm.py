@@ -106,6 +106,7 @@ def prepare(request: Request) -> Submission:
     given = given_options(request.options)
     if "wrap" in given:
         raise UserError("--wrap gives sbatch another script, but `launch slurm` submits its own; leave --wrap out")
+    _require_a_folder_each(config.run.directory, given.get("array"))
     environment = cluster_environment()
     layout, ranks = _layout(request, given, config, environment)
     if ranks is None:
@@ -131,8 +132,28 @@ def prepare(request: Request) -> Submission:
 
 
 def run_name(config: RunConfig) -> str:
-    """A job's name: that of the run's folder, on one line."""
-    return " ".join(Path(os.path.abspath(config.run.directory)).name.split()) or "llmscale"
+    """A job's name: that of the run's folder, without placeholders and on one line."""
+    parts = (re.sub(r"\{\w*\}", "", part).strip(" -_.") for part in Path(os.path.abspath(config.run.directory)).parts)
+    return next((" ".join(part.split()) for part in reversed(list(parts)) if part.strip("/")), "llmscale")
+
+
+def _require_a_folder_each(directory: str, array: str | None) -> None:
+    """Elements of a job array that run at the same time need a run directory each.
+
+    Raises:
+        UserError: they have one for all, or its placeholder has no value.
+    """
+    own = "{array_task}" in directory
+    if not own and array is not None and re.search(r"[-,]", array) and not array.endswith("%1"):
+        raise UserError(
+            f"--array={array} starts several runs in run.directory '{directory}'; put {{array_task}} into it, or"
+            f" let them go on with one run, one after the other: --array={array.partition('%')[0]}%1"
+        )
+    if own and array is None:
+        raise UserError(
+            f"run.directory is '{directory}', but {{array_task}} has a value only in a job array; give"
+            " `-- --array=0-9`, or leave it out"
+        )
 
 
 def follow_up(request: Request, submission: Submission, answer: str) -> str:

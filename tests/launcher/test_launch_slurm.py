@@ -85,7 +85,7 @@ def assert_refused(login, *arguments, says):
 
 
 def test_a_job_is_submitted_with_any_option_under_the_runs_name(login):
-    options = ["--partition=big", "-c", "8", "--mem", "0", "--array=0-3%2", "--dependency=afterok:12", "-HQ"]
+    options = ["--partition=big", "-c", "8", "--mem", "0", "--array=0-3%1", "--dependency=afterok:12", "-HQ"]
     login.launch(
         *("--nodes", 2, "--ntasks-per-node", 8, "--time", "1:00:00", "config.yaml", "run.seed=3", "--", *options)
     )
@@ -112,11 +112,17 @@ def test_stdout_is_the_number_and_stderr_how_to_go_on(login):
     [
         (["--output=logs/%x-%j.out"], "logs/run-7-4711.out"),
         (["-o", "a b/%A.txt", "-J", "mine"], "'a b/4711.txt'"),
-        (["--array=0-3"], "slurm-4711_*.log"),
+        (["--array=0-3%1"], "slurm-4711_*.log"),
     ],
 )
 def test_the_log_to_follow_is_the_jobs(login, options, log):
     assert f"tail -F {log}\n" in invoke("config.yaml", "--", *options).stderr
+
+
+@pytest.mark.parametrize("directory", ["runs/sweep-{job}_{array_task}", "runs/sweep/{array_task}"])
+def test_a_job_array_is_named_without_its_placeholders(login, directory):
+    login.launch("config.yaml", f"run.directory={directory}", "--", "--array=0-3")
+    assert "--job-name=sweep" in login.arguments()
 
 
 def test_a_job_of_another_cluster_is_cancelled_there(login):
@@ -243,6 +249,8 @@ def test_how_many_ranks_there_are_is_said_once(login, before, options, ranks):
         ([], ["-t", "1"], ["limit of 60 s", "not above the 120 s"]),
         (["--time=5"], ["--signal=B:USR1@300"], ["limit of 300 s", "not above the 300 s"]),
         (["--time=soon"], [], ["'soon'"]),
+        ([], ["-a0-3"], ["--array=0-3", "'runs/run-7'", "{array_task}"]),
+        (["run.directory=runs/{array_task}"], [], ["'runs/{array_task}'", "--array"]),
     ],
 )
 def test_contradictions_are_refused_with_both_values(login, before, options, says):
