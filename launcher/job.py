@@ -17,15 +17,11 @@ from types import FrameType
 from typing import Any
 
 from data_pipeline.errors import UserError
+from launcher.local import SAVED, USER_ERROR
 from launcher.time_limit import require_room
 from llmscale.config import load_config, resolve_directory
 from llmscale.legality import require_legal
-
-SAVED = 75
-"""Exit code of ranks that saved a checkpoint after a preemption signal."""
-
-USER_ERROR = 2
-"""Exit code of a user's mistake."""
+from llmscale.train.run_directory import RunDirectory, write_json
 
 STOPPED = 1
 """Exit code of a job that stops going back into the queue."""
@@ -71,7 +67,7 @@ def run_job(script: Path, arguments: Sequence[str]) -> int:
     require_legal(resolved, ranks)
     job = os.environ["SLURM_JOB_ID"]
     require_room(job, script, os.environ, lead)
-    run = Path(resolved.run.directory)
+    run = RunDirectory(resolved.run.directory)
     before = _checkpoints(run)
     train = [sys.executable, "-m", "llmscale", "train", *arguments]
     code, cancelled = _start_ranks([*options, "bash", "-c", _RANK, *train])
@@ -141,22 +137,25 @@ def _start_ranks(command: Sequence[str]) -> tuple[int, bool]:
     return 128 - code if code < 0 else code, signal.SIGTERM in caught
 
 
-def _checkpoints(run: Path) -> set[str]:
+def _checkpoints(run: RunDirectory) -> set[str]:
     """Names of the run's checkpoints. A new one is a step that this start has made."""
-    return {path.name for path in (run / "checkpoints").glob("step-*") if path.name[5:].isdecimal()}
+    return {path.name for path in run.checkpoints.glob("step-*") if path.name[5:].isdecimal()}
 
 
-def _requeue(job: str, run: Path, progress: bool) -> int:
+def _requeue(job: str, run: RunDirectory, progress: bool) -> int:
     """Put the job back into the queue, unless that has come to nothing `MOST_IDLE_ENDS` times in a row."""
-    record = run / "logs" / "requeues.json"
+    record = run.logs / "requeues.json"
     idle = 0 if progress else _idle_ends(record, job) + 1
     _record(record, {"job": job, "idle_ends": idle})
     if idle >= MOST_IDLE_ENDS:
         newest = max(_checkpoints(run), default="none")
-        _say(
+        reason = (
             f"job {job} ended with code {SAVED} {idle} times in a row without a new step (newest checkpoint: {newest}),"
             " so it does not go back into the queue; give it more time (sbatch --time), and submit it again"
         )
+        _say(reason)
+        if run.config_file.exists():  # else it is no run yet
+            run.record_outcome("failed", attempt=run.outcome().get("attempt", 0), reason=reason)
         return STOPPED
     result = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
     if result.returncode:
@@ -180,11 +179,9 @@ def _record(record: Path, state: dict[str, Any]) -> None:
     Raises:
         UserError: it cannot be written. Without it the job might go on for ever.
     """
-    partial = record.with_name(f".tmp-{record.name}")
     try:
         record.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(state), encoding="utf-8")
-        os.replace(partial, record)
+        write_json(record, state)
     except OSError as error:
         raise UserError(
             f"cannot write {record} ({error.strerror}), so that the job does not go back into the queue; make room or"

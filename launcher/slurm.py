@@ -72,7 +72,7 @@ class Submission:
 
     def script(self) -> str:
         """A shell script that submits this, batch script included. What cluster.env sets it reads for itself."""
-        settings = f". {CLUSTER}\n" if os.access(CLUSTER, os.R_OK) else ""
+        settings = f". {CLUSTER}\n" if CLUSTER.exists() else ""
         command = shlex.join(["sbatch", *self.options, "/dev/stdin", *self.arguments])
         return f"{settings}{command} <<'{_HEREDOC}'\n{TEMPLATE.read_text(encoding='utf-8')}{_HEREDOC}\n"
 
@@ -187,7 +187,7 @@ def cluster_environment() -> dict[str, str]:
         for name, value in os.environ.items()
         if name not in RANK_VARIABLES and not (within and name.startswith("SLURM_") and name != "SLURM_CONF")
     }
-    if not os.access(CLUSTER, os.R_OK):
+    if not CLUSTER.exists():
         return environment
     result = subprocess.run(
         ["bash", "-c", _SOURCE, str(CLUSTER)],

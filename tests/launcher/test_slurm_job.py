@@ -276,12 +276,24 @@ def test_three_ends_without_a_step_stop_the_job_and_a_step_counts_them_anew(node
 
 
 def test_the_reason_for_stopping_is_told(node, capsys):
-    node.has(does="exit 75")
-    for _ in range(3):
+    begun = "mkdir -p run/checkpoints/step-00000004; touch run/config.yaml; echo '{\"attempt\": 7}' > run/outcome.json"
+    node.has(does=f"{begun}; exit 75")
+    for _ in range(4):
         code = run_job(TEMPLATE, ["config.yaml"])
     assert code == 1
-    assert "3 times in a row without a new step (newest checkpoint: none)" in capsys.readouterr().err
-    assert node.requeued() == 2
+    reason = "3 times in a row without a new step (newest checkpoint: step-00000004)"
+    assert reason in capsys.readouterr().err
+    assert node.requeued() == 3
+    outcome = json.loads((node.folder / "run/outcome.json").read_text())
+    assert (outcome["outcome"], outcome["attempt"]) == ("failed", 7)
+    assert reason in outcome["reason"]
+
+
+def test_a_run_that_never_began_is_left_as_if_new(node):
+    """Another file in its folder would make it somebody's own."""
+    node.has(does="exit 75")
+    assert [run_job(TEMPLATE, ["config.yaml"]) for _ in range(3)] == [75, 75, 1]
+    assert [path.name for path in (node.folder / "run").iterdir()] == ["logs"]
 
 
 def test_another_job_on_the_same_run_begins_to_count_anew(node, monkeypatch):
