@@ -138,11 +138,15 @@ def _show(trainer: Trainer, summary: dict[str, Any], picture: str | None) -> Non
         console.print(sample["prompt"], style="bold", end="", markup=False)
         console.print(sample["text"], markup=False)
         console.rule()
-    # Not folded at the width of the screen, so that they can be pasted.
+    show_next(str(run), picture, trainer.config.model.architecture)
+
+
+def show_next(run: str, picture: str | None, architecture: str) -> None:
+    """Print what to do with a finished run in the directory `run`, as lines that can be pasted into a shell."""
+    console = Console(file=sys.stdout, highlight=False)
     console.print("Next:", style="bold")
-    word = shlex.quote(str(run))
-    for line in _next_commands(word, picture, trainer.config.model.architecture):
-        console.print(f"  {line}", markup=False, soft_wrap=True)
+    for line in _next_commands(shlex.quote(run), picture, architecture):
+        console.print(f"  {line}", markup=False, soft_wrap=True)  # not folded at the width of the screen
 
 
 def _next_commands(run: str, picture: str | None, architecture: str) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """Ranks started by hand: what they say when they do not find each other, and when one of them dies."""
 
 import json
+import multiprocessing
 import os
 import signal
 import socket
@@ -9,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from data_pipeline.errors import UserError
 from llmscale.parity.ranks import free_port
+from tests.ranks import run_ranks
 from tests.tiny_run import write_tiny_run
 from tests.train.forked import Command, Finished, run
 from tests.train.test_signals import complaint
@@ -20,11 +23,6 @@ WORLD = {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1"}
 def start(folder: Path, rank: int, port: int, *overrides: str, **variables: object) -> Command:
     place = WORLD | {"RANK": rank, "LOCAL_RANK": rank, "MASTER_PORT": port} | variables
     return Command("train", "config.yaml", *overrides, cwd=folder, **place)
-
-
-def start_pair(folder: Path, *overrides: str) -> list[Command]:
-    port = free_port()
-    return [start(folder, rank, port, "train.steps=1000000", *overrides) for rank in range(2)]
 
 
 def wait_for(condition, command: Command, seconds: float = 60) -> None:
@@ -81,17 +79,63 @@ def test_ranks_on_loopback_listen_nowhere_else_and_a_killed_one_is_named(tmp_pat
     assert "Traceback" not in done.stderr
 
 
-def test_a_rank_0_that_dies_while_the_others_wait_for_its_files_ends_them(tmp_path: Path) -> None:
-    """Rank 1 waits in its save for the folder that rank 0 would make; nothing of torch tells it."""
-    write_tiny_run(tmp_path)
-    pair = start_pair(tmp_path, "train.steps=3", "checkpoint.interval=3")
-    # Rank 0 stands still as its save begins, and rank 1 then waits for what it does not write.
-    wait_for(lambda: steps(tmp_path) > 2, pair[0])
-    os.kill(pair[0].process.pid, signal.SIGSTOP)
-    time.sleep(1)
-    os.kill(pair[0].process.pid, signal.SIGKILL)
-    done = pair[1].finish(timeout=40)
-    assert "rank 0 on" in complaint(done, 1)
+def wait_in_a_save(rank: int, port: int, folder: str, said: str) -> None:
+    """Rank 0 is killed before it makes the folder that rank 1 waits for; nothing of torch tells rank 1."""
+    os.environ.update({name: str(value) for name, value in (WORLD | {"RANK": rank, "MASTER_PORT": port}).items()})
+    os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT), 2)
+    from llmscale.checkpoint.writer import CheckpointWriter
+    from llmscale.distributed import watch
+    from llmscale.engine.distributed import join, read_world
+
+    watch.GRACE_SECONDS = 1.0
+    join(read_world("cpu"))
+    if rank == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    writer = CheckpointWriter(folder, rank=1, world=2)
+    writer.save(1, [])
+    writer.wait()
+
+
+def test_a_rank_0_that_dies_ends_ranks_that_wait_for_its_files(tmp_path: Path) -> None:
+    port, said = free_port(), tmp_path / "said"
+    context = multiprocessing.get_context("forkserver")
+    pair = [
+        context.Process(target=wait_in_a_save, args=(rank, port, str(tmp_path / "checkpoints"), f"{said}-{rank}"))
+        for rank in range(2)
+    ]
+    for process in pair:
+        process.start()
+    pair[1].join(30)
+    hangs = pair[1].is_alive()
+    pair[1].kill()
+    assert not hangs
+    assert pair[1].exitcode == 1
+    assert (tmp_path / "said-1").read_text().startswith(f"llmscale: rank 0 on {socket.gethostname()} ended")
+
+
+def look_for_the_run(folders: list[str], seconds: float) -> None:
+    from llmscale.engine.distributed import join, leave, read_world
+    from llmscale.train.build import require_shared
+    from llmscale.train.run_directory import RunDirectory
+
+    world = read_world("cpu")
+    join(world)
+    try:
+        require_shared(RunDirectory(folders[world.rank]), world, seconds)
+    finally:
+        leave()
+
+
+def test_a_run_directory_that_is_not_shared_is_said_to_be_none(tmp_path: Path) -> None:
+    """Two machines that each have a folder of that name."""
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    run_ranks(2, look_for_the_run, [str(tmp_path / "one")] * 2, 5.0)
+    with pytest.raises(UserError) as caught:
+        run_ranks(2, look_for_the_run, [str(tmp_path / name) for name in ("one", "two")], 0.3)
+    assert "two is not shared" in str(caught.value)
+    assert str(caught.value).count(socket.gethostname()) == 2
+    assert not list(tmp_path.rglob(".shared*"))
 
 
 def test_addresses_that_do_not_lead_to_rank_0_end_within_the_deadline(tmp_path: Path) -> None:
