@@ -44,6 +44,8 @@ class Entry:
     pid: int
     problem: str
     settings: Mapping[str, Any] | None
+    gpu: str
+    """Identifier of the GPU that it has taken; empty on a CPU."""
 
 
 @dataclass
@@ -114,6 +116,7 @@ def lead(
     judge: Callable[[list[Entry]], str],
     problem: str = "",
     settings: Mapping[str, Any] | None = None,
+    gpu: str = "",
 ) -> Meeting:
     """Of rank 0: wait for all ranks. They hear how it went by `admit` or `dismiss`.
 
@@ -125,7 +128,7 @@ def lead(
     """
     # As the others' comes through JSON.
     settings = None if settings is None else json.loads(json.dumps(settings))
-    own = Entry(0, socket.gethostname(), os.getpid(), problem, settings)
+    own = Entry(0, socket.gethostname(), os.getpid(), problem, settings, gpu)
     reception = _Reception(place, listener, token, own)
     deadline = time.monotonic() + seconds
     listener.settimeout(0.1)
@@ -180,6 +183,7 @@ def attend(
     seconds: float,
     problem: str = "",
     settings: Mapping[str, Any] | None = None,
+    gpu: str = "",
 ) -> Meeting:
     """Of every other rank: find rank 0, and hear its verdict.
 
@@ -190,7 +194,7 @@ def attend(
     line, port = _find(place, ports, token, deadline, seconds)
     try:
         entry = {"rank": place.rank, "size": place.size, "host": socket.gethostname(), "pid": os.getpid()}
-        line.send({**entry, "problem": problem, "settings": settings})
+        line.send({**entry, "problem": problem, "settings": settings, "gpu": gpu})
         # Rank 0 began to wait no later than now.
         answer = line.receive(time.monotonic() + seconds + _ANSWER_SECONDS)
     except (OSError, StrangerError) as error:
@@ -233,7 +237,8 @@ class _Reception:
             soon = min(deadline, time.monotonic() + _ANSWER_SECONDS)
             line.answer(self._token, soon)
             said = line.receive(soon + _ANSWER_SECONDS)
-            entry = Entry(int(said["rank"]), str(said["host"]), int(said["pid"]), said["problem"], said["settings"])
+            number, gpu = int(said["rank"]), str(said["gpu"])
+            entry = Entry(number, str(said["host"]), int(said["pid"]), said["problem"], said["settings"], gpu)
             size = int(said["size"])
         except (OSError, StrangerError, KeyError, TypeError, ValueError):
             self.strangers += 1

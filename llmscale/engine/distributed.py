@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from data_pipeline.errors import UserError, first_line
+from llmscale.distributed.gpus import gpu_of, shared_gpu
 from llmscale.distributed.interface import use_interface_of
 from llmscale.distributed.meeting import (
     DEADLINE,
@@ -63,17 +64,14 @@ def read_world(device: Literal["auto", "cpu", "cuda"]) -> World:
         kind = "cuda" if torch.cuda.is_available() else "cpu"
     if kind == "cuda" and not torch.cuda.is_available():
         raise UserError("run.device is 'cuda', but torch sees no GPU here; set run.device=cpu or auto")
-    if kind == "cuda" and local_rank >= torch.cuda.device_count():
-        raise UserError(
-            f"this machine runs local rank {local_rank}, but has {torch.cuda.device_count()} GPU(s);"
-            f" start at most one rank per GPU"
-        )
     return World(
         rank=place.rank,
         size=place.size,
         local_rank=local_rank,
         local_size=place.local_size,
-        device=torch.device("cuda", local_rank) if kind == "cuda" else torch.device("cpu"),
+        device=torch.device(kind, gpu_of(local_rank, torch.cuda.device_count()))
+        if kind == "cuda"
+        else torch.device(kind),
     )
 
 
@@ -89,7 +87,7 @@ def join(world: World, timeout_minutes: float = 30, settings: dict[str, Any] | N
     Raises:
         UserError: on every rank: what a rank said by `refuse`, which ranks did not come, or the first rank with other
             settings than rank 0, the setting and both values. On this rank only: rank 0 cannot be found, or cannot
-            listen.
+            listen. On every rank: two of them have taken the same GPU.
     """
     backend = "cpu:gloo,cuda:nccl" if world.device.type == "cuda" else "gloo"
     options: dict[str, Any] = {"timeout": timedelta(minutes=timeout_minutes)}
@@ -100,7 +98,8 @@ def join(world: World, timeout_minutes: float = 30, settings: dict[str, Any] | N
         # A lone process needs no address and no free port.
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, **options)
         return
-    meeting = _meet(settings=settings)
+    gpu = str(torch.cuda.get_device_properties(world.device).uuid) if world.device.type == "cuda" else ""
+    meeting = _meet(settings=settings, gpu=gpu)
     use_interface_of(meeting.own_address)
     descriptor = meeting.listener.detach() if meeting.listener is not None else None
     store = dist.TCPStore(
@@ -133,7 +132,7 @@ def refuse(problem: UserError) -> NoReturn:
     raise problem
 
 
-def _meet(problem: str = "", settings: dict[str, Any] | None = None) -> Meeting:
+def _meet(problem: str = "", settings: dict[str, Any] | None = None, gpu: str = "") -> Meeting:
     """The meeting of all ranks, once every rank has come and none has a problem; else UserError on all of them."""
     place, seconds = read_place(), rendezvous_seconds()
     # Under torchrun the port is that of its agent, whose store tells where rank 0 listens.
@@ -143,7 +142,7 @@ def _meet(problem: str = "", settings: dict[str, Any] | None = None) -> Meeting:
         listener = listen(place, candidate_ports(place) if agent is None else range(1))
         if agent is not None:
             agent.set(_AGENT_KEY, f"{listener.getsockname()[1]} {nonce}")
-        return lead(place, listener, run_token(nonce), seconds, _judge, problem, settings)
+        return lead(place, listener, run_token(nonce), seconds, _judge, problem, settings, gpu)
 
     def found() -> list[str]:
         assert agent is not None
@@ -153,9 +152,9 @@ def _meet(problem: str = "", settings: dict[str, Any] | None = None) -> Meeting:
             raise UserError(f"rank 0 has not come within {seconds:g} s; more time: {DEADLINE}") from None
 
     if agent is None:
-        return attend(place, candidate_ports(place), run_token(), seconds, problem, settings)
+        return attend(place, candidate_ports(place), run_token(), seconds, problem, settings, gpu)
     port, nonce = found()
-    return attend(place, range(int(port), int(port) + 1), run_token(nonce), seconds, problem, settings)
+    return attend(place, range(int(port), int(port) + 1), run_token(nonce), seconds, problem, settings, gpu)
 
 
 def _agent_store(place: Place, seconds: float) -> dist.Store:
@@ -165,12 +164,12 @@ def _agent_store(place: Place, seconds: float) -> dist.Store:
 
 
 def _judge(entries: list[Entry]) -> str:
-    """The problem of the first rank that has one; empty without."""
+    """The problem of the first rank that has one, or of two that share a GPU; empty without."""
     for entry in entries:
         problem = entry.problem or _difference(entries[0], entry)
         if problem:
             return f"rank {entry.rank}: {problem}" if entry.rank and entry.problem else problem
-    return ""
+    return shared_gpu((entry.rank, entry.host, entry.gpu) for entry in entries)
 
 
 def _difference(lead: Entry, other: Entry) -> str:

@@ -37,7 +37,7 @@ def test_every_task_knows_its_place(cluster):
         on_node = [other for other in range(3) if hosts[other] == hosts[rank]]
         assert report["adopted"]
         assert report["new"].pop("MASTER_PORT").startswith("2")
-        assert report["new"] == {
+        assert {name: value for name, value in report["new"].items() if not name.startswith("LLMSCALE_")} == {
             "RANK": str(rank),
             "WORLD_SIZE": "3",
             "LOCAL_RANK": str(on_node.index(rank)),
@@ -62,6 +62,29 @@ def test_a_batch_script_is_no_rank(cluster):
     assert cluster.wait_for_end(job)["JobState"] == "COMPLETED"
     report = json.loads((cluster.project / "batch.out").read_text())
     assert (report["adopted"], report["new"], report["procid"]) == (False, {}, "0")
+
+
+DEVICE = """
+import json, os
+from launcher.environment import adopt_slurm_environment
+from llmscale.distributed.gpus import gpu_of
+seen = os.environ["CUDA_VISIBLE_DEVICES"].split(",")
+adopt_slurm_environment()
+gpu = seen[gpu_of(int(os.environ["LOCAL_RANK"]), len(seen))]
+print(json.dumps({"seen": len(seen), "gpu": os.environ["SLURMD_NODENAME"] + ":" + gpu}))
+"""
+
+
+@pytest.mark.parametrize(
+    ("options", "seen"),
+    [(["--gpus-per-node=2"], 2), (["--gpus-per-node=2", "--gpu-bind=single:1"], 1), (["--gpus-per-task=1"], 1)],
+)
+def test_each_rank_has_a_gpu_of_its_own_however_they_are_bound(cluster, options, seen):
+    layout = ("--nodes=2", "--ntasks=4", "--ntasks-per-node=2")
+    output = cluster.run("srun", *layout, *options, sys.executable, "-c", DEVICE)
+    tasks = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+    assert {task["seen"] for task in tasks} == {seen}
+    assert len({task["gpu"] for task in tasks}) == 4, tasks
 
 
 @pytest.mark.parametrize(

@@ -37,8 +37,7 @@ def train_alone(cluster, config: str, run: str, *overrides: str) -> None:
 
 def test_the_losses_are_those_of_one_process(cluster, config):
     train_alone(cluster, config, "alone")
-    layout = ["--nodes", "2", "--ntasks-per-node", "2"]
-    job = cluster.run(sys.executable, "-m", "llmscale", "launch", "slurm", *layout, config).strip()
+    job = cluster.launch("--nodes", 2, "--ntasks-per-node", 2, config)
     record = cluster.wait_for_end(job)
     assert (record["JobState"], record["Partition"]) == ("COMPLETED", "main"), cluster.log(job)
     assert outcome(cluster, "run") == "done"
