@@ -141,6 +141,6 @@ def test_torchrun_within_srun_starts_the_ranks(cluster):
     port = 29000 + os.getpid() % 1000
     options = f"--nnodes 2 --nproc-per-node 2 --rdzv-id x --rdzv-backend c10d --rdzv-endpoint n1:{port}"
     torchrun = f"{sys.executable} -m torch.distributed.run {options} meet.py a"
-    world = meet(cluster, f"srun --nodes=2 --ntasks-per-node=1 {torchrun}")["a"]
+    world = meet(cluster, f"srun --nodes=2 --ntasks=2 --ntasks-per-node=1 {torchrun}")["a"]
     assert [place[2:] for place in world] == [[str(rank), "4"] for rank in range(4)]
     assert sorted(place[0] for place in world) == ["n1", "n1", "n2", "n2"]
