@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import re
+import secrets
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from data_pipeline.errors import UserError
 from launcher.local import SAVED, USER_ERROR
 from launcher.time_limit import require_room
 from llmscale.config import load_config, resolve_directory
+from llmscale.distributed.wire import TOKEN
 from llmscale.legality import require_legal
 from llmscale.train.run_directory import RunDirectory, write_json
 
@@ -112,7 +114,7 @@ def _start_ranks(command: Sequence[str]) -> tuple[int, bool]:
     """
     # When the first rank ends, the others have a minute to end by themselves before they are killed. Killing them at
     # once (--kill-on-bad-exit) would cut off ranks that are about to give the same exit code, and change it to 143.
-    environment = {"SLURM_WAIT": "60", **os.environ, "SLURM_KILL_BAD_EXIT": "0"}
+    environment = {"SLURM_WAIT": "60", TOKEN: secrets.token_hex(16), **os.environ, "SLURM_KILL_BAD_EXIT": "0"}
     # `sbatch --export=NONE` is about what the job gets; srun would read it as what the ranks get.
     environment["SLURM_EXPORT_ENV"] = "ALL"
     if "SLURM_CPUS_PER_TASK" in environment:  # which srun does not take over from sbatch by itself

@@ -44,28 +44,16 @@ class LazyGroup(click.Group):
         return super().get_command(context, name)
 
 
-def _adopt_local_rank(context: click.Context, option: click.Parameter, value: int | None) -> None:
-    if value is not None:
-        from llmscale.distributed.ranks import adopt_local_rank
-
-        adopt_local_rank(value)
-
-
 # DeepSpeed's launcher, and torch's without --use-env, pass it as the first argument of whatever they start.
-_LOCAL_RANK = click.option(
-    *("--local_rank", "--local-rank"),
-    type=click.IntRange(min=0),
-    callback=_adopt_local_rank,
-    expose_value=False,
-    hidden=True,
-)
+_LOCAL_RANK = click.option("--local_rank", "--local-rank", type=click.IntRange(min=0), hidden=True)
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="llmscale")
 @_LOCAL_RANK
-def cli() -> None:
+def cli(local_rank: int | None) -> None:
     """Train language models, from raw text to an evaluated model."""
+    _adopt_local_rank(local_rank)
 
 
 @cli.command()
@@ -73,8 +61,9 @@ def cli() -> None:
 @click.argument("overrides", nargs=-1, metavar="[dotted.key=value ...]")
 @click.option("--dry-run", is_flag=True, help="Check everything that needs no data, and print the resolved config.")
 @_LOCAL_RANK
-def train(config: Path, overrides: tuple[str, ...], dry_run: bool) -> None:
+def train(config: Path, overrides: tuple[str, ...], dry_run: bool, local_rank: int | None) -> None:
     """Train as CONFIG says; on a run directory that has a checkpoint, continue from it."""
+    _adopt_local_rank(local_rank)
     from launcher.environment import adopt_slurm_environment
     from llmscale.config import dump_config, identity_digest
     from llmscale.distributed.ranks import read_place
@@ -387,6 +376,13 @@ def report(runs: tuple[Path, ...], output: Path | None) -> None:
 
     paths = write_report(list(runs), output)
     click.echo(paths.page)
+
+
+def _adopt_local_rank(local_rank: int | None) -> None:
+    if local_rank is not None:
+        from llmscale.distributed.ranks import adopt_local_rank
+
+        adopt_local_rank(local_rank)
 
 
 @contextlib.contextmanager

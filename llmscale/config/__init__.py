@@ -5,6 +5,7 @@ from llmscale.config.identity import flatten, identity, identity_digest, require
 from llmscale.config.load import dump_config, known_keys, load_config, parse_config
 from llmscale.config.model import ModelConfig
 from llmscale.config.root import RunConfig
+from llmscale.config.shell import override_word
 
 __all__ = [
     "ModelConfig",
@@ -15,6 +16,7 @@ __all__ = [
     "identity_digest",
     "known_keys",
     "load_config",
+    "override_word",
     "parse_config",
     "require_same_identity",
     "resolve_directory",

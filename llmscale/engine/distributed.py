@@ -191,8 +191,12 @@ class LostRankError(RuntimeError):
         self.loss = loss
         self.told = False
         """Somebody else says it: another rank, or the launcher."""
-        unknown = "another rank, which has ended or cannot be reached; the log of the rank that ended first says why"
-        super().__init__(f"lost {loss or unknown}" + (f" ({detail})" if detail and loss is None else ""))
+        super().__init__(
+            "lost another rank, which has ended or cannot be reached; the log of the rank that ended first says why"
+            f" ({detail})"
+            if loss is None
+            else str(loss)
+        )
 
 
 @contextlib.contextmanager
