@@ -118,7 +118,7 @@ def test_a_run_launched_from_a_messy_shell_is_the_run(cluster, config):
     assert (record["JobState"], record["JobName"]) == ("COMPLETED", "run"), cluster.log(job)
     summary = json.loads((cluster.project / "run/summary.json").read_text())
     assert summary["machine"]["ranks"] == 2
-    assert summary["samples"][0]["prompt"] == "$(touch pwned)'ü你 "
+    assert summary["samples"][0]["prompt"] == "$(touch pwned)'ü你\n"
     assert list(losses(cluster.project / "run")) == [1, 2, 3]
     assert not (cluster.project / "pwned").exists()
 
