@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,33 +44,43 @@ class LazyGroup(click.Group):
         return super().get_command(context, name)
 
 
+# DeepSpeed's launcher, and torch's without --use-env, pass it as the first argument of whatever they start.
+_LOCAL_RANK = click.option("--local_rank", "--local-rank", type=click.IntRange(min=0), hidden=True)
+
+
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="llmscale")
-def cli() -> None:
+@_LOCAL_RANK
+def cli(local_rank: int | None) -> None:
     """Train language models, from raw text to an evaluated model."""
+    _adopt_local_rank(local_rank)
 
 
 @cli.command()
 @click.argument("config", type=click.Path(path_type=Path))
 @click.argument("overrides", nargs=-1, metavar="[dotted.key=value ...]")
 @click.option("--dry-run", is_flag=True, help="Check everything that needs no data, and print the resolved config.")
-def train(config: Path, overrides: tuple[str, ...], dry_run: bool) -> None:
+@_LOCAL_RANK
+def train(config: Path, overrides: tuple[str, ...], dry_run: bool, local_rank: int | None) -> None:
     """Train as CONFIG says; on a run directory that has a checkpoint, continue from it."""
-    from launcher.environment import adopt_slurm_environment, require_rank_variables
+    _adopt_local_rank(local_rank)
+    from launcher.environment import adopt_slurm_environment
     from llmscale.config import dump_config, identity_digest
+    from llmscale.distributed.ranks import read_place
     from llmscale.train.check import checked_config
     from llmscale.train.signals import PreemptionFlag
 
     # Before anything slow: a signal during the imports must not end the run without a word.
     with PreemptionFlag() as flag:
         adopt_slurm_environment()
-        require_rank_variables()
-        if "RANK" in os.environ and not dry_run:
+        # WORLD_SIZE alone says for how many ranks a dry run checks.
+        several = not dry_run and read_place().size > 1
+        if several:
             flag.expect_no_step(others=True)
         try:
             resolved = checked_config(config, overrides)
         except UserError as error:
-            if dry_run or "RANK" not in os.environ:
+            if not several:
                 raise
             from llmscale.engine.distributed import refuse
 
@@ -369,6 +378,13 @@ def report(runs: tuple[Path, ...], output: Path | None) -> None:
     click.echo(paths.page)
 
 
+def _adopt_local_rank(local_rank: int | None) -> None:
+    if local_rank is not None:
+        from llmscale.distributed.ranks import adopt_local_rank
+
+        adopt_local_rank(local_rank)
+
+
 @contextlib.contextmanager
 def _mistakes_explained() -> Iterator[None]:
     """One sentence on stderr instead of a traceback, and the exit code, where the cause is known."""
@@ -394,18 +410,21 @@ def _mistakes_explained() -> Iterator[None]:
     except RuntimeError as error:
         if type(error).__name__ not in ("CheckpointError", "LostRankError"):
             raise
-        _complain(str(error))
+        if not getattr(error, "told", False):
+            _complain(str(error))
         sys.exit(FAILED)
 
 
 def _complain(message: str) -> None:
-    where = f"rank {_rank()}: " if _rank() else ""
+    rank = _rank()
+    where = f"rank {rank}: " if rank else ""
     print(f"llmscale: {where}{message}", file=sys.stderr, flush=True)
 
 
 def _rank() -> int:
-    rank = os.environ.get("RANK", "0")
-    return int(rank) if rank.isdecimal() else 0
+    from llmscale.distributed.ranks import shown_rank
+
+    return shown_rank()
 
 
 def main() -> None:

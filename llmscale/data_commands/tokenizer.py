@@ -10,7 +10,7 @@ from data_pipeline.objectives import required_roles
 from data_pipeline.sources import Corpus
 from data_pipeline.statistics import sample_documents
 from data_pipeline.tokenizer import Tokenizer, prepare_tokenizer
-from llmscale.config import load_config
+from llmscale.config import load_config, resolve_directory
 
 SHOWN_CHARACTERS = 160
 """Of the first document of each source."""
@@ -29,7 +29,7 @@ def make_tokenizer(path: Path, overrides: tuple[str, ...], output: Path | None) 
     # Sources of kind tokens have no text to show, but need a tokenizer all the same.
     sources = [source for source in config.data.sources if source.kind != "tokens"]
     corpus = Corpus.training(config.data.model_copy(update={"sources": sources})) if sources else None
-    folder = output or Path(config.run.directory) / "tokenizer"
+    folder = output or Path(resolve_directory(config).run.directory) / "tokenizer"
     roles = required_roles(config.objective, config.data.sequence_length)
     tokenizer = prepare_tokenizer(config.data, folder, say, roles)
     yield f"kind    {tokenizer.kind}"

@@ -6,7 +6,10 @@ import contextlib
 import json
 import logging
 import os
+import secrets
+import socket
 import sys
+import time
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
@@ -41,6 +44,10 @@ from llmscale.parallel.shards import Shard
 from llmscale.train.run_directory import RunDirectory
 
 Value = TypeVar("Value")
+
+SHARED_SECONDS = 20.0
+"""How long a file of the run directory may take to be seen from every machine."""
+_SHARED = ".shared-"
 
 
 def set_threads(config: RunConfig, world: World) -> int:
@@ -117,6 +124,48 @@ def open_run(config: RunConfig, run: RunDirectory, stack: contextlib.ExitStack) 
             ) from None
 
     return on_rank_zero(claim_or_explain)
+
+
+def require_shared(run: RunDirectory, world: World, seconds: float = SHARED_SECONDS) -> None:
+    """See to it that all ranks mean the same folder by the run's path: all read there what rank 0 has written.
+
+    Args:
+        seconds: how long a file may take to be seen from another machine.
+
+    Raises:
+        UserError: on every rank: which rank does not see it, and both nodes.
+    """
+    if world.size == 1:
+        return
+    node = socket.gethostname()
+
+    def write() -> tuple[str, str]:
+        for old in run.path.glob(f"{_SHARED}*"):
+            old.unlink(missing_ok=True)
+        # A name that no machine has ever asked for: that it is missing is remembered for a while, on NFS.
+        path = run.path / f"{_SHARED}{secrets.token_hex(8)}"
+        path.touch()
+        return path.name, node
+
+    name, lead = on_rank_zero(write)
+    path = run.path / name
+
+    def read() -> None:
+        end = time.monotonic() + seconds
+        while not path.exists():
+            if time.monotonic() > end:
+                raise UserError(
+                    f"run.directory {run.path} is not shared: rank 0 on {lead} has written {name} there, which on"
+                    f" {node} is not to be seen after {seconds:g} s; name a folder on a file system of all nodes, and"
+                    f" start all ranks in the same working directory"
+                )
+            time.sleep(0.05)
+
+    try:
+        together(read)
+    finally:
+        if world.rank == 0:
+            path.unlink(missing_ok=True)
 
 
 def build_tokenizer(config: RunConfig, run: RunDirectory) -> Tokenizer:
