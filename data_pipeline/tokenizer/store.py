@@ -15,6 +15,7 @@ from data_pipeline.config import DataConfig, TokenizerConfig
 from data_pipeline.errors import FULL, UserError, writing
 from data_pipeline.tokenizer.base import META_FILE, StoredTokenizer, Tokenizer
 from data_pipeline.tokenizer.bytes_tokenizer import BytesTokenizer
+from data_pipeline.tokenizer.conventions import Conventions
 from data_pipeline.tokenizer.hugging_face import (
     MERGES_FILE,
     TOKENIZER_FILE,
@@ -69,6 +70,7 @@ def prepare_tokenizer(
     directory: str | Path,
     progress: Callable[[str], None] | None = None,
     roles: Sequence[str] = (),
+    begins_from: str | None = None,
 ) -> Tokenizer:
     """The run's tokenizer: loaded where `directory` holds a finished one, else copied or trained, and kept there.
 
@@ -79,6 +81,8 @@ def prepare_tokenizer(
         progress: is told what takes time.
         roles: roles that the tokenizer must have. Those it lacks get a token each at the end of the vocabulary,
             sentinels in descending order, so that sentinel_0 has the highest id.
+        begins_from: the checkpoint or run whose weights the run begins from. Where that is an imported model with this
+            tokenizer, a new `directory` keeps the model's conventions too.
 
     Raises:
         UserError: the directory's tokenizer is not the config's, `path` cannot be used, a token of `special` does not
@@ -96,12 +100,31 @@ def prepare_tokenizer(
             made = SentencePieceTokenizer(train_sentencepiece(config), "the trained tokenizer")
             made.trained = settings.train.model_dump()
         _give_roles(made, settings, roles)
+        made.conventions = inherited(begins_from, made)
         _publish(made, directory)
     meta = _read_meta(directory)
     assert meta is not None
     loaded = _load(directory, meta)
     _check(loaded, settings, given, roles, directory)
     return loaded
+
+
+def inherited(begins_from: str | None, tokenizer: Tokenizer) -> Conventions | None:
+    """The conventions of the imported model that a run begins from; None where its tokenizer is another, or it has none.
+
+    Raises:
+        UserError: they are damaged.
+    """
+    if begins_from is None:
+        return None
+    path = Path(begins_from)
+    meta = _read_meta((path.parent if path.name == "checkpoints" else path) / "tokenizer")
+    if meta is None or meta.get("digest") != tokenizer.digest:
+        return None
+    try:
+        return Conventions.read(meta.get("conventions"))
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"{path / 'tokenizer' / META_FILE} is damaged; restore {path}") from None
 
 
 def _open(kind: str, files: Mapping[str, bytes], name: str, lower_case: bool) -> StoredTokenizer:
@@ -126,7 +149,8 @@ def _load(directory: Path, meta: dict[str, Any]) -> StoredTokenizer:
         own = {role: token for role, token in meta["special"].items() if role not in appended}
         tokenizer.assign_roles(own, appended)
         tokenizer.trained = meta["trained"]
-    except (KeyError, TypeError, AttributeError, IndexError):
+        tokenizer.conventions = Conventions.read(meta.get("conventions"))
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError):
         raise UserError(f"{directory / META_FILE} is damaged; restore {directory}") from None
     if tokenizer.digest != written:
         raise UserError(f"{name} has digest {tokenizer.digest[:12]} but was written as {written[:12]}; restore it")
