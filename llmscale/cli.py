@@ -161,7 +161,7 @@ def _generation(command: Any) -> Any:
     "--length-penalty", type=float, help="Beam search: above 0 favours long texts.  [default: the model's, or 1]"
 )
 @click.option("--batch", default=8, show_default=True, help="Most prompts in a forward pass.")
-@click.option("--raw", is_flag=True, help="Put no special token, such as <s>, in front of a prompt or behind it.")
+@click.option("--raw", is_flag=True, help="Put no special token in front of a prompt or behind it.")
 def generate(
     checkpoint: Path, prompts: tuple[str, ...], file: Path | None, as_json: bool, raw: bool, **options: Any
 ) -> None:

@@ -110,7 +110,7 @@ def prepare_tokenizer(
 
 
 def inherited(begins_from: str | None, tokenizer: Tokenizer) -> Conventions | None:
-    """The conventions of the imported model that a run begins from; None where its tokenizer is another, or it has none.
+    """The conventions of the imported model that a run begins from; None where it has none, or another tokenizer.
 
     Raises:
         UserError: they are damaged.

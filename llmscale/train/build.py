@@ -166,8 +166,8 @@ def build_model(
     if config.train.init_from is not None:
         if inherited(config.train.init_from, tokenizer) != conventions_of(tokenizer):
             raise UserError(
-                f"{config.run.directory}/tokenizer was made before train.init_from {config.train.init_from} was imported"
-                f" with its conventions (special tokens around texts); remove that folder, or start a new run"
+                f"{config.run.directory}/tokenizer was made without the conventions (special tokens around texts) of"
+                f" train.init_from {config.train.init_from}; remove that folder, or start a new run"
             )
         return model, start_from(model, config.train.init_from, tokenizer)
     return model, init.drawn(config.model, config.run.seed)
