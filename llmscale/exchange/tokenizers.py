@@ -139,9 +139,18 @@ def _special(place: Path, values: Mapping[str, Any], made: StoredTokenizer) -> d
         number = number[0] if isinstance(number, list) and number else number
         if isinstance(text, str) and made.token_id(text) is not None:
             found[role] = text
-        elif isinstance(number, int) and 0 <= number < made.vocab_size and made.token_text(number):
+        elif isinstance(number, int) and 0 <= number < made.vocab_size and not _is_text(made, number):
             found[role] = made.token_text(number)
     return found
+
+
+def _is_text(made: StoredTokenizer, token: int) -> bool:
+    """Whether a token is one that text becomes, or a gap: config.json may hold ids that nobody has set, the defaults of
+    its class."""
+    added: Mapping[int, Any] = getattr(made, "_added", {})
+    if token in added:
+        return False
+    return not made.token_text(token) or made.encode(made.decode([token])) == [token]
 
 
 def _appended(place: Path, values: Mapping[str, Any], made: StoredTokenizer) -> list[str]:
