@@ -11,7 +11,7 @@ from data_pipeline.objective_config import DenoisingObjective
 from data_pipeline.objectives.objective import Arrays, Objective, decoder_inputs
 from data_pipeline.packing import OpenPacker, Sample, WindowPacker
 from data_pipeline.tokenizer import Tokenizer
-from data_pipeline.tokenizer.conventions import start_token
+from data_pipeline.tokenizer.conventions import pad_token, start_token
 
 
 class Denoising(Objective):
@@ -33,7 +33,7 @@ class Denoising(Objective):
         self.roles = denoising_roles(config, sequence_length)
         self._sentinels = np.array([tokenizer.special[f"sentinel_{i}"] for i in range(spans)], dtype=np.int32)
         self._eos = tokenizer.special["eos"]
-        self._pad = tokenizer.special["pad"]
+        self._pad = pad_token(tokenizer)
         self._start = start_token(tokenizer)
 
     @property

@@ -10,7 +10,7 @@ from data_pipeline.objective_config import PairsObjective
 from data_pipeline.objectives.objective import Arrays, Objective, decoder_inputs, filled, stack
 from data_pipeline.packing import OpenPacker, PairPacker, Sample
 from data_pipeline.tokenizer import Tokenizer
-from data_pipeline.tokenizer.conventions import start_token, text_frame
+from data_pipeline.tokenizer.conventions import pad_token, start_token, text_frame
 
 
 class Pairs(Objective):
@@ -31,8 +31,8 @@ class Pairs(Objective):
             (np.array(before, dtype=np.int32), np.array(behind, dtype=np.int32))
             for before, behind in ((begin, end), (first, last))
         )
-        self._pad = tokenizer.special["pad"]
-        self._start = start_token(tokenizer)
+        self._pad = pad_token(tokenizer)
+        self._start = self._pad if config.concatenate else start_token(tokenizer)
 
     @property
     def targets_per_sample(self) -> int:

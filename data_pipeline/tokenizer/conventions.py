@@ -113,6 +113,11 @@ def start_token(tokenizer: Tokenizer) -> int:
     return tokenizer.special["pad"] if kept is None or kept.start is None else kept.start
 
 
+def pad_token(tokenizer: Tokenizer) -> int:
+    """The token that fills up what is shorter than the rest, and is nowhere predicted or looked at."""
+    return tokenizer.special.get("pad", tokenizer.special["eos"])
+
+
 def stop_tokens(tokenizer: Tokenizer) -> tuple[int, ...]:
     """Tokens each of which ends a text that the model writes, the likeliest first."""
     kept = conventions_of(tokenizer)

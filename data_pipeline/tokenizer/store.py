@@ -82,7 +82,7 @@ def prepare_tokenizer(
         roles: roles that the tokenizer must have. Those it lacks get a token each at the end of the vocabulary,
             sentinels in descending order, so that sentinel_0 has the highest id.
         begins_from: the checkpoint or run whose weights the run begins from. Where that is an imported model with this
-            tokenizer, a new `directory` keeps the model's conventions too.
+            tokenizer, a new `directory` keeps the model's roles and conventions.
 
     Raises:
         UserError: the directory's tokenizer is not the config's, `path` cannot be used, a token of `special` does not
@@ -100,7 +100,7 @@ def prepare_tokenizer(
             made = SentencePieceTokenizer(train_sentencepiece(config), "the trained tokenizer")
             made.trained = settings.train.model_dump()
         _give_roles(made, settings, roles)
-        made.conventions = inherited(begins_from, made)
+        _inherit(made, begins_from, roles)
         _publish(made, directory)
     meta = _read_meta(directory)
     assert meta is not None
@@ -115,16 +115,39 @@ def inherited(begins_from: str | None, tokenizer: Tokenizer) -> Conventions | No
     Raises:
         UserError: they are damaged.
     """
-    if begins_from is None:
-        return None
-    path = Path(begins_from)
-    meta = _read_meta((path.parent if path.name == "checkpoints" else path) / "tokenizer")
+    meta = _tokenizer_of(begins_from)
     if meta is None or meta.get("digest") != tokenizer.digest:
         return None
     try:
         return Conventions.read(meta.get("conventions"))
     except (KeyError, TypeError, ValueError):
-        raise UserError(f"{path / 'tokenizer' / META_FILE} is damaged; restore {path}") from None
+        raise UserError(f"{META_FILE} of the tokenizer of {begins_from} is damaged; restore it") from None
+
+
+def _inherit(tokenizer: StoredTokenizer, begins_from: str | None, roles: Sequence[str]) -> None:
+    """Give a tokenizer the roles and conventions of the imported model that a run begins from, where it is the same but
+    for roles that this run's objective does not ask for, or for a pad token, for which any token will do."""
+    start = _tokenizer_of(begins_from)
+    if start is None or "conventions" not in start:
+        return
+    known, extra = start["special"], [role for role in roles if role != "pad"]
+    same = {role: token for role, token in tokenizer.special.items() if role not in tokenizer.appended}
+    own = {role: token for role, token in known.items() if role not in start["appended"]}
+    if own == same and all(role in known for role in extra):
+        before = tokenizer.special, tokenizer.appended
+        tokenizer.assign_roles(own, start["appended"])
+        if tokenizer.digest != start["digest"]:  # other files
+            special = {role: token for role, token in before[0].items() if role not in before[1]}
+            tokenizer.assign_roles(special, before[1])
+    tokenizer.conventions = inherited(begins_from, tokenizer)
+
+
+def _tokenizer_of(begins_from: str | None) -> dict[str, Any] | None:
+    """The meta.json of the tokenizer of a checkpoint, a run, or a run's folder of checkpoints."""
+    if begins_from is None:
+        return None
+    path = Path(begins_from)
+    return _read_meta((path.parent if path.name == "checkpoints" else path) / "tokenizer")
 
 
 def _open(kind: str, files: Mapping[str, bytes], name: str, lower_case: bool) -> StoredTokenizer:
@@ -228,7 +251,9 @@ def _check(
             raise UserError(
                 f"data.tokenizer.{key} is {value!r}, but the tokenizer in {directory} has {had.get(key)!r}; {fix}"
             )
-    lacking = [role for role in roles if role not in tokenizer.special]
+    # An imported model may have no pad token, for which its end token stands then.
+    free = {"pad"} if tokenizer.conventions is not None else set()
+    lacking = [role for role in roles if role not in tokenizer.special and role not in free]
     if lacking:
         raise UserError(
             f"the tokenizer in {directory} has no token for {lacking[0]}, which this objective needs; start a new run"
