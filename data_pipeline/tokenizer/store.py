@@ -25,6 +25,7 @@ from data_pipeline.tokenizer.hugging_face import (
     HuggingFaceTokenizer,
     WordPieceTokenizer,
 )
+from data_pipeline.tokenizer.inherited import inherit
 from data_pipeline.tokenizer.roles import appending_order
 from data_pipeline.tokenizer.sentence_piece import MODEL_FILE, SentencePieceTokenizer
 from data_pipeline.tokenizer.training import train_sentencepiece
@@ -100,54 +101,13 @@ def prepare_tokenizer(
             made = SentencePieceTokenizer(train_sentencepiece(config), "the trained tokenizer")
             made.trained = settings.train.model_dump()
         _give_roles(made, settings, roles)
-        _inherit(made, begins_from, roles)
+        inherit(made, begins_from, roles)
         _publish(made, directory)
     meta = _read_meta(directory)
     assert meta is not None
     loaded = _load(directory, meta)
     _check(loaded, settings, given, roles, directory)
     return loaded
-
-
-def inherited(begins_from: str | None, tokenizer: Tokenizer) -> Conventions | None:
-    """The conventions of the imported model that a run begins from; None where it has none, or another tokenizer.
-
-    Raises:
-        UserError: they are damaged.
-    """
-    meta = _tokenizer_of(begins_from)
-    if meta is None or meta.get("digest") != tokenizer.digest:
-        return None
-    try:
-        return Conventions.read(meta.get("conventions"))
-    except (KeyError, TypeError, ValueError):
-        raise UserError(f"{META_FILE} of the tokenizer of {begins_from} is damaged; restore it") from None
-
-
-def _inherit(tokenizer: StoredTokenizer, begins_from: str | None, roles: Sequence[str]) -> None:
-    """Give a tokenizer the roles and conventions of the imported model that a run begins from, where it is the same but
-    for roles that this run's objective does not ask for, or for a pad token, for which any token will do."""
-    start = _tokenizer_of(begins_from)
-    if start is None or "conventions" not in start:
-        return
-    known, extra = start["special"], [role for role in roles if role != "pad"]
-    same = {role: token for role, token in tokenizer.special.items() if role not in tokenizer.appended}
-    own = {role: token for role, token in known.items() if role not in start["appended"]}
-    if own == same and all(role in known for role in extra):
-        before = tokenizer.special, tokenizer.appended
-        tokenizer.assign_roles(own, start["appended"])
-        if tokenizer.digest != start["digest"]:  # other files
-            special = {role: token for role, token in before[0].items() if role not in before[1]}
-            tokenizer.assign_roles(special, before[1])
-    tokenizer.conventions = inherited(begins_from, tokenizer)
-
-
-def _tokenizer_of(begins_from: str | None) -> dict[str, Any] | None:
-    """The meta.json of the tokenizer of a checkpoint, a run, or a run's folder of checkpoints."""
-    if begins_from is None:
-        return None
-    path = Path(begins_from)
-    return _read_meta((path.parent if path.name == "checkpoints" else path) / "tokenizer")
 
 
 def _open(kind: str, files: Mapping[str, bytes], name: str, lower_case: bool) -> StoredTokenizer:

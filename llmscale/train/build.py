@@ -22,7 +22,7 @@ from data_pipeline.samples import Met
 from data_pipeline.sources import survey_sources
 from data_pipeline.tokenizer import Tokenizer, load_tokenizer, prepare_tokenizer
 from data_pipeline.tokenizer.conventions import conventions_of, text_frame
-from data_pipeline.tokenizer.store import inherited
+from data_pipeline.tokenizer.inherited import inherited
 from data_pipeline.training_samples import open_samples
 from llmscale.checkpoint.model import require_tensors
 from llmscale.checkpoint.reader import Checkpoint, newest_intact

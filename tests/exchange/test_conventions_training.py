@@ -139,15 +139,9 @@ def test_separate_documents_see_their_own_begin_token(folder: Path, tmp_path: Pa
 def test_the_middle_is_moved_behind_the_begin_token(folder: Path, tmp_path: Path) -> None:
     objective = CausalObjective(fim_rate=1.0, fim_suffix_first_rate=0.0)
     data = data_of(folder, "llama3", sequence_length=48)
-    [batch] = batches(data, tmp_path, objective, None, 1)
-    # A tokenizer with more roles than the model's is another one, so its conventions are not taken.
-    tokenizer = json.loads((tmp_path / "tokenizer" / META_FILE).read_text())
-    assert "conventions" not in tokenizer
-    meta = json.loads((folder / "llama3" / "tokenizer" / META_FILE).read_text())
-    tokenizer["conventions"] = meta["conventions"]
-    (tmp_path / "tokenizer" / META_FILE).write_text(json.dumps(tokenizer))
-    special = tokenizer["special"]
-    for batch in batches(data, tmp_path, objective, None, 10):
+    tokens_seen = list(batches(data, tmp_path, objective, folder / "llama3", 10))
+    special = json.loads((tmp_path / "tokenizer" / META_FILE).read_text())["special"]
+    for batch in tokens_seen:
         tokens = batch.inputs[0].tolist()
         for place in range(1, len(tokens)):
             if tokens[place] == special["fim_prefix"] and tokens[place - 1] != special["eos"]:
