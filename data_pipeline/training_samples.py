@@ -20,7 +20,7 @@ from data_pipeline.readers.kinds import Survey
 from data_pipeline.samples import Met, StreamSamples, require_targets
 from data_pipeline.sources import Corpus, Document
 from data_pipeline.tokenizer import Tokenizer
-from data_pipeline.tokenizer.conventions import Frame
+from data_pipeline.tokenizer.conventions import Frame, conventions_of
 
 
 def open_samples(
@@ -157,7 +157,8 @@ def prepared_prefixes(paths: Sequence[str], where: str, tokenizer: Tokenizer) ->
 
 
 def require_frame(prefixes: Sequence[str], tokenizer: Tokenizer, frame: Frame | None) -> None:
-    """Refuse what `data prepare` wrote for a model that begins or ends documents with other special tokens.
+    """Refuse what `data prepare` wrote without the special tokens by which an imported model reads documents, or with
+    another model's. A run from scratch takes tokens as they are.
 
     Args:
         frame: the special tokens around each document that the run wants; None: as in a run from scratch.
@@ -165,6 +166,8 @@ def require_frame(prefixes: Sequence[str], tokenizer: Tokenizer, frame: Frame | 
     Raises:
         UserError: names the prefix, and what documents of this run begin with.
     """
+    if conventions_of(tokenizer) is None:
+        return
     wanted = frame.key if frame is not None else ""
     for prefix in prefixes:
         meta = read_json(Path(prefix).with_name("meta.json"))

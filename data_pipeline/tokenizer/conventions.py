@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from operator import index
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -38,18 +39,20 @@ class Conventions:
         """What `as_json` gave.
 
         Raises:
-            TypeError, ValueError: it gave something else.
+            TypeError, KeyError: it gave something else.
         """
         if kept is None:
             return None
-        begin = kept["begin"]
+        begin, start = kept["begin"], kept["start"]
+        if not isinstance(kept["generation"], dict) or not isinstance(kept["config"], dict):
+            raise TypeError("generation and config are objects")
         return cls(
-            begin=None if begin is None else tuple(map(int, begin)),
-            end=tuple(map(int, kept["end"])),
-            start=None if kept["start"] is None else int(kept["start"]),
-            stop=tuple(map(int, kept["stop"])),
-            generation=dict(kept["generation"]),
-            config=dict(kept["config"]),
+            begin=None if begin is None else tuple(map(index, begin)),
+            end=tuple(map(index, kept["end"])),
+            start=None if start is None else index(start),
+            stop=tuple(map(index, kept["stop"])),
+            generation=kept["generation"],
+            config=kept["config"],
         )
 
 

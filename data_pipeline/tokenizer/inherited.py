@@ -26,7 +26,7 @@ def inherited(begins_from: str | None, tokenizer: Tokenizer) -> Conventions | No
         return None
     try:
         return Conventions.read(meta["conventions"])
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError):
         raise UserError(f"{folder / META_FILE} is damaged; restore {begins_from}") from None
 
 

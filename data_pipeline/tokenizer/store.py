@@ -133,7 +133,7 @@ def _load(directory: Path, meta: dict[str, Any]) -> StoredTokenizer:
         tokenizer.assign_roles(own, appended)
         tokenizer.trained = meta["trained"]
         tokenizer.conventions = Conventions.read(meta.get("conventions"))
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError):
+    except (KeyError, TypeError, AttributeError, IndexError):
         raise UserError(f"{directory / META_FILE} is damaged; restore {directory}") from None
     if tokenizer.digest != written:
         raise UserError(f"{name} has digest {tokenizer.digest[:12]} but was written as {written[:12]}; restore it")
