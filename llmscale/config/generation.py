@@ -21,14 +21,14 @@ _NUMBERS: dict[str, tuple[str, type]] = {
     "min_length": ("min_length", int),
 }
 """Fields of `Settings` and their types, by transformers' names."""
-_TOKENS = {
+TOKENS = {
     "suppress_tokens": "suppress_tokens",
     "begin_suppress_tokens": "begin_suppress_tokens",
     "forced_bos_token_id": "first_token",
     "forced_eos_token_id": "last_tokens",
 }
 """The same of fields that hold token ids."""
-IDS = (*_TOKENS, "eos_token_id", "decoder_start_token_id")
+IDS = (*TOKENS, "eos_token_id", "decoder_start_token_id")
 """Keys whose token ids the model must have."""
 _NEUTRAL: dict[str, Any] = {
     "no_repeat_ngram_size": 0, "encoder_no_repeat_ngram_size": 0, "encoder_repetition_penalty": 1.0,
@@ -39,7 +39,7 @@ _NEUTRAL: dict[str, Any] = {
     "max_time": None,
 }  # fmt: skip
 """Keys of what we do not have, and the value that asks for nothing."""
-KEYS = frozenset({*_NUMBERS, *_TOKENS, *_NEUTRAL, "do_sample", "early_stopping", "stop_strings"})
+KEYS = frozenset({*_NUMBERS, *TOKENS, *_NEUTRAL, "do_sample", "early_stopping", "stop_strings"})
 """Keys by which older config.json files say the same."""
 
 
@@ -55,7 +55,7 @@ def read_defaults(generation: Mapping[str, Any]) -> dict[str, Any]:
         value = generation.get(key)
         if value is not None:
             found[name] = _number(key, value, kind)
-    for key, name in _TOKENS.items():
+    for key, name in TOKENS.items():
         tokens = token_ids(generation, key)
         if tokens:
             found[name] = tokens[0] if name == "first_token" else tokens

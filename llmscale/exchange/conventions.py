@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from data_pipeline.errors import UserError
 from data_pipeline.tokenizer.base import StoredTokenizer
 from data_pipeline.tokenizer.conventions import Conventions, text_frame
-from llmscale.config.generation import IDS, KEYS, read_defaults, token_ids, unmet
+from llmscale.config.generation import IDS, KEYS, TOKENS, read_defaults, token_ids, unmet
 from llmscale.exchange.files import CONFIG, GENERATION, read_json
 
 if TYPE_CHECKING:
@@ -54,9 +54,9 @@ def read_conventions(
     else:
         path = folder / CONFIG
         generation = {_FROM_CONFIG: True, **{key: value for key, value in config.items() if value is not None}}
-    notes = [*_check(config, folder / CONFIG, vocab_size, default=True)]
+    notes = _check(config, folder / CONFIG, vocab_size, defaults=config)
     if path.name == GENERATION:
-        notes += _check(generation, path, vocab_size, default=generation.get(_FROM_CONFIG) is True)
+        notes += _check(generation, path, vocab_size, defaults=config if generation.get(_FROM_CONFIG) is True else {})
     lacking = unmet(generation)
     if lacking:
         notes.append(f"{path} asks for {', '.join(lacking)}, which llmscale does not do; export keeps it")
@@ -76,9 +76,9 @@ def read_conventions(
     ), list(dict.fromkeys(notes))
 
 
-def _check(values: Mapping[str, Any], path: Path, vocab_size: int, *, default: bool) -> list[str]:
-    """Refuse values of the wrong kind, and ids that the model does not have; but a single id may be the default that a
-    class of transformers has for its published size, and is passed over with a note where `default` says so."""
+def _check(values: Mapping[str, Any], path: Path, vocab_size: int, defaults: Mapping[str, Any]) -> list[str]:
+    """Refuse values of the wrong kind, and ids that the model does not have; but a single id that is also in `defaults`
+    may be what a class of transformers has for its published size, and is passed over with a note."""
     notes = []
     try:
         read_defaults(values)
@@ -86,7 +86,8 @@ def _check(values: Mapping[str, Any], path: Path, vocab_size: int, *, default: b
             for token in token_ids(values, key):
                 if 0 <= token < vocab_size:
                     continue
-                if default and not isinstance(values[key], list) and token >= 0:
+                unset = key not in TOKENS and type(values[key]) is int and values[key] == defaults.get(key)
+                if unset and token >= 0:
                     notes.append(f"{key} {token} of {path.name} is outside the model's {vocab_size} tokens: not used")
                     continue
                 raise UserError(
@@ -109,10 +110,11 @@ def _frame(
     special = tokenizer.special
     if tokenizer.kind == "wordpiece":
         # BERT's tokenizer, whatever the model.
-        return tuple(special[role] for role in ("cls",) if role in special), (special["eos"],)
+        return tuple(special[role] for role in ("cls",) if role in special), (special.get("sep", special["eos"]),)
     if tokenizer.kind == "huggingface":
         begin, end = template_of(_library(tokenizer))
-        # `false` there is what no template can be without: the file itself says what is put in front.
+        # Earlier versions of transformers put the begin token there by this flag, whatever the template. An end token
+        # would close a prompt that is to be continued: only a template is believed to want that.
         adds_bos, adds_eos = settings.get("add_bos_token") is True, False
     else:
         name = str(settings.get("tokenizer_class") or _CLASSES.get(str(values.get("model_type")), ""))

@@ -11,7 +11,7 @@ import sentencepiece
 import torch
 import transformers
 
-from data_pipeline.tokenizer.conventions import conventions_of
+from data_pipeline.errors import UserError
 from llmscale.checkpoint.model import load_model
 from llmscale.exchange.exporting import export_checkpoint
 from llmscale.exchange.importing import import_directory
@@ -131,7 +131,7 @@ def test_export_gives_the_conventions_back(kind: str, folder: Path, tmp_path: Pa
         assert generation[0] == generation[1]
     import_directory(tmp_path / "back", tmp_path / "again")
     again, first = (load_model(place).tokenizer for place in (tmp_path / "again", folder / kind))
-    assert conventions_of(again) == conventions_of(first)
+    assert again.conventions == first.conventions  # type: ignore[attr-defined]
 
 
 ENDS = [pytest.param(value, id=str(value)) for value in ([257, 258, 300], 258, None)]
@@ -192,7 +192,7 @@ def test_one_end_none_and_one_outside_the_vocabulary(tmp_path: Path, capsys: pyt
     for number, (value, stop) in enumerate([(258, (258,)), (None, ()), ([7], (7,))]):
         edit(source / "generation_config.json", eos_token_id=value)
         import_directory(source, tmp_path / str(number))
-        kept = conventions_of(load_model(tmp_path / str(number)).tokenizer)
+        kept = load_model(tmp_path / str(number)).tokenizer.conventions  # type: ignore[attr-defined]
         assert kept is not None
         assert kept.stop == stop
     edit(source / "generation_config.json", eos_token_id=[257, 9999])
@@ -233,3 +233,20 @@ def test_defaults_of_generation_are_kept_and_used(tmp_path: Path, capsys: pytest
     edit(source / "generation_config.json", temperature="hot")
     assert command("import", source, tmp_path / "out") == 2
     assert "generation_config.json: temperature is 'hot', but must be a number" in capsys.readouterr().err
+
+
+def test_ids_that_nobody_set_are_noted_and_not_used(tmp_path: Path) -> None:
+    """GPT-2's class has the end token of its published vocabulary, whatever the size of a model."""
+    source = tmp_path / "hf"
+    write_model(source, "gpt2", bos_token_id=50256, eos_token_id=50256)
+    notes = import_directory(source, tmp_path / "ours")
+    assert any(
+        "eos_token_id 50256 of config.json is outside the model's 720 tokens: not used" in note for note in notes
+    )
+    tokenizer = load_model(tmp_path / "ours").tokenizer
+    assert Settings().ends(tokenizer) == [tokenizer.special["eos"]]
+    edit(source / "generation_config.json", eos_token_id=50000)
+    with pytest.raises(
+        UserError, match=r"generation_config\.json: eos_token_id names token 50000, but the model's 720"
+    ):
+        import_directory(source, tmp_path / "again")
