@@ -37,13 +37,18 @@ def expected_ids(folder: Path, kind: str, text: str) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Directories of transformers (hf-...) and what was imported of them."""
-    folder = tmp_path_factory.mktemp("conventions")
-    for kind in [*KINDS, "t5"]:
-        write_model(folder / f"hf-{kind}", kind)
-        import_directory(folder / f"hf-{kind}", folder / kind)
-    return folder
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where each kind's directory is made once."""
+    return tmp_path_factory.mktemp("conventions")
+
+
+@pytest.fixture
+def folder(base: Path, kind: str) -> Path:
+    """The directory of transformers (hf-...) of a kind, and what was imported of it."""
+    if not (base / kind).exists():
+        write_model(base / f"hf-{kind}", kind)
+        import_directory(base / f"hf-{kind}", base / kind)
+    return base
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "t5"])
@@ -147,9 +152,7 @@ def ends_of(model: Any, prompts: list[list[int]]) -> list[int]:
 
 
 @pytest.mark.parametrize("place", ["generation_config.json", "config.json"])
-def test_a_text_ends_at_each_of_several_tokens(
-    place: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_text_ends_at_each_of_several_tokens(place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = tmp_path / "hf"
     model: Any = write_model(source, "llama3", seed=3)
     ids = [expected_ids(source, "llama3", text) for text in PROMPTS[:3]]
