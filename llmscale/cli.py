@@ -392,9 +392,10 @@ def _mistakes_explained() -> Iterator[None]:
             _complain("interrupted")
         sys.exit(INTERRUPTED)
     except RuntimeError as error:
-        if type(error).__name__ not in ("CheckpointError", "LostRankError"):
+        if type(error).__name__ not in ("CheckpointError", "LostRankError", "DivergedError"):
             raise
-        _complain(str(error))
+        if _rank() == 0 or type(error).__name__ != "DivergedError":  # which all ranks raise alike
+            _complain(str(error))
         sys.exit(FAILED)
 
 

@@ -16,7 +16,7 @@ import torch
 
 from llmscale.checkpoint import commit
 from llmscale.checkpoint.commit import MergeCursors, merge_disjoint, rank_name
-from llmscale.checkpoint.errors import CheckpointError
+from llmscale.checkpoint.errors import CheckpointError, NotFiniteError
 from llmscale.checkpoint.fragments import Fragment, Piece
 from llmscale.checkpoint.manifest import FileEntry, RankRecord, RunState, TensorEntry
 from llmscale.checkpoint.store import (
@@ -171,7 +171,15 @@ class CheckpointWriter:
             commit.await_start(temporary, self._timeout)
         entries: dict[str, FileEntry] = {}
         for name, tensors in save.files.items():
-            entries[name] = write_safetensors(temporary / name, tensors)
+            try:
+                entries[name] = write_safetensors(temporary / name, tensors)
+            except NotFiniteError as error:
+                raise CheckpointError(
+                    f"step {save.step} is not saved in {self._directory}, since {error} holds values that are not"
+                    f" finite (NaN or Inf; rank {self._rank}); the earlier checkpoints are untouched, and the same"
+                    f" command continues from the newest of them; if it ends here again, lower optimizer.lr or set"
+                    f" optimizer.clip in a new run (train.init_from)"
+                ) from None
         record = RankRecord(tensors=save.tensors, files=entries, cursor=save.cursor)
         write_atomically(temporary / f"{rank_name(self._rank)}.json", record.model_dump_json().encode())
         if save.state is None:

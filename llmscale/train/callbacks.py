@@ -56,8 +56,11 @@ class Callback:
     def on_step(self, trainer: Trainer, result: StepResult) -> None:
         """After each step, on every rank."""
 
+    def on_stop(self, trainer: Trainer) -> None:
+        """After the last step of this attempt, on every rank, also when preempted, and before any `on_end`."""
+
     def on_end(self, trainer: Trainer) -> None:
-        """After the last step of this attempt, on every rank; also when preempted."""
+        """At the end of this attempt, on every rank; also when preempted."""
 
 
 class MetricsLogger(Callback):

@@ -84,6 +84,8 @@ class Trainer:
             result = self.one_step()
             for callback in callbacks:
                 callback.on_step(self, result)
+        for callback in callbacks:
+            callback.on_stop(self)
         for callback in reversed(callbacks):
             callback.on_end(self)
 

@@ -6,6 +6,7 @@ import resource
 import signal
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,14 +28,20 @@ class Command:
     """`llmscale` with some arguments, started."""
 
     def __init__(
-        self, *arguments: object, cwd: Path, largest_file: int = resource.RLIM_INFINITY, **environment: object
+        self,
+        *arguments: object,
+        cwd: Path,
+        largest_file: int = resource.RLIM_INFINITY,
+        prepare: Callable[[], object] | None = None,
+        **environment: object,
     ) -> None:
-        """`largest_file`: bytes beyond which a write fails; `environment`: variables to set."""
+        """`largest_file`: bytes beyond which a write fails; `prepare`: called in the process before the command;
+        `environment`: variables to set."""
         self._output = [tempfile.NamedTemporaryFile() for _ in range(2)]  # noqa: SIM115
         names = [file.name for file in self._output]
         settings = {"DS_ACCELERATOR": "cpu", **environment}
         self.process = _context.Process(
-            target=_main, args=([*map(str, arguments)], str(cwd), names, settings, largest_file)
+            target=_main, args=([*map(str, arguments)], str(cwd), names, settings, largest_file, prepare)
         )
         self.process.start()
 
@@ -54,7 +61,14 @@ def run(*arguments: object, cwd: Path, **settings: Any) -> Finished:
     return Command(*arguments, cwd=cwd, **settings).finish()
 
 
-def _main(arguments: list[str], folder: str, output: list[str], environment: dict[str, Any], largest_file: int) -> None:
+def _main(
+    arguments: list[str],
+    folder: str,
+    output: list[str],
+    environment: dict[str, Any],
+    largest_file: int,
+    prepare: Callable[[], object] | None,
+) -> None:
     os.chdir(folder)
     os.environ.update({name: str(value) for name, value in environment.items()})
     for number, path in enumerate(output, start=1):
@@ -63,6 +77,8 @@ def _main(arguments: list[str], folder: str, output: list[str], environment: dic
     # As at a terminal; tests that a shell started in the background inherit that it is ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.argv[1:] = arguments
+    if prepare is not None:
+        prepare()
     from llmscale.cli import main
 
     main()
