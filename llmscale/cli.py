@@ -55,7 +55,10 @@ def cli() -> None:
 @click.argument("config", type=click.Path(path_type=Path))
 @click.argument("overrides", nargs=-1, metavar="[dotted.key=value ...]")
 @click.option("--dry-run", is_flag=True, help="Check everything that needs no data, and print the resolved config.")
-def train(config: Path, overrides: tuple[str, ...], dry_run: bool) -> None:
+@click.option(
+    "--from-scratch", is_flag=True, help="Begin at step 0 where a run has lost its checkpoints; the rest is set aside."
+)
+def train(config: Path, overrides: tuple[str, ...], dry_run: bool, from_scratch: bool) -> None:
     """Train as CONFIG says; on a run directory that has a checkpoint, continue from it."""
     from launcher.environment import adopt_slurm_environment, require_rank_variables
     from llmscale.config import dump_config, identity_digest
@@ -82,7 +85,7 @@ def train(config: Path, overrides: tuple[str, ...], dry_run: bool) -> None:
             return
         from llmscale.train.start import train as start
 
-        sys.exit(start(resolved, flag))
+        sys.exit(start(resolved, flag, from_scratch))
 
 
 @cli.command()

@@ -12,5 +12,5 @@ class NotFiniteError(CheckpointError):
 
 
 class CorruptCheckpoint(UserError):
-    """A checkpoint on disk is damaged or incomplete, or holds NaN or Inf; the message names the file and what is wrong with
-    it."""
+    """A checkpoint on disk is damaged or incomplete, or holds NaN or Inf; the message names the file and what is wrong
+    with it."""

@@ -15,6 +15,7 @@ from llmscale.checkpoint.errors import CorruptCheckpoint
 from llmscale.checkpoint.fragments import Piece
 from llmscale.checkpoint.geometry import Box, boxes, check_range, flat_index, strides, take
 from llmscale.checkpoint.manifest import CURSOR, TOKENIZER, TensorEntry, read_manifest
+from llmscale.checkpoint.members import recorded_identity, why_stranger
 from llmscale.checkpoint.store import find_checkpoints
 from llmscale.checkpoint.tensor_file import FiniteCheck
 
@@ -241,10 +242,10 @@ class Checkpoint:
 def newest_intact(
     directory: str | Path, progress: Progress | None = None, warn: Callable[[str], None] = _log.warning
 ) -> Checkpoint:
-    """The newest checkpoint whose files all match its manifest.
+    """The newest checkpoint whose files all match its manifest, and which is the run's (see `why_stranger`).
 
     Args:
-        directory: a run directory, its `checkpoints` folder, or one checkpoint.
+        directory: a run directory, its `checkpoints` folder, or one checkpoint, which may have any name.
         progress: called as files are read.
         warn: called with a sentence for each checkpoint that is skipped.
 
@@ -253,9 +254,14 @@ def newest_intact(
         UserError: no such directory, no checkpoint in it, or one of a newer format.
     """
     reasons: list[str] = []
-    for path in find_checkpoints(directory):
+    paths = find_checkpoints(directory)
+    listed = paths != [Path(directory)]
+    run = recorded_identity(Path(directory)) if listed else None
+    for path in paths:
         try:
             checkpoint = Checkpoint(path)
+            if listed and (stranger := why_stranger(path, checkpoint.manifest, run)):
+                raise CorruptCheckpoint(stranger)
             checkpoint.verify(progress=progress)
             return checkpoint
         except CorruptCheckpoint as error:

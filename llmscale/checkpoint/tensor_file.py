@@ -65,7 +65,7 @@ def _chunks(tensors: dict[str, torch.Tensor]) -> Iterator[memoryview]:
 
 
 def first_not_finite(data: bytes | memoryview) -> int | None:
-    """Index of the first float32 of `data` (little-endian, whole numbers first) that is NaN or Inf; None: all are finite."""
+    """Index of the first float32 of `data` (little-endian) that is NaN or Inf; None: all are finite."""
     values = np.frombuffer(data, dtype="<f4", count=len(data) // 4)
     finite = np.isfinite(values)
     return None if finite.all() else int(finite.argmin())

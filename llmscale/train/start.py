@@ -33,8 +33,11 @@ from llmscale.train.trackers import start_trackers
 from llmscale.train.trainer import Trainer
 
 
-def train(config: RunConfig, flag: PreemptionFlag) -> int:
+def train(config: RunConfig, flag: PreemptionFlag, from_scratch: bool = False) -> int:
     """Train on this rank until done, or until `flag` is raised on any; returns the exit code.
+
+    Args:
+        from_scratch: whether a run that has lost its checkpoints may begin at step 0.
 
     Raises:
         UserError: the config, the files or the machine cannot serve the run. Nothing that a run had is changed.
@@ -52,14 +55,14 @@ def train(config: RunConfig, flag: PreemptionFlag) -> int:
         join(world, settings=dict(flatten(config.model_dump(mode="json"))))
         stack.callback(leave)
         flag.expect_no_step(others=world.size > 1)
-        attempt = build.open_run(config, run, stack)
+        attempt = build.open_run(config, run, stack, from_scratch)
         if attempt is None:
             _say(world, f"{run.path} is finished: all {run.outcome()['step']} steps are done, see {run.summary_file}")
             return 0
         _log_to_file(run, world)
         trainer = None
         try:
-            trainer = assemble(config, run, world, attempt, flag, stack)
+            trainer = assemble(config, run, world, attempt, flag, stack, from_scratch)
             _announce(trainer, threads)
             _run(trainer, stack)
             return _conclude(trainer)
@@ -74,13 +77,19 @@ def train(config: RunConfig, flag: PreemptionFlag) -> int:
 
 
 def assemble(
-    config: RunConfig, run: RunDirectory, world: World, attempt: int, flag: PreemptionFlag, stack: contextlib.ExitStack
+    config: RunConfig,
+    run: RunDirectory,
+    world: World,
+    attempt: int,
+    flag: PreemptionFlag,
+    stack: contextlib.ExitStack,
+    from_scratch: bool = False,
 ) -> Trainer:
     """Everything a run needs, continued from its newest intact checkpoint; `stack` closes what needs closing."""
     grid = build.build_grid(config, world)
     tokenizer = build.build_tokenizer(config, run)
     evaluation_set = build.build_evaluation(config, run)
-    resume = find_resume(run)
+    resume = find_resume(run, config, from_scratch)
     loader = build.build_loader(config, run, grid, resume.samples, resume.cursor, world.device)
     stack.callback(loader.close)
     config = build.with_steps(config, loader)
@@ -133,8 +142,8 @@ def _conclude(trainer: Trainer) -> int:
 
 def _announce(trainer: Trainer, threads: int) -> None:
     config, resume = trainer.config, trainer.resume
-    for reason in resume.damaged:
-        _say(trainer.world, f"warning: passed over a damaged checkpoint: {reason}")
+    for reason in resume.skipped:
+        _say(trainer.world, f"warning: skipping checkpoint: {reason}")
     where = f"continuing at step {resume.step}" if resume.checkpoint else "starting"
     micro, accumulated = accumulation(config, trainer.grid.data)
     _say(

@@ -1,11 +1,14 @@
 """The command line in a process of its own that does not have to import torch and DeepSpeed again."""
 
+import contextlib
+import io
 import multiprocessing
 import os
 import resource
 import signal
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +62,40 @@ class Command:
 def run(*arguments: object, cwd: Path, **settings: Any) -> Finished:
     """Run the command line to its end; `settings` as `Command` takes them."""
     return Command(*arguments, cwd=cwd, **settings).finish()
+
+
+def run_many(commands: list[tuple[object, ...]], cwd: Path, timeout: float = 300) -> list[Finished]:
+    """Run several commands one after the other in one process, which takes a tenth of the time of a process each."""
+    receiver, sender = _context.Pipe(duplex=False)
+    process = _context.Process(target=_many, args=([[*map(str, each)] for each in commands], str(cwd), sender))
+    process.start()
+    sender.close()
+    try:
+        assert receiver.poll(timeout), f"still running after {timeout} s"
+        return receiver.recv()
+    finally:
+        process.kill()
+        process.join()
+
+
+def _many(commands: list[list[str]], folder: str, sender: Any) -> None:
+    os.chdir(folder)
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    from llmscale.cli import cli
+
+    done = []
+    for arguments in commands:
+        streams = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(streams[0]), contextlib.redirect_stderr(streams[1]):
+            try:
+                code = cli.main(arguments, prog_name="llmscale", standalone_mode=False) or 0
+            except SystemExit as error:
+                code = error.code
+            except Exception:
+                traceback.print_exc()
+                code = 1
+        done.append(Finished(code, *(stream.getvalue() for stream in streams)))
+    sender.send(done)
 
 
 def _main(

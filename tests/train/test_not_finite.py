@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import signal
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -23,12 +22,12 @@ SETTINGS = ("train.steps=9", "checkpoint.interval=3", "checkpoint.keep=1")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("not_finite")
     write_tiny_run(folder)
     done = run("train", "config.yaml", *SETTINGS, "run.directory=good", cwd=folder)
     assert done.returncode == 0, done.stderr
-    yield folder
+    return folder
 
 
 def poison(kind: str, value: float, step: int, rank: int = 0, number: int | None = None) -> None:
