@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,13 +61,14 @@ def cli() -> None:
 )
 def train(config: Path, overrides: tuple[str, ...], dry_run: bool, from_scratch: bool) -> None:
     """Train as CONFIG says; on a run directory that has a checkpoint, continue from it."""
-    from launcher.environment import adopt_slurm_environment, require_rank_variables
-    from llmscale.config import dump_config, identity_digest
-    from llmscale.train.check import checked_config
     from llmscale.train.signals import PreemptionFlag
 
     # Before anything slow: a signal during the imports must not end the run without a word.
-    with PreemptionFlag() as flag:
+    with PreemptionFlag(last=not dry_run) as flag:
+        from launcher.environment import adopt_slurm_environment, require_rank_variables
+        from llmscale.config import dump_config, identity_digest
+        from llmscale.train.check import checked_config
+
         adopt_slurm_environment()
         require_rank_variables()
         if "RANK" in os.environ and not dry_run:
@@ -83,9 +85,12 @@ def train(config: Path, overrides: tuple[str, ...], dry_run: bool, from_scratch:
             click.echo(dump_config(resolved), nl=False)
             click.echo(f"# identity {identity_digest(resolved)}")
             return
+        from llmscale.train.console import lasting_output
         from llmscale.train.start import train as start
 
-        sys.exit(start(resolved, flag, from_scratch))
+        with lasting_output():
+            code = start(resolved, flag, from_scratch)
+        sys.exit(code)
 
 
 @cli.command()
@@ -404,7 +409,8 @@ def _mistakes_explained() -> Iterator[None]:
 
 def _complain(message: str) -> None:
     where = f"rank {_rank()}: " if _rank() else ""
-    print(f"llmscale: {where}{message}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # a terminal that is closed changes no exit code
+        print(f"llmscale: {where}{message}", file=sys.stderr, flush=True)
 
 
 def _rank() -> int:
@@ -414,4 +420,8 @@ def _rank() -> int:
 
 def main() -> None:
     """Entry point of the `llmscale` command."""
-    cli.main(prog_name="llmscale")
+    try:
+        cli.main(prog_name="llmscale")
+    finally:
+        # The exit code stands: Ctrl-C while the interpreter ends changes nothing any more.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -26,7 +26,7 @@ def identity_of(state: RunState) -> Identity:
 
 
 def why_stranger(folder: Path, manifest: Manifest, run: Identity | None) -> str | None:
-    """Why a folder of a run's `checkpoints` is none of its checkpoints; None where it is one.
+    """Why a folder of a run's `checkpoints` is none of its own; None where it is one.
 
     Args:
         folder: its name must be that of the manifest's step, so that a copy or a renamed one counts for nothing.

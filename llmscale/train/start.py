@@ -11,6 +11,7 @@ import torch
 from data_pipeline.errors import UserError
 from data_pipeline.ledger import LedgerWriter
 from data_pipeline.records import RecordWriter
+from llmscale.checkpoint import CheckpointError
 from llmscale.config import RunConfig, flatten
 from llmscale.engine.allocator import keep_large_blocks
 from llmscale.engine.distributed import World, join, leave, named_losses, read_world, refuse
@@ -22,13 +23,13 @@ from llmscale.parallel.grid import AXES, RankGrid
 from llmscale.train import build
 from llmscale.train.callbacks import Checkpointer, Evaluator, MetricsLogger
 from llmscale.train.data_report import DataReporter
-from llmscale.train.divergence import DivergenceWatch
+from llmscale.train.divergence import DivergedError, DivergenceWatch
 from llmscale.train.finish import finish
 from llmscale.train.profiling import Profiler
 from llmscale.train.progress import Progress
 from llmscale.train.resume import find_resume, restore
 from llmscale.train.run_directory import RunDirectory
-from llmscale.train.signals import PREEMPTED, PreemptionFlag
+from llmscale.train.signals import PREEMPTED, Phase, PreemptionFlag
 from llmscale.train.trackers import start_trackers
 from llmscale.train.trainer import Trainer
 
@@ -59,6 +60,15 @@ def train(config: RunConfig, flag: PreemptionFlag, from_scratch: bool = False) -
         if attempt is None:
             _say(world, f"{run.path} is finished: all {run.outcome()['step']} steps are done, see {run.summary_file}")
             return 0
+
+        def preempted() -> None:
+            if world.rank == 0:
+                run.record_outcome("preempted", attempt=attempt, step=run.saved)
+
+        if world.size == 1 and flag.raised:
+            preempted()
+            return PREEMPTED
+        flag.last_words = preempted
         _log_to_file(run, world)
         trainer = None
         try:
@@ -67,9 +77,14 @@ def train(config: RunConfig, flag: PreemptionFlag, from_scratch: bool = False) -
             _run(trainer, stack)
             return _conclude(trainer)
         except BaseException as error:
-            unsaved = trainer is None or trainer.step == trainer.resume.step
-            if flag.raised and unsaved and isinstance(error, RuntimeError):
-                return PREEMPTED  # it lost a rank that the same signal ended at once
+            flag.enter(Phase.OVER)
+            # The rank that the signal ended at once may have been in its first step still, which this one has done.
+            unsaved = trainer is None or trainer.step <= trainer.resume.step + 1
+            lost = isinstance(error, RuntimeError) and not isinstance(error, (CheckpointError, DivergedError))
+            if flag.raised and unsaved and lost:
+                with contextlib.suppress(OSError):
+                    preempted()
+                return PREEMPTED
             if world.rank == 0:
                 with contextlib.suppress(OSError):
                     run.record_outcome("failed", attempt=attempt, reason=f"{type(error).__name__}: {error}")
@@ -132,9 +147,12 @@ def _conclude(trainer: Trainer) -> int:
     if trainer.preempted:
         if world.rank == 0:
             run.record_outcome("preempted", attempt=trainer.attempt, step=trainer.step)
+        trainer.flag.enter(Phase.OVER)
         _say(world, f"saved step {trainer.step} after a preemption signal; the same command continues from there")
         return PREEMPTED
+    trainer.flag.enter(Phase.SAVED)
     build.on_rank_zero(lambda: finish(trainer))
+    trainer.flag.enter(Phase.OVER)
     if world.rank == 0:
         run.record_outcome("done", attempt=trainer.attempt, step=trainer.step)
     return 0
