@@ -83,7 +83,7 @@ MAY_IMPORT = {
         "data_pipeline",
     },
     "llmscale": set(),
-    "llmscale.data_commands": {"llmscale.config", "data_pipeline"},
+    "llmscale.data_commands": {"llmscale.checkpoint", "llmscale.config", "data_pipeline"},
     "llmscale.cli": {"llmscale", "launcher", "data_pipeline"},
     "llmscale.__main__": {"llmscale.cli"},
 }

@@ -10,7 +10,7 @@ from data_pipeline.errors import UserError
 from llmscale.checkpoint.errors import CorruptCheckpoint
 from llmscale.checkpoint.manifest import Manifest, RunState, read_manifest
 from llmscale.checkpoint.store import find_checkpoints, step_name
-from llmscale.config import identity, load_config, parse_config
+from llmscale.config import RunConfig, identity, load_config, parse_config
 
 Identity = Mapping[str, Any]
 
@@ -34,7 +34,7 @@ def why_stranger(folder: Path, manifest: Manifest, run: Identity | None) -> str 
     """
     own = step_name(manifest.step)
     if folder.name.removesuffix(".replaced") != own:
-        return f"{folder} is not {folder.name}, since its manifest says step {manifest.step}; name it {own} or move it away"
+        return f"{folder} is not {folder.name}, since its manifest says step {manifest.step}; name it {own} or move it"
     theirs = identity_of(manifest) if run else None
     if not run or not theirs:
         return None
@@ -65,15 +65,34 @@ def own_checkpoints(directory: str | Path, run: Identity | None = None) -> Itera
             yield folder, manifest
 
 
-def recorded_identity(directory: Path) -> Identity | None:
-    """The identity that config.yaml of a run says, where at least one of its checkpoints agrees.
+def recorded_config(directory: Path) -> RunConfig:
+    """The config of a run, by config.yaml; where that is damaged, or no checkpoint agrees with it, by the newest one.
 
     Args:
         directory: the run, or its `checkpoints` folder.
+
+    Raises:
+        UserError: neither can be read.
     """
     folder = directory.parent if directory.name == "checkpoints" else directory
+    problem: UserError | None = None
+    recorded: RunConfig | None = None
     try:
-        run = identity(load_config(folder / "config.yaml"))
+        recorded = load_config(folder / "config.yaml")
+    except UserError as error:
+        problem = error
+    newest = next((manifest for _, manifest in own_checkpoints(directory) if manifest.config), None)
+    if recorded is not None and (newest is None or next(own_checkpoints(directory, identity(recorded)), None)):
+        return recorded
+    if newest is not None:
+        return parse_config(dict(newest.config), origin=str(directory))
+    assert problem is not None
+    raise problem
+
+
+def recorded_identity(directory: Path) -> Identity | None:
+    """The identity of the run of `recorded_config`; None where nothing says it."""
+    try:
+        return identity(recorded_config(directory))
     except UserError:
         return None
-    return run if next(own_checkpoints(directory, run), None) else None

@@ -302,6 +302,8 @@ def build_evaluation(config: RunConfig, run: RunDirectory) -> EvaluationSet | No
 
     def write() -> str:
         written = build_evaluation_set(config.data, run.tokenizer, run.cache, **how)
+        if written.remade:
+            _warn(f"{written.directory} was damaged and has been made again")
         if written.dropped:
             _tell(f"reading the documents to evaluate on dropped or mended: {by_reason(written.dropped)}")
         return written.directory.name

@@ -7,7 +7,8 @@ import sys
 from typing import TYPE_CHECKING
 
 from data_pipeline.errors import UserError
-from llmscale.config import RunConfig
+from llmscale.checkpoint.members import own_checkpoints
+from llmscale.config import RunConfig, identity
 from llmscale.train.callbacks import Callback, StepResult
 
 if TYPE_CHECKING:
@@ -94,9 +95,7 @@ class DivergenceWatch(Callback):
     def _advice(self, trainer: Trainer) -> str:
         optimizer = self._config.optimizer
         clip = f"lower optimizer.clip ({optimizer.clip:g})" if optimizer.clip else "set optimizer.clip (0: none)"
-        names = sorted(path.name for path in trainer.run.checkpoints.glob("step-????????"))
-        earlier = [name for name in names if name < f"step-{self._since:08d}"]
-        start = (
-            f", from an earlier checkpoint (train.init_from={trainer.run.checkpoints / earlier[-1]})" if earlier else ""
-        )
+        own = own_checkpoints(trainer.run.checkpoints, identity(self._config))
+        earlier = next((folder for folder, manifest in own if manifest.step < self._since), None)
+        start = f", from an earlier checkpoint (train.init_from={earlier})" if earlier is not None else ""
         return f"lower optimizer.lr ({optimizer.lr:g}) or {clip} in a new run.directory{start}"
