@@ -57,7 +57,11 @@ def cli() -> None:
 @click.argument("overrides", nargs=-1, metavar="[dotted.key=value ...]")
 @click.option("--dry-run", is_flag=True, help="Check everything that needs no data, and print the resolved config.")
 @click.option(
-    "--from-scratch", is_flag=True, help="Begin at step 0 where a run has lost its checkpoints; the rest is set aside."
+    "--from-scratch",
+    is_flag=True,
+    envvar="LLMSCALE_FROM_SCRATCH",
+    help="Begin at step 0 where a run has lost its checkpoints; the rest is set aside. LLMSCALE_FROM_SCRATCH=1 does so"
+    " under every launcher.",
 )
 def train(config: Path, overrides: tuple[str, ...], dry_run: bool, from_scratch: bool) -> None:
     """Train as CONFIG says; on a run directory that has a checkpoint, continue from it."""

@@ -28,7 +28,7 @@ Outcome = Literal["running", "done", "preempted", "failed"]
 
 _OWN = re.compile(
     r"config\.yaml|(metrics|ledger)\.jsonl|(outcome|summary)\.json|ledger|checkpoints|tokenizer|cache|logs|quarantine"
-    r"|report|profile|aside-\d+|\.lock|\.tmp-.*|\.tokenizer-.*"
+    r"|report|profile|aside-\d+|\.lock|\.shared-.*|\.tmp-.*|\.tokenizer-.*"
 )
 """What a run names its files and folders."""
 
@@ -146,6 +146,10 @@ class RunDirectory:
         """Folders that are named as checkpoints, newest first, whatever they are."""
         return find_checkpoints(self.checkpoints) if self.checkpoints.is_dir() else []
 
+    def newest_step(self) -> int:
+        """Step of the newest checkpoint whose manifest is intact; 0 without one."""
+        return next((manifest.step for _, manifest in own_checkpoints(self.checkpoints)), 0)
+
     def known_saved(self, config: RunConfig) -> int:
         """A step that was saved once, as far as anything but an intact checkpoint tells; 0 where nothing says so."""
         trained = max((row["step"] for row in [*read_records(self.ledger), *read_records(self.metrics)]), default=0)
@@ -184,8 +188,8 @@ class RunDirectory:
         why = "; ".join(reasons) or f"{self.checkpoints} holds none"
         raise UserError(
             f"{self.path} has been saved at step {self.saved}, but no checkpoint can be used: {why}; put"
-            f" {self.checkpoints} back from a copy, or begin at step 0 by `train --from-scratch`, which keeps what is"
-            f" here in {self._free_aside()}"
+            f" {self.checkpoints} back from a copy, or begin at step 0 by `train --from-scratch` (under a"
+            f" launcher by LLMSCALE_FROM_SCRATCH=1), which keeps what is here in {self._free_aside()}"
         )
 
     def set_aside(self) -> Path:

@@ -146,6 +146,10 @@ def test_a_longer_run_without_checkpoints_is_refused(folder: Path) -> None:
     [done] = train(folder, "longer", settings=(*flat, "train.steps=12"))
     assert done.returncode == 2, done.stderr
     assert "has been saved at step 9" in done.stderr
+    command = ("train", "config.yaml", *SETTINGS, *flat, "run.directory=longer", "train.steps=12")
+    anew = run(*command, cwd=folder, LLMSCALE_FROM_SCRATCH=1)
+    assert anew.returncode == 0, anew.stderr
+    assert [step for step, *_ in metrics(folder / "longer")] == list(range(1, 13))
 
 
 def test_a_folder_that_is_no_checkpoint_of_the_run_counts_for_nothing(folder: Path) -> None:
