@@ -9,7 +9,7 @@ import zlib
 from bisect import bisect_right
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 from data_pipeline.errors import writing
 
@@ -96,7 +96,10 @@ def read_records(path: str | Path, key: str = "step") -> list[dict[str, Any]]:
     Several rows of one step by one attempt (training and evaluation) are all kept. Lines that are torn, damaged, not
     JSON, or without `key` and `attempt` are left out. A missing file has no rows.
     """
-    rows = _whole_rows(path, key)
+    return _counted(_whole_rows(path, key), key)
+
+
+def _counted(rows: list[dict[str, Any]], key: str) -> list[dict[str, Any]]:
     kept_until: dict[int, float] = {}
     said = {row["attempt"]: row[key] for row in rows if _START in row}
     for row in rows:
@@ -111,9 +114,25 @@ def read_records(path: str | Path, key: str = "step") -> list[dict[str, Any]]:
     return sorted(counted, key=lambda row: row[key])
 
 
-def continued_from(path: str | Path) -> int:
-    """The largest step from which an attempt says that it continued; 0 where none did or the file is missing."""
-    return max((row["step"] for row in _whole_rows(path, "step") if _START in row), default=0)
+class Extent(NamedTuple):
+    """How far a file of records goes."""
+
+    last: int
+    """Step of the last row that counts; 0 without one."""
+    attempt: int
+    """The newest attempt that wrote to it; 0 where none did."""
+    continued: int
+    """The largest step from which an attempt says that it continued."""
+
+
+def extent_of(path: str | Path) -> Extent:
+    """How far the records of a run go. A missing file has none."""
+    rows = _whole_rows(path, "step")
+    return Extent(
+        max((row["step"] for row in _counted(rows, "step")), default=0),
+        max((row["attempt"] for row in rows), default=0),
+        max((row["step"] for row in rows if _START in row), default=0),
+    )
 
 
 def _whole_rows(path: str | Path, key: str) -> list[dict[str, Any]]:

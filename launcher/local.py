@@ -55,9 +55,9 @@ def run_ranks(command: Sequence[str], nproc: int, logs: Path, grace_seconds: flo
     """Run `command` once per rank, with torchrun's variables, and wait for all.
 
     Rank 0 keeps this process's stdout and stderr (a terminal stays a terminal); the others append both to
-    `logs/rank-00001.log` and so on. SIGTERM, SIGUSR1, SIGHUP and SIGINT are passed on to every rank, and a second SIGINT kills
-    them. When a rank fails, the others have `grace_seconds` to end before they are killed. The ranks die with this
-    process, even when it is killed.
+    `logs/rank-00001.log` and so on. SIGTERM, SIGUSR1, SIGHUP and SIGINT are passed on to every rank, and a second
+    SIGINT kills them. When a rank fails, the others have `grace_seconds` to end before they are killed. The ranks die
+    with this process, even when it is killed.
 
     Returns:
         0 when every rank ended well; 75 when those that did not had all saved after a preemption signal; 2 when any met

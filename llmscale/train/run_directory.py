@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data_pipeline.errors import UserError, writing
-from data_pipeline.records import continued_from, read_records, strict
+from data_pipeline.records import Extent, extent_of, strict
 from llmscale.checkpoint import CorruptCheckpoint, find_checkpoints
 from llmscale.checkpoint.manifest import read_manifest
 from llmscale.checkpoint.members import Identity, identity_of, own_checkpoints, why_stranger
@@ -53,6 +53,7 @@ class RunDirectory:
         """The newest step that was saved, as far as this start knows."""
         self._recorded: tuple[Outcome, dict[str, Any]] | None = None
         self._writing = threading.Lock()
+        self._extents: dict[Path, Extent] = {}
 
     def outcome(self) -> dict[str, Any]:
         """The last recorded outcome; empty before the first start, and where the file is damaged."""
@@ -140,7 +141,13 @@ class RunDirectory:
 
     def has_progress(self) -> bool:
         """A step was trained here. Before that, nothing is lost when the config changes."""
-        return bool(read_records(self.ledger)) or bool(self.candidates())
+        return self._extent(self.ledger).last > 0 or bool(self.candidates())
+
+    def _extent(self, records: Path) -> Extent:
+        """`extent_of` the records of before this start, which is read once, since there may be many."""
+        if records not in self._extents:
+            self._extents[records] = extent_of(records)
+        return self._extents[records]
 
     def candidates(self) -> list[Path]:
         """Folders that are named as checkpoints, newest first, whatever they are."""
@@ -152,7 +159,8 @@ class RunDirectory:
 
     def known_saved(self, config: RunConfig) -> int:
         """A step that was saved once, as far as anything but an intact checkpoint tells; 0 where nothing says so."""
-        trained = max((row["step"] for row in [*read_records(self.ledger), *read_records(self.metrics)]), default=0)
+        ledger, metrics = self._extent(self.ledger), self._extent(self.metrics)
+        trained = max(ledger.last, metrics.last)
         if trained and not self.checkpoints.is_dir():  # which is there before the first step
             return trained
         outcome = self.outcome()
@@ -160,7 +168,7 @@ class RunDirectory:
         latest = 0
         with contextlib.suppress(OSError, ValueError):
             latest = int((self.checkpoints / LATEST).read_text().strip().removeprefix("step-"))
-        continued = max(continued_from(self.ledger), continued_from(self.metrics))
+        continued = max(ledger.continued, metrics.continued)
         return max(outcome.get("saved", 0), ended, latest, continued, self._damaged_step(identity(config)))
 
     def _damaged_step(self, run: Identity) -> int:
@@ -222,9 +230,8 @@ class RunDirectory:
 
     def begin_attempt(self) -> int:
         """Number of this start of the run, from 1, recorded before anything else is written."""
-        rows = [*read_records(self.ledger), *read_records(self.metrics)]
-        manifests = own_checkpoints(self.checkpoints)
-        recorded = [int(row["attempt"]) for row in rows] + [manifest.attempt for _, manifest in islice(manifests, 1)]
+        recorded = [self._extent(path).attempt for path in (self.ledger, self.metrics)]
+        recorded += [manifest.attempt for _, manifest in islice(own_checkpoints(self.checkpoints), 1)]
         attempt = max([int(self.outcome().get("attempt", 0)), *recorded]) + 1
         self.record_outcome("running", attempt=attempt)
         return attempt

@@ -53,6 +53,7 @@ class PreemptionFlag:
         self._last = last
         self._phase = Phase.STARTING
         self._others = False
+        self._number = 0
         self._first: dict[int, float] = {}
         self._previous: dict[int, Any] = {}
 
@@ -75,8 +76,10 @@ class PreemptionFlag:
         os.close(self._writing)  # which ends the thread
 
     def enter(self, phase: Phase) -> None:
-        """Say what the process does from here on."""
+        """Say what the process does from here on, which a signal of just before may end."""
         self._phase = phase
+        if phase is Phase.SAVED and self.raised:
+            self._judge(self._number)
 
     def expect_no_step(self, others: bool) -> None:
         """From here to the end of the first step a signal ends the process at once: there is nothing to save yet.
@@ -101,7 +104,7 @@ class PreemptionFlag:
         return self.raised
 
     def _notice(self, number: int, frame: FrameType | None) -> None:
-        self.raised = True
+        self.raised, self._number = True, number
 
     def _watch(self, reading: int) -> None:
         while numbers := os.read(reading, 64):
