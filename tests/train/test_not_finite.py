@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from llmscale.checkpoint import tensor_file
 from llmscale.checkpoint.manifest import encode, read_manifest
-from llmscale.checkpoint.tensor_file import first_not_finite
 from llmscale.parity.ranks import free_port
 from tests.tiny_run import write_tiny_run
 from tests.train.forked import Command, Finished, run
@@ -149,7 +149,7 @@ def test_such_a_checkpoint_is_not_resumed(folder: Path) -> None:
 @pytest.mark.parametrize("place", [0, 1, 7, 4095])
 def test_where_the_first_one_is(place: int) -> None:
     values = np.linspace(-1e38, 1e38, 4096, dtype=np.float32)
-    assert first_not_finite(values.tobytes()) is None
+    assert tensor_file.first_not_finite(values.tobytes()) is None
     values[place] = np.nan
     values[-1] = np.inf
-    assert first_not_finite(values.tobytes()) == place
+    assert tensor_file.first_not_finite(values.tobytes()) == place
