@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from data_pipeline.errors import UserError
 from llmscale.checkpoint.members import own_checkpoints
-from llmscale.config import RunConfig, identity
+from llmscale.config import RunConfig, identity, override_word
 from llmscale.train.callbacks import Callback, StepResult
 
 if TYPE_CHECKING:
@@ -97,5 +97,6 @@ class DivergenceWatch(Callback):
         clip = f"lower optimizer.clip ({optimizer.clip:g})" if optimizer.clip else "set optimizer.clip (0: none)"
         own = own_checkpoints(trainer.run.checkpoints, identity(self._config))
         earlier = next((folder for folder, manifest in own if manifest.step < self._since), None)
-        start = f", from an earlier checkpoint (train.init_from={earlier})" if earlier is not None else ""
+        word = "" if earlier is None else override_word("train.init_from", earlier)
+        start = f", from an earlier checkpoint ({word})" if word else ""
         return f"lower optimizer.lr ({optimizer.lr:g}) or {clip} in a new run.directory{start}"

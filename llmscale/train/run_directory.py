@@ -22,7 +22,15 @@ from llmscale.checkpoint import CorruptCheckpoint, find_checkpoints
 from llmscale.checkpoint.manifest import read_manifest
 from llmscale.checkpoint.members import Identity, identity_of, own_checkpoints, why_stranger
 from llmscale.checkpoint.store import LATEST, discard, step_of
-from llmscale.config import RunConfig, dump_config, identity, load_config, parse_config, require_same_identity
+from llmscale.config import (
+    RunConfig,
+    dump_config,
+    identity,
+    load_config,
+    override_word,
+    parse_config,
+    require_same_identity,
+)
 
 Outcome = Literal["running", "done", "preempted", "failed"]
 
@@ -250,7 +258,7 @@ class RunDirectory:
             raise UserError(
                 f"{self.path} is at step {done} and its decay began at step {decay_start}, so train.steps cannot change"
                 f" from {recorded.train.steps} to {config.train.steps}; start a new run with"
-                f" train.init_from={self.path}"
+                f" {override_word('train.init_from', self.path)}"
             )
 
     @contextlib.contextmanager

@@ -13,6 +13,8 @@ from enum import Enum, auto
 from types import FrameType
 from typing import Any
 
+from llmscale.distributed.ranks import shown_rank
+
 PREEMPTION_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 """SIGHUP comes when the terminal is closed; where it is ignored already, as under nohup, it stays so."""
 PREEMPTED = 75
@@ -134,8 +136,8 @@ class PreemptionFlag:
             self._end(number, when)
 
     def _end(self, number: int, when: str) -> None:
-        rank = os.environ.get("RANK", "0")
-        who = "" if rank == "0" else f"rank {rank}: "
+        rank = shown_rank()
+        who = f"rank {rank}: " if rank else ""
         text = f"llmscale: {who}ended by {signal.Signals(number).name} {when}; the same command goes on\n"
         with contextlib.suppress(OSError):
             os.write(2, text.encode())

@@ -8,13 +8,13 @@ import sys
 
 import torch
 
-from data_pipeline.errors import UserError
+from data_pipeline.errors import UserError, first_line
 from data_pipeline.ledger import LedgerWriter
 from data_pipeline.records import RecordWriter
 from llmscale.checkpoint import CheckpointError
 from llmscale.config import RunConfig, flatten
 from llmscale.engine.allocator import keep_large_blocks
-from llmscale.engine.distributed import World, join, leave, named_losses, read_world, refuse
+from llmscale.engine.distributed import LostRankError, World, join, leave, named_losses, on_stuck, read_world, refuse
 from llmscale.engine.engine import accumulation
 from llmscale.engine.pipeline import make_engine
 from llmscale.legality import require_legal
@@ -25,6 +25,7 @@ from llmscale.train.callbacks import Checkpointer, Evaluator, MetricsLogger
 from llmscale.train.data_report import DataReporter
 from llmscale.train.divergence import DivergedError, DivergenceWatch
 from llmscale.train.finish import finish
+from llmscale.train.lost_rank import LossReport
 from llmscale.train.profiling import Profiler
 from llmscale.train.progress import Progress
 from llmscale.train.resume import find_resume, restore
@@ -54,7 +55,7 @@ def train(config: RunConfig, flag: PreemptionFlag, from_scratch: bool = False) -
             keep_large_blocks()
         threads = build.set_threads(config, world)
         join(world, settings=dict(flatten(config.model_dump(mode="json"))))
-        stack.callback(leave)
+        stack.push(_leave)
         flag.expect_no_step(others=world.size > 1)
         attempt = build.open_run(config, run, stack, from_scratch)
         if attempt is None:
@@ -71,24 +72,32 @@ def train(config: RunConfig, flag: PreemptionFlag, from_scratch: bool = False) -
         flag.last_words = preempted
         _log_to_file(run, world)
         trainer = None
+        losses = LossReport(run, world, attempt, flag)
+        on_stuck(losses.on_stuck)
         try:
-            trainer = assemble(config, run, world, attempt, flag, stack, from_scratch)
-            _announce(trainer, threads)
-            _run(trainer, stack)
-            return _conclude(trainer)
+            with named_losses():
+                build.require_shared(run, world)
+                trainer = losses.trainer = assemble(config, run, world, attempt, flag, stack, from_scratch)
+                _announce(trainer, threads)
+                _run(trainer, stack)
+                return _conclude(trainer)
         except BaseException as error:
             flag.enter(Phase.OVER)
-            # The rank that the signal ended at once may have been in its first step still, which this one has done.
-            unsaved = trainer is None or trainer.step <= trainer.resume.step + 1
             lost = isinstance(error, RuntimeError) and not isinstance(error, (CheckpointError, DivergedError))
-            if flag.raised and unsaved and lost:
+            if losses.excused and lost:  # a rank that the same signal ended at once
                 with contextlib.suppress(OSError):
                     preempted()
                 return PREEMPTED
-            if world.rank == 0:
+            if isinstance(error, LostRankError):
+                losses.tell(error)
+            elif world.rank == 0:
                 with contextlib.suppress(OSError):
                     run.record_outcome("failed", attempt=attempt, reason=f"{type(error).__name__}: {error}")
             raise
+
+
+def _leave(kind: object, error: BaseException | None, trace: object) -> None:
+    leave("" if error is None else f"{type(error).__name__}: {first_line(error)}")
 
 
 def assemble(
