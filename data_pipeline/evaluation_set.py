@@ -18,7 +18,7 @@ import numpy as np
 from data_pipeline.batch import Batch, make_batch
 from data_pipeline.config import DataConfig
 from data_pipeline.errors import UserError, writing
-from data_pipeline.indexed.format import token_dtype
+from data_pipeline.indexed.format import IndexedDataset, token_dtype
 from data_pipeline.indexed.materialise import tokenized
 from data_pipeline.indexed.shards import Shards
 from data_pipeline.indexed.writer import IndexedWriter
@@ -43,6 +43,39 @@ class _Size:
     bytes: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
     met: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
+    """SHA-256 of the files beside; nothing in sets of before."""
+    check: str = ""
+    """SHA-256 of the rest."""
+
+
+def _check_of(size: _Size) -> str:
+    rest = {**asdict(size), "check": ""}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 24):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _read_size(directory: Path) -> _Size:
+    return _Size(**json.loads((directory / "meta.json").read_bytes()))
+
+
+def _is_whole(directory: Path) -> bool:
+    """Whether an evaluation set is as it was written; of one of before it is only known that it can be read."""
+    try:
+        size = _read_size(directory)
+        if size.check != (_check_of(size) if size.files else ""):
+            return False
+        IndexedDataset(directory / PREFIX)
+        return all(_sha256(directory / name) == digest for name, digest in size.files.items())
+    except (OSError, ValueError, TypeError, AttributeError):
+        return False
 
 
 class EvaluationSet:
@@ -56,7 +89,7 @@ class EvaluationSet:
         self.directory = Path(directory)
         self._view = make_view(Shards([self.directory / PREFIX]), objective, seed)
         self._objective = objective
-        size = _Size(**json.loads((self.directory / "meta.json").read_text()))
+        size = _read_size(self.directory)
         self.documents = size.documents
         """Number of documents; a pair is one."""
         self.tokens = size.tokens
@@ -67,6 +100,8 @@ class EvaluationSet:
         """Documents left out or mended, by reason."""
         self.met = BadCounts(**size.met)
         """What was wrong with the records that they are from."""
+        self.remade = False
+        """Whether a damaged one stood in its place."""
 
     def __len__(self) -> int:
         """Number of samples; the last one may be partly padding."""
@@ -122,10 +157,17 @@ def build_evaluation_set(
     for part in parts:
         key.update(part.digest.encode())
     directory = Path(cache) / f"evaluation-{key.hexdigest()[:16]}"
+    damaged = directory.exists() and not _is_whole(directory)
+    if damaged:
+        away = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+        directory.rename(away / directory.name)
+        shutil.rmtree(away, ignore_errors=True)
     if not directory.exists():
         fix = f"{'raise data.holdout or ' if config.holdout else ''}name other files in {where}"
         _write(parts, tokenizer, directory, frame if lead else frame._replace(lead=()), pairs, fix)
-    return EvaluationSet(directory, made, seed)
+    opened = EvaluationSet(directory, made, seed)
+    opened.remade = damaged
+    return opened
 
 
 def open_evaluation_set(
@@ -262,6 +304,8 @@ def _write(
         if not size.documents:
             raise UserError(f"the documents to evaluate on hold no text; {fix}")
         with writing(directory):
+            size.files = {path.name: _sha256(path) for path in sorted(temporary.iterdir())}
+            size.check = _check_of(size)
             (temporary / "meta.json").write_text(json.dumps(asdict(size)))
             os.rename(temporary, directory)
     except OSError:

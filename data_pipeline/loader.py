@@ -273,5 +273,5 @@ def _as_is(chunk: Chunk | Exception) -> Chunk | Exception:
 
 def _leave_signals_to_the_parent(worker: int) -> None:
     # A scheduler signals the whole process group; the parent still needs its workers to finish its step and save.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)

@@ -35,7 +35,7 @@ SAVED = 75
 USER_ERROR = 2
 """Exit code of a rank that met a user's mistake."""
 
-_FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+_FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)
 _POLL_SECONDS = 0.05
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
@@ -84,10 +84,10 @@ def run_ranks(
     """Run `command` once per rank, with torchrun's variables and a secret of this launch, and wait for all.
 
     Rank 0 keeps this process's stdout and stderr (a terminal stays a terminal); the others append both to
-    `logs/rank-00001.log` and so on. SIGTERM, SIGUSR1 and SIGINT are passed on to every rank, and a second SIGINT kills
-    them. A preemption signal also lets ranks go on that were stopped, and those that live `save_seconds` later are
-    killed. When a rank fails, the others have `grace_seconds` to end before they are killed. The ranks die with this
-    process, even when it is killed.
+    `logs/rank-00001.log` and so on. SIGTERM, SIGUSR1, SIGHUP and SIGINT are passed on to every rank, and a second
+    SIGINT kills them. A preemption signal also lets ranks go on that were stopped, and those that live `save_seconds`
+    later are killed. When a rank fails, the others have `grace_seconds` to end before they are killed. The ranks die
+    with this process, even when it is killed.
 
     Args:
         run: of which outcome.json is to say why it failed, where no rank has.
@@ -168,7 +168,11 @@ def _caught_signals() -> Iterator[list[int]]:
     They are collected and not passed on at once, so that a rank that is just being started misses none.
     """
     caught: list[int] = []
-    before = {number: signal.signal(number, lambda number, frame: caught.append(number)) for number in _FORWARDED}
+    before = {
+        number: signal.signal(number, lambda number, frame: caught.append(number))
+        for number in _FORWARDED
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN  # as under nohup
+    }
     try:
         yield caught
     finally:

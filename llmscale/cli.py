@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,18 +61,26 @@ def cli(local_rank: int | None) -> None:
 @click.argument("config", type=click.Path(path_type=Path))
 @click.argument("overrides", nargs=-1, metavar="[dotted.key=value ...]")
 @click.option("--dry-run", is_flag=True, help="Check everything that needs no data, and print the resolved config.")
+@click.option(
+    "--from-scratch",
+    is_flag=True,
+    envvar="LLMSCALE_FROM_SCRATCH",
+    help="Begin at step 0 where a run has lost its checkpoints; the rest is set aside. LLMSCALE_FROM_SCRATCH=1 does so"
+    " under every launcher.",
+)
 @_LOCAL_RANK
-def train(config: Path, overrides: tuple[str, ...], dry_run: bool, local_rank: int | None) -> None:
+def train(config: Path, overrides: tuple[str, ...], dry_run: bool, from_scratch: bool, local_rank: int | None) -> None:
     """Train as CONFIG says; on a run directory that has a checkpoint, continue from it."""
     _adopt_local_rank(local_rank)
-    from launcher.environment import adopt_slurm_environment
-    from llmscale.config import dump_config, identity_digest
-    from llmscale.distributed.ranks import read_place
-    from llmscale.train.check import checked_config
     from llmscale.train.signals import PreemptionFlag
 
     # Before anything slow: a signal during the imports must not end the run without a word.
-    with PreemptionFlag() as flag:
+    with PreemptionFlag(last=not dry_run) as flag:
+        from launcher.environment import adopt_slurm_environment
+        from llmscale.config import dump_config, identity_digest
+        from llmscale.distributed.ranks import read_place
+        from llmscale.train.check import checked_config
+
         adopt_slurm_environment()
         # WORLD_SIZE alone says for how many ranks a dry run checks.
         several = not dry_run and read_place().size > 1
@@ -89,9 +98,12 @@ def train(config: Path, overrides: tuple[str, ...], dry_run: bool, local_rank: i
             click.echo(dump_config(resolved), nl=False)
             click.echo(f"# identity {identity_digest(resolved)}")
             return
+        from llmscale.train.console import lasting_output
         from llmscale.train.start import train as start
 
-        sys.exit(start(resolved, flag))
+        with lasting_output():
+            code = start(resolved, flag, from_scratch)
+        sys.exit(code)
 
 
 @cli.command()
@@ -405,9 +417,10 @@ def _mistakes_explained() -> Iterator[None]:
             _complain("interrupted")
         sys.exit(INTERRUPTED)
     except RuntimeError as error:
-        if type(error).__name__ not in ("CheckpointError", "LostRankError"):
+        if type(error).__name__ not in ("CheckpointError", "LostRankError", "DivergedError"):
             raise
-        if not getattr(error, "told", False):
+        if not getattr(error, "told", False) and (_rank() == 0 or type(error).__name__ != "DivergedError"):
+            # Every rank raises a DivergedError alike.
             _complain(str(error))
         sys.exit(FAILED)
 
@@ -415,7 +428,8 @@ def _mistakes_explained() -> Iterator[None]:
 def _complain(message: str) -> None:
     rank = _rank()
     where = f"rank {rank}: " if rank else ""
-    print(f"llmscale: {where}{message}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # a terminal that is closed changes no exit code
+        print(f"llmscale: {where}{message}", file=sys.stderr, flush=True)
 
 
 def _rank() -> int:
@@ -426,4 +440,8 @@ def _rank() -> int:
 
 def main() -> None:
     """Entry point of the `llmscale` command."""
-    cli.main(prog_name="llmscale")
+    try:
+        cli.main(prog_name="llmscale")
+    finally:
+        # The exit code stands: Ctrl-C while the interpreter ends changes nothing any more.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -43,6 +43,7 @@ from llmscale.parallel import init
 from llmscale.parallel.grid import RankGrid
 from llmscale.parallel.init import Weights
 from llmscale.parallel.shards import Shard
+from llmscale.train.mending import mend_tokenizer
 from llmscale.train.run_directory import RunDirectory
 
 Value = TypeVar("Value")
@@ -96,22 +97,32 @@ def together(function: Callable[[], Value]) -> Value:
     return value  # type: ignore[return-value]
 
 
-def open_run(config: RunConfig, run: RunDirectory, stack: contextlib.ExitStack) -> int | None:
+def open_run(
+    config: RunConfig, run: RunDirectory, stack: contextlib.ExitStack, from_scratch: bool = False
+) -> int | None:
     """Claim the run directory for rank 0 until `stack` closes.
+
+    Args:
+        from_scratch: whether a run that has lost its checkpoints may begin at step 0.
 
     Returns:
         The attempt's number on every rank; None when all steps are done already.
     """
 
     def claim() -> int | None:
-        run.require_same_run(config)
+        mended = run.require_same_run(config)
         outcome = run.outcome()
         # With epochs the steps follow from the data, which the identity covers.
         wanted = 0 if config.train.epochs is not None else config.train.steps
         if outcome.get("outcome") == "done" and outcome.get("step", 0) >= wanted:
             return None
+        run.saved = run.known_saved(config)
+        if not run.candidates() and not from_scratch:
+            run.require_checkpoint([])
         stack.enter_context(run.locked())
         run.create(config)
+        for sentence in mended:
+            _warn(sentence)
         return run.begin_attempt()
 
     def claim_or_explain() -> int | None:
@@ -173,8 +184,14 @@ def require_shared(run: RunDirectory, world: World, seconds: float = SHARED_SECO
 def build_tokenizer(config: RunConfig, run: RunDirectory) -> Tokenizer:
     """The run's own tokenizer: copied or trained by rank 0, loaded by all."""
     roles = required_roles(config.objective, config.data.sequence_length)
-    start = config.train.init_from
-    on_rank_zero(lambda: prepare_tokenizer(config.data, run.tokenizer, roles=roles, begins_from=start) and None)
+
+    def prepare() -> None:
+        said = mend_tokenizer(run, config)
+        if said:
+            _warn(said)
+        prepare_tokenizer(config.data, run.tokenizer, roles=roles, begins_from=config.train.init_from)
+
+    on_rank_zero(prepare)
     tokenizer = together(lambda: load_tokenizer(run.tokenizer))
     wanted = config.model.vocab_size
     if wanted is not None and wanted < tokenizer.vocab_size:
@@ -342,6 +359,8 @@ def build_evaluation(config: RunConfig, run: RunDirectory) -> EvaluationSet | No
 
     def write() -> str:
         written = build_evaluation_set(config.data, run.tokenizer, run.cache, **how)
+        if written.remade:
+            _warn(f"{written.directory} was damaged and has been made again")
         if written.dropped:
             _tell(f"reading the documents to evaluate on dropped or mended: {by_reason(written.dropped)}")
         for warning in written.met.warnings(config.data.bad_record_warning):
@@ -425,6 +444,11 @@ def _tell(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def _warn(sentence: str) -> None:
+    logging.getLogger("llmscale").warning(sentence)
+    _tell(f"warning: {sentence}")
+
+
 def build_writer(config: RunConfig, run: RunDirectory, world: World, attempt: int) -> CheckpointWriter:
     """The checkpoint writer of this rank; rank 0 first clears away what killed attempts left half written."""
     on_rank_zero(lambda: clean(run.checkpoints))
@@ -435,4 +459,5 @@ def build_writer(config: RunConfig, run: RunDirectory, world: World, attempt: in
         attempt=attempt,
         retention=Retention(config.checkpoint.keep, config.checkpoint.keep_every),
         merge_cursors=merge_cursors,
+        on_commit=run.note_saved,
     )

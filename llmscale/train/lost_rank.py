@@ -32,7 +32,8 @@ class LossReport:
     @property
     def excused(self) -> bool:
         """A preemption signal has come and there is nothing to save, so that ranks end as they hear it."""
-        unsaved = self.trainer is None or self.trainer.step == self.trainer.resume.step
+        # The rank that the signal ended at once may have been in its first step still, which this one has done.
+        unsaved = self.trainer is None or self.trainer.step <= self.trainer.resume.step + 1
         return self._flag.raised and unsaved
 
     def tell(self, error: LostRankError) -> None:

@@ -26,7 +26,7 @@ def all_reduce(folder: Path) -> None:
 
 def save_on_signal(folder: Path) -> None:
     received: list[int] = []
-    for number in (signal.SIGTERM, signal.SIGUSR1):
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
         signal.signal(number, lambda number, frame: received.append(number))
     announce(folder)
     while not received:

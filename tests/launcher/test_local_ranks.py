@@ -152,7 +152,7 @@ def test_ranks_that_end_within_the_grace_time_are_not_killed(tmp_path):
     assert all((tmp_path / f"saved-{rank}").exists() for rank in range(4))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
 def test_a_preemption_signal_reaches_every_rank(tmp_path, number):
     process = start(tmp_path, "save", 3)
     wait_for_ranks(tmp_path, 3)
