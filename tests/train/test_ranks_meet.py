@@ -89,8 +89,12 @@ def wait_in_a_save(rank: int, port: int, folder: str, said: str) -> None:
 
     watch.GRACE_SECONDS = 1.0
     join(read_world("cpu"))
+    joined = Path(folder).with_name("joined")
     if rank == 0:
+        while not joined.exists():
+            time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGKILL)
+    joined.touch()
     writer = CheckpointWriter(folder, rank=1, world=2)
     writer.save(1, [])
     writer.wait()
