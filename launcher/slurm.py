@@ -208,9 +208,10 @@ def _layout(
     """sbatch's options for nodes and ranks that are not among the given ones, and the number of ranks where it is
     known before the job starts."""
     options = []
-    asked_nodes = _agreed("nodes", request.nodes, given) or "1"
+    # Where a number of ranks is given and none of nodes, Slurm finds as many as that takes.
+    asked_nodes = _agreed("nodes", request.nodes, given) or ("" if "ntasks" in given else "1")
     per_node = _agreed("ntasks-per-node", request.ntasks_per_node, given)
-    if "nodes" not in given:
+    if asked_nodes and "nodes" not in given:
         options.append(f"--nodes={asked_nodes}")
     nodes = int(asked_nodes) if asked_nodes.isdecimal() else None
     if "ntasks" in given:

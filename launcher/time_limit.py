@@ -57,8 +57,8 @@ def require_lead_below(limit: int | None, lead: int) -> None:
     if limit is not None and limit <= lead:
         raise UserError(
             f"the time limit of {limit} s (--time) is not above the {lead} s before it at which the ranks are told to"
-            f" save (--signal); give a longer --time, or a shorter lead, such as SBATCH_SIGNAL=USR1@{limit // 3} in the"
-            " environment of sbatch"
+            f" save (--signal); give a longer --time, or a shorter lead, by SBATCH_SIGNAL=USR1@{limit // 3} in the"
+            f" environment of sbatch or by `launch slurm ... -- --signal=USR1@{limit // 3}`"
         )
 
 

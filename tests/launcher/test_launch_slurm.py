@@ -220,6 +220,8 @@ def test_another_launch_or_job_in_the_shell_is_not_handed_on(login, monkeypatch)
         (["--nodes=2", "run.device=cpu"], ["--gpus-per-node=8"], ["--nodes=2", "--ntasks-per-node=1"]),
         ([], ["-N", "2", "--ntasks-per-node=4"], []),
         ([], ["-N2", "-n6"], []),
+        ([], ["-n6"], []),
+        (["--nodes=3"], ["-n6"], ["--nodes=3"]),
         (["--nodes=2"], ["--nodes=2"], ["--ntasks-per-node=1"]),
         ([], ["-N2-4"], []),
     ],

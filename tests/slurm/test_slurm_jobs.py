@@ -7,7 +7,7 @@ import pytest
 
 from tests.tiny_run import losses, write_tiny_run
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 SRUN = """#!/bin/bash
 options=()
@@ -114,11 +114,11 @@ def test_a_run_launched_from_a_messy_shell_is_the_run(cluster, config):
     cluster.environment |= {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
     odd = 'logging.sample_prompts=["$(touch pwned)\'ü你\n"]'
     job = cluster.launch("--nodes=2", config, "train.steps=3", odd, "--", "--export=NONE", "-p", "main")
-    record = cluster.wait_for_end(job, 120)
+    record = cluster.wait_for_end(job, 300)
     assert (record["JobState"], record["JobName"]) == ("COMPLETED", "run"), cluster.log(job)
     summary = json.loads((cluster.project / "run/summary.json").read_text())
     assert summary["machine"]["ranks"] == 2
-    assert summary["samples"][0]["prompt"] == "$(touch pwned)'ü你 "
+    assert summary["samples"][0]["prompt"] == "$(touch pwned)'ü你\n"
     assert list(losses(cluster.project / "run")) == [1, 2, 3]
     assert not (cluster.project / "pwned").exists()
 

@@ -64,8 +64,9 @@ def test_a_preempted_job_saves_requeues_itself_and_ends_as_if_never_interrupted(
 
 
 def test_the_time_limit_is_announced_to_every_rank(cluster, config):
-    """Slurm checks limits about every 30 s: the signal comes 60 to 120 s before the end of the 3 minutes."""
-    job = cluster.submit(config, "train.steps=1000000", options=("--time=3", "--signal=USR1@120"))
+    """Slurm checks limits about every 30 s: the signal comes 60 to 120 s before the end of the 3 minutes, which leaves
+    the first start a minute at least for a step."""
+    job = cluster.submit(config, "train.steps=1000000", options=("--time=3", "--signal=USR1@60"))
     cluster.wait_until(lambda: cluster.job(job)["Restarts"] == "1", job, 240)
     assert outcome(cluster, "run") in ("preempted", "running")  # running when it has started again already
     assert "DUE TO TIME LIMIT" not in cluster.log(job)
