@@ -138,14 +138,18 @@ def _generation(command: Any) -> Any:
             click.option(
                 "--max-new-tokens",
                 type=int,
-                help="Most tokens to add.  [default: 128, or what the model's context has room for]",
+                help="Most tokens to add.  [default: the model's, or 128, or what its context has room for]",
             ),
-            click.option("--temperature", type=float, help="0: always the most probable token.  [default: 0.8]"),
-            click.option("--top-k", default=0, show_default=True, help="Only the k most probable tokens; 0: all."),
             click.option(
-                "--top-p", default=1.0, show_default=True, help="Only the most probable, to this probability."
+                "--temperature", type=float, help="0: always the most probable token.  [default: the model's, or 0.8]"
             ),
-            click.option("--repetition-penalty", default=1.0, show_default=True, help="CTRL's; 1: none."),
+            click.option(
+                "--top-k", type=int, help="Only the k most probable tokens.  [default: the model's, or 0: all]"
+            ),
+            click.option(
+                "--top-p", type=float, help="Only the most probable, to this probability.  [default: the model's, or 1]"
+            ),
+            click.option("--repetition-penalty", type=float, help="CTRL's.  [default: the model's, or 1: none]"),
             click.option("--stop", multiple=True, help="A text that ends the generation; repeatable."),
             click.option("--stop-token", "stop_tokens", type=int, multiple=True, help="A token id that does."),
             click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True),
@@ -155,32 +159,25 @@ def _generation(command: Any) -> Any:
     return command
 
 
-def _settings(temperature: float | None, max_new_tokens: int | None, **options: Any) -> Any:
-    from llmscale.generate import Settings
-
-    if max_new_tokens is None:
-        options["shorten"] = True
-    else:
-        options["max_new_tokens"] = max_new_tokens
-    if temperature is None:
-        temperature = 0.8 if options.get("beams", 1) == 1 else 0.0
-    return Settings(temperature=temperature, **options)
-
-
 @cli.command()
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("--prompt", "prompts", multiple=True, help="Text to continue, or to read as the source; repeatable.")
 @click.option("--prompts", "file", type=click.Path(path_type=Path), help="A file with a prompt a line.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object a line: prompt, text, tokens, finish.")
 @_generation
-@click.option("--beams", default=1, show_default=True, help="Hypotheses of beam search; 1: none.")
-@click.option("--length-penalty", default=1.0, show_default=True, help="Beam search: above 0 favours long texts.")
+@click.option("--beams", type=int, help="Hypotheses of beam search.  [default: the model's, or 1: none]")
+@click.option(
+    "--length-penalty", type=float, help="Beam search: above 0 favours long texts.  [default: the model's, or 1]"
+)
 @click.option("--batch", default=8, show_default=True, help="Most prompts in a forward pass.")
-def generate(checkpoint: Path, prompts: tuple[str, ...], file: Path | None, as_json: bool, **options: Any) -> None:
+@click.option("--raw", is_flag=True, help="Put no special token in front of a prompt or behind it.")
+def generate(
+    checkpoint: Path, prompts: tuple[str, ...], file: Path | None, as_json: bool, raw: bool, **options: Any
+) -> None:
     """Continue prompts with the model of CHECKPOINT (or a run directory). Beam search does not sample."""
     from llmscale.generate.commands import generate_texts
 
-    generate_texts(checkpoint, prompts, file, as_json, _settings(**options))
+    generate_texts(checkpoint, prompts, file, as_json, options, raw)
 
 
 @cli.command()
@@ -191,7 +188,7 @@ def chat(checkpoint: Path, system: str | None, **options: Any) -> None:
     """Talk with the instruction-tuned model of CHECKPOINT; a message a line, /reset begins anew, /quit ends."""
     from llmscale.generate.chat import chat as talk
 
-    talk(checkpoint, system, _settings(**options))
+    talk(checkpoint, system, options)
 
 
 @cli.group()

@@ -24,6 +24,8 @@ from data_pipeline.readers import by_reason
 from data_pipeline.samples import Met
 from data_pipeline.sources import survey_sources
 from data_pipeline.tokenizer import Tokenizer, load_tokenizer, prepare_tokenizer
+from data_pipeline.tokenizer.conventions import conventions_of, text_frame
+from data_pipeline.tokenizer.inherited import inherited
 from data_pipeline.training_samples import open_samples
 from llmscale.checkpoint.model import require_tensors
 from llmscale.checkpoint.reader import Checkpoint, newest_intact
@@ -171,7 +173,8 @@ def require_shared(run: RunDirectory, world: World, seconds: float = SHARED_SECO
 def build_tokenizer(config: RunConfig, run: RunDirectory) -> Tokenizer:
     """The run's own tokenizer: copied or trained by rank 0, loaded by all."""
     roles = required_roles(config.objective, config.data.sequence_length)
-    on_rank_zero(lambda: prepare_tokenizer(config.data, run.tokenizer, roles=roles) and None)
+    start = config.train.init_from
+    on_rank_zero(lambda: prepare_tokenizer(config.data, run.tokenizer, roles=roles, begins_from=start) and None)
     tokenizer = together(lambda: load_tokenizer(run.tokenizer))
     wanted = config.model.vocab_size
     if wanted is not None and wanted < tokenizer.vocab_size:
@@ -180,8 +183,9 @@ def build_tokenizer(config: RunConfig, run: RunDirectory) -> Tokenizer:
             f" set model.vocab_size={tokenizer.vocab_size} or more, or leave it out"
         )
     for index, prompt in enumerate(config.logging.sample_prompts):
-        needed, room = len(tokenizer.encode(prompt)) + 2, config.model.max_positions
-        if needed == 2 and (config.model.architecture == "encoder_decoder" or config.objective.name == "seq2seq"):
+        length, around = len(tokenizer.encode(prompt)), sum(map(len, text_frame(tokenizer, source=False)))
+        needed, room = length + max(around, 1) + 1, config.model.max_positions
+        if not length and (config.model.architecture == "encoder_decoder" or config.objective.name == "seq2seq"):
             raise UserError(
                 f"logging.sample_prompts.{index} is empty, but a model trained by objective {config.objective.name}"
                 " continues a source text; give one"
@@ -209,6 +213,11 @@ def build_model(
     if continues:
         return model, init.blank
     if config.train.init_from is not None:
+        if inherited(config.train.init_from, tokenizer) != conventions_of(tokenizer):
+            raise UserError(
+                f"{config.run.directory}/tokenizer was made without the conventions (special tokens around texts) of"
+                f" train.init_from {config.train.init_from}; remove that folder, or start a new run"
+            )
         return model, start_from(model, config.train.init_from, tokenizer)
     return model, init.drawn(config.model, config.run.seed)
 
