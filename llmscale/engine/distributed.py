@@ -8,6 +8,7 @@ import secrets
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -104,7 +105,8 @@ def join(world: World, timeout_minutes: float = 30, settings: dict[str, Any] | N
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, **options)
         return
     gpu = str(torch.cuda.get_device_properties(world.device).uuid) if world.device.type == "cuda" else ""
-    meeting = _meet(settings=settings, gpu=gpu)
+    with _ended_by_watcher():
+        meeting = _meet(settings=settings, gpu=gpu)
     use_interface_of(meeting.own_address)
     descriptor = meeting.listener.detach() if meeting.listener is not None else None
     store = dist.TCPStore(
@@ -160,8 +162,20 @@ def refuse(problem: UserError) -> NoReturn:
     except UserError:
         alone = True
     if not alone:
-        _meet(str(problem))
+        with _ended_by_watcher():
+            _meet(str(problem))
     raise problem
+
+
+@contextlib.contextmanager
+def _ended_by_watcher() -> Iterator[None]:
+    """Leave Ctrl-C to the thread that watches for signals, which ends a process that waits for others with a sentence:
+    which of the two is first would else be chance."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        time.sleep(1)
+        raise
 
 
 def _meet(problem: str = "", settings: dict[str, Any] | None = None, gpu: str = "") -> Meeting:
