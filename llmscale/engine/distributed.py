@@ -5,6 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import socket
+import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -15,7 +19,7 @@ import torch.distributed as dist
 
 from data_pipeline.errors import UserError, first_line
 from llmscale.distributed.gpus import gpu_of, shared_gpu
-from llmscale.distributed.interface import use_interface_of
+from llmscale.distributed.interface import INTERFACE, use_interface_of
 from llmscale.distributed.meeting import (
     DEADLINE,
     Entry,
@@ -33,6 +37,8 @@ from llmscale.distributed.wire import run_token
 
 _AGENT_KEY = "rank-0"
 """In the store of torchrun's agent: the port on which rank 0 is met, and the token of this start."""
+_CONNECT_FACTOR = 5.0
+"""How many times as long as the ranks may take to meet torch may take to connect them; NCCL takes its time for many."""
 _WORD_SECONDS = 3.0
 """How long a rank whose collective failed waits for word of who has died."""
 
@@ -99,7 +105,8 @@ def join(world: World, timeout_minutes: float = 30, settings: dict[str, Any] | N
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, **options)
         return
     gpu = str(torch.cuda.get_device_properties(world.device).uuid) if world.device.type == "cuda" else ""
-    meeting = _meet(settings=settings, gpu=gpu)
+    with _ended_by_watcher():
+        meeting = _meet(settings=settings, gpu=gpu)
     use_interface_of(meeting.own_address)
     descriptor = meeting.listener.detach() if meeting.listener is not None else None
     store = dist.TCPStore(
@@ -114,7 +121,34 @@ def join(world: World, timeout_minutes: float = 30, settings: dict[str, Any] | N
         admit(meeting)
     _watches.append(Watch(world.rank, meeting.hosts, meeting.lines))
     group = dist.PrefixStore(meeting.group, store)
-    dist.init_process_group(backend, store=group, rank=world.rank, world_size=world.size, **options)
+    with _connected_in_time(world.rank):
+        dist.init_process_group(backend, store=group, rank=world.rank, world_size=world.size, **options)
+
+
+@contextlib.contextmanager
+def _connected_in_time(rank: int) -> Iterator[None]:
+    """End a process whose group does not connect, as where ranks that have met listen on a network that the others do
+    not reach: torch would wait as long as for a collective."""
+    limit = _CONNECT_FACTOR * rendezvous_seconds()
+
+    def end() -> None:
+        network = os.environ.get("GLOO_SOCKET_IFNAME", "the one of the host's name")
+        print(
+            f"llmscale: rank {rank} on {socket.gethostname()} met the others, but is not connected to all of them after"
+            f" {limit:g} s; its gloo listens on interface {network} (GLOO_SOCKET_IFNAME): name one that every node"
+            f" reaches by {INTERFACE}",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(2)
+
+    timer = threading.Timer(limit, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def refuse(problem: UserError) -> NoReturn:
@@ -128,8 +162,20 @@ def refuse(problem: UserError) -> NoReturn:
     except UserError:
         alone = True
     if not alone:
-        _meet(str(problem))
+        with _ended_by_watcher():
+            _meet(str(problem))
     raise problem
+
+
+@contextlib.contextmanager
+def _ended_by_watcher() -> Iterator[None]:
+    """Leave Ctrl-C to the thread that watches for signals, which ends a process that waits for others with a sentence:
+    which of the two is first would else be chance."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        time.sleep(1)
+        raise
 
 
 def _meet(problem: str = "", settings: dict[str, Any] | None = None, gpu: str = "") -> Meeting:

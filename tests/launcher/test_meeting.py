@@ -181,40 +181,43 @@ def test_tokens_differ_by_the_secret(monkeypatch):
     assert len({without, run_token(), run_token("nonce")}) == 3
 
 
-def pair_of_watches():
-    """Rank 0's and rank 2's watches of three ranks, and rank 1's bare line."""
-    port = free_port()
-    lead, first, second = together(lambda: leads(port, 3), lambda: comes(port, 1, 3), lambda: comes(port, 2, 3))
-    return watch.Watch(0, lead.hosts, lead.lines), first.lines[0], watch.Watch(2, second.hosts, second.lines)
+@pytest.fixture
+def watches():
+    """Makes rank 0's and rank 2's watches of three ranks, and rank 1's bare line."""
+    opened = []
+
+    def make():
+        port = free_port()
+        lead, first, second = together(lambda: leads(port, 3), lambda: comes(port, 1, 3), lambda: comes(port, 2, 3))
+        opened.extend([watch.Watch(0, lead.hosts, lead.lines), watch.Watch(2, second.hosts, second.lines)])
+        return opened[-2], first.lines[0], opened[-1]
+
+    yield make
+    for each in opened:  # one that has heard of a loss would end this process
+        each.close()
 
 
-def test_a_rank_that_dies_is_known_to_all_and_one_that_says_so_with_its_reason():
+def test_a_rank_that_dies_is_known_to_all_and_one_that_says_so_with_its_reason(watches):
     for reason in ("", "UserError: no room"):
-        lead, dying, other = pair_of_watches()
+        lead, dying, other = watches()
         if reason:
             dying.send({"ends": reason})
         dying.close()
         for each in (lead, other):
             loss = each.loss(5)
             assert (loss.rank, loss.host, loss.reason) == (1, socket.gethostname(), reason)
-        other.close()
-        lead.close()
 
 
-def test_ranks_that_end_well_are_no_loss():
-    lead, first, other = pair_of_watches()
+def test_ranks_that_end_well_are_no_loss(watches):
+    lead, first, other = watches()
     first.send({"ends": ""})
     first.close()
     other.close()
     assert lead.loss(0.5) is None
-    lead.close()
 
 
-def test_the_death_of_rank_0_is_known_to_the_others():
-    lead, first, other = pair_of_watches()
-    for line in lead._lines.values():
-        line.socket.shutdown(socket.SHUT_RDWR)
+def test_the_death_of_rank_0_is_known_to_the_others(watches):
+    lead, first, other = watches()
+    lead._lines[2].socket.shutdown(socket.SHUT_RDWR)
     assert other.loss(5).rank == 0
-    other.close()
-    lead.close()
     first.close()

@@ -89,28 +89,55 @@ def wait_in_a_save(rank: int, port: int, folder: str, said: str) -> None:
 
     watch.GRACE_SECONDS = 1.0
     join(read_world("cpu"))
+    joined = Path(folder).with_name("joined")
     if rank == 0:
+        while not joined.exists():
+            time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGKILL)
+    joined.touch()
     writer = CheckpointWriter(folder, rank=1, world=2)
     writer.save(1, [])
     writer.wait()
 
 
-def test_a_rank_0_that_dies_ends_ranks_that_wait_for_its_files(tmp_path: Path) -> None:
+def connect_to_nobody(rank: int, port: int, folder: str, said: str) -> None:
+    """Rank 1 meets rank 0, but its group never connects, as behind a network that does not lead there."""
+    os.environ.update({name: str(value) for name, value in (WORLD | {"RANK": rank, "MASTER_PORT": port}).items()})
+    os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT), 2)
+    import torch.distributed as dist
+
+    from llmscale.engine import distributed
+
+    distributed._CONNECT_FACTOR = 0.03
+    if rank == 1:
+        dist.init_process_group = lambda *_, **__: time.sleep(60)
+    distributed.join(distributed.read_world("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("function", "which", "code", "says"),
+    [
+        (wait_in_a_save, 1, 1, "rank 0 on {} ended"),
+        (connect_to_nobody, 0, 2, "rank 0 on {} met the others, but is not"),
+    ],
+)
+def test_ranks_that_torch_would_let_wait_are_ended(tmp_path: Path, function, which: int, code: int, says: str) -> None:
     port, said = free_port(), tmp_path / "said"
     context = multiprocessing.get_context("forkserver")
     pair = [
-        context.Process(target=wait_in_a_save, args=(rank, port, str(tmp_path / "checkpoints"), f"{said}-{rank}"))
+        context.Process(target=function, args=(rank, port, str(tmp_path / "checkpoints"), f"{said}-{rank}"))
         for rank in range(2)
     ]
     for process in pair:
         process.start()
-    pair[1].join(30)
-    hangs = pair[1].is_alive()
-    pair[1].kill()
+    pair[which].join(30)
+    hangs = pair[which].is_alive()
+    for process in pair:
+        process.kill()
+        process.join()
     assert not hangs
-    assert pair[1].exitcode == 1
-    assert (tmp_path / "said-1").read_text().startswith(f"llmscale: rank 0 on {socket.gethostname()} ended")
+    assert pair[which].exitcode == code
+    assert (tmp_path / f"said-{which}").read_text().startswith(f"llmscale: {says.format(socket.gethostname())}")
 
 
 def look_for_the_run(folders: list[str], seconds: float) -> None:
