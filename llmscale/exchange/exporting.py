@@ -11,8 +11,10 @@ from torch import Tensor
 
 from data_pipeline.errors import UserError, writing
 from data_pipeline.tokenizer import load_tokenizer
+from data_pipeline.tokenizer.chat_files import carry_chat
 from llmscale.checkpoint.reader import Checkpoint, newest_intact
 from llmscale.config import ModelConfig, parse_config
+from llmscale.exchange.chat import export_chat
 from llmscale.exchange.classes import OWN, Misfit, fit
 from llmscale.exchange.files import CONFIG, GENERATION, new_folder, require_free, write_json
 from llmscale.exchange.tensors import DTYPES, parse_size, write_tensors
@@ -68,10 +70,12 @@ def export_checkpoint(
         if isinstance(fitting, Misfit):
             (temporary / OWN_FOLDER).mkdir()
             tokenizer.save(temporary / OWN_FOLDER)
+            carry_chat(checkpoint.tokenizer, temporary / OWN_FOLDER)
         else:
             _write_generation(temporary, model, ids)
             if with_tokenizer:
                 export_tokenizer(tokenizer, temporary, model)
+                export_chat(checkpoint.tokenizer, temporary)
     return [said]
 
 

@@ -17,6 +17,7 @@ from data_pipeline.tokenizer.base import StoredTokenizer
 from llmscale.checkpoint.manifest import TOKENIZER, RunState
 from llmscale.checkpoint.whole import write_whole
 from llmscale.config import ModelConfig, RunConfig, identity, parse_config
+from llmscale.exchange.chat import keep_chat
 from llmscale.exchange.classes import OWN, recognise
 from llmscale.exchange.files import CONFIG, new_folder, read_json, require_free
 from llmscale.exchange.tensors import TensorFolder
@@ -71,6 +72,7 @@ def import_directory(
                 f"the tokenizer of {tokenizer or folder} has {made.tokenizer.vocab_size} tokens, but the model's"
                 f" vocab_size is {source.vocab_size}; give the tokenizer that belongs to the model"
             )
+        keep_chat(folder, tokenizer, temporary / TOKENIZER)
         config = _run_config(source, made.tokenizer, made.settings, out)
         files = {file.name: file.read_bytes() for file in (temporary / TOKENIZER).iterdir()}
         state = RunState(samples=0, config=config.model_dump(mode="json"), identity=identity(config))

@@ -10,6 +10,7 @@ from data_pipeline.errors import UserError
 from llmscale.checkpoint.model import load_model
 from llmscale.generate.generator import Generator
 from llmscale.generate.prompts import Context, reading_of, room_for
+from llmscale.generate.rendering import TemplateFault
 from llmscale.generate.settings import Settings
 from llmscale.generate.template import Message, Template, template_of
 
@@ -77,17 +78,21 @@ class Dialogue:
             del turns[:2]
 
 
-def chat(checkpoint: Path, system: str | None, settings: Settings) -> None:
+def chat(checkpoint: Path, system: str | None, settings: Settings, template_name: str | None = None) -> None:
     """Read messages from stdin and print answers, until /quit or the end of the input.
 
+    Args:
+        template_name: as `chosen` of `template_of`.
+
     Raises:
-        UserError: no intact checkpoint, or a model that cannot answer.
+        UserError: no intact checkpoint, a model that cannot answer, or a chat template that fails or refuses the first
+            message of a dialogue.
     """
     trained = load_model(checkpoint)
     reading = reading_of(trained.config.objective)
     generator = Generator(trained.model, trained.tokenizer, reading)
     folder = Path(trained.checkpoint.tokenizer)
-    template, words = template_of(folder, trained.tokenizer, trained.model.config, reading)
+    template, words = template_of(folder, trained.tokenizer, trained.model.config, reading, template_name)
     settings.ends(trained.tokenizer)
     dialogue = Dialogue(generator, template, settings, system)
     print(f"using {words}; /reset begins anew, /quit ends", file=sys.stderr, flush=True)
@@ -106,4 +111,6 @@ def chat(checkpoint: Path, system: str | None, settings: Settings) -> None:
             try:
                 dialogue.ask(text, sys.stdout)
             except UserError as error:
+                if isinstance(error, TemplateFault) and not (error.refusal and dialogue.turns):
+                    raise
                 print(f"llmscale: {error}", file=sys.stderr, flush=True)

@@ -38,6 +38,7 @@ from llmscale.parallel import init
 from llmscale.parallel.grid import RankGrid
 from llmscale.parallel.init import Weights
 from llmscale.parallel.shards import Shard
+from llmscale.train.inherited import inherit_templates
 from llmscale.train.run_directory import RunDirectory
 
 Value = TypeVar("Value")
@@ -123,6 +124,7 @@ def build_tokenizer(config: RunConfig, run: RunDirectory) -> Tokenizer:
     """The run's own tokenizer: copied or trained by rank 0, loaded by all."""
     roles = required_roles(config.objective, config.data.sequence_length)
     on_rank_zero(lambda: prepare_tokenizer(config.data, run.tokenizer, roles=roles) and None)
+    on_rank_zero(lambda: inherit_templates(config, run))
     tokenizer = together(lambda: load_tokenizer(run.tokenizer))
     wanted = config.model.vocab_size
     if wanted is not None and wanted < tokenizer.vocab_size:

@@ -1,9 +1,15 @@
-"""Weights of another run, under a model section that makes another function of them."""
+"""Runs that begin from another's checkpoint: a model section that makes another function of its weights, and what goes
+along with them."""
 
+import json
 from pathlib import Path
 
 import pytest
 
+from llmscale.checkpoint.model import load_model
+from llmscale.exchange.exporting import export_checkpoint
+from llmscale.exchange.importing import import_directory
+from tests.exchange.test_chat_templates import DIALOGUES, NAMED, of_config, ours, theirs, write_folder
 from tests.tiny_run import write_tiny_run
 from tests.train.forked import run
 
@@ -37,3 +43,27 @@ def test_a_longer_context_is_a_warning(folder: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("warning: train.init_from: trained/checkpoints/step-00000001 was trained with") == 1
     assert "model.rotary_base=10000.0, but the config says model.rotary_base=50000.0" in done.stderr
+
+
+def test_the_chat_templates_of_a_model_go_along(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "hf")
+    of_config(NAMED)(folder)
+    import_directory(folder, tmp_path / "ours")
+    config = load_model(tmp_path / "ours").config
+    (tmp_path / "text.txt").write_text("Some words to learn from.\n" * 400)
+    data = config.data.model_dump(mode="json", exclude_defaults=True)
+    settings = {
+        "run": {"directory": "run", "threads": 1, "device": "cpu"},
+        "data": {**data, "sources": [{"paths": ["text.txt"]}], "sequence_length": 16, "workers": 0, "lanes": 1},
+        "model": config.model.model_dump(mode="json"),
+        "train": {"steps": 1, "global_batch": 2, "init_from": "ours"},
+        "evaluation": {"baselines": False},
+    }
+    (tmp_path / "config.yaml").write_text(json.dumps(settings))
+    done = run("train", "config.yaml", "data.holdout=0", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    export_checkpoint(tmp_path / "run", tmp_path / "back")
+    for name in (None, "tool_use"):
+        expected = theirs(folder, DIALOGUES[1], name)
+        assert ours(tmp_path / "run", DIALOGUES[1], name) == expected
+        assert theirs(tmp_path / "back", DIALOGUES[1], name) == expected
