@@ -58,16 +58,17 @@ def recognise(values: dict[str, Any], path: Path) -> Recognised:
     """
     known = {table.model_type: table for table in map(table_of, families.WITH_CLASS)}
     kind = values.get("model_type")
-    if kind not in known:
+    if not isinstance(kind, str) or kind not in known:
         raise UserError(
-            f"{path}: model_type is {kind!r}, but llmscale reads {', '.join(sorted(known))} and {OWN};"
+            f"{path}: model_type is {kind!r:.60}, but llmscale reads {', '.join(sorted(known))} and {OWN};"
             f" import one of them"
         )
     table = known[kind]
     classes = values.get("architectures") or []
-    if classes and not set(classes) & set(table.classes):
+    if not isinstance(classes, list) or (classes and not any(name in table.classes for name in classes)):
+        named = ", ".join(map(str, classes)) if isinstance(classes, list) else repr(classes)
         raise UserError(
-            f"{path}: architectures is {', '.join(map(str, classes))}, but llmscale reads {' or '.join(table.classes)};"
+            f"{path}: architectures is {named:.200}, but llmscale reads {' or '.join(table.classes)};"
             f" import a model of such a class"
         )
     settings = Settings(values)
@@ -82,7 +83,7 @@ def recognise(values: dict[str, Any], path: Path) -> Recognised:
         raise UserError(
             f"{path} gives a model that cannot be: {where + ' ' if where else ''}{problem['msg']}"
         ) from None
-    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise UserError(f"{path} has a value of the wrong kind ({type(error).__name__}: {error}); repair it") from None
     return Recognised(table_of(model["family"]), model, settings.notes)
 

@@ -130,6 +130,8 @@ def _source(values: dict[str, Any], path: Path, folder: TensorFolder) -> tuple[_
     for setting, tensor in (table.present or {}).items():
         model[setting] = model[setting] or tensor in names
     notes = list(found.notes)
+    config = _config(model)
+    _require_layers(config, folder, config.experts.count if config.experts else 0)
     head, embedding = _head(table, model)
     if _config(model).tied_embeddings and head in names and not _equal(folder, names, head, embedding):
         # As transformers does: what is stored counts for more than what config.json says.
@@ -148,7 +150,7 @@ def _source(values: dict[str, Any], path: Path, folder: TensorFolder) -> tuple[_
 def _own_source(values: dict[str, Any], path: Path, folder: TensorFolder) -> tuple[_Source, list[str]]:
     """A directory that `llmscale export` wrote of a model that transformers has no class for."""
     model, vocab_size = values.get("model"), values.get("vocab_size")
-    if not isinstance(model, dict) or not isinstance(vocab_size, int):
+    if not isinstance(model, dict) or type(vocab_size) is not int or not 0 < vocab_size < 2**31:
         raise UserError(
             f"{path} has no model section and vocab_size, as `llmscale export` writes them; export it again"
         )
@@ -158,11 +160,28 @@ def _own_source(values: dict[str, Any], path: Path, folder: TensorFolder) -> tup
         problem = error.errors()[0]
         where = ".".join(str(part) for part in problem["loc"])
         raise UserError(f"{path}: model.{where}: {problem['msg']}; export it again") from None
+    _require_layers(config, folder)
     shapes = shapes_of(config, vocab_size)
     names = {name: name for name in folder.names}
     heads = {name: name for name in shapes if name.startswith(_HEADS)}
     lacking = _lacking(folder, names, shapes, set(names) - set(shapes), heads)
     return _Source({**model, "vocab_size": vocab_size}, vocab_size, shapes, folder, names, None, lacking), []
+
+
+def _require_layers(model: ModelConfig, folder: TensorFolder, experts: int = 0) -> None:
+    """Refuse numbers of layers and experts for which there are not enough tensors, before a model of them is built.
+
+    Args:
+        experts: how many of a layer there are tensors for, each with its own.
+    """
+    layers = max(model.layers, model.encoder_layer_count)
+    every = model.experts.every if model.experts else 1
+    if max(layers, layers // every * experts) > len(folder.names):
+        more = f" with {experts} experts" if experts else ""
+        raise UserError(
+            f"{folder.folder} holds {len(folder.names)} tensors, too few for the {layers} layers{more} of its {CONFIG};"
+            f" give the {CONFIG} that belongs to it"
+        )
 
 
 def _config(model: dict[str, Any]) -> ModelConfig:

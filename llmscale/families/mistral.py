@@ -13,8 +13,7 @@ PRESET: dict[str, object] = {**llama.PRESET, "attention_pattern": ["local"], "wi
 
 def read_window(settings: Settings, default: int | None) -> dict[str, Any]:
     """One window for all layers; null: none."""
-    given = settings.values.get("sliding_window", default)
-    settings.pass_over(["sliding_window"])
+    given = settings.take("sliding_window", default, int, null=None)
     return {"attention_pattern": ["local" if given else "global"], "window": given or None}
 
 
@@ -24,7 +23,7 @@ def write_window(model: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read(settings: Settings) -> dict[str, Any]:
-    return {**llama.read_shared(settings), **read_window(settings, 4096)}
+    return {**llama.read_shared(settings, 131072), **read_window(settings, 4096)}
 
 
 def _write(model: Mapping[str, Any]) -> dict[str, Any]:
@@ -35,6 +34,7 @@ HUGGING_FACE = HuggingFace(
     model_type="mistral",
     classes=("MistralForCausalLM", "MistralModel"),
     fields=llama.fields(32, 4096, 32, 8, 14336, 131072, 1e-6, 32000),
+    nulls={"num_key_value_heads": None},
     attention_dropout=("attention_dropout",),
     read=_read,
     write=_write,

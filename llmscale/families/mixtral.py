@@ -17,7 +17,7 @@ PRESET: dict[str, object] = {
 
 def _read(settings: Settings) -> dict[str, Any]:
     return {
-        **llama.read_shared(settings, 1e6),
+        **llama.read_shared(settings, 131072, 1e6),
         **mistral.read_window(settings, None),
         "experts": {
             "count": settings.take("num_local_experts", settings.take("num_experts", 8)),
@@ -44,6 +44,7 @@ HUGGING_FACE = HuggingFace(
     model_type="mixtral",
     classes=("MixtralForCausalLM", "MixtralModel"),
     fields=llama.fields(32, 4096, 32, 8, 14336, 131072, 1e-5, 32000),
+    nulls={"num_key_value_heads": None},
     fixed={"router_jitter_noise": 0.0},
     attention_dropout=("attention_dropout",),
     unused=("output_router_logits",),
