@@ -80,6 +80,7 @@ def recognise(values: dict[str, Any], path: Path) -> Recognised:
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(str(part) for part in problem["loc"])
+        where = {ours: theirs for theirs, ours, _ in table.fields}.get(where, where)
         raise UserError(
             f"{path} gives a model that cannot be: {where + ' ' if where else ''}{problem['msg']}"
         ) from None

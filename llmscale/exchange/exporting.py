@@ -76,6 +76,10 @@ def export_checkpoint(
             if with_tokenizer:
                 export_tokenizer(tokenizer, temporary, model)
                 export_chat(checkpoint.tokenizer, temporary)
+    if drawn := checkpoint.manifest.drawn:
+        theirs = {move.ours[0]: move.theirs[0] for move in moves or ()}
+        named = ", ".join(theirs.get(name, name) for name in drawn)
+        return [said, f"warning: {named} were drawn by `llmscale import --new-head` and never trained since"]
     return [said]
 
 

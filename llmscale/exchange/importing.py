@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -75,7 +75,12 @@ def import_directory(
         keep_chat(folder, tokenizer, temporary / TOKENIZER)
         config = _run_config(source, made.tokenizer, made.settings, out)
         files = {file.name: file.read_bytes() for file in (temporary / TOKENIZER).iterdir()}
-        state = RunState(samples=0, config=config.model_dump(mode="json"), identity=identity(config))
+        state = RunState(
+            samples=0,
+            config=config.model_dump(mode="json"),
+            identity=identity(config),
+            drawn=sorted(source.lacking.values()),
+        )
         write_whole(temporary, source.tensors(config), state, files)
     count = sum(prod(shape) for shape in source.shapes.values())
     kind = "llmscale model" if own else f"{source.model['family']} model"
@@ -127,12 +132,15 @@ def _source(values: dict[str, Any], path: Path, folder: TensorFolder) -> tuple[_
     found = recognise(values, path)
     table, model = found.table, dict(found.model)
     names = _known_names(table, folder)
+    _stand_in(table.copies or {}, names)
     for setting, tensor in (table.present or {}).items():
         model[setting] = model[setting] or tensor in names
     notes = list(found.notes)
     config = _config(model)
     _require_layers(config, folder, config.experts.count if config.experts else 0)
     head, embedding = _head(table, model)
+    if config.tied_embeddings:
+        _stand_in({head: embedding}, names)
     if _config(model).tied_embeddings and head in names and not _equal(folder, names, head, embedding):
         # As transformers does: what is stored counts for more than what config.json says.
         model["tied_embeddings"] = False
@@ -199,6 +207,13 @@ def _known_names(table: HuggingFace, folder: TensorFolder) -> dict[str, str]:
             today = re.sub(pattern, replacement, today)
         found[today] = name
     return found
+
+
+def _stand_in(copies: Mapping[str, str], names: dict[str, str]) -> None:
+    """Let what is stored as a copy alone, such as `cls.predictions.decoder.bias`, stand for the original."""
+    for copy, original in copies.items():
+        if copy in names and original not in names:
+            names[original] = names.pop(copy)
 
 
 def _head(table: HuggingFace, model: dict[str, Any]) -> tuple[str, str]:

@@ -34,7 +34,7 @@ def _read(settings: Settings) -> dict[str, Any]:
     if kinds is None:
         key, kinds = "attention_types", _spelled_out(settings.take("attention_types", None, list), layers)
     if len(kinds) != layers or set(kinds) - {"global", "local"}:
-        raise Unsupported(f"{key} gives {len(kinds)} layers ({', '.join(sorted(set(kinds)))}), but num_layers is"
+        raise Unsupported(f"{key} gives {len(kinds)} layers ({', '.join(sorted(set(kinds))):.200}), but num_layers is"
                           f" {layers}; repair config.json")  # fmt: skip
     return {
         "attention_pattern": repeated(kinds),

@@ -14,7 +14,7 @@ PRESET: dict[str, object] = {**llama.PRESET, "attention_pattern": ["local"], "wi
 def read_window(settings: Settings, default: int | None) -> dict[str, Any]:
     """One window for all layers; null: none."""
     given = settings.take("sliding_window", default, int, null=None)
-    return {"attention_pattern": ["local" if given else "global"], "window": given or None}
+    return {"attention_pattern": ["global" if given is None else "local"], "window": given}
 
 
 def write_window(model: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ def read_kinds(types: Sequence[str], layers: int) -> list[str]:
     """`attention_pattern` from transformers' `layer_types`."""
     if len(types) != layers or set(types) - set(LAYER_TYPES):
         raise Unsupported(
-            f"layer_types gives {len(types)} layers ({', '.join(sorted(set(types)))}), but num_hidden_layers is"
+            f"layer_types gives {len(types)} layers ({', '.join(sorted(set(types))):.200}), but num_hidden_layers is"
             f" {layers} and llmscale knows {', '.join(LAYER_TYPES)}; import another model"
         )
     return repeated([LAYER_TYPES[kind] for kind in types])
@@ -39,9 +39,11 @@ def _read(settings: Settings) -> dict[str, Any]:
     if not settings.take("use_sliding_window", False):
         window = None
     first = settings.take("max_window_layers", 28)
-    default = ["sliding_attention" if window and number >= first else "full_attention" for number in range(layers)]
+    default = [
+        "full_attention" if window is None or number < first else "sliding_attention" for number in range(layers)
+    ]
     pattern = read_kinds(settings.names("layer_types") or default, layers)
-    if "local" in pattern and not window:
+    if "local" in pattern and window is None:
         raise Unsupported(
             "layer_types has sliding_attention, but use_sliding_window is false or sliding_window null; repair"
             " config.json"

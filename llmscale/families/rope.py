@@ -23,11 +23,12 @@ def read_rope(settings: Settings, base: float, positions: int) -> dict[str, Any]
     given = _given(settings)
     found = {
         "rotary_base": _base(settings, given, "rope_theta", base),
-        "rotary_scaling": read_scaling(given, positions),
+        "rotary_scaling": _scaling(settings, given, positions),
     }
     for place in (given, settings):
         if (part := place.take("partial_rotary_factor", 1.0)) != 1.0:
-            raise Unsupported(f"partial_rotary_factor is {part}, but this class rotates all channels; remove it")
+            key = place.where("partial_rotary_factor")
+            raise Unsupported(f"{key} is {part}, but this class rotates all channels; remove it")
     _note_unread(settings, given)
     return found
 
@@ -47,7 +48,7 @@ def read_partial_rope(
     settings.pass_over([share_key])
     default = share if "partial_rotary_factor" in given.values else settings.take(share_key, share)
     found["rotary_fraction"] = given.take("partial_rotary_factor", default)
-    found["rotary_scaling"] = read_scaling(given, positions)
+    found["rotary_scaling"] = _scaling(settings, given, positions)
     _note_unread(settings, given)
     return found
 
@@ -63,6 +64,14 @@ def _base(settings: Settings, given: Settings, key: str, default: float) -> floa
     if "rope_theta" not in given.values:
         default = settings.take(key, default)
     return given.take("rope_theta", default)  # type: ignore[no-any-return]
+
+
+def _scaling(settings: Settings, given: Settings, positions: int) -> dict[str, Any] | None:
+    found = read_scaling(given, positions)
+    if found is not None and found["kind"] == "llama3":
+        # Some files have it outside (Phi-3's kind), which counts for more.
+        found["original_positions"] = settings.take("original_max_position_embeddings", found["original_positions"])
+    return found
 
 
 def _note_unread(settings: Settings, given: Settings) -> None:
@@ -87,13 +96,21 @@ def read_scaling(given: Settings, positions: int) -> dict[str, Any] | None:
     if kind == "default":
         return None
     factor = given.given("factor", float)
+    if factor < 1:
+        raise Unsupported(f"{given.where('factor')} is {factor}, but a stretch is 1 or more; repair it")
     if kind == "linear":
         return {"kind": "linear", "factor": factor}
+    low, high = given.given("low_freq_factor", float), given.given("high_freq_factor", float)
+    if not 0 < low < high:
+        raise Unsupported(
+            f"{given.where('low_freq_factor')} is {low} and high_freq_factor {high}, but must be above 0 and below it;"
+            f" repair them"
+        )
     return {
         "kind": "llama3",
         "factor": factor,
-        "low_frequency_factor": given.given("low_freq_factor", float),
-        "high_frequency_factor": given.given("high_freq_factor", float),
+        "low_frequency_factor": low,
+        "high_frequency_factor": high,
         "original_positions": given.take("original_max_position_embeddings", positions),
     }
 

@@ -43,8 +43,10 @@ def _read_activation(settings: Settings) -> str:
     table = GATED if settings.take("is_gated_act", gate == "gated") else PLAIN
     if name not in table:
         key = "dense_act_fn" if "dense_act_fn" in settings.values else "feed_forward_proj"
-        raise Unsupported(f"{key} is {settings.values[key]!r:.60}, but llmscale knows {', '.join(table)} there, each with"
-                          f" gated- before it or without; import another model")  # fmt: skip
+        raise Unsupported(
+            f"{key} is {settings.values[key]!r:.60}, but llmscale knows {', '.join(PLAIN)} there, also with a gate;"
+            f" import another model"
+        )
     return table[name]
 
 

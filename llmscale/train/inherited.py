@@ -7,7 +7,16 @@ from data_pipeline.tokenizer.chat_files import carry_chat
 from llmscale.checkpoint.reader import Checkpoint
 from llmscale.checkpoint.store import find_checkpoints
 from llmscale.config import RunConfig
+from llmscale.train.resume import Resume
 from llmscale.train.run_directory import RunDirectory
+
+
+def drawn_tensors(config: RunConfig, resume: Resume) -> list[str]:
+    """Tensors that nobody has trained before this run: what its checkpoints say until a step has been taken."""
+    if resume.checkpoint is not None:
+        return list(resume.checkpoint.manifest.drawn)
+    theirs = _begun_from(config)
+    return [] if theirs is None else list(theirs.manifest.drawn)
 
 
 def inherit_templates(config: RunConfig, run: RunDirectory) -> None:
@@ -17,11 +26,15 @@ def inherit_templates(config: RunConfig, run: RunDirectory) -> None:
     Raises:
         UserError: they cannot be read.
     """
-    if config.train.init_from is None or run.has_progress():
-        return
+    if not run.has_progress() and (theirs := _begun_from(config)) is not None:
+        carry_chat(theirs.tokenizer, run.tokenizer)
+
+
+def _begun_from(config: RunConfig) -> Checkpoint | None:
+    """The checkpoint of `train.init_from`, which is verified where its weights are read; None without a good one."""
+    if config.train.init_from is None:
+        return None
     try:
-        # The whole checkpoint is verified where its weights are read.
-        theirs = Checkpoint(find_checkpoints(config.train.init_from)[0]).tokenizer
+        return Checkpoint(find_checkpoints(config.train.init_from)[0])
     except (IndexError, UserError):
-        return  # that is said there, too
-    carry_chat(theirs, run.tokenizer)
+        return None  # that is said there, too
