@@ -33,6 +33,14 @@ _CAUSES = {
 }
 """Settings that others switch off, which are the ones to name where both differ."""
 
+_THEIRS = {
+    "window": "sliding_window",
+    "head_size": "head_dim",
+    "rotary_base": "rope_theta",
+    "rotary_fraction": "partial_rotary_factor",
+}
+"""Keys of config.json by our settings, where they are not among a table's fields."""
+
 
 def table_of(family: str) -> HuggingFace:
     """The table of a family that has one."""
@@ -78,15 +86,23 @@ def recognise(values: dict[str, Any], path: Path) -> Recognised:
     except Unsupported as error:
         raise UserError(f"{path}: {error}") from None
     except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(str(part) for part in problem["loc"])
-        where = {ours: theirs for theirs, ours, _ in table.fields}.get(where, where)
-        raise UserError(
-            f"{path} gives a model that cannot be: {where + ' ' if where else ''}{problem['msg']}"
-        ) from None
+        raise UserError(f"{path} gives a model that cannot be: {_problem(table, error)}; repair it") from None
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise UserError(f"{path} has a value of the wrong kind ({type(error).__name__}: {error}); repair it") from None
     return Recognised(table_of(model["family"]), model, settings.notes)
+
+
+def _problem(table: HuggingFace, error: ValidationError) -> str:
+    """What is wrong with a model section, by the key of the config.json that it comes from."""
+    problem = error.errors()[0]
+    ours = ".".join(str(part) for part in problem["loc"])
+    if not ours:
+        return problem["msg"].removeprefix("Value error, ")
+    names = {**_THEIRS, **{setting: key for key, setting, _ in table.fields}}
+    for setting, keys in (("dropout", table.dropout), ("attention_dropout", table.attention_dropout)):
+        names[setting] = " and ".join(keys)
+    wrong = problem["msg"].replace("Input should", "should")
+    return f"{names.get(ours, ours)} is {problem['input']!r:.60}, but {wrong}"
 
 
 @dataclass(frozen=True)
