@@ -34,7 +34,6 @@ HUGGING_FACE = HuggingFace(
     model_type="mistral",
     classes=("MistralForCausalLM", "MistralModel"),
     fields=llama.fields(32, 4096, 32, 8, 14336, 131072, 1e-6, 32000),
-    nulls={"num_key_value_heads": None},
     attention_dropout=("attention_dropout",),
     read=_read,
     write=_write,

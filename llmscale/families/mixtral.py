@@ -44,7 +44,6 @@ HUGGING_FACE = HuggingFace(
     model_type="mixtral",
     classes=("MixtralForCausalLM", "MixtralModel"),
     fields=llama.fields(32, 4096, 32, 8, 14336, 131072, 1e-5, 32000),
-    nulls={"num_key_value_heads": None},
     fixed={"router_jitter_noise": 0.0},
     attention_dropout=("attention_dropout",),
     unused=("output_router_logits",),
