@@ -19,7 +19,7 @@ from data_pipeline.errors import UserError
 from llmscale.checkpoint.model import load_model
 from llmscale.exchange.importing import import_directory
 from llmscale.model import Transformer
-from tests.exchange.references import BYTES, CASES, CONTEXT, NAMES, VOCAB, config_of, randomized, reference, save
+from tests.exchange.references import BYTES, CASES, NAMES, VOCAB, config_of, randomized, reference, save
 from tests.exchange.test_equal_models import both_logits
 
 Values = dict[str, Any]
@@ -325,8 +325,3 @@ def test_no_config_ends_with_a_traceback(name: str, saved: Any) -> None:
             (folder / "config.json").write_text(json.dumps({**values, key: wrong}))
             said = ours(folder)  # anything but a UserError fails
             assert not isinstance(said, str) or ("\n" not in said and "of the wrong kind" not in said), (key, wrong)
-
-
-def test_context_of_the_cases() -> None:
-    """llama3 without the context before the stretch takes the model's own, which must differ from the one given."""
-    assert LLAMA3["original_max_position_embeddings"] != CONTEXT
