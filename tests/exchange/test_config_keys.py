@@ -45,7 +45,7 @@ ROPE: list[Values] = [
     {"rope_theta": 777.0, "rope_scaling": {"rope_type": "linear", "type": "default", "factor": 3.0}},
     {"rope_theta": 777.0, "rope_scaling": {**LINEAR, "beta_fast": 32, "original_max_position_embeddings": 4}},
     {"rope_theta": 777.0, "rope_scaling": SHORT},
-    {"rope_theta": 777.0, "rope_scaling": SHORT, "max_position_embeddings": 12},
+    {"rope_theta": 777.0, "rope_scaling": SHORT, "max_position_embeddings": 40},
     {"rope_theta": 777.0, "rope_scaling": SHORT, "original_max_position_embeddings": 12},
     {"rope_theta": 777.0, "rope_scaling": LLAMA3, "original_max_position_embeddings": 12},
 ]
