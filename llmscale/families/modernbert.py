@@ -45,7 +45,8 @@ def _read(settings: Settings) -> dict[str, Any]:
     default = ["sliding_attention" if number % every else "full_attention" for number in range(layers)]
     gated = settings.choose("hidden_activation", GATED, "gelu")
     bias, attention = settings.take("mlp_bias", False), settings.take("attention_bias", False)
-    settings.require("classifier_bias", bias)
+    if (classifier := settings.take("classifier_bias", False)) != bias:
+        raise Unsupported(f"classifier_bias is {classifier}, but llmscale has mlp_bias ({bias}) there; import another")
     if settings.choose("classifier_activation", PLAIN, "gelu") != UNGATED[gated]:
         raise Unsupported(
             f"classifier_activation is {settings.values.get('classifier_activation')!r}, but llmscale has the function"
