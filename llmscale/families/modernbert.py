@@ -68,7 +68,7 @@ def _read_rope(settings: Settings) -> dict[str, Any]:
     bases = {}
     for kind, (key, default) in _BASES.items():
         # transformers puts what `rope_scaling` says into both.
-        found = given.table(kind)
+        found = Settings(given.given(kind, dict) if kind in given.values else {})
         own = Settings({**found.values, **older.values}, "rope_scaling" if older.values else f"rope_parameters.{kind}")
         if read_scaling(own, 0) is not None:
             raise Unsupported(f"{own.where('rope_type')} stretches positions, which llmscale does not in this family")
