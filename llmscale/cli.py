@@ -195,12 +195,16 @@ def generate(
 @cli.command()
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("--system", help="A message that stands before the dialogue.")
+@click.option(
+    "--template",
+    help="A chat template: the name of one of CHECKPOINT's, a file, or `none` for the default form; CHECKPOINT's own.",
+)
 @_generation
-def chat(checkpoint: Path, system: str | None, **options: Any) -> None:
+def chat(checkpoint: Path, system: str | None, template: str | None, **options: Any) -> None:
     """Talk with the instruction-tuned model of CHECKPOINT; a message a line, /reset begins anew, /quit ends."""
     from llmscale.generate.chat import chat as talk
 
-    talk(checkpoint, system, options)
+    talk(checkpoint, system, options, template)
 
 
 @cli.group()

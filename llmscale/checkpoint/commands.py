@@ -35,6 +35,7 @@ def show(path: str | Path) -> str:
         ("written by", f"{manifest.world} {'rank' if manifest.world == 1 else 'ranks'}, attempt {manifest.attempt}"),
         ("versions", ", ".join(f"{name} {version}" for name, version in manifest.versions.items())),
         ("format", str(manifest.format_version)),
+        *([("drawn, not trained", ", ".join(manifest.drawn))] if manifest.drawn else []),
     ]
     return "\n".join(
         [

@@ -67,6 +67,8 @@ class RunState(_Record):
     """The resolved config."""
     identity: dict[str, Any] = {}
     """`llmscale.config.identity`."""
+    drawn: list[str] = []
+    """Tensors of the head that `llmscale import --new-head` drew and that no step has trained since."""
 
 
 class Manifest(RunState):
@@ -105,6 +107,8 @@ class Manifest(RunState):
 def encode(manifest: Manifest) -> bytes:
     """The manifest as JSON; its first member is the SHA-256 of the rest."""
     body = manifest.model_dump(mode="json")
+    if not manifest.drawn:
+        del body["drawn"]  # which older versions do not know
     return json.dumps({"sha256": _digest(body), **body}).encode()
 
 

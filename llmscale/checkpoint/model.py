@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from data_pipeline.tokenizer import Tokenizer, load_tokenizer
 from llmscale.checkpoint.reader import Checkpoint, newest_intact
 from llmscale.config import RunConfig, parse_config
 from llmscale.model import Transformer
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,10 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> TrainedM
         UserError: no such directory, no intact checkpoint, or a checkpoint that does not fit its own config.
     """
     checkpoint = newest_intact(path)
+    if drawn := checkpoint.manifest.drawn:
+        _log.warning(
+            "%s of %s were drawn by `llmscale import --new-head` and never trained since", ", ".join(drawn), path
+        )
     config = parse_config(dict(checkpoint.manifest.config), origin=str(checkpoint.path))
     tokenizer = load_tokenizer(checkpoint.tokenizer)
     with torch.device("meta"):

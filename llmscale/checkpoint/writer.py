@@ -116,7 +116,7 @@ class CheckpointWriter:
             fragments: what this rank holds; all ranks' fragments together must cover each tensor. They are drawn and
                 copied one at a time.
             extra: on rank 0, the fields of `RunState`: `samples` and, where there are any, `progress`, `optimizer`,
-                `schedule`, `rng`, `config` and `identity`; JSON only.
+                `schedule`, `rng`, `config`, `identity` and `drawn`; JSON only.
             cursor_part: this rank's part of the data cursor; JSON only, so keys come back as text.
             copy_files: on rank 0, tokenizer files by their name in the checkpoint's `tokenizer` folder.
 

@@ -10,7 +10,7 @@ from data_pipeline.section import Section
 from llmscale import families
 from llmscale.config.bounds import Count, Layers, Width
 
-GATED = ("swiglu", "geglu", "geglu_tanh")
+GATED = ("swiglu", "geglu", "geglu_tanh", "reglu")
 """Activations that multiply a second projection with the activated one."""
 
 
@@ -139,8 +139,8 @@ class ModelConfig(Section):
     """Attention and feed-forward read the same input and are added together (GPT-J)."""
     shared_norm: bool = False
     """With parallel_residual: both read the output of one norm."""
-    activation: Literal["gelu", "gelu_tanh", "relu", "swiglu", "geglu", "geglu_tanh"] = "gelu_tanh"
-    """Feed-forward activation; the last three have a gate projection besides up and down."""
+    activation: Literal["gelu", "gelu_tanh", "relu", "silu", "swiglu", "geglu", "geglu_tanh", "reglu"] = "gelu_tanh"
+    """Feed-forward activation; the last four have a gate projection besides up and down."""
     bias: bool = True
     """Biases of feed-forward layers, and of what does not say otherwise."""
     qkv_bias: bool | None = None

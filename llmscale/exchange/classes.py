@@ -33,6 +33,14 @@ _CAUSES = {
 }
 """Settings that others switch off, which are the ones to name where both differ."""
 
+_THEIRS = {
+    "window": "sliding_window",
+    "head_size": "head_dim",
+    "rotary_base": "rope_theta",
+    "rotary_fraction": "partial_rotary_factor",
+}
+"""Keys of config.json by our settings, where they are not among a table's fields."""
+
 
 def table_of(family: str) -> HuggingFace:
     """The table of a family that has one."""
@@ -58,16 +66,17 @@ def recognise(values: dict[str, Any], path: Path) -> Recognised:
     """
     known = {table.model_type: table for table in map(table_of, families.WITH_CLASS)}
     kind = values.get("model_type")
-    if kind not in known:
+    if not isinstance(kind, str) or kind not in known:
         raise UserError(
-            f"{path}: model_type is {kind!r}, but llmscale reads {', '.join(sorted(known))} and {OWN};"
+            f"{path}: model_type is {kind!r:.60}, but llmscale reads {', '.join(sorted(known))} and {OWN};"
             f" import one of them"
         )
     table = known[kind]
     classes = values.get("architectures") or []
-    if classes and not set(classes) & set(table.classes):
+    if not isinstance(classes, list) or (classes and not any(name in table.classes for name in classes)):
+        named = ", ".join(map(str, classes)) if isinstance(classes, list) else repr(classes)
         raise UserError(
-            f"{path}: architectures is {', '.join(map(str, classes))}, but llmscale reads {' or '.join(table.classes)};"
+            f"{path}: architectures is {named:.200}, but llmscale reads {' or '.join(table.classes)};"
             f" import a model of such a class"
         )
     settings = Settings(values)
@@ -77,14 +86,23 @@ def recognise(values: dict[str, Any], path: Path) -> Recognised:
     except Unsupported as error:
         raise UserError(f"{path}: {error}") from None
     except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(str(part) for part in problem["loc"])
-        raise UserError(
-            f"{path} gives a model that cannot be: {where + ' ' if where else ''}{problem['msg']}"
-        ) from None
-    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+        raise UserError(f"{path} gives a model that cannot be: {_problem(table, error)}; repair it") from None
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise UserError(f"{path} has a value of the wrong kind ({type(error).__name__}: {error}); repair it") from None
     return Recognised(table_of(model["family"]), model, settings.notes)
+
+
+def _problem(table: HuggingFace, error: ValidationError) -> str:
+    """What is wrong with a model section, by the key of the config.json that it comes from."""
+    problem = error.errors()[0]
+    ours = ".".join(str(part) for part in problem["loc"])
+    if not ours:
+        return problem["msg"].removeprefix("Value error, ")
+    names = {**_THEIRS, **{setting: key for key, setting, _ in table.fields}}
+    for setting, keys in (("dropout", table.dropout), ("attention_dropout", table.attention_dropout)):
+        names[setting] = " and ".join(keys)
+    wrong = problem["msg"].replace("Input should", "should")
+    return f"{names.get(ours, ours)} is {problem['input']!r:.60}, but {wrong}"
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,11 @@ from torch import Tensor
 from data_pipeline.errors import UserError, writing
 from data_pipeline.objective_config import PairsObjective
 from data_pipeline.tokenizer import Tokenizer, load_tokenizer
+from data_pipeline.tokenizer.chat_files import carry_chat
 from data_pipeline.tokenizer.conventions import conventions_of
 from llmscale.checkpoint.reader import Checkpoint, newest_intact
 from llmscale.config import ModelConfig, parse_config
+from llmscale.exchange.chat import export_chat
 from llmscale.exchange.classes import OWN, Misfit, fit
 from llmscale.exchange.files import CONFIG, GENERATION, new_folder, require_free, write_json
 from llmscale.exchange.tensors import DTYPES, parse_size, write_tensors
@@ -69,11 +71,17 @@ def export_checkpoint(
         if isinstance(fitting, Misfit):
             (temporary / OWN_FOLDER).mkdir()
             tokenizer.save(temporary / OWN_FOLDER)
+            carry_chat(checkpoint.tokenizer, temporary / OWN_FOLDER)
         else:
             _write_generation(temporary, model, tokenizer)
             if with_tokenizer:
                 source = isinstance(config.objective, PairsObjective)
                 export_tokenizer(tokenizer, temporary, model, source=source)
+                export_chat(checkpoint.tokenizer, temporary)
+    if drawn := checkpoint.manifest.drawn:
+        theirs = {move.ours[0]: move.theirs[0] for move in moves or ()}
+        named = ", ".join(theirs.get(name, name) for name in drawn)
+        return [said, f"warning: {named} were drawn by `llmscale import --new-head` and never trained since"]
     return [said]
 
 

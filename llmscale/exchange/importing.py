@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -18,6 +18,7 @@ from llmscale.checkpoint.manifest import TOKENIZER, RunState
 from llmscale.checkpoint.whole import write_whole
 from llmscale.config import ModelConfig, RunConfig, identity, parse_config
 from llmscale.config.generation import KEYS
+from llmscale.exchange.chat import keep_chat
 from llmscale.exchange.classes import OWN, recognise
 from llmscale.exchange.conventions import read_conventions
 from llmscale.exchange.files import CONFIG, new_folder, read_json, require_free
@@ -81,9 +82,15 @@ def import_directory(
             made.tokenizer.conventions = kept
             made.tokenizer.save(temporary / TOKENIZER)
             notes += said
+        keep_chat(folder, tokenizer, temporary / TOKENIZER)
         config = _run_config(source, made.tokenizer, made.settings, out)
         files = {file.name: file.read_bytes() for file in (temporary / TOKENIZER).iterdir()}
-        state = RunState(samples=0, config=config.model_dump(mode="json"), identity=identity(config))
+        state = RunState(
+            samples=0,
+            config=config.model_dump(mode="json"),
+            identity=identity(config),
+            drawn=sorted(source.lacking.values()),
+        )
         write_whole(temporary, source.tensors(config), state, files)
     count = sum(prod(shape) for shape in source.shapes.values())
     kind = "llmscale model" if own else f"{source.model['family']} model"
@@ -135,10 +142,15 @@ def _source(values: dict[str, Any], path: Path, folder: TensorFolder) -> tuple[_
     found = recognise(values, path)
     table, model = found.table, dict(found.model)
     names = _known_names(table, folder)
+    _stand_in(table.copies or {}, names)
     for setting, tensor in (table.present or {}).items():
         model[setting] = model[setting] or tensor in names
     notes = list(found.notes)
+    config = _config(model)
+    _require_layers(config, folder, config.experts.count if config.experts else 0)
     head, embedding = _head(table, model)
+    if config.tied_embeddings:
+        _stand_in({head: embedding}, names)
     if _config(model).tied_embeddings and head in names and not _equal(folder, names, head, embedding):
         # As transformers does: what is stored counts for more than what config.json says.
         model["tied_embeddings"] = False
@@ -156,7 +168,7 @@ def _source(values: dict[str, Any], path: Path, folder: TensorFolder) -> tuple[_
 def _own_source(values: dict[str, Any], path: Path, folder: TensorFolder) -> tuple[_Source, list[str]]:
     """A directory that `llmscale export` wrote of a model that transformers has no class for."""
     model, vocab_size = values.get("model"), values.get("vocab_size")
-    if not isinstance(model, dict) or not isinstance(vocab_size, int):
+    if not isinstance(model, dict) or type(vocab_size) is not int or not 0 < vocab_size < 2**31:
         raise UserError(
             f"{path} has no model section and vocab_size, as `llmscale export` writes them; export it again"
         )
@@ -166,11 +178,28 @@ def _own_source(values: dict[str, Any], path: Path, folder: TensorFolder) -> tup
         problem = error.errors()[0]
         where = ".".join(str(part) for part in problem["loc"])
         raise UserError(f"{path}: model.{where}: {problem['msg']}; export it again") from None
+    _require_layers(config, folder)
     shapes = shapes_of(config, vocab_size)
     names = {name: name for name in folder.names}
     heads = {name: name for name in shapes if name.startswith(_HEADS)}
     lacking = _lacking(folder, names, shapes, set(names) - set(shapes), heads)
     return _Source({**model, "vocab_size": vocab_size}, vocab_size, shapes, folder, names, None, lacking), []
+
+
+def _require_layers(model: ModelConfig, folder: TensorFolder, experts: int = 0) -> None:
+    """Refuse numbers of layers and experts for which there are not enough tensors, before a model of them is built.
+
+    Args:
+        experts: how many of a layer there are tensors for, each with its own.
+    """
+    layers = max(model.layers, model.encoder_layer_count)
+    every = model.experts.every if model.experts else 1
+    if max(layers, layers // every * experts) > len(folder.names):
+        more = f" with {experts} experts" if experts else ""
+        raise UserError(
+            f"{folder.folder} holds {len(folder.names)} tensors, too few for the {layers} layers{more} of its {CONFIG};"
+            f" give the {CONFIG} that belongs to it"
+        )
 
 
 def _config(model: dict[str, Any]) -> ModelConfig:
@@ -188,6 +217,13 @@ def _known_names(table: HuggingFace, folder: TensorFolder) -> dict[str, str]:
             today = re.sub(pattern, replacement, today)
         found[today] = name
     return found
+
+
+def _stand_in(copies: Mapping[str, str], names: dict[str, str]) -> None:
+    """Let what is stored as a copy alone, such as `cls.predictions.decoder.bias`, stand for the original."""
+    for copy, original in copies.items():
+        if copy in names and original not in names:
+            names[original] = names.pop(copy)
 
 
 def _head(table: HuggingFace, model: dict[str, Any]) -> tuple[str, str]:

@@ -54,7 +54,7 @@ class TensorFolder:
         """A tensor in fp32.
 
         Raises:
-            UserError: it is no tensor of floating-point numbers, or the file is damaged.
+            UserError: it is no tensor of floating-point numbers or holds one that is none, or the file is damaged.
         """
         held = self._handle(self._files[name])
         try:
@@ -66,7 +66,15 @@ class TensorFolder:
                 f"{name} in {self.folder / self._files[name]} is {tensor.dtype}, but llmscale reads fp32, bf16, fp16"
                 f" and fp64; dequantize the model first"
             )
-        return tensor.float()
+        found = tensor.float()
+        if not bool(found.isfinite().all()):
+            broken = int((~found.isfinite()).sum())
+            raise UserError(
+                f"{name} in {self.folder / self._files[name]} has {broken:,} of {found.numel():,} values that are NaN"
+                f" or infinite in fp32, so that the model gives nothing but NaN; download it again, or give an earlier"
+                f" one"
+            )
+        return found
 
     def _found(self, allow_pickle: bool) -> dict[str, str]:
         """File by tensor name."""

@@ -30,7 +30,7 @@ PRESET: dict[str, object] = {
 
 def _read(settings: Settings) -> dict[str, Any]:
     # Published directories of BertForMaskedLM hold the other head too, and a BertModel its pooler: `present` sees both.
-    classes = settings.take("architectures", [])
+    classes = settings.take("architectures") or []
     return {
         "activation": settings.choose("hidden_act", PLAIN, "gelu"),
         "next_sentence": "BertForPreTraining" in classes,

@@ -27,17 +27,34 @@ PRESET: dict[str, object] = {
 
 
 def _read(settings: Settings) -> dict[str, Any]:
-    layers = settings.take("num_layers", 24)
-    types = settings.take("attention_types", [[["global", "local"], 12]])
-    settings.pass_over(["attention_layers"])
-    kinds = [kind for pattern, times in types for _ in range(times) for kind in pattern]
+    layers = settings.layers("num_layers", 24)
+    # transformers writes both, and reads the one that is spelled out layer by layer.
+    settings.pass_over(["attention_types"])
+    key, kinds = "attention_layers", settings.names("attention_layers")
+    if kinds is None:
+        key, kinds = "attention_types", _spelled_out(settings.take("attention_types", None, list), layers)
     if len(kinds) != layers or set(kinds) - {"global", "local"}:
-        raise Unsupported(f"attention_types gives {len(kinds)} layers ({', '.join(sorted(set(kinds)))}), but num_layers"
-                          f" is {layers}; repair config.json")  # fmt: skip
+        raise Unsupported(f"{key} gives {len(kinds)} layers ({', '.join(sorted(set(kinds))):.200}), but num_layers is"
+                          f" {layers}; repair config.json")  # fmt: skip
     return {
         "attention_pattern": repeated(kinds),
         "activation": settings.choose("activation_function", PLAIN, "gelu_new"),
     }
+
+
+def _spelled_out(types: list[Any] | None, layers: int) -> list[str]:
+    """The kind of each layer from `[[[kind, ...], times], ...]`; no more than are needed to see that they are too
+    many."""
+    kinds: list[str] = []
+    for entry in types if types is not None else [[["global", "local"], 12]]:
+        match entry:
+            case [list() as pattern, int() as times] if pattern and all(isinstance(kind, str) for kind in pattern):
+                kinds += pattern * min(times, layers + 1)
+            case _:
+                raise Unsupported(
+                    f"attention_types has {entry!r:.60}, but needs lists of kinds and how often; repair it"
+                )
+    return kinds
 
 
 def _write(model: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from llmscale.families.hugging_face import (
     renamed,
     written_activation,
 )
-from llmscale.families.rope import read_rope, write_rope
+from llmscale.families.rope import read_partial_rope, write_rope
 
 PRESET: dict[str, object] = {
     "positions": "rotary",
@@ -32,7 +32,9 @@ def _read(settings: Settings) -> dict[str, Any]:
         "qkv_bias": bias,
         "attention_output_bias": bias,
         "activation": settings.choose("hidden_act", PLAIN, "gelu"),
-        **read_rope(settings, 10000.0, 0.25, "rotary_pct"),
+        **read_partial_rope(
+            settings, 10000.0, "rotary_emb_base", 0.25, "rotary_pct", settings.take("max_position_embeddings", 2048)
+        ),
     }
 
 

@@ -30,11 +30,13 @@ PRESET: dict[str, object] = {
 
 
 def _read(settings: Settings) -> dict[str, Any]:
-    if "rotary_dim" in settings.values and not settings.values["rotary_dim"]:
-        raise Unsupported("rotary_dim is null, but llmscale rotates a fraction of each head; give a number of channels")
-    rotated, channels = settings.take("rotary_dim", 64), settings.take("n_embd", 4096) // settings.take("n_head", 16)
-    if rotated > channels:
-        raise Unsupported(f"rotary_dim ({rotated}) exceeds the channels of a head ({channels}); repair config.json")
+    # Before transformers 5, null stood for all channels of the hidden size, which no attention head has.
+    rotated, width, heads = (
+        settings.take(key, default) for key, default in (("rotary_dim", 64), ("n_embd", 4096), ("n_head", 16))
+    )
+    channels = width // heads if heads > 0 else 0
+    if not 0 < rotated <= channels:
+        raise Unsupported(f"rotary_dim ({rotated}) must be 1 to the {channels} channels of a head; repair config.json")
     return {
         "rotary_fraction": fraction(rotated, channels),
         "activation": settings.choose("activation_function", PLAIN, "gelu_new"),

@@ -11,25 +11,23 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+_TANH = ("gelu_new", "gelu_pytorch_tanh", "gelu_python_tanh", "gelu_fast", "gelu_accurate")
 PLAIN = {
-    "gelu": "gelu",
-    "gelu_python": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "gelu_fast": "gelu_tanh",
+    **dict.fromkeys(("gelu", "gelu_python"), "gelu"),
+    **dict.fromkeys(_TANH, "gelu_tanh"),
     "relu": "relu",
+    **dict.fromkeys(("silu", "swish"), "silu"),
 }
 """`model.activation` by transformers' name of the function; of several names of one function, `_WRITTEN` has the one
 that is written, or else it is the first."""
-GATED = {
-    "silu": "swiglu",
-    "swish": "swiglu",
-    "gelu": "geglu",
-    "gelu_new": "geglu_tanh",
-    "gelu_pytorch_tanh": "geglu_tanh",
-}
+_GATED = {"gelu": "geglu", "gelu_tanh": "geglu_tanh", "relu": "reglu", "silu": "swiglu"}
+GATED = {name: _GATED[activation] for name, activation in PLAIN.items()}
 """As `PLAIN`, for feed-forward layers with a gate."""
-_WRITTEN = {"gelu_tanh": "gelu_new", "swiglu": "silu", "geglu_tanh": "gelu_pytorch_tanh"}
+_WRITTEN = {"gelu_tanh": "gelu_new", "geglu_tanh": "gelu_pytorch_tanh"}
+UNGATED = {gated: plain for plain, gated in _GATED.items()}
+"""The function inside a gated `model.activation`."""
+MOST_LAYERS = 10_000
+"""As in `ModelConfig`, for patterns that are spelled out layer by layer."""
 COMMON = (
     "_name_or_path", "architectures", "model_type", "transformers_version", "torch_dtype", "dtype", "use_cache",
     "bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "cls_token_id", "mask_token_id",
@@ -78,6 +76,9 @@ class HuggingFace:
     """Our other settings; those of the preset need no mention."""
     write: Callable[[Mapping[str, Any]], dict[str, Any]]
     """Their other keys, from the model section with all sizes and biases resolved."""
+    nulls: Mapping[str, Any] | None = None
+    """What null stands for in keys of `fields` whose class takes it, where that is not what an absent key stands for.
+    Keys without any default of their class may be null as well; in all others null is refused, as transformers does."""
     fixed: Mapping[str, Any] | None = None
     """Keys that must have this value, which is also written."""
     dropout: tuple[str, ...] = ()
@@ -104,32 +105,102 @@ class HuggingFace:
     """Why their class cannot hold a model that its config can describe, or None."""
 
 
-class Settings:
-    """A config.json, read key by key, so that nothing in it is passed over."""
+_REFUSED = object()
+_KINDS: dict[type, tuple[str, Callable[[Any], bool]]] = {
+    bool: ("true or false", lambda value: isinstance(value, bool)),
+    int: ("a whole number", lambda value: isinstance(value, int) and not isinstance(value, bool)),
+    float: ("a finite number", lambda value: type(value) in (int, float) and abs(value) < 1e300),
+    str: ("a text", lambda value: isinstance(value, str)),
+    list: ("a list", lambda value: isinstance(value, list)),
+    dict: ("an object", lambda value: isinstance(value, dict)),
+}
 
-    def __init__(self, values: Mapping[str, Any]) -> None:
+
+class Settings:
+    """A config.json or an object in it, read key by key, so that nothing in it is passed over."""
+
+    def __init__(self, values: Mapping[str, Any], within: str = "") -> None:
+        """`within`: the key of the object, for messages."""
         self.values = dict(values)
         self.notes: list[str] = []
         """Sentences about what is not carried over."""
-        self._read: set[str] = set(COMMON)
+        self._within = f"{within}." if within else ""
+        self._read: set[str] = set() if within else set(COMMON)
 
-    def take(self, key: str, default: Any = None) -> Any:
-        """A key's value; `default` where it is absent or null."""
+    def take(self, key: str, default: Any = None, kind: type | None = None, null: Any = _REFUSED) -> Any:
+        """A key's value; `default` where it is absent.
+
+        Args:
+            kind: the type that the value must have; that of `default` when not given.
+            null: what null stands for; `default` where that is None, else null is refused: transformers refuses it or,
+                in older versions, takes it for zero.
+
+        Raises:
+            Unsupported: the value is null or of another kind.
+        """
         self._read.add(key)
-        value = self.values.get(key)
-        return default if value is None else value
+        if key not in self.values:
+            return default
+        value = self.values[key]
+        if value is None:
+            if null is _REFUSED and default is not None:
+                raise Unsupported(
+                    f"{self._within}{key} is null, but transformers' class needs a value; give one, or remove the key"
+                    f" to have {default!r}"
+                )
+            return default if null is _REFUSED else null
+        kind = kind or (type(default) if default is not None else None)
+        if kind is not None:
+            self._require_kind(key, value, kind)
+        return float(value) if kind is float else value
+
+    def given(self, key: str, kind: type) -> Any:
+        """A key's value, which must be there.
+
+        Raises:
+            Unsupported: it is absent, null or of another kind.
+        """
+        self._read.add(key)
+        if self.values.get(key) is None:
+            how = "null" if key in self.values else "missing"
+            raise Unsupported(f"{self._within}{key} is {how}, but must be {_KINDS[kind][0]}; give it")
+        self._require_kind(key, self.values[key], kind)
+        return kind(self.values[key])
+
+    def table(self, key: str) -> Settings:
+        """The object under a key; an empty one where it is absent or null."""
+        return Settings(self.take(key, {}, dict, null={}), f"{self._within}{key}")
+
+    def names(self, key: str) -> list[str] | None:
+        """The texts in the list under a key; None where it is absent or null."""
+        found = self.take(key, None, list)
+        if found is not None and not all(isinstance(entry, str) for entry in found):
+            raise Unsupported(f"{self._within}{key} must be a list of texts, but is {found!r:.60}; repair it")
+        return found  # type: ignore[no-any-return]
+
+    def layers(self, key: str, default: int) -> int:
+        """A number of layers whose kinds are to be spelled out."""
+        count = self.take(key, default)
+        if not 0 < count <= MOST_LAYERS:
+            raise Unsupported(f"{self._within}{key} is {count}, but must be 1 to {MOST_LAYERS}; repair it")
+        return count  # type: ignore[no-any-return]
 
     def require(self, key: str, wanted: Any) -> None:
         """Refuse another value than `wanted`."""
-        value = self.take(key, wanted)
-        if value != wanted:
-            raise Unsupported(f"{key} is {value!r}, but llmscale has it {wanted!r} only; import a model without it")
+        value = self.take(key, wanted, object, null=wanted)
+        if value != wanted or isinstance(value, bool) != isinstance(wanted, bool):
+            raise Unsupported(
+                f"{self._within}{key} is {value!r:.60}, but llmscale has it {wanted!r} only; import a model without it"
+            )
 
     def choose(self, key: str, table: Mapping[str, Any], default: str) -> Any:
         """What a table has for the key's value."""
         value = self.take(key, default)
         if value not in table:
-            raise Unsupported(f"{key} is {value!r}, but llmscale knows {', '.join(table)} there; import another model")
+            raise Unsupported(
+                f"{self._within}{key} is {value!r:.60}, but llmscale knows {', '.join(table)} there; import another"
+                f" model"
+            )
         return table[value]
 
     def pass_over(self, keys: Iterable[str]) -> None:
@@ -138,7 +209,7 @@ class Settings:
 
     def dropout(self, keys: tuple[str, ...], default: float) -> float:
         """The probability that all these keys have; the first one's, with a note, where they differ."""
-        rates = {key: float(self.take(key, default)) for key in keys}
+        rates = {key: self.take(key, default, float, null=0.0) for key in keys}
         if len(set(rates.values())) > 1:
             told = ", ".join(f"{key} {rate}" for key, rate in rates.items())
             self.notes.append(f"llmscale has one rate for {told}, and takes the first")
@@ -147,27 +218,40 @@ class Settings:
     def no_dropout(self, keys: Iterable[str]) -> None:
         """Note the probabilities that are not 0."""
         for key in keys:
-            if self.take(key, 0.0):
+            if self.take(key, 0.0, float, null=0.0):
                 self.notes.append(f"{key} is {self.values[key]}, but llmscale drops nothing there")
+
+    def where(self, key: str) -> str:
+        """A key as it is found in the file."""
+        return f"{self._within}{key}"
 
     def unread(self) -> list[str]:
         """Keys that nobody has asked for."""
-        return sorted(set(self.values) - self._read)
+        return [self.where(key) for key in sorted(set(self.values) - self._read)]
+
+    def _require_kind(self, key: str, value: Any, kind: type) -> None:
+        words, fits = _KINDS.get(kind, ("", lambda _: True))
+        if not fits(value):
+            raise Unsupported(f"{self._within}{key} is {value!r:.60}, but must be {words}; repair it")
 
 
 def read_settings(table: HuggingFace, settings: Settings) -> dict[str, Any]:
     """Our model settings, with `family`, from a config.json.
 
     Raises:
-        Unsupported: an option that our model does not have.
+        Unsupported: an option that our model does not have, or a value that their class does not take.
     """
     if settings.take("quantization_config") is not None:
         raise Unsupported("quantization_config is given, but llmscale reads plain weights only; dequantize them first")
-    found = {ours: settings.take(theirs, default) for theirs, ours, default in table.fields}
+    found = {}
+    for theirs, ours, default in table.fields:
+        null = (table.nulls or {}).get(theirs, _REFUSED)
+        # What follows from other sizes has no default of its own; it is a size, too.
+        found[ours] = settings.take(theirs, default, int if default is None else None, null)
     for key, wanted in (table.fixed or {}).items():
         settings.require(key, wanted)
-    for ours, theirs in (("dropout", table.dropout), ("attention_dropout", table.attention_dropout)):
-        rate = settings.dropout(theirs, table.dropout_rate)
+    for ours, keys in (("dropout", table.dropout), ("attention_dropout", table.attention_dropout)):
+        rate = settings.dropout(keys, table.dropout_rate)
         if rate:
             found[ours] = rate
     settings.no_dropout(table.other_dropout)

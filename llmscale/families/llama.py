@@ -43,12 +43,12 @@ def fields(
     )
 
 
-def read_shared(settings: Settings, base: float = 10000.0) -> dict[str, Any]:
-    """Activation and rotary settings of all of them."""
+def read_shared(settings: Settings, positions: int, base: float = 10000.0) -> dict[str, Any]:
+    """Activation and rotary settings of all of them, with their class's default of max_position_embeddings."""
     return {
         "activation": settings.choose("hidden_act", GATED, "silu"),
-        "head_size": settings.take("head_dim"),
-        **read_rope(settings, base),
+        "head_size": settings.take("head_dim", None, int),
+        **read_rope(settings, base, settings.take("max_position_embeddings", positions)),
     }
 
 
@@ -65,7 +65,7 @@ def write_shared(model: Mapping[str, Any], name: str) -> dict[str, Any]:
 def _read(settings: Settings) -> dict[str, Any]:
     bias = settings.take("attention_bias", False)
     return {
-        **read_shared(settings),
+        **read_shared(settings, 2048),
         "bias": settings.take("mlp_bias", False),
         "qkv_bias": bias,
         "attention_output_bias": bias,

@@ -13,9 +13,8 @@ PRESET: dict[str, object] = {**llama.PRESET, "attention_pattern": ["local"], "wi
 
 def read_window(settings: Settings, default: int | None) -> dict[str, Any]:
     """One window for all layers; null: none."""
-    given = settings.values.get("sliding_window", default)
-    settings.pass_over(["sliding_window"])
-    return {"attention_pattern": ["local" if given else "global"], "window": given or None}
+    given = settings.take("sliding_window", default, int, null=None)
+    return {"attention_pattern": ["global" if given is None else "local"], "window": given}
 
 
 def write_window(model: Mapping[str, Any]) -> dict[str, Any]:
@@ -24,7 +23,7 @@ def write_window(model: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read(settings: Settings) -> dict[str, Any]:
-    return {**llama.read_shared(settings), **read_window(settings, 4096)}
+    return {**llama.read_shared(settings, 131072), **read_window(settings, 4096)}
 
 
 def _write(model: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ PRESET: dict[str, object] = {
 
 def _read(settings: Settings) -> dict[str, Any]:
     return {
-        **llama.read_shared(settings, 1e6),
+        **llama.read_shared(settings, 131072, 1e6),
         **mistral.read_window(settings, None),
         "experts": {
             "count": settings.take("num_local_experts", settings.take("num_experts", 8)),

@@ -8,6 +8,7 @@ from typing import Any
 from llmscale.families.hugging_face import (
     GATED,
     PLAIN,
+    UNGATED,
     HuggingFace,
     Settings,
     Unsupported,
@@ -38,20 +39,22 @@ _BASES = {"full_attention": ("global_rope_theta", 160000.0), "sliding_attention"
 
 
 def _read(settings: Settings) -> dict[str, Any]:
-    layers, every = settings.take("num_hidden_layers", 22), settings.take("global_attn_every_n_layers", 3)
+    layers, every = settings.layers("num_hidden_layers", 22), settings.take("global_attn_every_n_layers", 3)
+    if every < 1:
+        raise Unsupported(f"global_attn_every_n_layers is {every}, but must be 1 or more; repair it")
     default = ["sliding_attention" if number % every else "full_attention" for number in range(layers)]
     gated = settings.choose("hidden_activation", GATED, "gelu")
     bias, attention = settings.take("mlp_bias", False), settings.take("attention_bias", False)
-    settings.require("classifier_bias", bias)
-    head = settings.choose("classifier_activation", {**PLAIN, "silu": "silu"}, "gelu")
-    if f"g{head.replace('gelu', 'eglu')}" != gated and (head, gated) != ("silu", "swiglu"):
+    if (classifier := settings.take("classifier_bias", False)) != bias:
+        raise Unsupported(f"classifier_bias is {classifier}, but llmscale has mlp_bias ({bias}) there; import another")
+    if settings.choose("classifier_activation", PLAIN, "gelu") != UNGATED[gated]:
         raise Unsupported(
             f"classifier_activation is {settings.values.get('classifier_activation')!r}, but llmscale has the function"
             f" of hidden_activation ({settings.values.get('hidden_activation')!r}) there too; import another model"
         )
     return {
         "activation": gated,
-        "attention_pattern": read_kinds(settings.take("layer_types", default), layers),
+        "attention_pattern": read_kinds(settings.names("layer_types") or default, layers),
         "bias": bias,
         "qkv_bias": attention,
         "attention_output_bias": attention,
@@ -61,13 +64,16 @@ def _read(settings: Settings) -> dict[str, Any]:
 
 def _read_rope(settings: Settings) -> dict[str, Any]:
     """Each kind of layer has a base of its own; no stretching."""
-    given = settings.take("rope_parameters", {})
+    given, older = settings.table("rope_parameters"), settings.table("rope_scaling")
     bases = {}
     for kind, (key, default) in _BASES.items():
-        own = given.get(kind) or {}
-        if read_scaling(own) is not None or settings.take("rope_scaling"):
-            raise Unsupported(f"rope_parameters.{kind} stretches positions, but llmscale does not in this family")
-        bases[kind] = float(own.get("rope_theta") or settings.take(key, default))
+        # transformers puts what `rope_scaling` says into both.
+        found = Settings(given.given(kind, dict) if kind in given.values else {})
+        own = Settings({**found.values, **older.values}, "rope_scaling" if older.values else f"rope_parameters.{kind}")
+        if read_scaling(own, 0) is not None:
+            raise Unsupported(f"{own.where('rope_type')} stretches positions, which llmscale does not in this family")
+        settings.pass_over([key])
+        bases[kind] = own.take("rope_theta", default if "rope_theta" in own.values else settings.take(key, default))
     return {"rotary_base": bases["full_attention"], "rotary_local_base": bases["sliding_attention"]}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llmscale.families import llama
@@ -18,11 +18,11 @@ def read_biases(settings: Settings) -> dict[str, Any]:
     return {"bias": False, "qkv_bias": bias, "attention_output_bias": bias}
 
 
-def read_kinds(types: list[str], layers: int) -> list[str]:
+def read_kinds(types: Sequence[str], layers: int) -> list[str]:
     """`attention_pattern` from transformers' `layer_types`."""
     if len(types) != layers or set(types) - set(LAYER_TYPES):
         raise Unsupported(
-            f"layer_types gives {len(types)} layers ({', '.join(sorted(set(types)))}), but num_hidden_layers is"
+            f"layer_types gives {len(types)} layers ({', '.join(sorted(set(types))):.200}), but num_hidden_layers is"
             f" {layers} and llmscale knows {', '.join(LAYER_TYPES)}; import another model"
         )
     return repeated([LAYER_TYPES[kind] for kind in types])
@@ -35,14 +35,21 @@ def write_kinds(model: Mapping[str, Any]) -> list[str]:
 
 
 def _read(settings: Settings) -> dict[str, Any]:
-    layers, window = settings.take("num_hidden_layers", 32), settings.take("sliding_window", 4096)
-    sliding, first = settings.take("use_sliding_window", False), settings.take("max_window_layers", 28)
-    default = ["sliding_attention" if sliding and number >= first else "full_attention" for number in range(layers)]
-    pattern = read_kinds(settings.take("layer_types", default), layers)
-    if "local" in pattern and not sliding:
-        raise Unsupported("layer_types has sliding_attention, but use_sliding_window is false; repair config.json")
+    layers, window = settings.layers("num_hidden_layers", 32), settings.take("sliding_window", 4096, int, null=None)
+    if not settings.take("use_sliding_window", False):
+        window = None
+    first = settings.take("max_window_layers", 28)
+    default = [
+        "full_attention" if window is None or number < first else "sliding_attention" for number in range(layers)
+    ]
+    pattern = read_kinds(settings.names("layer_types") or default, layers)
+    if "local" in pattern and window is None:
+        raise Unsupported(
+            "layer_types has sliding_attention, but use_sliding_window is false or sliding_window null; repair"
+            " config.json"
+        )
     return {
-        **llama.read_shared(settings),
+        **llama.read_shared(settings, 32768),
         **read_biases(settings),
         "head_size": settings.take("head_dim", 128),
         "attention_pattern": pattern,
@@ -66,6 +73,7 @@ HUGGING_FACE = HuggingFace(
     model_type="qwen3",
     classes=("Qwen3ForCausalLM", "Qwen3Model"),
     fields=llama.fields(32, 4096, 32, 32, 22016, 32768, 1e-6, 151936),
+    nulls={"num_key_value_heads": None},
     attention_dropout=("attention_dropout",),
     read=_read,
     write=_write,

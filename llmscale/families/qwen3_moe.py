@@ -15,7 +15,7 @@ PRESET: dict[str, object] = {
 
 
 def _read(settings: Settings) -> dict[str, Any]:
-    if dense := settings.take("mlp_only_layers", []):
+    if dense := settings.take("mlp_only_layers", [], null=[]):
         raise Unsupported(
             f"mlp_only_layers is {dense}, but llmscale has dense layers between experts by decoder_sparse_step only;"
             f" import another model"
@@ -25,7 +25,7 @@ def _read(settings: Settings) -> dict[str, Any]:
         window = {"attention_pattern": ["global"], "window": None}
     settings.pass_over(["max_window_layers"])
     return {
-        **llama.read_shared(settings),
+        **llama.read_shared(settings, 32768),
         **qwen3.read_biases(settings),
         **window,
         "experts": {

@@ -7,70 +7,124 @@ from typing import Any
 
 from llmscale.families.hugging_face import Settings, Unsupported
 
-_KEYS = {
-    "rope_type", "type", "rope_theta", "factor", "low_freq_factor", "high_freq_factor",
-    "original_max_position_embeddings", "partial_rotary_factor",
-}  # fmt: skip
+_KINDS = ("default", "linear", "llama3")
 
 
-def read_rope(settings: Settings, base: float, share: float | None = None, share_key: str = "") -> dict[str, Any]:
-    """rotary_base, rotary_scaling and, where `share` is given, rotary_fraction.
+def read_rope(settings: Settings, base: float, positions: int) -> dict[str, Any]:
+    """rotary_base and rotary_scaling of a class that rotates all channels of a head, as transformers reads them.
 
     Args:
         base: transformers' default for the class.
-        share: the default fraction of a head's channels that is rotated; None: the class always rotates all.
-        share_key: the key of config.json that had it before transformers 5.
+        positions: the context, which llama3 takes for the one before the stretch where none is named.
 
     Raises:
-        Unsupported: a way of stretching that our model does not have.
+        Unsupported: a way of stretching that our model does not have, or a value that is missing.
     """
-    given = dict(settings.take("rope_parameters", {}))
-    given.update(settings.take("rope_scaling", {}))
-    base = given.get("rope_theta") or settings.take("rope_theta", settings.take("rotary_emb_base", base))
-    found = {"rotary_base": float(base), "rotary_scaling": read_scaling(given)}
-    if share is None:
-        part = given.get("partial_rotary_factor") or settings.take("partial_rotary_factor", 1.0)
-        if part != 1.0:
-            raise Unsupported(f"partial_rotary_factor is {part}, but this class rotates all channels; remove it")
-        return found
-    part = given.get("partial_rotary_factor") or settings.take(share_key, settings.take("partial_rotary_factor", share))
-    return {**found, "rotary_fraction": float(part)}
+    given = _given(settings)
+    found = {
+        "rotary_base": _base(settings, given, "rope_theta", base),
+        "rotary_scaling": _scaling(settings, given, positions),
+    }
+    for place in (given, settings):
+        if (part := place.take("partial_rotary_factor", 1.0)) != 1.0:
+            key = place.where("partial_rotary_factor")
+            raise Unsupported(f"{key} is {part}, but this class rotates all channels; remove it")
+    _note_unread(settings, given)
+    return found
 
 
-def read_scaling(given: Mapping[str, Any]) -> dict[str, Any] | None:
-    """`model.rotary_scaling` from a dictionary of transformers."""
-    kind = given.get("rope_type") or given.get("type") or "default"
-    if unknown := sorted(set(given) - _KEYS):
+def read_partial_rope(
+    settings: Settings, base: float, base_key: str, share: float, share_key: str, positions: int
+) -> dict[str, Any]:
+    """As `read_rope`, with rotary_fraction, for a class that has names of its own for both (GPT-NeoX).
+
+    Args:
+        base_key: the key of config.json that had the base before transformers 5; `rope_theta` is not read there.
+        share: the default fraction of a head's channels that is rotated.
+        share_key: the key of config.json that had it before transformers 5.
+    """
+    given = _given(settings)
+    found: dict[str, Any] = {"rotary_base": _base(settings, given, base_key, base)}
+    settings.pass_over([share_key])
+    default = share if "partial_rotary_factor" in given.values else settings.take(share_key, share)
+    found["rotary_fraction"] = given.take("partial_rotary_factor", default)
+    found["rotary_scaling"] = _scaling(settings, given, positions)
+    _note_unread(settings, given)
+    return found
+
+
+def _given(settings: Settings) -> Settings:
+    """The object that counts: `rope_scaling`, unless it is empty."""
+    older, newer = settings.table("rope_scaling"), settings.table("rope_parameters")
+    return older if older.values else newer
+
+
+def _base(settings: Settings, given: Settings, key: str, default: float) -> float:
+    settings.pass_over([key])
+    if "rope_theta" not in given.values:
+        default = settings.take(key, default)
+    return given.take("rope_theta", default)  # type: ignore[no-any-return]
+
+
+def _scaling(settings: Settings, given: Settings, positions: int) -> dict[str, Any] | None:
+    found = read_scaling(given, positions)
+    if found is not None and found["kind"] == "llama3":
+        # Some files have it outside (Phi-3's kind), which counts for more.
+        found["original_positions"] = settings.take("original_max_position_embeddings", found["original_positions"])
+    return found
+
+
+def _note_unread(settings: Settings, given: Settings) -> None:
+    if unread := given.unread():
+        settings.notes.append(f"{', '.join(unread)} not used: transformers does not read it there")
+
+
+def read_scaling(given: Settings, positions: int) -> dict[str, Any] | None:
+    """`model.rotary_scaling` from an object of transformers.
+
+    Raises:
+        Unsupported: another kind than our model has, or a value that is missing.
+    """
+    named = "rope_type" if "rope_type" in given.values else "type"
+    kind = given.take(named, "default")
+    given.pass_over(["type"])
+    if kind not in _KINDS:
         raise Unsupported(
-            f"rope_parameters.{unknown[0]} is {given[unknown[0]]!r}, but llmscale knows {', '.join(sorted(_KEYS))}"
-            f" there; import a model without it"
+            f"{given.where(named)} is {kind!r:.60}, but llmscale knows {', '.join(_KINDS[:-1])} and {_KINDS[-1]} there;"
+            f" import a model with one of them"
         )
     if kind == "default":
         return None
+    factor = given.given("factor", float)
+    if factor < 1:
+        raise Unsupported(f"{given.where('factor')} is {factor}, but a stretch is 1 or more; repair it")
     if kind == "linear":
-        return {"kind": "linear", "factor": float(given["factor"])}
-    if kind == "llama3":
-        return {
-            "kind": "llama3",
-            "factor": float(given["factor"]),
-            "low_frequency_factor": float(given["low_freq_factor"]),
-            "high_frequency_factor": float(given["high_freq_factor"]),
-            "original_positions": int(given["original_max_position_embeddings"]),
-        }
-    raise Unsupported(
-        f"rope_parameters.rope_type is {kind!r}, but llmscale knows default, linear and llama3 there; import a model"
-        f" with one of them"
-    )
+        return {"kind": "linear", "factor": factor}
+    low, high = given.given("low_freq_factor", float), given.given("high_freq_factor", float)
+    if not 0 < low < high:
+        raise Unsupported(
+            f"{given.where('low_freq_factor')} is {low} and high_freq_factor {high}, but must be above 0 and below it;"
+            f" repair them"
+        )
+    return {
+        "kind": "llama3",
+        "factor": factor,
+        "low_frequency_factor": low,
+        "high_frequency_factor": high,
+        "original_positions": given.take("original_max_position_embeddings", positions),
+    }
 
 
 def write_rope(model: Mapping[str, Any], **more: float) -> dict[str, Any]:
     """The keys of both forms: readers that know only the older ones would silently take another base."""
     scaling = write_scaling(model["rotary_scaling"])
+    stretched = scaling != {"rope_type": "default"}
     found: dict[str, Any] = {
         "rope_theta": model["rotary_base"],
         "rope_parameters": {"rope_theta": model["rotary_base"], **more, **scaling},
     }
-    return found if scaling == {"rope_type": "default"} else {**found, "rope_scaling": scaling}
+    # Where both are given, transformers 5 reads the older one, and the base and the fraction where they were before.
+    return {**found, "rope_scaling": scaling} if stretched else found
 
 
 def write_scaling(scaling: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from llmscale.families.hugging_face import HuggingFace, Settings, Weight, renamed
+from llmscale.families.hugging_face import GATED, PLAIN, UNGATED, HuggingFace, Settings, Unsupported, Weight, renamed
 
 PRESET: dict[str, object] = {
     "architecture": "encoder_decoder",
@@ -20,24 +20,44 @@ PRESET: dict[str, object] = {
     "dropout_scheme": "t5",
     "init_scheme": "fan_in",
 }
-_FEED_FORWARD = {
-    "relu": "relu",
+_WRITTEN = {
     "gelu": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gated-gelu": "geglu_tanh",
-    "gated-gelu_new": "geglu_tanh",
-    "gated-gelu_pytorch_tanh": "geglu_tanh",
-    "gated-silu": "swiglu",
+    "gelu_tanh": "gelu_new",
+    "relu": "relu",
+    "silu": "silu",
+    "geglu": "gated-gelu_python",
+    "geglu_tanh": "gated-gelu",
+    "reglu": "gated-relu",
+    "swiglu": "gated-silu",
 }
+
+
+def _read_activation(settings: Settings) -> str:
+    """From `feed_forward_proj`, or the two keys that transformers makes of it, writes too and reads in its place."""
+    given = settings.take("feed_forward_proj", "relu")
+    gate, _, name = given.rpartition("-")
+    if gate not in ("", "gated"):
+        raise Unsupported(f"feed_forward_proj is {given!r:.60}, but must be a function or gated-FUNCTION; repair it")
+    # That of the first published ones with a gate, which is the approximation by tanh.
+    name = settings.take("dense_act_fn", "gelu_new" if given == "gated-gelu" else name)
+    table = GATED if settings.take("is_gated_act", gate == "gated") else PLAIN
+    if name not in table:
+        key = "dense_act_fn" if "dense_act_fn" in settings.values else "feed_forward_proj"
+        raise Unsupported(
+            f"{key} is {settings.values[key]!r:.60}, but llmscale knows {', '.join(PLAIN)} there, also with a gate;"
+            f" import another model"
+        )
+    return table[name]
 
 
 def _read(settings: Settings) -> dict[str, Any]:
     # transformers 4 tells v1.1 by its untied head, and scales the head's input only where it is tied.
-    tied = settings.take("tie_word_embeddings", True)
-    activation = settings.choose("feed_forward_proj", _FEED_FORWARD, "relu")
+    tied = settings.take("tie_word_embeddings", True, null=True)
+    activation = _read_activation(settings)
+    decoder = settings.take("num_decoder_layers", None, int)
     return {
-        "family": "t5_v1_1" if activation.startswith("geglu") else "t5",
-        "layers": settings.take("num_decoder_layers", settings.take("num_layers", 6)),
+        "family": "t5_v1_1" if activation in UNGATED else "t5",
+        "layers": settings.take("num_layers", 6) if decoder is None else decoder,
         "activation": activation,
         "tied_embeddings": tied,
         "scaled_head": settings.take("scale_decoder_outputs", tied),
@@ -45,13 +65,12 @@ def _read(settings: Settings) -> dict[str, Any]:
 
 
 def _write(model: Mapping[str, Any]) -> dict[str, Any]:
-    names = {ours: theirs for theirs, ours in reversed(_FEED_FORWARD.items())}
     return {
         "architectures": ["T5ForConditionalGeneration"],
         "is_encoder_decoder": True,
         "num_layers": model["encoder_layers"],
         "num_decoder_layers": model["layers"],
-        "feed_forward_proj": names.get(model["activation"], "relu"),
+        "feed_forward_proj": _WRITTEN[model["activation"]],
         "tie_word_embeddings": model["tied_embeddings"],
         "scale_decoder_outputs": model["scaled_head"],
     }
@@ -113,7 +132,7 @@ def table(gated: bool) -> HuggingFace:
         dropout=("dropout_rate",),
         dropout_rate=0.1,
         attention_dropout=("dropout_rate",),
-        unused=("initializer_factor", "classifier_dropout", "is_gated_act", "dense_act_fn"),
+        unused=("initializer_factor", "classifier_dropout"),
         read=_read,
         write=_write,
         weights=(

@@ -13,6 +13,7 @@ from llmscale.checkpoint.model import load_model
 from llmscale.generate.commands import settings_for
 from llmscale.generate.generator import Generator
 from llmscale.generate.prompts import Context, reading_of, room_for
+from llmscale.generate.rendering import TemplateFault
 from llmscale.generate.settings import Settings
 from llmscale.generate.template import Message, Template, template_of
 
@@ -80,20 +81,22 @@ class Dialogue:
             del turns[:2]
 
 
-def chat(checkpoint: Path, system: str | None, options: Mapping[str, Any]) -> None:
+def chat(checkpoint: Path, system: str | None, options: Mapping[str, Any], template_name: str | None = None) -> None:
     """Read messages from stdin and print answers, until /quit or the end of the input.
 
     Args:
         options: fields of `Settings`, None where the model's own default holds.
+        template_name: as `chosen` of `template_of`.
 
     Raises:
-        UserError: no intact checkpoint, or a model that cannot answer.
+        UserError: no intact checkpoint, a model that cannot answer, or a chat template that fails or refuses the first
+            message of a dialogue.
     """
     trained = load_model(checkpoint)
     reading = reading_of(trained.config.objective)
     generator = Generator(trained.model, trained.tokenizer, reading)
     folder = Path(trained.checkpoint.tokenizer)
-    template, words = template_of(folder, trained.tokenizer, trained.model.config, reading)
+    template, words = template_of(folder, trained.tokenizer, trained.model.config, reading, template_name)
     # A dialogue may go on beyond what one text may have.
     settings = replace(settings_for(options, trained.tokenizer), max_length=0, min_length=0)
     settings.ends(trained.tokenizer)
@@ -114,4 +117,6 @@ def chat(checkpoint: Path, system: str | None, options: Mapping[str, Any]) -> No
             try:
                 dialogue.ask(text, sys.stdout)
             except UserError as error:
+                if isinstance(error, TemplateFault) and not (error.refusal and dialogue.turns):
+                    raise
                 print(f"llmscale: {error}", file=sys.stderr, flush=True)

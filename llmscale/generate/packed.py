@@ -24,9 +24,11 @@ _ACTIVATIONS = {
     "gelu": ("gelu", "none"),
     "gelu_tanh": ("gelu", "tanh"),
     "relu": ("relu", ""),
+    "silu": ("swish", ""),
     "swiglu": ("swish", ""),
     "geglu": ("gelu", "none"),
     "geglu_tanh": ("gelu", "tanh"),
+    "reglu": ("relu", ""),
 }
 """oneDNN's name and variant of each `model.activation`."""
 

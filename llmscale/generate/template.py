@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 from data_pipeline.errors import UserError
 from data_pipeline.tokenizer import Tokenizer
+from data_pipeline.tokenizer.chat_files import DEFAULT, ChatTemplates, read_chat, read_template
 from data_pipeline.tokenizer.conventions import text_frame
+from data_pipeline.tokenizer.spelled import SpelledReader
 from llmscale.config import ModelConfig
 from llmscale.generate.prompts import Context, Reading, start_token
+from llmscale.generate.rendering import RENDERER, has_jinja
 
-TEMPLATE_FILE = "chat_template.jinja"
-SETTINGS_FILE = "tokenizer_config.json"
-"""Where Hugging Face tokenizers keep their template: a file of its own, or a field `chat_template`."""
-_MARK = "\ue000"
-"""Breaks up special tokens that a message spells out, so that nobody's text can pose as the template's."""
+NO_TEMPLATE = "none"
+"""What is chosen in place of a template to have the default form."""
 
 
 @dataclass(frozen=True)
@@ -78,89 +76,105 @@ class JinjaTemplate:
 
     stop: tuple[str, ...] = ()
 
-    def __init__(self, source: str, tokenizer: Tokenizer, origin: Path) -> None:
-        """Raises UserError for a template that is no valid jinja."""
-        import jinja2
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
+    def __init__(
+        self,
+        source: str,
+        tokenizer: Tokenizer,
+        origin: Path,
+        special: Mapping[str, str] | None = None,
+        *,
+        two: bool = False,
+    ) -> None:
+        """The template `source` of the file `origin`.
 
+        Args:
+            special: special tokens by the names that templates know (`bos_token`); by the tokenizer's roles when not
+                given.
+            two: the model is an encoder_decoder, whose encoder reads the dialogue.
+        """
+        self._source = source
         self._tokenizer = tokenizer
         self._origin = origin
-        self._spellings = tokenizer.spellings()
-        longest_first = sorted(map(re.escape, self._spellings), key=len, reverse=True)
-        self._special = re.compile("|".join(longest_first))
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-        environment.globals["raise_exception"] = _refuse
-        environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
-        try:
-            self._template = environment.from_string(source)
-        except jinja2.TemplateError as error:
-            raise UserError(f"the chat template in {origin} is no valid jinja ({error}); repair it") from None
+        self._variables = ChatTemplates({}).tokens(_texts_of_roles(tokenizer)) if special is None else special
+        self._two = two
+        self._reader = SpelledReader(tokenizer)
 
     def context(self, messages: Sequence[Message]) -> Context:
         """As in `Template`.
 
         Raises:
-            UserError: the template refuses the dialogue.
+            TemplateFault: it gives no text of the dialogue.
         """
-        import jinja2
+        text = self.render([{"role": message.role, "content": message.text} for message in messages])
+        tokens = self._reader.read(text)
+        return Context([start_token(self._tokenizer)], tokens) if self._two else Context(tokens)
 
-        roles = self._tokenizer.special
+    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
+        """The text of a dialogue to its next turn, as transformers' `apply_chat_template` renders it; special tokens
+        that a message spells out are broken up by marks."""
+        turns = [{key: self._reader.harmless(text) for key, text in message.items()} for message in messages]
         variables = {
-            f"{role}_token": self._tokenizer.token_text(roles[role]) for role in ("bos", "eos") if role in roles
+            **self._variables,
+            "messages": turns,
+            "tools": None,
+            "documents": None,
+            "add_generation_prompt": True,
         }
-        turns = [{"role": message.role, "content": self._harmless(message.text)} for message in messages]
-        try:
-            text = self._template.render(messages=turns, add_generation_prompt=True, **variables)
-        except (jinja2.TemplateError, TypeError, ValueError) as error:
-            raise UserError(f"the chat template in {self._origin} refuses the dialogue: {error}; change it") from None
-        return Context(self._encode(text))
-
-    def _harmless(self, text: str) -> str:
-        """A message in which no special token is spelled out."""
-        return self._special.sub(lambda found: found[0][0] + _MARK + found[0][1:], text.replace(_MARK, ""))
-
-    def _encode(self, text: str) -> list[int]:
-        """Tokens of a text, in which special tokens that are spelled out become these tokens."""
-        tokens: list[int] = []
-        place = 0
-        for found in self._special.finditer(text):
-            tokens += self._tokenizer.encode(text[place : found.start()].replace(_MARK, ""))
-            tokens.append(self._spellings[found[0]])
-            place = found.end()
-        return tokens + self._tokenizer.encode(text[place:].replace(_MARK, ""))
+        return RENDERER.render(self._source, variables, f"the chat template in {self._origin}")
 
 
-def template_of(folder: Path, tokenizer: Tokenizer, config: ModelConfig, reading: Reading) -> tuple[Template, str]:
-    """The template in a tokenizer's folder if one can be used, else the default; and what it is, in words.
+def template_of(
+    folder: Path, tokenizer: Tokenizer, config: ModelConfig, reading: Reading, chosen: str | None = None
+) -> tuple[Template, str]:
+    """The template to use, and what it is, in words.
+
+    Args:
+        folder: that of the checkpoint's tokenizer, with the checkpoint's templates.
+        chosen: the name of one of them, the path of another's file, or `none` for the default form; the checkpoint's
+            `default` when not given, and the default form where it has none.
 
     Raises:
-        UserError: the folder's template cannot be read.
+        UserError: a template cannot be read, or there is none of that name.
     """
-    source, origin = _template_in(folder)
-    if source is None or config.architecture == "encoder_decoder":
+    if chosen == NO_TEMPLATE:
         return DefaultTemplate(tokenizer, config, reading), "the default chat template"
-    try:
-        return JinjaTemplate(source, tokenizer, origin), f"the chat template in {origin.name}"
-    except ModuleNotFoundError:
-        words = f"the default chat template, since jinja2, which {origin.name} needs, is not installed"
-        return DefaultTemplate(tokenizer, config, reading), words
+    kept = read_chat(folder) or ChatTemplates({})
+    found = _chosen(kept, folder, chosen)
+    if found is None:
+        return DefaultTemplate(tokenizer, config, reading), "the default chat template"
+    source, origin, words = found
+    if not has_jinja():
+        if chosen is not None:
+            raise UserError(f"jinja2, which {words} needs, is not installed; install it, or leave --template out")
+        missing = f"the default chat template, since jinja2, which {origin.name} needs, is not installed"
+        return DefaultTemplate(tokenizer, config, reading), missing
+    special = kept.tokens(_texts_of_roles(tokenizer))
+    return JinjaTemplate(source, tokenizer, origin, special, two=config.architecture == "encoder_decoder"), words
 
 
-def _template_in(folder: Path) -> tuple[str | None, Path]:
-    path = folder / TEMPLATE_FILE
-    try:
-        if path.is_file():
-            return path.read_text(encoding="utf-8"), path
-        path = folder / SETTINGS_FILE
-        if not path.is_file():
-            return None, path
-        found: Any = json.loads(path.read_text(encoding="utf-8")).get("chat_template")
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{path} cannot be read ({error}); repair it or remove it") from None
-    if isinstance(found, list):  # several by name
-        found = {entry["name"]: entry["template"] for entry in found}.get("default")
-    return found if isinstance(found, str) else None, path
+def _chosen(kept: ChatTemplates, folder: Path, chosen: str | None) -> tuple[str, Path, str] | None:
+    """(template, its file, what it is in words)."""
+    name = chosen or DEFAULT
+    if name in kept.templates:
+        origin = folder / kept.files[name]
+        return (
+            kept.templates[name],
+            origin,
+            f"the chat template {'' if name == DEFAULT else name + ' '}in {origin.name}",
+        )
+    if chosen is None:
+        if kept.templates:
+            raise UserError(
+                f"{folder} has the chat templates {', '.join(sorted(kept.templates))}, none of which is the default;"
+                f" name one with --template, or none with --template {NO_TEMPLATE}"
+            )
+        return None
+    path = Path(chosen)
+    if not path.is_file():
+        names = ", ".join([*sorted(kept.templates), NO_TEMPLATE])
+        raise UserError(f"--template is {chosen!r}, which is neither a file nor one of {names}; give one of them")
+    return read_template(path), path, f"the chat template in {path.name}"
 
 
-def _refuse(message: str) -> None:
-    raise ValueError(message)
+def _texts_of_roles(tokenizer: Tokenizer) -> dict[str, str]:
+    return {role: tokenizer.token_text(token) for role, token in tokenizer.special.items()}

@@ -15,9 +15,11 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_tanh": _GELU_TANH,
     "relu": F.relu,
+    "silu": F.silu,
     "swiglu": F.silu,
     "geglu": F.gelu,
     "geglu_tanh": _GELU_TANH,
+    "reglu": F.relu,
 }
 """The function by `model.activation`; the gated ones apply it to the gate."""
 

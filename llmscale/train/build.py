@@ -43,6 +43,7 @@ from llmscale.parallel import init
 from llmscale.parallel.grid import RankGrid
 from llmscale.parallel.init import Weights
 from llmscale.parallel.shards import Shard
+from llmscale.train.inherited import inherit_templates
 from llmscale.train.mending import mend_tokenizer
 from llmscale.train.run_directory import RunDirectory
 
@@ -190,6 +191,7 @@ def build_tokenizer(config: RunConfig, run: RunDirectory) -> Tokenizer:
         if said:
             _warn(said)
         prepare_tokenizer(config.data, run.tokenizer, roles=roles, begins_from=config.train.init_from)
+        inherit_templates(config, run)
 
     on_rank_zero(prepare)
     tokenizer = together(lambda: load_tokenizer(run.tokenizer))

@@ -21,6 +21,7 @@ from llmscale.objectives import Loss
 from llmscale.parallel.grid import RankGrid
 from llmscale.train.batch_size import batch_at
 from llmscale.train.callbacks import Callback, StepResult
+from llmscale.train.inherited import drawn_tensors
 from llmscale.train.resume import Resume
 from llmscale.train.run_directory import RunDirectory
 from llmscale.train.signals import Phase, PreemptionFlag
@@ -177,6 +178,8 @@ class Trainer:
             "schedule": {"lr": self.engine.learning_rate(self.step), "step": self.step},
             "config": self.config.model_dump(mode="json"),
             "identity": identity(self.config),
+            # A step trains every head: the objective has the model's.
+            "drawn": drawn_tensors(self.config, self.resume) if self.step == self.skipped_steps else [],
         }
         tokenizer = {path.name: path for path in sorted(self.run.tokenizer.iterdir())}
         self.writer.save(self.step, self.engine.state(), extra, self.loader.cursor(), tokenizer)

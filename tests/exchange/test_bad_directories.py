@@ -89,7 +89,7 @@ SINGLE: dict[str, tuple[Change, list[str]]] = {
     ),
     "quantized": (edit_config(quantization_config={"bits": 4}), ["quantization_config", "dequantize"]),
     "indivisible": (edit_config(n_head=7), ["hidden_size (40) must be divisible by heads (7)"]),
-    "wrong kind": (edit_config(n_layer="three"), ["layers Input should be a valid integer"]),
+    "wrong kind": (edit_config(n_layer="three"), ["n_layer is 'three', but must be a whole number"]),
     "no config": (lambda folder: (folder / "config.json").unlink(), ["there is no", "config.json"]),
     "broken JSON": (put("config.json", "{"), ["config.json is not JSON"]),
     "no object": (put("config.json", "[]"), ["config.json holds a JSON list where an object is needed"]),

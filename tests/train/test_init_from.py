@@ -1,9 +1,22 @@
-"""Weights of another run, under a model section that makes another function of them."""
+"""Runs that begin from another's checkpoint: a model section that makes another function of its weights, and what goes
+along with them."""
 
+import json
 from pathlib import Path
 
 import pytest
 
+from llmscale.checkpoint.model import load_model
+from llmscale.checkpoint.reader import Checkpoint
+from llmscale.checkpoint.store import find_checkpoints
+from llmscale.config import load_config
+from llmscale.exchange.exporting import export_checkpoint
+from llmscale.exchange.importing import import_directory
+from llmscale.train.inherited import drawn_tensors
+from llmscale.train.resume import Resume
+from tests.exchange.references import BYTES
+from tests.exchange.test_chat_templates import DIALOGUES, NAMED, of_config, ours, theirs, write_folder
+from tests.exchange.test_headless import written
 from tests.tiny_run import write_tiny_run
 from tests.train.forked import run
 
@@ -37,3 +50,55 @@ def test_a_longer_context_is_a_warning(folder: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("warning: train.init_from: trained/checkpoints/step-00000001 was trained with") == 1
     assert "model.rotary_base=10000.0, but the config says model.rotary_base=50000.0" in done.stderr
+
+
+def test_the_chat_templates_of_a_model_go_along(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "hf")
+    of_config(NAMED)(folder)
+    import_directory(folder, tmp_path / "ours")
+    config = load_model(tmp_path / "ours").config
+    (tmp_path / "text.txt").write_text("Some words to learn from.\n" * 400)
+    data = config.data.model_dump(mode="json", exclude_defaults=True)
+    settings = {
+        "run": {"directory": "run", "threads": 1, "device": "cpu"},
+        "data": {**data, "sources": [{"paths": ["text.txt"]}], "sequence_length": 16, "workers": 0, "lanes": 1},
+        "model": config.model.model_dump(mode="json"),
+        "train": {"steps": 1, "global_batch": 2, "init_from": "ours"},
+        "evaluation": {"baselines": False},
+    }
+    (tmp_path / "config.yaml").write_text(json.dumps(settings))
+    done = run("train", "config.yaml", "data.holdout=0", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    export_checkpoint(tmp_path / "run", tmp_path / "back")
+    for name in (None, "tool_use"):
+        expected = theirs(folder, DIALOGUES[1], name)
+        assert ours(tmp_path / "run", DIALOGUES[1], name) == expected
+        assert theirs(tmp_path / "back", DIALOGUES[1], name) == expected
+
+
+def test_a_drawn_head_is_recorded_until_a_step_trains_it(tmp_path: Path) -> None:
+    written("llama", tmp_path / "hf")
+    import_directory(tmp_path / "hf", tmp_path / "ours", tokenizer=BYTES, new_head=True)
+    config = load_model(tmp_path / "ours").config
+    (tmp_path / "text.txt").write_text("Some words to learn from.\n" * 400)
+    settings = {
+        "run": {"directory": "run", "threads": 1, "device": "cpu"},
+        "data": {
+            "tokenizer": {"kind": "bytes"}, "sources": [{"paths": ["text.txt"]}], "sequence_length": 16, "workers": 0,
+            "lanes": 1, "holdout": 0,
+        },
+        "model": config.model.model_dump(mode="json"),
+        "train": {"steps": 1, "global_batch": 2, "init_from": "ours"},
+    }  # fmt: skip
+    (tmp_path / "config.yaml").write_text(json.dumps(settings))
+    done = run("train", "config.yaml", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    drawn = ["head.weight"]
+    assert Checkpoint(tmp_path / "ours").manifest.drawn == drawn
+    assert len(export_checkpoint(tmp_path / "run", tmp_path / "back")) == 1
+
+    parsed = load_config(tmp_path / "config.yaml", ["train.init_from=" + str(tmp_path / "ours")])
+    assert drawn_tensors(parsed, Resume()) == drawn
+    [trained] = find_checkpoints(tmp_path / "run")
+    assert drawn_tensors(parsed, Resume(Checkpoint(trained))) == []
+    assert drawn_tensors(parsed, Resume(Checkpoint(tmp_path / "ours"))) == drawn

@@ -1,0 +1,222 @@
+"""A model's chat templates: how Hugging Face directories hold them, and the copy beside a tokenizer's own files."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.errors import UserError, writing
+
+TEMPLATE_FILE = "chat_template.jinja"
+KEPT_FILE = "chat.json"
+"""Beside it in our own copies: templates of other names, and the special tokens that templates see."""
+ADDITIONAL_FOLDER = "additional_chat_templates"
+SETTINGS_FILE = "tokenizer_config.json"
+TOKENIZER_FILE = "tokenizer.json"
+LEGACY_FILE = "chat_template.json"
+"""Of processors: its `chat_template` is the last place to look at."""
+DEFAULT = "default"
+NAMED_TOKENS = tuple(f"{role}_token" for role in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
+"""What transformers' tokenizers name for templates; others are named by their files (`image_token`)."""
+_SPECIAL_TOKENS_FILE = "special_tokens_map.json"
+_ENDS = dict.fromkeys(("unk_token", "bos_token", "eos_token"), "<|endoftext|>")
+_T5 = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+_CLASSES: dict[str, dict[str, str]] = {
+    "PreTrainedTokenizer": {},
+    "TokenizersBackend": {},
+    "LlamaTokenizer": {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"},
+    "GPT2Tokenizer": _ENDS,
+    "CodeGenTokenizer": _ENDS,
+    "GPTNeoXTokenizer": {**_ENDS, "pad_token": "<|padding|>"},
+    "Qwen2Tokenizer": dict.fromkeys(("unk_token", "eos_token", "pad_token"), "<|endoftext|>"),
+    "T5Tokenizer": _T5,
+    "GemmaTokenizer": {
+        "bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>", "pad_token": "<pad>", "mask_token": "<mask>",
+    },
+    "BertTokenizer": {f"{role}_token": f"[{role.upper()}]" for role in ("unk", "sep", "pad", "cls", "mask")},
+}  # fmt: skip
+"""Special tokens that transformers' classes have where the files name none."""
+
+
+@dataclass(frozen=True)
+class ChatTemplates:
+    """The templates of a model."""
+
+    templates: dict[str, str]
+    """By name; `default` is what a dialogue is rendered with."""
+    special: dict[str, str | None] | None = None
+    """Special tokens by the names that templates know (`bos_token`), None where the files say that there is none; a
+    name that is absent follows the tokenizer's roles, as all do where it is None."""
+    files: dict[str, str] = field(default_factory=dict)
+    """The file that each template came from, for messages."""
+
+    def save(self, folder: Path) -> None:
+        """Write what `read_chat` reads into an existing folder, each file whole or not at all."""
+        others = {name: text for name, text in self.templates.items() if name != DEFAULT}
+        kept: dict[str, Any] = {"templates": others}
+        if self.special is not None:
+            kept["special_tokens"] = self.special
+        with writing(folder):
+            _put(folder / KEPT_FILE, json.dumps(kept, indent=1) + "\n")
+            if DEFAULT in self.templates:
+                _put(folder / TEMPLATE_FILE, self.templates[DEFAULT])
+
+    def export(self, folder: Path) -> None:
+        """Write them as transformers does: `chat_template.jinja`, and others in a folder of their own."""
+        for name, text in self.templates.items():
+            path = folder / TEMPLATE_FILE if name == DEFAULT else folder / ADDITIONAL_FOLDER / f"{name}.jinja"
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+
+    def tokens(self, roles: Mapping[str, str]) -> dict[str, str]:
+        """The special tokens that templates see, where the tokenizer has these, by role."""
+        found: dict[str, str | None] = {name: roles.get(name.removesuffix("_token")) for name in NAMED_TOKENS}
+        found |= self.special or {}
+        return {name: text for name, text in found.items() if text is not None}
+
+
+def read_chat(folder: Path) -> ChatTemplates | None:
+    """The templates in a Hugging Face directory or a tokenizer's folder, with the precedence of transformers: files
+    of their own replace those of `tokenizer_config.json`; None where there are none.
+
+    Raises:
+        UserError: a file that cannot be read, or a template that is no text or whose name is no file name.
+    """
+    found, files = _of_files(folder)
+    if not found:
+        found, files = _of_settings(folder)
+    if not found:
+        return None
+    for name, text in found.items():
+        origin = folder / files[name]
+        if not isinstance(text, str):
+            raise UserError(f"{origin}: chat template {name!r} is {text!r:.60}, but must be a text; repair it")
+        if name in ("", ".", "..") or set(name) & {"/", "\0"} or len(name.encode(errors="replace")) > 200:
+            raise UserError(
+                f"{origin}: a chat template has the name {name[:60]!r}, which can be no file name; rename it"
+            )
+        try:
+            (name + text).encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"{origin}: chat template {name!r} is no valid text ({error.reason}); repair it") from None
+    return ChatTemplates(found, _special_of(folder), files)
+
+
+def carry_chat(folder: Path, destination: Path) -> None:
+    """Give a tokenizer's folder the chat templates of another, unless it has its own.
+
+    Raises:
+        UserError: as `read_chat`.
+    """
+    if read_chat(destination) is None and (found := read_chat(folder)) is not None:
+        found.save(destination)
+
+
+def _of_files(folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """Templates by name and their files, of those that have a file of their own."""
+    found: dict[str, Any] = {}
+    files: dict[str, str] = {}
+    kept = _read_object(folder / KEPT_FILE).get("templates", {})
+    if isinstance(kept, dict):
+        found.update(kept)
+        files.update(dict.fromkeys(kept, KEPT_FILE))
+    paths = {path.name.removesuffix(".jinja"): path for path in sorted((folder / ADDITIONAL_FOLDER).glob("*.jinja"))}
+    for name, path in {DEFAULT: folder / TEMPLATE_FILE, **paths}.items():
+        if path.is_file():
+            found[name] = read_template(path)
+            files[name] = str(path.relative_to(folder))
+    return found, files
+
+
+def _of_settings(folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """Templates by name and their file: a text, a list of named ones, or a table."""
+    for file in (SETTINGS_FILE, LEGACY_FILE):
+        given = _read_object(folder / file).get("chat_template")
+        if given is None:
+            continue
+        if isinstance(given, list):
+            try:
+                given = {entry["name"]: entry["template"] for entry in given}
+            except (TypeError, KeyError):
+                raise UserError(
+                    f"{folder / file}: chat_template is a list of other things than objects with name and template;"
+                    f" repair it"
+                ) from None
+        found = given if isinstance(given, dict) else {DEFAULT: given}
+        if wrong := next((name for name in found if not isinstance(name, str)), None):
+            raise UserError(f"{folder / file}: a chat template has the name {wrong!r:.60}, which is no text; repair it")
+        return found, dict.fromkeys(found, file)
+    return {}, {}
+
+
+def _special_of(folder: Path) -> dict[str, str | None] | None:
+    """The special tokens that templates see, as transformers finds them."""
+    kept = _read_object(folder / KEPT_FILE).get("special_tokens")
+    if isinstance(kept, dict):
+        return {name: text for name, text in kept.items() if isinstance(name, str) and isinstance(text, str | None)}
+    if (folder / KEPT_FILE).is_file():
+        return None
+    given = _read_object(folder / SETTINGS_FILE)
+    if not given:
+        return None
+    name = str(given.get("tokenizer_class") or "").removesuffix("Fast")
+    if name == "LlamaTokenizer" and _has_byte_level(folder / TOKENIZER_FILE):
+        name = "TokenizersBackend"  # Llama 3's kind, to which transformers does not apply Llama 2's class
+    # A class that is not in the table may have defaults, so that nothing is known of what the files do not name.
+    found: dict[str, str | None] = dict.fromkeys(NAMED_TOKENS) if name in _CLASSES else {}
+    found.update(_CLASSES.get(name, {}))
+    if "added_tokens_decoder" not in given:
+        given = {**given, **_read_object(folder / _SPECIAL_TOKENS_FILE)}
+    extra = given.get("extra_special_tokens")
+    named = {**given, **(extra if isinstance(extra, dict) else {})}
+    for key, value in named.items():
+        text = value.get("content") if isinstance(value, dict) else value
+        if key.endswith("_token") and isinstance(text, str):
+            found[key] = text
+        elif key in NAMED_TOKENS and value is None:
+            found[key] = None
+    return found
+
+
+def _has_byte_level(path: Path) -> bool:
+    return path.is_file() and '"ByteLevel"' in path.read_text(encoding="utf-8", errors="replace")
+
+
+def read_template(path: Path) -> str:
+    """A template's file, or any other text.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise UserError(f"{path} cannot be read ({reason}); repair it or remove it") from None
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """A JSON object; empty where there is no such file."""
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(read_template(path))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read ({error}); repair it or remove it") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path} holds a JSON {type(found).__name__} where an object is needed; repair it or remove it")
+    return found
+
+
+def _put(path: Path, text: str) -> None:
+    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,40 @@
+"""What a run that begins from a checkpoint (`train.init_from`) takes over beside the weights."""
+
+from __future__ import annotations
+
+from data_pipeline.errors import UserError
+from data_pipeline.tokenizer.chat_files import carry_chat
+from llmscale.checkpoint.reader import Checkpoint
+from llmscale.checkpoint.store import find_checkpoints
+from llmscale.config import RunConfig
+from llmscale.train.resume import Resume
+from llmscale.train.run_directory import RunDirectory
+
+
+def drawn_tensors(config: RunConfig, resume: Resume) -> list[str]:
+    """Tensors that nobody has trained before this run: what its checkpoints say until a step has been taken."""
+    if resume.checkpoint is not None:
+        return list(resume.checkpoint.manifest.drawn)
+    theirs = _begun_from(config)
+    return [] if theirs is None else list(theirs.manifest.drawn)
+
+
+def inherit_templates(config: RunConfig, run: RunDirectory) -> None:
+    """Keep the chat templates of `train.init_from` with the run's tokenizer, which goes into its checkpoints; a run
+    that has made progress has them already.
+
+    Raises:
+        UserError: they cannot be read.
+    """
+    if not run.has_progress() and (theirs := _begun_from(config)) is not None:
+        carry_chat(theirs.tokenizer, run.tokenizer)
+
+
+def _begun_from(config: RunConfig) -> Checkpoint | None:
+    """The checkpoint of `train.init_from`, which is verified where its weights are read; None without a good one."""
+    if config.train.init_from is None:
+        return None
+    try:
+        return Checkpoint(find_checkpoints(config.train.init_from)[0])
+    except (IndexError, UserError):
+        return None  # that is said there, too
