@@ -15,7 +15,6 @@ from data_pipeline.tokenizer.base import StoredTokenizer
 from data_pipeline.tokenizer.byte_pairs import TEXT_BYTES, byte_characters, fast_encoder
 from data_pipeline.tokenizer.roles import known_roles
 from data_pipeline.tokenizer.vocabulary_files import read_json, read_merges, read_vocabulary, read_wordpieces
-from data_pipeline.tokenizer.words import begins_word
 
 if TYPE_CHECKING:
     import tokenizers
@@ -111,17 +110,17 @@ class LibraryTokenizer(StoredTokenizer):
     def _special_tokens(self) -> set[int]:
         return super()._special_tokens() | {token for token, added in self._added.items() if added.special}
 
-    def _begins_word(self, token: int) -> bool:
+    def _bytes_of(self, token: int) -> bytes | bool:
         text = self._own_text(token)
         if self._continuation is not None:
             return not text.startswith(self._continuation)
         if token in self._added:
-            return self._added[token].special or begins_word(text.encode())
+            return self._added[token].special or text.encode()
         if self._bytes is not None and all(character in self._bytes for character in text):
-            return begins_word(bytes(self._bytes[character] for character in text))
+            return bytes(self._bytes[character] for character in text)
         if len(text) == 6 and text.startswith("<0x"):
-            return begins_word(bytes([int(text[1:-1], 16)]))
-        return begins_word(text.replace("\u2581", " ").encode())
+            return bytes([int(text[1:-1], 16)])
+        return text.replace("\u2581", " ").encode()
 
     def _spell(self, text: str) -> list[int]:
         written = byte_characters()

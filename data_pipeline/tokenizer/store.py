@@ -13,7 +13,7 @@ from typing import Any
 
 from data_pipeline.config import DataConfig, TokenizerConfig
 from data_pipeline.errors import FULL, UserError, writing
-from data_pipeline.tokenizer.base import META_FILE, StoredTokenizer, Tokenizer
+from data_pipeline.tokenizer.base import META_FILE, RULES, StoredTokenizer, Tokenizer
 from data_pipeline.tokenizer.bytes_tokenizer import BytesTokenizer
 from data_pipeline.tokenizer.hugging_face import (
     MERGES_FILE,
@@ -126,8 +126,14 @@ def _load(directory: Path, meta: dict[str, Any]) -> StoredTokenizer:
         own = {role: token for role, token in meta["special"].items() if role not in appended}
         tokenizer.assign_roles(own, appended)
         tokenizer.trained = meta["trained"]
+        tokenizer.rules = meta.get("rules", 1)
     except (KeyError, TypeError, AttributeError, IndexError):
         raise UserError(f"{directory / META_FILE} is damaged; restore {directory}") from None
+    if tokenizer.rules not in range(1, RULES + 1):
+        raise UserError(
+            f"{directory / META_FILE} has rules {tokenizer.rules!r}, but this llmscale knows those up to {RULES};"
+            f" take the newer one that wrote it"
+        )
     if tokenizer.digest != written:
         raise UserError(f"{name} has digest {tokenizer.digest[:12]} but was written as {written[:12]}; restore it")
     return tokenizer
