@@ -107,7 +107,10 @@ class StoredTokenizer(ABC):
         """The `data.tokenizer.train` settings it was trained with, if it was."""
         self.rules = RULES
         """The version of its rules."""
+        self.notes: list[str] = []
+        """Sentences for those who take the tokenizer: what it cannot do."""
         self._own_size = size
+        self._own_unknown = special.get("unk")
         self.assign_roles(special)
 
     def assign_roles(self, special: Mapping[str, int], appended: Sequence[str] = ()) -> None:
@@ -216,7 +219,10 @@ class StoredTokenizer(ABC):
         SentencePiece does so with user-defined symbols.
         """
         roles = {token: role for role, token in self.special.items()}
-        watched = sorted(self._special_tokens() - {self.special.get("unk")})
+        unknown = {self.special.get("unk")}
+        if self._own_unknown not in (self.special.get("bos"), self.special.get("eos")):
+            unknown.add(self._own_unknown)  # named as the pad token too, for example
+        watched = sorted(self._special_tokens() - unknown)
         texts = {token: self._own_text(token) for token in watched}
         found: dict[int, np.ndarray] = {}
         for token, text in texts.items():

@@ -14,8 +14,9 @@ what t alone comes to before the last step. Hence tiktoken makes a token of the 
 
 from __future__ import annotations
 
+import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,14 @@ NEVER = "<|never|>"
 """tiktoken wants a special token. Text that spells it out stays text."""
 TEXT_BYTES = {*range(0xC0), *range(0xC2, 0xF5)}
 """The bytes that UTF-8 has: some vocabularies lack the others."""
+SPARED_BYTES = {byte: chr(byte) for byte in (*range(9), 0x0B, 0x0C, *range(0x0E, 0x20), 0x7F)} | {
+    0xF1: "\U00040000-\U0007ffff",
+    0xF2: "\U00080000-\U000bffff",
+    0xF3: "\U000c0000-\U000fffff",
+    0xF4: "\U00100000-\U0010ffff",
+}
+"""Bytes that some vocabularies lack because hardly a text has them, each with the characters that it occurs in: control
+characters, and the first byte of characters that are not assigned, of private use, or only select a form of others."""
 
 Encode = Callable[[str], np.ndarray]
 """A text to its int32 tokens."""
@@ -44,6 +53,12 @@ def byte_characters() -> dict[int, str]:
     visible = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = [byte for byte in range(256) if byte not in visible]
     return {byte: chr(byte) for byte in visible} | {byte: chr(0x100 + i) for i, byte in enumerate(hidden)}
+
+
+def lacking_bytes(vocabulary: Container[str]) -> list[int]:
+    """The bytes of UTF-8 that a byte-level vocabulary has no token for."""
+    written = byte_characters()
+    return [byte for byte in sorted(TEXT_BYTES) if written[byte] not in vocabulary]
 
 
 def fast_encoder(backend: tokenizers.Tokenizer) -> Encode | None:
@@ -73,13 +88,21 @@ def fast_encoder(backend: tokenizers.Tokenizer) -> Encode | None:
         encode = _composing(normalizer, encode)
     encode = around([token for token in added if not token["normalized"]], encode)
 
+    def by_library(text: str) -> np.ndarray:
+        return np.array(backend.encode(text, add_special_tokens=False).ids, dtype=np.int32)
+
     def encode_any(text: str) -> np.ndarray:
         try:
             return encode(text)
         except ValueError:  # tiktoken's regular expressions give up at a million spaces in a row
-            return np.array(backend.encode(text, add_special_tokens=False).ids, dtype=np.int32)
+            return by_library(text)
 
-    return encode_any
+    lacking = lacking_bytes(model["vocab"])
+    if not lacking:
+        return encode_any
+    # tiktoken has no answer for bytes that are no tokens.
+    unknown = re.compile(f"[{''.join(SPARED_BYTES[byte] for byte in lacking)}]").search
+    return lambda text: by_library(text) if unknown(text) else encode_any(text)
 
 
 def _words_encoder(cut: str, tokens: dict[str, int]) -> Encode:
@@ -115,9 +138,9 @@ def _ranks(backend: tokenizers.Tokenizer, model: dict[str, Any]) -> dict[str, in
     """Ids by the spelling of tokens, in the order in which tiktoken has to prefer them. None where it may not come to
     what the merges come to."""
     vocabulary: dict[str, int] = model["vocab"]
-    written = byte_characters()
-    if not {written[byte] for byte in TEXT_BYTES} <= vocabulary.keys():
+    if not SPARED_BYTES.keys() >= set(lacking_bytes(vocabulary)):
         return None
+    written = byte_characters()
     letters = written.values() & vocabulary.keys()
     tokens = {letter: vocabulary[letter] for letter in sorted(letters, key=vocabulary.__getitem__)}
     last = ""

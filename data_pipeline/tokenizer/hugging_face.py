@@ -12,7 +12,7 @@ import numpy as np
 
 from data_pipeline.errors import UserError
 from data_pipeline.tokenizer.base import StoredTokenizer
-from data_pipeline.tokenizer.byte_pairs import TEXT_BYTES, byte_characters, fast_encoder
+from data_pipeline.tokenizer.byte_pairs import SPARED_BYTES, byte_characters, fast_encoder, lacking_bytes
 from data_pipeline.tokenizer.roles import known_roles
 from data_pipeline.tokenizer.vocabulary_files import read_json, read_merges, read_vocabulary, read_wordpieces
 
@@ -64,8 +64,15 @@ class LibraryTokenizer(StoredTokenizer):
         self._continuation = continuation
         self._bytes = {character: byte for byte, character in byte_characters().items()} if byte_level else None
         size = max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
-        self._require_complete(name)
+        lacking = self._require_complete(name)
         super().__init__(files, name, size, self._own_roles(), options)
+        if lacking:
+            fate = "is left out" if self._unknown is None else f"becomes {self._unknown}"
+            self.notes = [
+                f"{name} has no token for {len(lacking)} of the bytes of UTF-8"
+                f" ({' '.join(f'0x{byte:02X}' for byte in lacking)}): one in a text {fate}, as the tokenizers library"
+                f" does it"
+            ]
 
     def token_id(self, text: str) -> int | None:
         return self._backend.token_to_id(text)
@@ -84,16 +91,27 @@ class LibraryTokenizer(StoredTokenizer):
         self._fast = fast_encoder(backend)
         self._added = backend.get_added_tokens_decoder()
 
-    def _require_complete(self, name: str) -> None:
+    def _require_complete(self, name: str) -> list[int]:
+        """Refuse a vocabulary that loses letters, digits, punctuation or white space; returns the bytes that it lacks
+        where it is of bytes."""
         fix = "give a tokenizer with an unknown token or with all bytes"
         try:
             lost = not self._encode([RARE_LETTER])[0].size
+            self._encode([characters[0] for characters in SPARED_BYTES.values()])
         except Exception as error:  # the library has none of its own
             raise UserError(f"{name} cannot encode every text ({error}); {fix}") from None
-        if self._bytes is not None and getattr(self._backend.model, "unk_token", None) is None:
-            lost = any(byte in TEXT_BYTES and self.token_id(c) is None for c, byte in self._bytes.items())
+        model = self._backend.get_vocab(with_added_tokens=False)
+        lacking = lacking_bytes(model) if self._bytes is not None else []
+        if self._bytes is not None and self._unknown is None:
+            lost = not SPARED_BYTES.keys() >= set(lacking)
         if lost:
             raise UserError(f"{name} drops characters that are not in its vocabulary without a trace; {fix}")
+        return lacking
+
+    @property
+    def _unknown(self) -> str | None:
+        """The model's own unknown token."""
+        return getattr(self._backend.model, "unk_token", None)
 
     def _encode(self, texts: list[str]) -> list[np.ndarray]:
         if self._fast is not None:

@@ -96,6 +96,8 @@ def prepare_tokenizer(
             made = SentencePieceTokenizer(train_sentencepiece(config), "the trained tokenizer")
             made.trained = settings.train.model_dump()
         _give_roles(made, settings, roles)
+        for note in made.notes if progress is not None else ():
+            progress(f"note: {note}")  # type: ignore[misc]
         _publish(made, directory)
     meta = _read_meta(directory)
     assert meta is not None
@@ -153,14 +155,19 @@ def _give_roles(tokenizer: StoredTokenizer, settings: TokenizerConfig, roles: Se
                 f" {tokenizer.vocab_size}; name one that it has"
             )
         special[role] = token
-    if special.get("unk") in [token for role, token in special.items() if role != "unk"]:
-        del special["unk"]  # as GPT-2's, which never stands for anything unknown
+    if _shares_unknown(special):
+        del special["unk"]
     if "eos" not in special and "eos" not in roles:
         raise UserError(
             f"{tokenizer.name} has no token known to end a text, which separates documents; name one in"
             " data.tokenizer.special.eos"
         )
     tokenizer.assign_roles(special, appending_order([role for role in roles if role not in special]))
+
+
+def _shares_unknown(special: Mapping[str, object]) -> bool:
+    """Whether the unknown token has another role too, as GPT-2's, which never stands for anything unknown."""
+    return "unk" in special and special["unk"] in [token for role, token in special.items() if role != "unk"]
 
 
 def _named_beside(settings: TokenizerConfig) -> dict[str, str]:
@@ -202,9 +209,13 @@ def _check(
         wanted, had = {}, {}
     if settings.kind == "wordpiece":
         wanted["lower_case"], had["lower_case"] = settings.lower_case, tokenizer.options["lower_case"]
+    texts = {role: tokenizer.token_text(token) for role, token in tokenizer.special.items()}
+    shared = "unk" not in texts and _shares_unknown({**texts, **settings.special})
     for role, text in settings.special.items():
+        if role == "unk" and shared:
+            continue
         wanted[f"special.{role}"] = text
-        had[f"special.{role}"] = tokenizer.token_text(tokenizer.special[role]) if role in tokenizer.special else None
+        had[f"special.{role}"] = texts.get(role)
     for key, value in wanted.items():
         if had.get(key) != value:
             raise UserError(

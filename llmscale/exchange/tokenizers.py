@@ -77,7 +77,7 @@ def import_tokenizer(
     config = DataConfig(sources=[{"paths": ["-"]}], tokenizer=settings)  # type: ignore[list-item, arg-type]
     tokenizer = prepare_tokenizer(config, destination, roles=appended)
     assert isinstance(tokenizer, StoredTokenizer)
-    return Imported(tokenizer, _kept_settings(tokenizer, final), [])
+    return Imported(tokenizer, _kept_settings(tokenizer, final), tokenizer.notes)
 
 
 def _import_own(folder: Path, destination: Path, final: Path) -> Imported:
@@ -85,7 +85,7 @@ def _import_own(folder: Path, destination: Path, final: Path) -> Imported:
     assert isinstance(tokenizer, StoredTokenizer)
     destination.mkdir()
     tokenizer.save(destination)
-    return Imported(tokenizer, _kept_settings(tokenizer, final), [])
+    return Imported(tokenizer, _kept_settings(tokenizer, final), tokenizer.notes)
 
 
 def _kept_settings(tokenizer: StoredTokenizer, final: Path) -> dict[str, Any]:
@@ -199,7 +199,11 @@ def _backend(tokenizer: StoredTokenizer) -> tokenizers.Tokenizer:
         made.decoder = tokenizers.decoders.Sequence([tokenizers.decoders.ByteFallback(), tokenizers.decoders.Fuse()])
         return made
     if tokenizer.kind == "huggingface":
-        return tokenizers.Tokenizer.from_str(files["tokenizer.json"].decode())
+        made = tokenizers.Tokenizer.from_str(files["tokenizer.json"].decode())
+        # Those of a pipeline of transformers: they cut texts, or fill them up.
+        made.no_truncation()
+        made.no_padding()
+        return made
     # Those of vocabulary files are built by the library already.
     return tokenizers.Tokenizer.from_str(tokenizer._backend.to_str())  # type: ignore[attr-defined]
 

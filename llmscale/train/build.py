@@ -122,7 +122,7 @@ def open_run(config: RunConfig, run: RunDirectory, stack: contextlib.ExitStack) 
 def build_tokenizer(config: RunConfig, run: RunDirectory) -> Tokenizer:
     """The run's own tokenizer: copied or trained by rank 0, loaded by all."""
     roles = required_roles(config.objective, config.data.sequence_length)
-    on_rank_zero(lambda: prepare_tokenizer(config.data, run.tokenizer, roles=roles) and None)
+    on_rank_zero(lambda: prepare_tokenizer(config.data, run.tokenizer, _tell, roles) and None)
     tokenizer = together(lambda: load_tokenizer(run.tokenizer))
     wanted = config.model.vocab_size
     if wanted is not None and wanted < tokenizer.vocab_size:
