@@ -106,6 +106,19 @@ def prepare_tokenizer(
     return loaded
 
 
+def interchangeable(first: Tokenizer, second: Tokenizer) -> bool:
+    """Whether two tokenizers have the same vocabulary and no role with different tokens; one may lack roles that the
+    other has."""
+    if first.digest == second.digest:
+        return True
+    assert isinstance(first, StoredTokenizer)
+    assert isinstance(second, StoredTokenizer)
+    parts = [(t.kind, t.options, t.appended, t.files) for t in (first, second)]
+    return parts[0] == parts[1] and all(
+        second.special.get(role, token) == token for role, token in first.special.items()
+    )
+
+
 def _open(kind: str, files: Mapping[str, bytes], name: str, lower_case: bool) -> StoredTokenizer:
     if kind == "sentencepiece":
         return SentencePieceTokenizer(files[MODEL_FILE], name)
@@ -142,7 +155,7 @@ def _load(directory: Path, meta: dict[str, Any]) -> StoredTokenizer:
 
 
 def _give_roles(tokenizer: StoredTokenizer, settings: TokenizerConfig, roles: Sequence[str]) -> None:
-    special = dict(tokenizer.special)
+    special = _roles_of_copy(tokenizer, settings)
     for role, text in _named_beside(settings).items():
         token = tokenizer.token_id(text)
         if token is not None:
@@ -163,6 +176,19 @@ def _give_roles(tokenizer: StoredTokenizer, settings: TokenizerConfig, roles: Se
             " data.tokenizer.special.eos"
         )
     tokenizer.assign_roles(special, appending_order([role for role in roles if role not in special]))
+
+
+def _roles_of_copy(tokenizer: StoredTokenizer, settings: TokenizerConfig) -> dict[str, int]:
+    """The tokenizer's own roles; where its file lies in a copy that a run, `prepare` or `import` kept, those that the
+    copy has, so that it stays the same tokenizer when more names of roles become known."""
+    own = dict(tokenizer.special)
+    try:
+        meta = json.loads(Path(settings.path or "").with_name(META_FILE).read_bytes())
+        kept = {role: token for role, token in meta["special"].items() if role not in meta["appended"]}
+        tokenizer.assign_roles(kept, meta["appended"])
+        return kept if tokenizer.digest == meta["digest"] else own
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
+        return own  # somebody else's file of that name, or none
 
 
 def _shares_unknown(special: Mapping[str, object]) -> bool:

@@ -21,6 +21,7 @@ from data_pipeline.readers import by_reason
 from data_pipeline.samples import Met
 from data_pipeline.sources import survey_sources
 from data_pipeline.tokenizer import Tokenizer, load_tokenizer, prepare_tokenizer
+from data_pipeline.tokenizer.store import interchangeable
 from data_pipeline.training_samples import open_samples
 from llmscale.checkpoint.model import require_tensors
 from llmscale.checkpoint.reader import Checkpoint, newest_intact
@@ -216,7 +217,7 @@ def start_from(model: Transformer, path: str, tokenizer: Tokenizer) -> Weights:
         theirs = load_tokenizer(checkpoint.tokenizer)
     except UserError as error:
         raise UserError(f"train.init_from: {error}") from None
-    if theirs.digest != tokenizer.digest:
+    if not interchangeable(theirs, tokenizer):
         raise UserError(
             f"train.init_from {path} was trained with another tokenizer ({theirs.vocab_size} tokens, digest"
             f" {theirs.digest[:12]}) than this run's ({tokenizer.vocab_size} tokens, digest {tokenizer.digest[:12]});"

@@ -18,7 +18,7 @@ from llmscale.checkpoint.model import load_model
 from llmscale.exchange.exporting import export_checkpoint
 from llmscale.exchange.importing import import_directory
 from tests.data_pipeline.corpora import config
-from tests.data_pipeline.vocabularies import BERT_TOKENS, TEXT, bert_file, gpt2_files, t5_file, tokenizer_json
+from tests.data_pipeline.vocabularies import TEXT, bert_file, gpt2_files, t5_file, tokenizer_json
 from tests.exchange.test_round_trips import write_checkpoint
 
 SAMPLES = [
