@@ -24,6 +24,7 @@ from data_pipeline.tokenizer.hugging_face import (
     HuggingFaceTokenizer,
     WordPieceTokenizer,
 )
+from data_pipeline.tokenizer.recognition import what_it_is
 from data_pipeline.tokenizer.roles import appending_order
 from data_pipeline.tokenizer.sentence_piece import MODEL_FILE, SentencePieceTokenizer
 from data_pipeline.tokenizer.training import train_sentencepiece
@@ -61,7 +62,7 @@ def open_tokenizer(settings: TokenizerConfig) -> StoredTokenizer:
     """
     given = _read_given(settings)
     assert given is not None, "a tokenizer that is to be trained has no files yet"
-    return _open(settings.kind, given, settings.path or settings.kind, settings.lower_case)
+    return _open_given(settings, given)
 
 
 def prepare_tokenizer(
@@ -89,7 +90,7 @@ def prepare_tokenizer(
     given = _read_given(settings)
     if _read_meta(directory) is None:
         if given is not None:
-            made = _open(settings.kind, given, settings.path or settings.kind, settings.lower_case)
+            made = _open_given(settings, given)
         else:
             if progress is not None:
                 progress(f"training a {settings.train.model} tokenizer of {settings.train.vocab_size} tokens")
@@ -117,6 +118,18 @@ def interchangeable(first: Tokenizer, second: Tokenizer) -> bool:
     return parts[0] == parts[1] and all(
         second.special.get(role, token) == token for role, token in first.special.items()
     )
+
+
+def _open_given(settings: TokenizerConfig, given: Mapping[str, bytes]) -> StoredTokenizer:
+    """Raises UserError that says what the file is, where it is something else."""
+    try:
+        return _open(settings.kind, given, settings.path or settings.kind, settings.lower_case)
+    except UserError:
+        path = Path(settings.path or "")
+        found = what_it_is(next(iter(given.values())), path)
+        if found is None or f"set data.tokenizer.kind to {settings.kind}" in found:
+            raise
+        raise UserError(f"{path} {found}") from None
 
 
 def _open(kind: str, files: Mapping[str, bytes], name: str, lower_case: bool) -> StoredTokenizer:

@@ -12,6 +12,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.tokenizer import Tokenizer, load_tokenizer, prepare_tokenizer
 from data_pipeline.tokenizer.base import META_FILE, StoredTokenizer
 from data_pipeline.tokenizer.bytes_tokenizer import FIRST
+from data_pipeline.tokenizer.recognition import what_it_is
 from data_pipeline.tokenizer.roles import role_text
 from data_pipeline.tokenizer.store import open_tokenizer
 from llmscale.config import ModelConfig
@@ -113,10 +114,13 @@ def _settings_of(place: Path) -> dict[str, Any]:
     for kind, file in _KINDS:
         if not (place / file).is_file() or (kind == "gpt2" and not (place / "merges.txt").is_file()):
             continue
-        found: dict[str, Any] = {"kind": kind, "path": str(place / file)}
+        settings: dict[str, Any] = {"kind": kind, "path": str(place / file)}
         if kind == "wordpiece":
-            found["lower_case"] = bool(_named(place / _SETTINGS).get("do_lower_case", True))
-        return found
+            settings["lower_case"] = bool(_named(place / _SETTINGS).get("do_lower_case", True))
+        return settings
+    for path in (place / "tekken.json", *sorted(place.glob("*.tiktoken"))):
+        if path.is_file() and (found := what_it_is(path.read_bytes(), path)) is not None:
+            raise UserError(f"{path} {found}")
     names = ", ".join(file if kind != "gpt2" else "vocab.json with merges.txt" for kind, file in _KINDS)
     raise UserError(f"{place} holds no tokenizer ({names}); give its folder by --tokenizer")
 
