@@ -196,7 +196,7 @@ def _backend(tokenizer: StoredTokenizer) -> tokenizers.Tokenizer:
 
     files = tokenizer.files
     if tokenizer.kind == "sentencepiece":
-        return as_library_tokenizer(next(iter(files.values())), tokenizer.name)
+        return as_library_tokenizer(next(iter(files.values())), tokenizer.name, tokenizer.spellings())
     if tokenizer.kind == "bytes":
         vocabulary = {tokenizer.token_text(token): token for token in range(FIRST + 256)}
         made = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, [], byte_fallback=True))

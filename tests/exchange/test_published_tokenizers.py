@@ -85,8 +85,10 @@ def _shown() -> list[str]:
     return [chr(byte) for byte in _bytes()[:188]] + [chr(0x100 + number) for number in range(68)]
 
 
-@pytest.mark.parametrize("roles", [("bos", "eos", "unk"), ("bos", "eos", "unk", "pad"), ("eos", "unk")])
-@pytest.mark.parametrize("files", ["json", "gpt2"])
+@pytest.mark.parametrize(
+    ("files", "roles"),
+    [("json", ("bos", "eos", "unk")), ("json", ("bos", "eos", "unk", "pad")), ("gpt2", ("eos", "unk"))],
+)
 def test_the_unknown_token_may_be_the_end_token(files: str, roles: tuple[str, ...], tmp_path: Path) -> None:
     """As of GPT-2, GPT-Neo, GPT-J, GPT-NeoX and Pythia."""
     names = {f"{role}_token": END for role in roles}
@@ -188,3 +190,68 @@ def test_padding_and_truncation_of_a_file_are_never_applied_nor_written(model: s
     assert (written["truncation"], written["padding"]) == (None, None)
     read = tokenizers.Tokenizer.from_file(str(tmp_path / "back" / "tokenizer.json"))
     assert [read.encode(text, add_special_tokens=False).ids for text in SAMPLES] == plain
+
+
+LLAMA: dict[str, Any] = {
+    "model_type": "bpe", "byte_fallback": True, "normalization_rule_name": "identity",
+    "remove_extra_whitespaces": False, "bos_id": 1, "eos_id": 2, "unk_id": 0, "pad_id": -1, "vocab_size": 800,
+}  # fmt: skip
+NAMES = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "tokenizer_class": "LlamaTokenizer"}
+T5_NAMES = {"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>", "tokenizer_class": "T5Tokenizer"}
+SENTINELS = [f"\u2581<extra_id_{number}>" for number in reversed(range(100))]
+SENTENCEPIECE: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "llama": ("llama", LLAMA, NAMES),
+    "mistral": ("mistral", LLAMA, {**NAMES, "pad_token": "<unk>", "legacy": False}),
+    "gemma": (
+        "llama",
+        {
+            **LLAMA,
+            **{"pad_id": 0, "eos_id": 1, "bos_id": 2, "unk_id": 3, "add_dummy_prefix": False},
+            **{"pad_piece": "<pad>", "eos_piece": "<eos>", "bos_piece": "<bos>"},
+            "user_defined_symbols": ["<start_of_turn>", "\n\n", "\u2581\u2581\u2581"],
+        },
+        {"bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>", "pad_token": "<pad>"},
+    ),
+    "t5": ("t5", {}, {**T5_NAMES, "extra_ids": 100}),
+    "mt5": (
+        "t5",
+        {"byte_fallback": True, "vocab_size": 900, "user_defined_symbols": SENTINELS},
+        {**T5_NAMES, "extra_ids": 0},
+    ),
+}
+"""Families, settings of the SentencePiece model, and tokenizer_config.json of models that are published with one."""
+
+
+@pytest.mark.parametrize("name", list(SENTENCEPIECE))
+def test_sentencepiece_models_keep_their_ids(name: str, tmp_path: Path) -> None:
+    """The sentencepiece library, we, and transformers with the exported folder; then once more around."""
+    family, model, names = SENTENCEPIECE[name]
+    folder = directory(tmp_path, {"tokenizer_config.json": names}, family=family)
+    file = t5_file(folder, "spiece.model" if family == "t5" else "tokenizer.model", **model)
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(file))
+    expected = [processor.encode(text) for text in SAMPLES]
+    original = transformers.AutoTokenizer.from_pretrained(folder)
+    import_directory(folder, tmp_path / "ours")
+    ours = load_model(tmp_path / "ours").tokenizer
+    assert [ours.encode(text) for text in SAMPLES] == expected
+    export_checkpoint(tmp_path / "ours", tmp_path / "back")
+    back = transformers.AutoTokenizer.from_pretrained(tmp_path / "back")
+    assert [back.encode(text, add_special_tokens=False) for text in SAMPLES] == expected
+    assert [back.decode(ids, skip_special_tokens=True) for ids in expected] == [ours.decode(ids) for ids in expected]
+    if name == "llama":  # transformers reads the others' files in ways of its own
+        plain = [text for text in SAMPLES if text.strip() == text]
+        found = [original.encode(text, add_special_tokens=False) for text in plain]
+        assert found == [processor.encode(text) for text in plain]
+    for role in ("bos", "eos", "pad"):
+        wanted = names.get(f"{role}_token")
+        token = None if wanted is None else processor.piece_to_id(wanted)
+        assert (ours.special.get(role), getattr(back, f"{role}_token_id")) == (token, token)
+    for number in range(100 if family == "t5" else 0):
+        text = f"\u2581<extra_id_{number}>" if name == "mt5" else f"<extra_id_{number}>"
+        sentinel = original.convert_tokens_to_ids(text)
+        assert (ours.special[f"sentinel_{number}"], back.convert_tokens_to_ids(text)) == (sentinel, sentinel)
+    assert len(back) == ours.vocab_size == processor.vocab_size() + (100 if name == "t5" else 0)
+    import_directory(tmp_path / "back", tmp_path / "again")
+    again = load_model(tmp_path / "again").tokenizer
+    assert [again.encode(text) for text in SAMPLES] == expected
+    assert again.special == ours.special
