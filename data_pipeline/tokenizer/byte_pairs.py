@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Container
+from collections.abc import Callable, Collection, Container
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -55,15 +55,25 @@ def byte_characters() -> dict[int, str]:
     return {byte: chr(byte) for byte in visible} | {byte: chr(0x100 + i) for i, byte in enumerate(hidden)}
 
 
+def without_bytes(spared: Collection[int]) -> Callable[[str], bool]:
+    """Whether none of these `SPARED_BYTES` is in the UTF-8 of a text."""
+    find = re.compile(f"[{''.join(SPARED_BYTES[byte] for byte in spared)}]").search
+    return lambda text: find(text) is None
+
+
 def lacking_bytes(vocabulary: Container[str]) -> list[int]:
     """The bytes of UTF-8 that a byte-level vocabulary has no token for."""
     written = byte_characters()
     return [byte for byte in sorted(TEXT_BYTES) if written[byte] not in vocabulary]
 
 
-def fast_encoder(backend: tokenizers.Tokenizer) -> Encode | None:
+def fast_encoder(backend: tokenizers.Tokenizer, spared: Collection[int] = ()) -> Encode | None:
     """What gives the tokens that `backend` gives, which takes special tokens in a text for text; None where tiktoken
-    may give others."""
+    may give others.
+
+    Args:
+        spared: bytes that occur in no text that it will be given.
+    """
     from tokenizers.models import BPE
 
     if not isinstance(backend.model, BPE):
@@ -79,7 +89,7 @@ def fast_encoder(backend: tokenizers.Tokenizer) -> Encode | None:
         or not matched_as_they_are(added, normalizer)
     ):
         return None
-    ranks = _ranks(backend, model)
+    ranks = _ranks(backend, model, spared)
     if ranks is None:
         return None
     # As in the library: those that are matched in the text as it is, then normalisation, then the others.
@@ -88,21 +98,13 @@ def fast_encoder(backend: tokenizers.Tokenizer) -> Encode | None:
         encode = _composing(normalizer, encode)
     encode = around([token for token in added if not token["normalized"]], encode)
 
-    def by_library(text: str) -> np.ndarray:
-        return np.array(backend.encode(text, add_special_tokens=False).ids, dtype=np.int32)
-
     def encode_any(text: str) -> np.ndarray:
         try:
             return encode(text)
         except ValueError:  # tiktoken's regular expressions give up at a million spaces in a row
-            return by_library(text)
+            return np.array(backend.encode(text, add_special_tokens=False).ids, dtype=np.int32)
 
-    lacking = lacking_bytes(model["vocab"])
-    if not lacking:
-        return encode_any
-    # tiktoken has no answer for bytes that are no tokens.
-    unknown = re.compile(f"[{''.join(SPARED_BYTES[byte] for byte in lacking)}]").search
-    return lambda text: by_library(text) if unknown(text) else encode_any(text)
+    return encode_any
 
 
 def _words_encoder(cut: str, tokens: dict[str, int]) -> Encode:
@@ -134,11 +136,11 @@ def _composing(normalizer: tokenizers.normalizers.Normalizer, encode: Encode) ->
     return lambda text: encode(composed(text))
 
 
-def _ranks(backend: tokenizers.Tokenizer, model: dict[str, Any]) -> dict[str, int] | None:
+def _ranks(backend: tokenizers.Tokenizer, model: dict[str, Any], spared: Collection[int]) -> dict[str, int] | None:
     """Ids by the spelling of tokens, in the order in which tiktoken has to prefer them. None where it may not come to
     what the merges come to."""
     vocabulary: dict[str, int] = model["vocab"]
-    if not SPARED_BYTES.keys() >= set(lacking_bytes(vocabulary)):
+    if set(lacking_bytes(vocabulary)) - set(spared):
         return None
     written = byte_characters()
     letters = written.values() & vocabulary.keys()

@@ -12,7 +12,14 @@ import numpy as np
 
 from data_pipeline.errors import UserError
 from data_pipeline.tokenizer.base import StoredTokenizer
-from data_pipeline.tokenizer.byte_pairs import SPARED_BYTES, byte_characters, fast_encoder, lacking_bytes
+from data_pipeline.tokenizer.byte_pairs import (
+    SPARED_BYTES,
+    Encode,
+    byte_characters,
+    fast_encoder,
+    lacking_bytes,
+    without_bytes,
+)
 from data_pipeline.tokenizer.roles import known_roles
 from data_pipeline.tokenizer.vocabulary_files import read_json, read_merges, read_vocabulary, read_wordpieces
 
@@ -88,8 +95,18 @@ class LibraryTokenizer(StoredTokenizer):
         if hasattr(backend.model, "_resize_cache"):
             backend.model._resize_cache(CACHED_WORDS)
         self._backend = backend
-        self._fast = fast_encoder(backend)
+        self._fast = self._fast_encoder()
         self._added = backend.get_added_tokens_decoder()
+
+    def _fast_encoder(self) -> Encode | None:
+        """tiktoken's, where that gives what the library gives; the library itself for texts with bytes that are no
+        tokens."""
+        fast = fast_encoder(self._backend, SPARED_BYTES)
+        lacking = [] if fast is None else lacking_bytes(self._backend.get_vocab(with_added_tokens=False))
+        if fast is None or not lacking:
+            return fast
+        lacks_none = without_bytes(lacking)
+        return lambda text: fast(text) if lacks_none(text) else self._by_library([text])[0]
 
     def _require_complete(self, name: str) -> list[int]:
         """Refuse a vocabulary that loses letters, digits, punctuation or white space; returns the bytes that it lacks
@@ -116,6 +133,9 @@ class LibraryTokenizer(StoredTokenizer):
     def _encode(self, texts: list[str]) -> list[np.ndarray]:
         if self._fast is not None:
             return [self._fast(text) for text in texts]
+        return self._by_library(texts)
+
+    def _by_library(self, texts: list[str]) -> list[np.ndarray]:
         encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
         return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
 
