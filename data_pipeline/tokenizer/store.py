@@ -196,11 +196,11 @@ def _roles_of_copy(tokenizer: StoredTokenizer, settings: TokenizerConfig) -> dic
     copy has, so that it stays the same tokenizer when more names of roles become known."""
     own = dict(tokenizer.special)
     try:
-        meta = json.loads(Path(settings.path or "").with_name(META_FILE).read_bytes())
+        meta = json.loads(_read(Path(settings.path or "").with_name(META_FILE), "restore it"))
         kept = {role: token for role, token in meta["special"].items() if role not in meta["appended"]}
         tokenizer.assign_roles(kept, meta["appended"])
         return kept if tokenizer.digest == meta["digest"] else own
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
         return own  # somebody else's file of that name, or none
 
 

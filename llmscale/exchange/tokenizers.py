@@ -78,7 +78,7 @@ def import_tokenizer(
     config = DataConfig(sources=[{"paths": ["-"]}], tokenizer=settings)  # type: ignore[list-item, arg-type]
     tokenizer = prepare_tokenizer(config, destination, roles=appended)
     assert isinstance(tokenizer, StoredTokenizer)
-    return Imported(tokenizer, _kept_settings(tokenizer, final), tokenizer.notes)
+    return Imported(tokenizer, _kept_settings(tokenizer, final), made.notes)
 
 
 def _import_own(folder: Path, destination: Path, final: Path) -> Imported:
