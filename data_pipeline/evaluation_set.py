@@ -11,22 +11,25 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from data_pipeline.batch import Batch, make_batch
 from data_pipeline.config import DataConfig
 from data_pipeline.errors import UserError, writing
-from data_pipeline.indexed.format import token_dtype
+from data_pipeline.indexed.format import IndexedDataset, token_dtype
 from data_pipeline.indexed.materialise import tokenized
 from data_pipeline.indexed.shards import Shards
 from data_pipeline.indexed.writer import IndexedWriter
 from data_pipeline.indexed_samples import fill_rows, make_view
 from data_pipeline.objective_config import CausalObjective, ObjectiveConfig
 from data_pipeline.objectives import Objective, build_objective
+from data_pipeline.readers import BadCounts
 from data_pipeline.sources import Corpus, Document
 from data_pipeline.tokenizer import Tokenizer, load_tokenizer
-from data_pipeline.training_samples import prepared_prefixes
+from data_pipeline.tokenizer.conventions import Frame, plain_frame
+from data_pipeline.training_samples import prepared_prefixes, require_frame
 
 PREFIX = "documents"
 
@@ -39,26 +42,66 @@ class _Size:
     tokens: int = 0
     bytes: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
+    met: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
+    """SHA-256 of the files beside; nothing in sets of before."""
+    check: str = ""
+    """SHA-256 of the rest."""
+
+
+def _check_of(size: _Size) -> str:
+    rest = {**asdict(size), "check": ""}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 24):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _read_size(directory: Path) -> _Size:
+    return _Size(**json.loads((directory / "meta.json").read_bytes()))
+
+
+def _is_whole(directory: Path) -> bool:
+    """Whether an evaluation set is as it was written; of one of before it is only known that it can be read."""
+    try:
+        size = _read_size(directory)
+        if size.check != (_check_of(size) if size.files else ""):
+            return False
+        IndexedDataset(directory / PREFIX)
+        return all(_sha256(directory / name) == digest for name, digest in size.files.items())
+    except (OSError, ValueError, TypeError, AttributeError):
+        return False
 
 
 class EvaluationSet:
     """Samples of an objective over the documents in their order. For causal models that is the stream eos, document,
-    eos, document, eos, ...: every token of every document, and the eos after it, is a target exactly once."""
+    eos, document, eos, ...: every token of every document, and the eos after it, is a target exactly once. An imported
+    model reads each document as its own conventions have it: `<s>`, document, eos, `<s>`, document, eos, ..., where no
+    `<s>` is a target; or nothing in front, so that the very first token is none."""
 
     def __init__(self, directory: str | Path, objective: Objective, seed: int) -> None:
         """Maps what `build_evaluation_set` wrote; `seed` decides what the objective draws."""
         self.directory = Path(directory)
         self._view = make_view(Shards([self.directory / PREFIX]), objective, seed)
         self._objective = objective
-        size = _Size(**json.loads((self.directory / "meta.json").read_text()))
+        size = _read_size(self.directory)
         self.documents = size.documents
         """Number of documents; a pair is one."""
         self.tokens = size.tokens
-        """Tokens of the documents (of pairs: of their targets), an eos after each included."""
+        """Tokens of the documents (of pairs: of their targets), an eos after each included, what begins them not."""
         self.bytes = size.bytes
         """UTF-8 bytes of the same."""
         self.dropped = size.dropped
         """Documents left out or mended, by reason."""
+        self.met = BadCounts(**size.met)
+        """What was wrong with the records that they are from."""
+        self.remade = False
+        """Whether a damaged one stood in its place."""
 
     def __len__(self) -> int:
         """Number of samples; the last one may be partly padding."""
@@ -102,16 +145,29 @@ def build_evaluation_set(
     """
     tokenizer = load_tokenizer(tokenizer_dir)
     made = _objective(config, tokenizer, objective, seed)
+    frame = made.frame or plain_frame(tokenizer)
     parts = _heldout_parts(config, tokenizer, where)
+    for part in parts:
+        if isinstance(part, _Tokens):
+            require_frame(part.prefixes, tokenizer, made.frame)
     lead, pairs = made.overlap == 1, made.unit == "pair"
     key = hashlib.sha256(f"{tokenizer.digest} {lead} {pairs}".encode())
+    if frame != plain_frame(tokenizer):
+        key.update(repr(frame).encode())
     for part in parts:
         key.update(part.digest.encode())
     directory = Path(cache) / f"evaluation-{key.hexdigest()[:16]}"
+    damaged = directory.exists() and not _is_whole(directory)
+    if damaged:
+        away = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+        directory.rename(away / directory.name)
+        shutil.rmtree(away, ignore_errors=True)
     if not directory.exists():
         fix = f"{'raise data.holdout or ' if config.holdout else ''}name other files in {where}"
-        _write(parts, tokenizer, directory, lead, pairs, fix)
-    return EvaluationSet(directory, made, seed)
+        _write(parts, tokenizer, directory, frame if lead else frame._replace(lead=()), pairs, fix)
+    opened = EvaluationSet(directory, made, seed)
+    opened.remade = damaged
+    return opened
 
 
 def open_evaluation_set(
@@ -148,12 +204,15 @@ class _Text:
         self.digest = f"{corpus.digest} {held_out}"
         self.dropped: Mapping[str, int] = corpus.dropped
 
+    def take_counts(self) -> BadCounts:
+        return self.corpus.take_counts()
+
     def texts(self, tokenizer: Tokenizer) -> Iterator[str]:
         return (document.text for document in self._documents())
 
-    def tokens(self, tokenizer: Tokenizer, pairs: bool) -> Iterator[tuple[list[np.ndarray], int]]:
+    def tokens(self, tokenizer: Tokenizer, pairs: bool, frame: Frame) -> Iterator[tuple[list[np.ndarray], int]]:
         """The arrays of each document, and the bytes of its text, or of its target."""
-        for batch in tokenized(self._documents(), tokenizer, pairs):
+        for batch in tokenized(self._documents(), tokenizer, pairs, frame):
             for text in batch:
                 counted = text.document.target if pairs else text.document.text
                 yield text.arrays, len((counted or "").encode(errors="surrogatepass"))
@@ -166,14 +225,18 @@ class _Tokens:
     """Documents that are tokenised already."""
 
     def __init__(self, prefixes: list[str]) -> None:
+        self.prefixes = prefixes
         self.shards = Shards(prefixes)
         self.digest = self.shards.digest
         self.dropped: Mapping[str, int] = {}
 
+    def take_counts(self) -> BadCounts:
+        return BadCounts()
+
     def texts(self, tokenizer: Tokenizer) -> Iterator[str]:
         return (tokenizer.decode(self.shards.document(i)) for i in range(self.shards.document_count))
 
-    def tokens(self, tokenizer: Tokenizer, pairs: bool) -> Iterator[tuple[list[np.ndarray], int]]:
+    def tokens(self, tokenizer: Tokenizer, pairs: bool, frame: Frame) -> Iterator[tuple[list[np.ndarray], int]]:
         step = 2 if pairs else 1
         for first in range(0, self.shards.document_count, step):
             arrays = [self.shards.document(first + i).astype(np.int32) for i in range(step)]
@@ -217,28 +280,32 @@ def _heldout_parts(config: DataConfig, tokenizer: Tokenizer, where: str) -> list
 
 
 def _write(
-    parts: Iterable[_Text | _Tokens], tokenizer: Tokenizer, directory: Path, lead: bool, pairs: bool, fix: str
+    parts: Iterable[_Text | _Tokens], tokenizer: Tokenizer, directory: Path, frame: Frame, pairs: bool, fix: str
 ) -> None:
     """Write documents.bin, .idx and meta.json; the folder appears whole or not at all."""
-    size, dropped = _Size(), Counter[str]()
+    size, dropped, met = _Size(), Counter[str](), BadCounts()
     directory.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
     try:
         with writing(directory), IndexedWriter(temporary / PREFIX, token_dtype(tokenizer.vocab_size)) as writer:
-            if lead:
-                # So that the first token of the first document has one to be predicted from.
-                writer.add([np.array([tokenizer.special["eos"]])])
+            if frame.lead:
+                writer.add([np.array(frame.lead)])
+            begin = len(frame.begin)
             for part in parts:
-                for arrays, count in part.tokens(tokenizer, pairs):
+                for arrays, count in part.tokens(tokenizer, pairs, frame):
                     writer.add(arrays)
                     size.documents += 1
-                    size.tokens += len(arrays[-1])
+                    begun = begin and tuple(arrays[-1][:begin].tolist()) == frame.begin
+                    size.tokens += len(arrays[-1]) - (begin if begun else 0)
                     size.bytes += count
                 dropped.update(part.dropped)
-        size.dropped = dict(sorted(dropped.items()))
+                met.add(part.take_counts())
+        size.dropped, size.met = dict(sorted(dropped.items())), asdict(met)
         if not size.documents:
             raise UserError(f"the documents to evaluate on hold no text; {fix}")
         with writing(directory):
+            size.files = {path.name: _sha256(path) for path in sorted(temporary.iterdir())}
+            size.check = _check_of(size)
             (temporary / "meta.json").write_text(json.dumps(asdict(size)))
             os.rename(temporary, directory)
     except OSError:

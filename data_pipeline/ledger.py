@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -48,7 +49,7 @@ class LedgerWriter:
         path = self._snapshots / f"cursor-{cursor['next_sample']:012d}.json"
         temporary = path.with_suffix(".tmp")
         with writing(path):
-            temporary.write_text(json.dumps(cursor, separators=(",", ":")))
+            temporary.write_text(json.dumps({**cursor, "check": _check_of(cursor)}, separators=(",", ":")))
             os.replace(temporary, path)
 
     def close(self) -> None:
@@ -113,9 +114,8 @@ def _samples(run_dir: Path, source: Samples, lanes: int, row: dict[str, Any]) ->
     if source.total is not None:
         last = min(last, source.total - 1)
     start = 0
-    path = _nearest_snapshot(run_dir, first)
-    if path is not None:
-        cursor = json.loads(path.read_text())
+    cursor = _nearest_snapshot(run_dir, first)
+    if cursor is not None:
         start = cursor["next_sample"]
         source.open(cursor, start, range(lanes))
     source.samples(range(start, first))
@@ -123,10 +123,26 @@ def _samples(run_dir: Path, source: Samples, lanes: int, row: dict[str, Any]) ->
     source.close()
 
 
-def _nearest_snapshot(run_dir: Path, sample: int) -> Path | None:
-    paths = sorted((run_dir / "ledger").glob("cursor-*.json"))
-    before = [path for path in paths if int(path.stem.removeprefix("cursor-")) <= sample]
-    return before[-1] if before else None
+def _nearest_snapshot(run_dir: Path, sample: int) -> dict[str, Any] | None:
+    """The last snapshot at or before a sample that is not damaged; None: from the first sample on."""
+    paths = sorted((run_dir / "ledger").glob("cursor-*.json"), reverse=True)
+    for path in paths:
+        try:
+            if int(path.stem.removeprefix("cursor-")) > sample:
+                continue
+            cursor = json.loads(path.read_bytes())
+            check = cursor.pop("check", None)
+            if check in (None, _check_of(cursor)) and cursor["next_sample"] <= sample:
+                return cursor
+        except (OSError, ValueError, TypeError, AttributeError, KeyError):
+            continue
+    return None
+
+
+def _check_of(cursor: dict[str, Any]) -> str:
+    """By which a damaged snapshot is told from a whole one; those of before have none."""
+    # As JSON gives it back, in which keys are text.
+    return hashlib.sha256(json.dumps(cursor, sort_keys=True).encode()).hexdigest()[:16]
 
 
 class Difference(NamedTuple):

@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import math
 import os
+import zlib
+from bisect import bisect_right
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 from data_pipeline.errors import writing
 
 _START = "continues"
 """Marks the row that an attempt starts with."""
+_CHECK = "check"
+"""CRC-32 of the rest of a row, by which a damaged one is told from a whole one. Rows of before have none."""
 
 
 class RecordWriter:
@@ -43,7 +47,8 @@ class RecordWriter:
 
         Raises OSError (a full disk, say) that names the file, and a later call may try again.
         """
-        text = json.dumps(strict({**row, "attempt": self.attempt}), ensure_ascii=False, allow_nan=False)
+        whole = strict({**row, "attempt": self.attempt})
+        text = json.dumps({**whole, _CHECK: _checksum(whole)}, ensure_ascii=False, allow_nan=False)
         # A file name that is not UTF-8 holds lone surrogates, which JSON can only escape.
         line = text.encode(errors="backslashreplace") + b"\n"
         data = memoryview(b"\n" + line if self._torn else line)
@@ -88,14 +93,13 @@ def read_records(path: str | Path, key: str = "step") -> list[dict[str, Any]]:
     A run that resumes writes again what came after its checkpoint. So earlier attempts' rows of steps beyond the one
     that a later attempt continued from are left out, even those the later attempt has not reached yet. An attempt
     that did not say where it continued from replaces all from its first row's step on.
-    Several rows of one step by one attempt (training and evaluation) are all kept. Lines that are torn, not
+    Several rows of one step by one attempt (training and evaluation) are all kept. Lines that are torn, damaged, not
     JSON, or without `key` and `attempt` are left out. A missing file has no rows.
     """
-    try:
-        lines = Path(path).read_bytes().split(b"\n")
-    except FileNotFoundError:
-        return []
-    rows = [row for row in map(_parse, lines) if row is not None and _counts(row, key)]
+    return _counted(_whole_rows(path, key), key)
+
+
+def _counted(rows: list[dict[str, Any]], key: str) -> list[dict[str, Any]]:
     kept_until: dict[int, float] = {}
     said = {row["attempt"]: row[key] for row in rows if _START in row}
     for row in rows:
@@ -110,10 +114,78 @@ def read_records(path: str | Path, key: str = "step") -> list[dict[str, Any]]:
     return sorted(counted, key=lambda row: row[key])
 
 
+class Extent(NamedTuple):
+    """How far a file of records goes."""
+
+    last: int
+    """Step of the last row that counts; 0 without one."""
+    attempt: int
+    """The newest attempt that wrote to it; 0 where none did."""
+    continued: int
+    """The largest step from which an attempt says that it continued."""
+
+
+def extent_of(path: str | Path) -> Extent:
+    """How far the records of a run go. A missing file has none."""
+    rows = _whole_rows(path, "step")
+    return Extent(
+        max((row["step"] for row in _counted(rows, "step")), default=0),
+        max((row["attempt"] for row in rows), default=0),
+        max((row["step"] for row in rows if _START in row), default=0),
+    )
+
+
+def _whole_rows(path: str | Path, key: str) -> list[dict[str, Any]]:
+    """The rows of a file, as they were written and in that order, but for those that cannot be right."""
+    try:
+        lines = Path(path).read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return []
+    rows: list[dict[str, Any]] = []
+    checked: list[bool] = []
+    for row in map(_parse, lines):
+        if row is None or not _counts(row, key):
+            continue
+        check = row.pop(_CHECK, None)
+        if check is None or check == _checksum(row):
+            rows.append(row)
+            checked.append(check is not None)
+    in_order = _rising([row["attempt"] for row in rows])
+    return [row for row, sure, fits in zip(rows, checked, in_order, strict=True) if sure or fits]
+
+
+def _checksum(row: dict[str, Any]) -> str:
+    # Of one form, so that a tool may write a row otherwise as long as it says the same.
+    return f"{zlib.crc32(json.dumps(row, sort_keys=True, separators=(',', ':')).encode()):08x}"
+
+
+def _rising(attempts: list[int]) -> list[bool]:
+    """Which rows fit together: attempts follow each other, so that one among larger or smaller ones is damaged.
+
+    A longest subsequence that does not fall, by the last element of the best one of each length.
+    """
+    fits = [True] * len(attempts)
+    if attempts == sorted(attempts):
+        return fits
+    ends: list[int] = []
+    places: list[int] = []
+    before: list[int] = []
+    for place, attempt in enumerate(attempts):
+        length = bisect_right(ends, attempt)
+        before.append(places[length - 1] if length else -1)
+        ends[length:], places[length:] = [attempt, *ends[length + 1 :]], [place, *places[length + 1 :]]
+    fits = [False] * len(attempts)
+    place = places[-1]
+    while place >= 0:
+        fits[place] = True
+        place = before[place]
+    return fits
+
+
 def _parse(line: bytes) -> dict[str, Any] | None:
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return row if isinstance(row, dict) else None
 

@@ -11,12 +11,13 @@ import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from data_pipeline.encodings import UTF8
 from data_pipeline.files import FileEntry
-from data_pipeline.readers.bad_records import EMPTY, MENDED, BadRecords, LineNumbers
+from data_pipeline.readers.bad_records import DAMAGED, EMPTY, MENDED, BadRecords, LineNumbers
 from data_pipeline.readers.base import BLOCK_BYTES, ENDLESS, Block, RecentlyUsed, Span, no_records, unreadable
 from data_pipeline.readers.extract import Extractor, Note, decode
-from data_pipeline.readers.separated import BOM, DAMAGED
-from data_pipeline.readers.storage import CACHED_BYTES, DecompressedBytes, Files, PlainBytes, is_compressed
+from data_pipeline.readers.separated import BOM
+from data_pipeline.readers.storage import ByteSource, ByteSources
 
 SCANNED_BYTES = 1 << 26
 """Quoted files of one source up to this size together are parsed once at the start to cut them at records; where there
@@ -48,8 +49,9 @@ class Row(NamedTuple):
 class RowParser:
     """Cuts bytes into rows."""
 
-    def __init__(self, dialect: Dialect, max_bytes: int) -> None:
+    def __init__(self, dialect: Dialect, max_bytes: int, encoding: str = UTF8) -> None:
         self._dialect = dialect
+        self._encoding = encoding
         self._max_bytes = max_bytes
         # The limit is the process's; a smaller one would make a long text an error of its own.
         csv.field_size_limit(max(csv.field_size_limit(), max_bytes))
@@ -69,9 +71,13 @@ class RowParser:
         ends = list(itertools.accumulate(map(len, lines), initial=base))
         mended: dict[int, str] = {}
         try:
-            texts = [line.decode() for line in lines]
+            texts = [line.decode(self._encoding) for line in lines]
         except UnicodeDecodeError:
-            texts = [decode(line, i, lambda at, _, detail: mended.update({at: detail})) for i, line in enumerate(lines)]
+
+            def note(at: int, reason: str, detail: str) -> None:
+                mended[at] = detail
+
+            texts = [decode(line, i, note, self._encoding) for i, line in enumerate(lines)]
         rows: list[Row] = []
         place = 0
         while place < len(lines):
@@ -111,14 +117,13 @@ _UNFINISHED = "unexpected end of data"
 class DelimitedReader:
     """Rows of CSV and TSV files."""
 
-    def __init__(self, files: Files, dialect: Dialect, extractor: Extractor, bad: BadRecords) -> None:
-        self._files = files
+    def __init__(self, sources: ByteSources, dialect: Dialect, extractor: Extractor, bad: BadRecords) -> None:
+        self._sources = sources
         self._extractor = extractor
         self._bad = bad
-        self._parser = RowParser(dialect, extractor.max_bytes)
+        self._parser = RowParser(dialect, extractor.max_bytes, sources.encoding)
         self._quoted = bool(dialect.quote)
         self._headers: dict[str, list[str]] = {}
-        self._decoders: RecentlyUsed[str, DecompressedBytes] = RecentlyUsed(CACHED_BYTES)
         self._starts: RecentlyUsed[tuple[str, int], bool] = RecentlyUsed(_KNOWN_STARTS)
         self._lines: RecentlyUsed[str, LineNumbers] = RecentlyUsed(_LINE_COUNTERS)
 
@@ -128,7 +133,7 @@ class DelimitedReader:
         Raises:
             UserError: a file without header row, or whose header lacks a field.
         """
-        plain = sum(file.size for file in files if not is_compressed(file.path))
+        plain = sum(file.size for file in files if not self._sources.is_stream(file))
         cut = not self._quoted or plain <= SCANNED_BYTES
         spans = []
         for index, file in enumerate(files):
@@ -136,7 +141,7 @@ class DelimitedReader:
                 continue
             first, header = self.read_header(file)
             self._extractor.fields.require(header, file.path)
-            if is_compressed(file.path):
+            if self._sources.is_stream(file):
                 spans.append(Span(index, first, ENDLESS, file.size))
             elif first < file.size:
                 edges = self._edges(file, first, limit) if cut else [first, file.size]
@@ -144,7 +149,7 @@ class DelimitedReader:
         return spans
 
     def read(self, file: FileEntry, span: Span, position: int) -> Block:
-        source = self._source(file)
+        source = self._sources.get(file)
         known = self._quoted and (position == span.start or self._starts.take((file.path, position)) is not None)
         start = position if known else self._next_start(file, source, span, position)
         if start is None or start >= span.stop:
@@ -158,13 +163,12 @@ class DelimitedReader:
         return self._block(file, [row for row in rows if row.start < span.stop], next_position)
 
     def close(self) -> None:
-        self._decoders.close()
         self._lines.close()
-        self._files.close()
+        self._sources.close()
 
     def read_header(self, file: FileEntry) -> tuple[int, list[str]]:
         """The offset behind the header row, and the names in it."""
-        source = self._source(file)
+        source = self._sources.get(file)
         skip = len(BOM) if source.fetch(0, 3) == BOM else 0
         size = BLOCK_BYTES
         while True:
@@ -176,9 +180,12 @@ class DelimitedReader:
         if not rows or not rows[0].values:
             problem = source.problem or (rows[0].problem if rows else "") or "its first line is empty"
             raise unreadable(file.path, f"it has no header row: {problem}")
-        return (rows[1].start if len(rows) > 1 else end), rows[0].values
+        names = rows[0].values
+        # UTF-8's mark is taken off above; GB 18030 has one too.
+        names[0] = names[0].removeprefix("\ufeff")
+        return (rows[1].start if len(rows) > 1 else end), names
 
-    def _rows(self, source: PlainBytes | DecompressedBytes, start: int) -> tuple[list[Row], int]:
+    def _rows(self, source: ByteSource, start: int) -> tuple[list[Row], int]:
         """About a block of rows from a record's start on, and where the next one starts."""
         size, limit = BLOCK_BYTES, self._extractor.max_bytes
         while True:
@@ -192,9 +199,7 @@ class DelimitedReader:
                 return [Row(start, None, f"more than data.max_document_bytes ({limit})")], behind or ENDLESS
             size *= 2
 
-    def _next_start(
-        self, file: FileEntry, source: PlainBytes | DecompressedBytes, span: Span, position: int
-    ) -> int | None:
+    def _next_start(self, file: FileEntry, source: ByteSource, span: Span, position: int) -> int | None:
         """The first record's start at or after a position that may be none; None at the file's end."""
         if self._quoted:
             start = span.start
@@ -211,7 +216,7 @@ class DelimitedReader:
         if not self._quoted:
             count = -(-(file.size - first) // limit)
             return [first + (file.size - first) * i // count for i in range(count + 1)]
-        source, edges, place = self._source(file), [first], first
+        source, edges, place = self._sources.get(file), [first], first
         while place < file.size:
             rows, end = self._rows(source, place)
             for before, after in itertools.pairwise([*(row.start for row in rows), end]):
@@ -253,23 +258,13 @@ class DelimitedReader:
         def note(position: int, reason: str, detail: str) -> None:
             lines = self._lines.get(file.path)
             if lines is None:
-                source = DecompressedBytes if is_compressed(file.path) else PlainBytes
-                lines = self._lines.put(file.path, LineNumbers(source(self._files, file)))
+                lines = self._lines.put(file.path, LineNumbers(self._sources.open(file)))
             self._bad.note(reason, file.path, position, detail, lines=lines)
 
         return note
 
-    def _source(self, file: FileEntry) -> PlainBytes | DecompressedBytes:
-        if not is_compressed(file.path):
-            return PlainBytes(self._files, file)
-        source = self._decoders.get(file.path)
-        if source is None:
-            source = DecompressedBytes(self._files, file)
-            self._decoders.put(file.path, source, source.weight)
-        return source
 
-
-def _behind_newline(source: PlainBytes | DecompressedBytes, place: int) -> int | None:
+def _behind_newline(source: ByteSource, place: int) -> int | None:
     """The offset behind the first newline at or after a place; None where there is none."""
     while data := source.fetch(place, BLOCK_BYTES):
         if (found := data.find(b"\n")) >= 0:

@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from data_pipeline.errors import UserError
+from data_pipeline.tokenizer.conventions import Conventions
 from data_pipeline.tokenizer.roles import role_text
 from data_pipeline.tokenizer.words import Words
 
@@ -109,6 +110,8 @@ class StoredTokenizer(ABC):
         """The version of its rules."""
         self.notes: list[str] = []
         """Sentences for those who take the tokenizer: what it cannot do."""
+        self.conventions: Conventions | None = None
+        """Those of the model that it was imported with; None: this project's own."""
         self._own_size = size
         self._own_unknown = special.get("unk")
         self.assign_roles(special)
@@ -186,6 +189,8 @@ class StoredTokenizer(ABC):
             "rules": self.rules,
             "digest": self.digest,
         }
+        if self.conventions is not None:
+            meta["conventions"] = self.conventions.as_json()
         text = json.dumps(meta, indent=1, ensure_ascii=False) + "\n"
         (Path(directory) / META_FILE).write_text(text, encoding="utf-8")
 

@@ -5,6 +5,7 @@ from math import prod
 from pathlib import Path
 
 from data_pipeline.errors import UserError
+from llmscale.checkpoint.members import recorded_identity, why_stranger
 from llmscale.checkpoint.reader import Checkpoint, Progress
 from llmscale.checkpoint.store import find_checkpoints
 
@@ -63,10 +64,18 @@ def verify(path: str | Path, progress: Progress | None = None) -> str:
 
 
 def _newest(path: str | Path) -> Checkpoint:
-    found = find_checkpoints(path)
-    if not found:
-        raise UserError(f"{path} holds no checkpoint yet; give a run that has saved one")
-    return Checkpoint(found[0])
+    """The newest one that is the run's, whatever else is wrong with it."""
+    strangers: list[str] = []
+    folders = find_checkpoints(path)
+    listed = folders != [Path(path)]
+    run = recorded_identity(Path(path)) if listed else None
+    for folder in folders:
+        checkpoint = Checkpoint(folder)
+        stranger = why_stranger(folder, checkpoint.manifest, run) if listed else None
+        if stranger is None:
+            return checkpoint
+        strangers.append(stranger)
+    raise UserError("; ".join(strangers) or f"{path} holds no checkpoint yet; give a run that has saved one")
 
 
 def _table(rows: Iterable[tuple[str, str]]) -> list[str]:

@@ -7,5 +7,10 @@ class CheckpointError(RuntimeError):
     """A checkpoint could not be written; the earlier ones are untouched."""
 
 
+class NotFiniteError(CheckpointError):
+    """A tensor that is to be saved holds NaN or Inf; the message is which one."""
+
+
 class CorruptCheckpoint(UserError):
-    """A checkpoint on disk is damaged or incomplete; the message names the file and what is wrong with it."""
+    """A checkpoint on disk is damaged or incomplete, or holds NaN or Inf; the message names the file and what is wrong
+    with it."""

@@ -15,7 +15,9 @@ from llmscale.checkpoint.errors import CorruptCheckpoint
 from llmscale.checkpoint.fragments import Piece
 from llmscale.checkpoint.geometry import Box, boxes, check_range, flat_index, strides, take
 from llmscale.checkpoint.manifest import CURSOR, TOKENIZER, TensorEntry, read_manifest
+from llmscale.checkpoint.members import recorded_identity, why_stranger
 from llmscale.checkpoint.store import find_checkpoints
+from llmscale.checkpoint.tensor_file import FiniteCheck
 
 if TYPE_CHECKING:
     import torch
@@ -152,7 +154,7 @@ class Checkpoint:
         return self.path / TOKENIZER
 
     def verify(self, share: tuple[int, int] = (0, 1), progress: Progress | None = None) -> None:
-        """Compare size and SHA-256 of every file with the manifest.
+        """Compare size and SHA-256 of every file with the manifest, and look for values that are not finite.
 
         Args:
             share: (i, n): only the i-th of n parts of the files, of about equal bytes, so that n ranks share the work.
@@ -180,19 +182,27 @@ class Checkpoint:
     def _check(self, name: str, advance: Callable[[int], None]) -> str | None:
         path, entry = self.path / name, self.manifest.files[name]
         digest = hashlib.sha256()
+        finite = FiniteCheck() if name.endswith(".safetensors") else None
         try:
             size = path.stat().st_size
             if size != entry.bytes:
                 return f"{path} has {size} bytes instead of {entry.bytes}"
-            with open(path, "rb", buffering=0) as file:
+            # Buffered, so that no chunk but the last is short.
+            with open(path, "rb") as file:
                 while chunk := file.read(_CHUNK):
                     digest.update(chunk)
+                    if finite is not None:
+                        finite.update(chunk)
                     advance(len(chunk))
         except FileNotFoundError:
             return f"{path} is missing"
         except OSError as error:
             return f"{path} cannot be read: {error.strerror}"
-        return None if digest.hexdigest() == entry.sha256 else f"{path} is damaged: its SHA-256 has changed"
+        if digest.hexdigest() != entry.sha256:
+            return f"{path} is damaged: its SHA-256 has changed"
+        if finite is not None and finite.found is not None:
+            return f"{path} holds values that are not finite (NaN or Inf) in {finite.found}"
+        return None
 
     def _tensor(self, name: str) -> TensorEntry:
         entry = self.manifest.tensors.get(name)
@@ -232,10 +242,10 @@ class Checkpoint:
 def newest_intact(
     directory: str | Path, progress: Progress | None = None, warn: Callable[[str], None] = _log.warning
 ) -> Checkpoint:
-    """The newest checkpoint whose files all match its manifest.
+    """The newest checkpoint whose files all match its manifest, and which is the run's (see `why_stranger`).
 
     Args:
-        directory: a run directory, its `checkpoints` folder, or one checkpoint.
+        directory: a run directory, its `checkpoints` folder, or one checkpoint, which may have any name.
         progress: called as files are read.
         warn: called with a sentence for each checkpoint that is skipped.
 
@@ -244,9 +254,14 @@ def newest_intact(
         UserError: no such directory, no checkpoint in it, or one of a newer format.
     """
     reasons: list[str] = []
-    for path in find_checkpoints(directory):
+    paths = find_checkpoints(directory)
+    listed = paths != [Path(directory)]
+    run = recorded_identity(Path(directory)) if listed else None
+    for path in paths:
         try:
             checkpoint = Checkpoint(path)
+            if listed and (stranger := why_stranger(path, checkpoint.manifest, run)):
+                raise CorruptCheckpoint(stranger)
             checkpoint.verify(progress=progress)
             return checkpoint
         except CorruptCheckpoint as error:

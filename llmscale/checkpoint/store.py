@@ -127,16 +127,30 @@ def publish(temporary: Path, step: int) -> Path:
     return final
 
 
-def apply_retention(directory: Path, step: int, retention: Retention) -> None:
+def apply_retention(directory: Path, step: int, retention: Retention, own: Callable[[Path], bool | None]) -> None:
     """Delete what `retention` does not keep of the checkpoints up to `step`, the one just written.
 
     Newer ones are neither counted nor touched: they are there only when a run went back to an older checkpoint.
+
+    Args:
+        own: whether a folder is a checkpoint of the run. False: it is something else, which neither counts nor is
+            deleted. None: it cannot be read, so that it does not count; it is deleted when others are kept.
     """
-    steps = {int(match[1]) for path in directory.iterdir() if (match := _STEP.fullmatch(path.name))}
-    past = sorted((other for other in steps if other <= step), reverse=True)
-    for other in past[retention.keep :]:
-        if not (retention.keep_every and other % retention.keep_every == 0):
-            discard(directory / step_name(other))
+    past = [path for path in find_checkpoints(directory) if step_of(path) <= step]
+    counted = 0
+    for path in past:
+        if counted < retention.keep:
+            counted += own(path) is True
+        elif not (retention.keep_every and step_of(path) % retention.keep_every == 0) and own(path) is not False:
+            discard(path)
+
+
+def set_aside(path: Path) -> Path:
+    """Rename something that stands where a checkpoint belongs, so that nothing of it is lost; gives its new path."""
+    number = 1
+    while (aside := path.with_name(f"aside-{path.name}-{number}")).exists():
+        number += 1
+    return path.rename(aside)
 
 
 def clean(directory: str | Path) -> None:
@@ -153,6 +167,13 @@ def clean(directory: str | Path) -> None:
         elif path.name.endswith(".replaced") and _STEP.fullmatch(path.name):
             final = path.with_name(path.name.removesuffix(".replaced"))
             discard(path) if final.exists() else path.rename(final)
+
+
+def step_of(path: Path) -> int:
+    """The step that a folder which `find_checkpoints` gave is named after."""
+    match = _STEP.fullmatch(path.name)
+    assert match is not None, path
+    return int(match[1])
 
 
 def free_bytes(path: Path) -> int:

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import torch
 
+from data_pipeline.errors import UserError
 from llmscale.checkpoint import commit
+from llmscale.checkpoint.errors import NotFiniteError
 from llmscale.checkpoint.fragments import Piece
 from llmscale.checkpoint.manifest import FileEntry, RankRecord, RunState, TensorEntry
 from llmscale.checkpoint.tensor_file import write_safetensors
@@ -30,6 +32,7 @@ def write_whole(
         part_bytes: another file is started beyond this many bytes.
 
     Raises:
+        UserError: a tensor holds NaN or Inf.
         OSError: the disk is full, or any other failure to write.
     """
     entries: dict[str, TensorEntry] = {}
@@ -38,7 +41,13 @@ def write_whole(
     size = 0
 
     def flush() -> None:
-        files[file] = write_safetensors(folder / file, held)
+        try:
+            files[file] = write_safetensors(folder / file, held)
+        except NotFiniteError as error:
+            raise UserError(
+                f"{error} holds values that are not finite (NaN or Inf), of which no checkpoint is made; give a model"
+                f" whose weights are numbers"
+            ) from None
         held.clear()
 
     file = f"{commit.rank_name(0)}.safetensors"

@@ -5,26 +5,31 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from data_pipeline.errors import UserError
 from llmscale.checkpoint import commit
 from llmscale.checkpoint.commit import MergeCursors, merge_disjoint, rank_name
-from llmscale.checkpoint.errors import CheckpointError
+from llmscale.checkpoint.errors import CheckpointError, CorruptCheckpoint, NotFiniteError
 from llmscale.checkpoint.fragments import Fragment, Piece
-from llmscale.checkpoint.manifest import FileEntry, RankRecord, RunState, TensorEntry
+from llmscale.checkpoint.manifest import MANIFEST, FileEntry, RankRecord, RunState, TensorEntry, read_manifest
+from llmscale.checkpoint.members import identity_of, why_stranger
 from llmscale.checkpoint.store import (
     Retention,
     apply_retention,
     discard,
     free_bytes,
     publish,
+    set_aside,
+    step_name,
     write_atomically,
 )
 from llmscale.checkpoint.tensor_file import write_safetensors
@@ -67,6 +72,7 @@ class CheckpointWriter:
         merge_cursors: MergeCursors = merge_disjoint,
         timeout: float = 1800.0,
         part_bytes: int = 4 << 30,
+        on_commit: Callable[[int], object] = lambda step: None,
     ) -> None:
         """
         Args:
@@ -77,6 +83,7 @@ class CheckpointWriter:
             merge_cursors: makes one data cursor of the ranks' parts, in rank order.
             timeout: seconds that a rank waits for another before the save fails.
             part_bytes: a rank starts another file beyond this many bytes.
+            on_commit: on rank 0, called in the thread that writes with each step that has become a checkpoint.
         """
         self._directory = Path(directory)
         self._rank, self._world, self._attempt = rank, world, attempt
@@ -84,7 +91,10 @@ class CheckpointWriter:
         self._merge_cursors = merge_cursors
         self._timeout = timeout
         self._part_bytes = part_bytes
+        self._on_commit = on_commit
         self._saves = 0
+        self._written: dict[str, int] = {}
+        """Manifests that this writer wrote, as inodes by folder: they need not be read to be known."""
         self._buffers: Buffers = {}
         self._thread: threading.Thread | None = None
         self._error: CheckpointError | None = None
@@ -171,7 +181,15 @@ class CheckpointWriter:
             commit.await_start(temporary, self._timeout)
         entries: dict[str, FileEntry] = {}
         for name, tensors in save.files.items():
-            entries[name] = write_safetensors(temporary / name, tensors)
+            try:
+                entries[name] = write_safetensors(temporary / name, tensors)
+            except NotFiniteError as error:
+                raise CheckpointError(
+                    f"step {save.step} is not saved in {self._directory}, since {error} holds values that are not"
+                    f" finite (NaN or Inf; rank {self._rank}); the earlier checkpoints are untouched, and the same"
+                    f" command continues from the newest of them; if it ends here again, lower optimizer.lr or set"
+                    f" optimizer.clip in a new run (train.init_from)"
+                ) from None
         record = RankRecord(tensors=save.tensors, files=entries, cursor=save.cursor)
         write_atomically(temporary / f"{rank_name(self._rank)}.json", record.model_dump_json().encode())
         if save.state is None:
@@ -187,11 +205,31 @@ class CheckpointWriter:
             merge_cursors=self._merge_cursors,
             tokenizer=save.tokenizer,
         )
-        publish(temporary, save.step)
+        self._make_room(self._directory / step_name(save.step), save.state)
+        published = publish(temporary, save.step)
+        self._written[published.name] = (published / MANIFEST).stat().st_ino
+        self._on_commit(save.step)
         try:
-            apply_retention(self._directory, save.step, self._retention)
+            apply_retention(self._directory, save.step, self._retention, partial(self._is_own, state=save.state))
         except OSError as error:
             _log.warning("step %d is saved, but older checkpoints could not be deleted: %s", save.step, error)
+
+    def _is_own(self, folder: Path, state: RunState) -> bool | None:
+        """Whether a folder is a checkpoint of this run; None where that cannot be told."""
+        with suppress(OSError):
+            if self._written.get(folder.name) == (folder / MANIFEST).stat().st_ino:
+                return True
+        try:
+            return why_stranger(folder, read_manifest(folder), identity_of(state)) is None
+        except CorruptCheckpoint:
+            return None
+        except UserError:  # a newer format
+            return False
+
+    def _make_room(self, place: Path, state: RunState) -> None:
+        """What has the name of a checkpoint and is none of this run is not replaced by it."""
+        if place.exists() and self._is_own(place, state) is False:
+            _log.warning("%s is no checkpoint of this run and is now %s", place, set_aside(place))
 
     def _explain(self, save: _Save, error: OSError) -> str:
         note = commit.failure_note(save.temporary)

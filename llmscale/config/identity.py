@@ -4,8 +4,10 @@ import hashlib
 import json
 from typing import Any
 
+from data_pipeline.encodings import UTF8
 from data_pipeline.errors import UserError
 from llmscale.config.root import RunConfig
+from llmscale.config.shell import override_word
 
 # The samples and their order do not depend on these.
 _FREE_DATA_KEYS = {"workers", "prefetch", "evaluation", "on_bad_record", "bad_record_warning"}
@@ -20,6 +22,10 @@ def identity(config: RunConfig) -> dict[str, Any]:
     whole = config.model_dump(mode="json")
     kept: dict[str, Any] = {name: whole[name] for name in ("model", "objective", "optimizer", "schedule")}
     kept["data"] = {key: value for key, value in whole["data"].items() if key not in _FREE_DATA_KEYS}
+    for source in kept["data"]["sources"]:
+        # Unset, UTF-8 is read as well, but files in another encoding are refused: the samples are the same.
+        if source["encoding"] in (None, UTF8):
+            del source["encoding"]
     kept["run"] = {"seed": whole["run"]["seed"]}
     kept["train"] = {key: whole["train"][key] for key in ("global_batch", "batch_ramp", "init_from", "epochs")}
     if config.schedule.name == "cosine" and config.train.epochs is None:
@@ -47,7 +53,7 @@ def require_same_identity(config: RunConfig, recorded: dict[str, Any], where: st
     raise UserError(
         f"{where} was trained with {key} = {_value(recorded, key)!r}, but the config says"
         f" {_value(current, key)!r}{more}; set it back, or give the new run its own run.directory"
-        f" (train.init_from={where} starts it from these weights)"
+        f" ({override_word('train.init_from', where)} starts it from these weights)"
     )
 
 

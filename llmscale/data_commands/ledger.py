@@ -11,7 +11,8 @@ from typing import Any
 from data_pipeline.errors import UserError
 from data_pipeline.ledger import first_difference, replay
 from data_pipeline.tokenizer import load_tokenizer
-from llmscale.config import load_config
+from llmscale.checkpoint.manifest import TOKENIZER
+from llmscale.checkpoint.members import own_checkpoints, recorded_config
 
 
 def ledger_step(run: Path, step: int) -> Iterator[str]:
@@ -22,15 +23,16 @@ def ledger_step(run: Path, step: int) -> Iterator[str]:
     Raises:
         UserError: no such run or step, or its files or settings are no longer those it was trained with.
     """
-    if not (run / "config.yaml").is_file():
+    if not (run / "config.yaml").is_file() and next(own_checkpoints(run), None) is None:
         raise UserError(f"{run} is no run, since it has no config.yaml; give the directory that run.directory named")
-    config = load_config(run / "config.yaml")
-    tokenizer = load_tokenizer(run / "tokenizer")
+    config = recorded_config(run)
+    folder = _tokenizer_folder(run)
+    tokenizer = load_tokenizer(folder)
     width = shutil.get_terminal_size((120, 0)).columns
     pieces = replay(
         run,
         config.data,
-        run / "tokenizer",
+        folder,
         objective=config.objective,
         seed=config.run.seed,
         step=step,
@@ -44,6 +46,18 @@ def ledger_step(run: Path, step: int) -> Iterator[str]:
             line = f"  {path}:{position}, tokens {first} to {first + len(piece.tokens) - 1}: "
             text = repr(tokenizer.decode(piece.tokens))
             yield line + (text if len(line + text) <= width else text[: max(10, width - len(line) - 4)] + " ...")
+
+
+def _tokenizer_folder(run: Path) -> Path:
+    """The run's tokenizer, or a checkpoint's copy where that is damaged."""
+    copies = [folder / TOKENIZER for folder, _ in own_checkpoints(run)]
+    for folder in (run / "tokenizer", *copies):
+        try:
+            load_tokenizer(folder)
+        except UserError:
+            continue
+        return folder
+    return run / "tokenizer"
 
 
 def ledger_difference(run_a: Path, run_b: Path) -> tuple[bool, str]:

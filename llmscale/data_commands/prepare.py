@@ -46,7 +46,10 @@ def prepare_data(
             merge_only=merge_only,
             watcher=shown,
             roles=roles,
+            begins_from=config.train.init_from,
         )
+        for warning in outcome.warnings:
+            shown.note(warning)
     return outcome.message
 
 

@@ -46,6 +46,8 @@ def evaluate_files(checkpoint: Path, files: tuple[str, ...], batch: int, as_json
         )
         figures = evaluate(lambda part: float(loss(trained.model, part)[0]), documents, batch)
     assert figures is not None
+    for warning in documents.met.warnings(data.bad_record_warning):
+        click.echo(warning, err=True)
     if as_json:
         row = {"checkpoint": str(trained.checkpoint.path), **figures, "dropped": documents.dropped}
         click.echo(json.dumps(strict(row), allow_nan=False))
@@ -60,4 +62,5 @@ def evaluate_files(checkpoint: Path, files: tuple[str, ...], batch: int, as_json
 
 
 def _source(pattern: str) -> SourceConfig:
-    return SourceConfig(kind="jsonl" if pattern.endswith(".jsonl") else "text", paths=[pattern])
+    name = pattern.removesuffix(".gz").removesuffix(".zst")
+    return SourceConfig(kind="jsonl" if name.endswith(".jsonl") else "text", paths=[pattern])

@@ -132,7 +132,8 @@ def _column(rows: list[dict[str, Any]], name: str) -> np.ndarray:
 def _newest_manifest(checkpoints: Path) -> dict[str, Any]:
     for folder in sorted(checkpoints.glob("step-*"), reverse=True):
         manifest = _read_json(folder / "manifest.json")
-        if manifest:
+        # A copy under another number is none of the run's.
+        if manifest and str(manifest.get("step", "")).zfill(8) in (folder.name.removeprefix("step-"), "0" * 8):
             return manifest
     return {}
 

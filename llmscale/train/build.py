@@ -6,7 +6,10 @@ import contextlib
 import json
 import logging
 import os
+import secrets
+import socket
 import sys
+import time
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
@@ -21,6 +24,8 @@ from data_pipeline.readers import by_reason
 from data_pipeline.samples import Met
 from data_pipeline.sources import survey_sources
 from data_pipeline.tokenizer import Tokenizer, load_tokenizer, prepare_tokenizer
+from data_pipeline.tokenizer.conventions import conventions_of, text_frame
+from data_pipeline.tokenizer.inherited import inherited
 from data_pipeline.tokenizer.store import interchangeable
 from data_pipeline.training_samples import open_samples
 from llmscale.checkpoint.model import require_tensors
@@ -39,9 +44,14 @@ from llmscale.parallel import init
 from llmscale.parallel.grid import RankGrid
 from llmscale.parallel.init import Weights
 from llmscale.parallel.shards import Shard
+from llmscale.train.mending import mend_tokenizer
 from llmscale.train.run_directory import RunDirectory
 
 Value = TypeVar("Value")
+
+SHARED_SECONDS = 20.0
+"""How long a file of the run directory may take to be seen from every machine."""
+_SHARED = ".shared-"
 
 
 def set_threads(config: RunConfig, world: World) -> int:
@@ -88,22 +98,32 @@ def together(function: Callable[[], Value]) -> Value:
     return value  # type: ignore[return-value]
 
 
-def open_run(config: RunConfig, run: RunDirectory, stack: contextlib.ExitStack) -> int | None:
+def open_run(
+    config: RunConfig, run: RunDirectory, stack: contextlib.ExitStack, from_scratch: bool = False
+) -> int | None:
     """Claim the run directory for rank 0 until `stack` closes.
+
+    Args:
+        from_scratch: whether a run that has lost its checkpoints may begin at step 0.
 
     Returns:
         The attempt's number on every rank; None when all steps are done already.
     """
 
     def claim() -> int | None:
-        run.require_same_run(config)
+        mended = run.require_same_run(config)
         outcome = run.outcome()
         # With epochs the steps follow from the data, which the identity covers.
         wanted = 0 if config.train.epochs is not None else config.train.steps
         if outcome.get("outcome") == "done" and outcome.get("step", 0) >= wanted:
             return None
+        run.saved = run.known_saved(config)
+        if not run.candidates() and not from_scratch:
+            run.require_checkpoint([])
         stack.enter_context(run.locked())
         run.create(config)
+        for sentence in mended:
+            _warn(sentence)
         return run.begin_attempt()
 
     def claim_or_explain() -> int | None:
@@ -120,10 +140,60 @@ def open_run(config: RunConfig, run: RunDirectory, stack: contextlib.ExitStack) 
     return on_rank_zero(claim_or_explain)
 
 
+def require_shared(run: RunDirectory, world: World, seconds: float = SHARED_SECONDS) -> None:
+    """See to it that all ranks mean the same folder by the run's path: all read there what rank 0 has written.
+
+    Args:
+        seconds: how long a file may take to be seen from another machine.
+
+    Raises:
+        UserError: on every rank: which rank does not see it, and both nodes.
+    """
+    if world.size == 1:
+        return
+    node = socket.gethostname()
+
+    def write() -> tuple[str, str]:
+        for old in run.path.glob(f"{_SHARED}*"):
+            old.unlink(missing_ok=True)
+        # A name that no machine has ever asked for: that it is missing is remembered for a while, on NFS.
+        path = run.path / f"{_SHARED}{secrets.token_hex(8)}"
+        path.touch()
+        return path.name, node
+
+    name, lead = on_rank_zero(write)
+    path = run.path / name
+
+    def read() -> None:
+        end = time.monotonic() + seconds
+        while not path.exists():
+            if time.monotonic() > end:
+                raise UserError(
+                    f"run.directory {run.path} is not shared: rank 0 on {lead} has written {name} there, which on"
+                    f" {node} is not to be seen after {seconds:g} s; name a folder on a file system of all nodes, and"
+                    f" start all ranks in the same working directory"
+                )
+            time.sleep(0.05)
+
+    try:
+        together(read)
+    finally:
+        if world.rank == 0:
+            path.unlink(missing_ok=True)
+
+
 def build_tokenizer(config: RunConfig, run: RunDirectory) -> Tokenizer:
     """The run's own tokenizer: copied or trained by rank 0, loaded by all."""
     roles = required_roles(config.objective, config.data.sequence_length)
     on_rank_zero(lambda: prepare_tokenizer(config.data, run.tokenizer, _tell, roles) and None)
+
+    def prepare() -> None:
+        said = mend_tokenizer(run, config)
+        if said:
+            _warn(said)
+        prepare_tokenizer(config.data, run.tokenizer, roles=roles, begins_from=config.train.init_from)
+
+    on_rank_zero(prepare)
     tokenizer = together(lambda: load_tokenizer(run.tokenizer))
     wanted = config.model.vocab_size
     if wanted is not None and wanted < tokenizer.vocab_size:
@@ -132,8 +202,9 @@ def build_tokenizer(config: RunConfig, run: RunDirectory) -> Tokenizer:
             f" set model.vocab_size={tokenizer.vocab_size} or more, or leave it out"
         )
     for index, prompt in enumerate(config.logging.sample_prompts):
-        needed, room = len(tokenizer.encode(prompt)) + 2, config.model.max_positions
-        if needed == 2 and (config.model.architecture == "encoder_decoder" or config.objective.name == "seq2seq"):
+        length, around = len(tokenizer.encode(prompt)), sum(map(len, text_frame(tokenizer, source=False)))
+        needed, room = length + max(around, 1) + 1, config.model.max_positions
+        if not length and (config.model.architecture == "encoder_decoder" or config.objective.name == "seq2seq"):
             raise UserError(
                 f"logging.sample_prompts.{index} is empty, but a model trained by objective {config.objective.name}"
                 " continues a source text; give one"
@@ -161,6 +232,11 @@ def build_model(
     if continues:
         return model, init.blank
     if config.train.init_from is not None:
+        if inherited(config.train.init_from, tokenizer) != conventions_of(tokenizer):
+            raise UserError(
+                f"{config.run.directory}/tokenizer was made without the conventions (special tokens around texts) of"
+                f" train.init_from {config.train.init_from}; remove that folder, or start a new run"
+            )
         return model, start_from(model, config.train.init_from, tokenizer)
     return model, init.drawn(config.model, config.run.seed)
 
@@ -285,8 +361,12 @@ def build_evaluation(config: RunConfig, run: RunDirectory) -> EvaluationSet | No
 
     def write() -> str:
         written = build_evaluation_set(config.data, run.tokenizer, run.cache, **how)
+        if written.remade:
+            _warn(f"{written.directory} was damaged and has been made again")
         if written.dropped:
             _tell(f"reading the documents to evaluate on dropped or mended: {by_reason(written.dropped)}")
+        for warning in written.met.warnings(config.data.bad_record_warning):
+            _tell(warning)
         return written.directory.name
 
     name = on_rank_zero(write)
@@ -366,6 +446,11 @@ def _tell(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def _warn(sentence: str) -> None:
+    logging.getLogger("llmscale").warning(sentence)
+    _tell(f"warning: {sentence}")
+
+
 def build_writer(config: RunConfig, run: RunDirectory, world: World, attempt: int) -> CheckpointWriter:
     """The checkpoint writer of this rank; rank 0 first clears away what killed attempts left half written."""
     on_rank_zero(lambda: clean(run.checkpoints))
@@ -376,4 +461,5 @@ def build_writer(config: RunConfig, run: RunDirectory, world: World, attempt: in
         attempt=attempt,
         retention=Retention(config.checkpoint.keep, config.checkpoint.keep_every),
         merge_cursors=merge_cursors,
+        on_commit=run.note_saved,
     )

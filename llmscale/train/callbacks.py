@@ -56,8 +56,11 @@ class Callback:
     def on_step(self, trainer: Trainer, result: StepResult) -> None:
         """After each step, on every rank."""
 
+    def on_stop(self, trainer: Trainer) -> None:
+        """After the last step of this attempt, on every rank, also when preempted, and before any `on_end`."""
+
     def on_end(self, trainer: Trainer) -> None:
-        """After the last step of this attempt, on every rank; also when preempted."""
+        """At the end of this attempt, on every rank; also when preempted."""
 
 
 class MetricsLogger(Callback):
@@ -118,12 +121,14 @@ class Evaluator(Callback):
         self._progress = progress
         self._trackers = trackers
         self._interval = interval
+        self._done: dict[str, Any] | None = None
+        """The evaluation of the step that this attempt continues from, where it is in the records."""
 
     def on_start(self, trainer: Trainer) -> None:
         # A preemption signal may have cut the evaluation of the step short that the run continues from.
-        rows = read_records(trainer.run.metrics)
-        done = any(row["step"] == trainer.step and "evaluation" in row for row in rows)
-        if trainer.step and not broadcast_object(done):
+        rows = [row for row in read_records(trainer.run.metrics) if row["step"] == trainer.step]
+        self._done = broadcast_object(next((row["evaluation"] for row in rows if "evaluation" in row), None))
+        if trainer.step and self._done is None:
             self._evaluate_if_due(trainer)
 
     def on_step(self, trainer: Trainer, result: StepResult) -> None:
@@ -134,7 +139,11 @@ class Evaluator(Callback):
             self._evaluate(trainer, trainer.config.evaluation.max_samples)
 
     def on_end(self, trainer: Trainer) -> None:
-        if trainer.finished:
+        if not trainer.finished:
+            return
+        if trainer.step == trainer.resume.step and self._done and None not in self._done.values():
+            trainer.evaluation = self._done  # a start that was ended after it
+        else:
             trainer.evaluation = self._evaluate(trainer, None)
 
     def _evaluate(self, trainer: Trainer, max_samples: int | None) -> dict[str, Any] | None:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from llmscale.checkpoint import Checkpoint, CorruptCheckpoint, find_checkpoints
+from llmscale.checkpoint import Checkpoint, CorruptCheckpoint
+from llmscale.checkpoint.members import Identity, why_stranger
+from llmscale.config import RunConfig, identity
 from llmscale.engine.distributed import broadcast_object, gather_objects
 from llmscale.engine.engine import Engine
+from llmscale.engine.optimizers import adafactor
 from llmscale.parallel.shards import Shard
+from llmscale.train.build import on_rank_zero
 from llmscale.train.run_directory import RunDirectory
 
 
@@ -27,19 +32,25 @@ class Resume:
     seconds: float = 0.0
     """Time that the steps so far took."""
     cursor: dict[str, Any] | None = None
-    damaged: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
     """Why newer checkpoints were passed over, a sentence each."""
 
 
-def find_resume(run: RunDirectory) -> Resume:
-    """The newest checkpoint of the run whose every file has its recorded size and SHA-256.
+def find_resume(run: RunDirectory, config: RunConfig, from_scratch: bool = False) -> Resume:
+    """The newest checkpoint of the run whose every file has its recorded size and SHA-256 and holds finite numbers.
 
     Each rank verifies its share of the files; a checkpoint counts only when all shares are intact.
+
+    Args:
+        from_scratch: begin at step 0 where the run has lost its checkpoints; what there is of it is set aside.
+
+    Raises:
+        UserError: the run has lost its checkpoints.
     """
-    damaged: list[str] = []
-    candidates = broadcast_object(find_checkpoints(run.checkpoints) if dist.get_rank() == 0 else None)
+    skipped: list[str] = []
+    candidates = broadcast_object(run.candidates() if dist.get_rank() == 0 else None)
     for path in candidates:
-        problem = next((found for found in gather_objects(_problem(path)) if found), None)
+        problem = next((found for found in gather_objects(_problem(path, identity(config))) if found), None)
         if problem is None:
             checkpoint = Checkpoint(path)
             state = checkpoint.manifest
@@ -51,24 +62,40 @@ def find_resume(run: RunDirectory) -> Resume:
                 int(state.progress["skipped_steps"]),
                 float(state.progress["seconds"]),
                 checkpoint.cursor(),
-                damaged,
+                skipped,
             )
-        damaged.append(problem)
-    return Resume(damaged=damaged)
+        skipped.append(problem)
+
+    def begin_anew() -> list[str]:
+        if not from_scratch:
+            run.require_checkpoint(skipped)
+        return [f"what there was of {run.path} is now in {run.set_aside()}"] if run.saved else []
+
+    return Resume(skipped=skipped + on_rank_zero(begin_anew))
 
 
-def _problem(path: Any) -> str | None:
+def _problem(path: Path, own: Identity) -> str | None:
     try:
-        Checkpoint(path).verify(share=(dist.get_rank(), dist.get_world_size()))
+        checkpoint = Checkpoint(path)
+        stranger = why_stranger(path, checkpoint.manifest, own)
+        if stranger is None:
+            checkpoint.verify(share=(dist.get_rank(), dist.get_world_size()))
     except CorruptCheckpoint as error:
         return str(error)
-    return None
+    return stranger
 
 
 def restore(engine: Engine, checkpoint: Checkpoint) -> None:
     """Load weights and optimizer state into the engine, whatever layout wrote them."""
 
     def read(name: str, kind: str, part: Shard, start: int, end: int) -> torch.Tensor:
+        stored = checkpoint.kinds(name)
+        if kind == adafactor.WHOLE and kind not in stored and adafactor.ROWS in stored:
+            # Until version 0.1 the biases of experts, a stack, were kept as if they were a matrix.
+            rows, columns = (checkpoint.full(name, statistic) for statistic in (adafactor.ROWS, adafactor.COLUMNS))
+            whole = adafactor.second_moments(rows, columns)
+            own = whole[tuple(slice(low, low + size) for low, size in zip(part.offsets, part.sizes, strict=True))]
+            return own.reshape(-1)[start:end]
         return checkpoint.read(name, kind, part.offsets, part.sizes, start, end, shape=part.shape)
 
     engine.load_state(read, checkpoint.manifest.optimizer)

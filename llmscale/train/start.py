@@ -8,12 +8,13 @@ import sys
 
 import torch
 
-from data_pipeline.errors import UserError
+from data_pipeline.errors import UserError, first_line
 from data_pipeline.ledger import LedgerWriter
 from data_pipeline.records import RecordWriter
+from llmscale.checkpoint import CheckpointError
 from llmscale.config import RunConfig, flatten
 from llmscale.engine.allocator import keep_large_blocks
-from llmscale.engine.distributed import World, join, leave, named_losses, read_world, refuse
+from llmscale.engine.distributed import LostRankError, World, join, leave, named_losses, on_stuck, read_world, refuse
 from llmscale.engine.engine import accumulation
 from llmscale.engine.pipeline import make_engine
 from llmscale.legality import require_legal
@@ -22,19 +23,23 @@ from llmscale.parallel.grid import AXES, RankGrid
 from llmscale.train import build
 from llmscale.train.callbacks import Checkpointer, Evaluator, MetricsLogger
 from llmscale.train.data_report import DataReporter
-from llmscale.train.divergence import DivergenceWatch
+from llmscale.train.divergence import DivergedError, DivergenceWatch
 from llmscale.train.finish import finish
+from llmscale.train.lost_rank import LossReport
 from llmscale.train.profiling import Profiler
 from llmscale.train.progress import Progress
 from llmscale.train.resume import find_resume, restore
 from llmscale.train.run_directory import RunDirectory
-from llmscale.train.signals import PREEMPTED, PreemptionFlag
+from llmscale.train.signals import PREEMPTED, Phase, PreemptionFlag
 from llmscale.train.trackers import start_trackers
 from llmscale.train.trainer import Trainer
 
 
-def train(config: RunConfig, flag: PreemptionFlag) -> int:
+def train(config: RunConfig, flag: PreemptionFlag, from_scratch: bool = False) -> int:
     """Train on this rank until done, or until `flag` is raised on any; returns the exit code.
+
+    Args:
+        from_scratch: whether a run that has lost its checkpoints may begin at step 0.
 
     Raises:
         UserError: the config, the files or the machine cannot serve the run. Nothing that a run had is changed.
@@ -50,37 +55,65 @@ def train(config: RunConfig, flag: PreemptionFlag) -> int:
             keep_large_blocks()
         threads = build.set_threads(config, world)
         join(world, settings=dict(flatten(config.model_dump(mode="json"))))
-        stack.callback(leave)
+        stack.push(_leave)
         flag.expect_no_step(others=world.size > 1)
-        attempt = build.open_run(config, run, stack)
+        attempt = build.open_run(config, run, stack, from_scratch)
         if attempt is None:
             _say(world, f"{run.path} is finished: all {run.outcome()['step']} steps are done, see {run.summary_file}")
             return 0
+
+        def preempted() -> None:
+            if world.rank == 0:
+                run.record_outcome("preempted", attempt=attempt, step=run.saved)
+
+        if world.size == 1 and flag.raised:
+            preempted()
+            return PREEMPTED
+        flag.last_words = preempted
         _log_to_file(run, world)
         trainer = None
+        losses = LossReport(run, world, attempt, flag)
+        on_stuck(losses.on_stuck)
         try:
-            trainer = assemble(config, run, world, attempt, flag, stack)
-            _announce(trainer, threads)
-            _run(trainer, stack)
-            return _conclude(trainer)
+            with named_losses():
+                build.require_shared(run, world)
+                trainer = losses.trainer = assemble(config, run, world, attempt, flag, stack, from_scratch)
+                _announce(trainer, threads)
+                _run(trainer, stack)
+                return _conclude(trainer)
         except BaseException as error:
-            unsaved = trainer is None or trainer.step == trainer.resume.step
-            if flag.raised and unsaved and isinstance(error, RuntimeError):
-                return PREEMPTED  # it lost a rank that the same signal ended at once
-            if world.rank == 0:
+            flag.enter(Phase.OVER)
+            lost = isinstance(error, RuntimeError) and not isinstance(error, (CheckpointError, DivergedError))
+            if losses.excused and lost:  # a rank that the same signal ended at once
+                with contextlib.suppress(OSError):
+                    preempted()
+                return PREEMPTED
+            if isinstance(error, LostRankError):
+                losses.tell(error)
+            elif world.rank == 0:
                 with contextlib.suppress(OSError):
                     run.record_outcome("failed", attempt=attempt, reason=f"{type(error).__name__}: {error}")
             raise
 
 
+def _leave(kind: object, error: BaseException | None, trace: object) -> None:
+    leave("" if error is None else f"{type(error).__name__}: {first_line(error)}")
+
+
 def assemble(
-    config: RunConfig, run: RunDirectory, world: World, attempt: int, flag: PreemptionFlag, stack: contextlib.ExitStack
+    config: RunConfig,
+    run: RunDirectory,
+    world: World,
+    attempt: int,
+    flag: PreemptionFlag,
+    stack: contextlib.ExitStack,
+    from_scratch: bool = False,
 ) -> Trainer:
     """Everything a run needs, continued from its newest intact checkpoint; `stack` closes what needs closing."""
     grid = build.build_grid(config, world)
     tokenizer = build.build_tokenizer(config, run)
     evaluation_set = build.build_evaluation(config, run)
-    resume = find_resume(run)
+    resume = find_resume(run, config, from_scratch)
     loader = build.build_loader(config, run, grid, resume.samples, resume.cursor, world.device)
     stack.callback(loader.close)
     config = build.with_steps(config, loader)
@@ -123,9 +156,12 @@ def _conclude(trainer: Trainer) -> int:
     if trainer.preempted:
         if world.rank == 0:
             run.record_outcome("preempted", attempt=trainer.attempt, step=trainer.step)
+        trainer.flag.enter(Phase.OVER)
         _say(world, f"saved step {trainer.step} after a preemption signal; the same command continues from there")
         return PREEMPTED
+    trainer.flag.enter(Phase.SAVED)
     build.on_rank_zero(lambda: finish(trainer))
+    trainer.flag.enter(Phase.OVER)
     if world.rank == 0:
         run.record_outcome("done", attempt=trainer.attempt, step=trainer.step)
     return 0
@@ -133,8 +169,8 @@ def _conclude(trainer: Trainer) -> int:
 
 def _announce(trainer: Trainer, threads: int) -> None:
     config, resume = trainer.config, trainer.resume
-    for reason in resume.damaged:
-        _say(trainer.world, f"warning: passed over a damaged checkpoint: {reason}")
+    for reason in resume.skipped:
+        _say(trainer.world, f"warning: skipping checkpoint: {reason}")
     where = f"continuing at step {resume.step}" if resume.checkpoint else "starting"
     micro, accumulated = accumulation(config, trainer.grid.data)
     _say(

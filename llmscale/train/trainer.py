@@ -23,7 +23,7 @@ from llmscale.train.batch_size import batch_at
 from llmscale.train.callbacks import Callback, StepResult
 from llmscale.train.resume import Resume
 from llmscale.train.run_directory import RunDirectory
-from llmscale.train.signals import PreemptionFlag
+from llmscale.train.signals import Phase, PreemptionFlag
 
 
 class Trainer:
@@ -84,8 +84,13 @@ class Trainer:
             result = self.one_step()
             for callback in callbacks:
                 callback.on_step(self, result)
+        for callback in callbacks:
+            callback.on_stop(self)
+        self.flag.enter(Phase.SAVING)
         for callback in reversed(callbacks):
             callback.on_end(self)
+        # A signal that came while the last step was saved: what is left to do can take long.
+        self.preempted = self.preempted or all_reduce_sum([float(self.flag.poll())])[0] > 0
 
     def one_step(self) -> StepResult:
         """Take the samples of the next step, train on them, and record it; collective."""
@@ -109,6 +114,7 @@ class Trainer:
         self.samples += global_batch
         self.tokens += int(targets)
         self.skipped_steps += skipped
+        self.flag.stepped()
         self._record_ledger(ledger_sum, global_batch)
         step_seconds = time.perf_counter() - started
         self.seconds += step_seconds
@@ -145,6 +151,8 @@ class Trainer:
 
     def evaluate(self, max_samples: int | None) -> dict[str, Any] | None:
         """Held-out figures over all ranks; None when a preemption signal came first, which ends the training too."""
+        if self.finished:
+            self.flag.enter(Phase.TRAINING)  # the last step is saved, so that a second signal may end this
         assert self.evaluation_set is not None
         figures = evaluate(
             self.engine.loss,

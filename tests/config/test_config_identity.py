@@ -61,6 +61,7 @@ IDENTITY: dict[str, Any] = {
     "data.sources.document": "line",
     "data.sources.delimiter": "==",
     "data.sources.quote": "",
+    "data.sources.encoding": "gb18030",
     "data.sources.target_field": "summary",
     "data.sources.label": "a",
     "data.sources.weight": 7.0,

@@ -1,11 +1,15 @@
 """The command line in a process of its own that does not have to import torch and DeepSpeed again."""
 
+import contextlib
+import io
 import multiprocessing
 import os
 import resource
 import signal
 import sys
 import tempfile
+import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,14 +31,20 @@ class Command:
     """`llmscale` with some arguments, started."""
 
     def __init__(
-        self, *arguments: object, cwd: Path, largest_file: int = resource.RLIM_INFINITY, **environment: object
+        self,
+        *arguments: object,
+        cwd: Path,
+        largest_file: int = resource.RLIM_INFINITY,
+        prepare: Callable[[], object] | None = None,
+        **environment: object,
     ) -> None:
-        """`largest_file`: bytes beyond which a write fails; `environment`: variables to set."""
+        """`largest_file`: bytes beyond which a write fails; `prepare`: called in the process before the command;
+        `environment`: variables to set."""
         self._output = [tempfile.NamedTemporaryFile() for _ in range(2)]  # noqa: SIM115
         names = [file.name for file in self._output]
         settings = {"DS_ACCELERATOR": "cpu", **environment}
         self.process = _context.Process(
-            target=_main, args=([*map(str, arguments)], str(cwd), names, settings, largest_file)
+            target=_main, args=([*map(str, arguments)], str(cwd), names, settings, largest_file, prepare)
         )
         self.process.start()
 
@@ -54,7 +64,48 @@ def run(*arguments: object, cwd: Path, **settings: Any) -> Finished:
     return Command(*arguments, cwd=cwd, **settings).finish()
 
 
-def _main(arguments: list[str], folder: str, output: list[str], environment: dict[str, Any], largest_file: int) -> None:
+def run_many(commands: list[tuple[object, ...]], cwd: Path, timeout: float = 300) -> list[Finished]:
+    """Run several commands one after the other in one process, which takes a tenth of the time of a process each."""
+    receiver, sender = _context.Pipe(duplex=False)
+    process = _context.Process(target=_many, args=([[*map(str, each)] for each in commands], str(cwd), sender))
+    process.start()
+    sender.close()
+    try:
+        assert receiver.poll(timeout), f"still running after {timeout} s"
+        return receiver.recv()
+    finally:
+        process.kill()
+        process.join()
+
+
+def _many(commands: list[list[str]], folder: str, sender: Any) -> None:
+    os.chdir(folder)
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    from llmscale.cli import cli
+
+    done = []
+    for arguments in commands:
+        streams = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(streams[0]), contextlib.redirect_stderr(streams[1]):
+            try:
+                code = cli.main(arguments, prog_name="llmscale", standalone_mode=False) or 0
+            except SystemExit as error:
+                code = error.code
+            except Exception:
+                traceback.print_exc()
+                code = 1
+        done.append(Finished(code, *(stream.getvalue() for stream in streams)))
+    sender.send(done)
+
+
+def _main(
+    arguments: list[str],
+    folder: str,
+    output: list[str],
+    environment: dict[str, Any],
+    largest_file: int,
+    prepare: Callable[[], object] | None,
+) -> None:
     os.chdir(folder)
     os.environ.update({name: str(value) for name, value in environment.items()})
     for number, path in enumerate(output, start=1):
@@ -63,6 +114,8 @@ def _main(arguments: list[str], folder: str, output: list[str], environment: dic
     # As at a terminal; tests that a shell started in the background inherit that it is ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.argv[1:] = arguments
+    if prepare is not None:
+        prepare()
     from llmscale.cli import main
 
     main()

@@ -50,17 +50,20 @@ def test_a_run_that_learns_nothing_ends(folder: Path, dtype: str) -> None:
     assert (report.returncode, report.stderr) == (0, "")
 
 
-def test_a_short_one_is_done_with_a_warning(folder: Path) -> None:
+def test_a_short_one_is_not_done(folder: Path) -> None:
     done = run("train", "config.yaml", *DIVERGES, "train.steps=8", *EVALUATED, cwd=folder)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 1, done.stderr
     assert done.stderr.count(WARNING) == 1
     assert "step 4: held-out loss nan, perplexity nan, nan bits per byte" in done.stderr
-    summary = strictly((folder / "run/summary.json").read_text())
-    assert summary["skipped_steps"] == 7
-    assert summary["loss"] is summary["evaluation"]["loss"] is summary["evaluation"]["perplexity"] is None
+    assert done.stderr.splitlines()[-1] == (
+        "llmscale: step 8 was the last one, but nothing was learned from step 2 on, since the gradient has not been"
+        f" finite, so that it is not saved and the run is not done; {SAID.partition(' on; ')[2]}"
+    )
+    assert json.loads((folder / "run/outcome.json").read_text())["outcome"] == "failed"
+    assert [path.name for path in (folder / "run/checkpoints").glob("step-*")] == ["step-00000001"]
+    assert not (folder / "run/summary.json").exists()
     report = run("report", "run", cwd=folder)
     assert (report.returncode, report.stderr) == (0, "")
-    assert "not finite" in (folder / "run/report/report.html").read_text()
     assert "nan" not in (folder / "run/report/report.html").read_text().partition("</style>")[2].partition("<h2>Set")[0]
     assert json.loads(run("eval", "run", "--data", "text-0.txt", "--json", cwd=folder).stdout)["loss"] is None
 
