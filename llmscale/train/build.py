@@ -185,13 +185,12 @@ def require_shared(run: RunDirectory, world: World, seconds: float = SHARED_SECO
 def build_tokenizer(config: RunConfig, run: RunDirectory) -> Tokenizer:
     """The run's own tokenizer: copied or trained by rank 0, loaded by all."""
     roles = required_roles(config.objective, config.data.sequence_length)
-    on_rank_zero(lambda: prepare_tokenizer(config.data, run.tokenizer, _tell, roles) and None)
 
     def prepare() -> None:
         said = mend_tokenizer(run, config)
         if said:
             _warn(said)
-        prepare_tokenizer(config.data, run.tokenizer, roles=roles, begins_from=config.train.init_from)
+        prepare_tokenizer(config.data, run.tokenizer, _tell, roles, config.train.init_from)
 
     on_rank_zero(prepare)
     tokenizer = together(lambda: load_tokenizer(run.tokenizer))
