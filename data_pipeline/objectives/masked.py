@@ -31,7 +31,7 @@ class Masked(Objective):
         special[list(tokenizer.special.values())] = True
         self._special = special
         self._ordinary = np.flatnonzero(~special).astype(np.int32)
-        self._word_starts = tokenizer.word_starts
+        self._begin_words = tokenizer.begin_words
         self._changed_share = config.mask_share + config.random_share
 
     @property
@@ -135,7 +135,7 @@ class Masked(Objective):
 
     def _words(self, row: np.ndarray, text: np.ndarray, count: int, k: int) -> np.ndarray:
         """Whole words in random order, passing over those that would exceed `count` tokens; at least one word."""
-        starts = self._word_starts[row[text]]
+        starts = self._begin_words(row[text])
         # What follows a special token begins a word too, whatever piece it is.
         starts[0] = True
         starts[1:] |= np.diff(text) > 1

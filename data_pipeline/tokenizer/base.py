@@ -15,9 +15,14 @@ import numpy as np
 from data_pipeline.errors import UserError
 from data_pipeline.tokenizer.conventions import Conventions
 from data_pipeline.tokenizer.roles import role_text
+from data_pipeline.tokenizer.words import Words
 
 META_FILE = "meta.json"
-"""Beside a tokenizer's own files: its kind, roles and digest."""
+"""Beside a tokenizer's own files: its kind, roles, rules and digest."""
+RULES = 2
+"""Rules of new tokenizers. A saved one keeps those it was made with, so that runs that exist see the same samples.
+1: words begin as `words.begins_word` says, and a SentencePiece model that puts a space before a text puts one behind
+each U+2581 too. 2: words begin as `words.edges_of` says, and U+2581 is a character like any other."""
 
 
 class Tokenizer(Protocol):
@@ -37,9 +42,9 @@ class Tokenizer(Protocol):
     digest: str
     """SHA-256 of all that decides what `encode` gives and which roles there are."""
 
-    @property
-    def word_starts(self) -> np.ndarray:
-        """(vocab_size,) bool: tokens that begin a new word, for masking whole words; see `words.begins_word`."""
+    def begin_words(self, ids: np.ndarray) -> np.ndarray:
+        """(T,) bool: which of (T,) token ids that follow each other begin a word; see `words.edges_of`. The first may
+        go on with a word that is not there."""
         ...
 
     def encode(self, text: str) -> list[int]:
@@ -101,9 +106,14 @@ class StoredTokenizer(ABC):
         self.options = dict(options or {})
         self.trained: dict[str, object] | None = None
         """The `data.tokenizer.train` settings it was trained with, if it was."""
+        self.rules = RULES
+        """The version of its rules."""
+        self.notes: list[str] = []
+        """Sentences for those who take the tokenizer: what it cannot do."""
         self.conventions: Conventions | None = None
         """Those of the model that it was imported with; None: this project's own."""
         self._own_size = size
+        self._own_unknown = special.get("unk")
         self.assign_roles(special)
 
     def assign_roles(self, special: Mapping[str, int], appended: Sequence[str] = ()) -> None:
@@ -120,19 +130,20 @@ class StoredTokenizer(ABC):
         self.special = {**special, **{role: self._own_size + i for i, role in enumerate(self.appended)}}
         self.vocab_size = self._own_size + len(self.appended)
         self._silent = set(self.special.values())
-        self.__dict__.pop("word_starts", None)
+        self.__dict__.pop("_words", None)
         self._spelled = self._find_spelled()
         self._watched = np.zeros(self.vocab_size, dtype=bool)
         self._watched[list(self._spelled)] = True
         self.digest = self._digest()
 
-    @cached_property
-    def word_starts(self) -> np.ndarray:
+    def begin_words(self, ids: np.ndarray) -> np.ndarray:
         """As in `Tokenizer`."""
-        starts = np.ones(self.vocab_size, dtype=bool)
-        for token in range(self._own_size):
-            starts[token] = token in self._silent or self._begins_word(token)
-        return starts
+        return self._words.begin(ids)
+
+    @cached_property
+    def _words(self) -> Words:
+        texts = [self._bytes_of(token) if token not in self._silent else True for token in range(self._own_size)]
+        return Words([*texts, *[True] * len(self.appended)], alone=self.rules == 1)
 
     def encode(self, text: str) -> list[int]:
         """As in `Tokenizer`."""
@@ -175,6 +186,7 @@ class StoredTokenizer(ABC):
             "appended": self.appended,
             "options": self.options,
             "trained": self.trained,
+            "rules": self.rules,
             "digest": self.digest,
         }
         if self.conventions is not None:
@@ -193,7 +205,9 @@ class StoredTokenizer(ABC):
     def _own_text(self, token: int) -> str: ...
 
     @abstractmethod
-    def _begins_word(self, token: int) -> bool: ...
+    def _bytes_of(self, token: int) -> bytes | bool:
+        """The UTF-8 bytes that a token stands for; where it is no text, or the vocabulary marks the beginnings of
+        words, whether it begins one."""
 
     @abstractmethod
     def _spell(self, text: str) -> list[int]:
@@ -210,7 +224,10 @@ class StoredTokenizer(ABC):
         SentencePiece does so with user-defined symbols.
         """
         roles = {token: role for role, token in self.special.items()}
-        watched = sorted(self._special_tokens() - {self.special.get("unk")})
+        unknown = {self.special.get("unk")}
+        if self._own_unknown not in (self.special.get("bos"), self.special.get("eos")):
+            unknown.add(self._own_unknown)  # named as the pad token too, for example
+        watched = sorted(self._special_tokens() - unknown)
         texts = {token: self._own_text(token) for token in watched}
         found: dict[int, np.ndarray] = {}
         for token, text in texts.items():

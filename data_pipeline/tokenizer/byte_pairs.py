@@ -14,8 +14,9 @@ what t alone comes to before the last step. Hence tiktoken makes a token of the 
 
 from __future__ import annotations
 
+import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Container
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,14 @@ NEVER = "<|never|>"
 """tiktoken wants a special token. Text that spells it out stays text."""
 TEXT_BYTES = {*range(0xC0), *range(0xC2, 0xF5)}
 """The bytes that UTF-8 has: some vocabularies lack the others."""
+SPARED_BYTES = {byte: chr(byte) for byte in (*range(9), 0x0B, 0x0C, *range(0x0E, 0x20), 0x7F)} | {
+    0xF1: "\U00040000-\U0007ffff",
+    0xF2: "\U00080000-\U000bffff",
+    0xF3: "\U000c0000-\U000fffff",
+    0xF4: "\U00100000-\U0010ffff",
+}
+"""Bytes that some vocabularies lack because hardly a text has them, each with the characters that it occurs in: control
+characters, and the first byte of characters that are not assigned, of private use, or only select a form of others."""
 
 Encode = Callable[[str], np.ndarray]
 """A text to its int32 tokens."""
@@ -46,9 +55,25 @@ def byte_characters() -> dict[int, str]:
     return {byte: chr(byte) for byte in visible} | {byte: chr(0x100 + i) for i, byte in enumerate(hidden)}
 
 
-def fast_encoder(backend: tokenizers.Tokenizer) -> Encode | None:
+def without_bytes(spared: Collection[int]) -> Callable[[str], bool]:
+    """Whether none of these `SPARED_BYTES` is in the UTF-8 of a text."""
+    find = re.compile(f"[{''.join(SPARED_BYTES[byte] for byte in spared)}]").search
+    return lambda text: find(text) is None
+
+
+def lacking_bytes(vocabulary: Container[str]) -> list[int]:
+    """The bytes of UTF-8 that a byte-level vocabulary has no token for."""
+    written = byte_characters()
+    return [byte for byte in sorted(TEXT_BYTES) if written[byte] not in vocabulary]
+
+
+def fast_encoder(backend: tokenizers.Tokenizer, spared: Collection[int] = ()) -> Encode | None:
     """What gives the tokens that `backend` gives, which takes special tokens in a text for text; None where tiktoken
-    may give others."""
+    may give others.
+
+    Args:
+        spared: bytes that occur in no text that it will be given.
+    """
     from tokenizers.models import BPE
 
     if not isinstance(backend.model, BPE):
@@ -64,7 +89,7 @@ def fast_encoder(backend: tokenizers.Tokenizer) -> Encode | None:
         or not matched_as_they_are(added, normalizer)
     ):
         return None
-    ranks = _ranks(backend, model)
+    ranks = _ranks(backend, model, spared)
     if ranks is None:
         return None
     # As in the library: those that are matched in the text as it is, then normalisation, then the others.
@@ -111,13 +136,13 @@ def _composing(normalizer: tokenizers.normalizers.Normalizer, encode: Encode) ->
     return lambda text: encode(composed(text))
 
 
-def _ranks(backend: tokenizers.Tokenizer, model: dict[str, Any]) -> dict[str, int] | None:
+def _ranks(backend: tokenizers.Tokenizer, model: dict[str, Any], spared: Collection[int]) -> dict[str, int] | None:
     """Ids by the spelling of tokens, in the order in which tiktoken has to prefer them. None where it may not come to
     what the merges come to."""
     vocabulary: dict[str, int] = model["vocab"]
-    written = byte_characters()
-    if not {written[byte] for byte in TEXT_BYTES} <= vocabulary.keys():
+    if set(lacking_bytes(vocabulary)) - set(spared):
         return None
+    written = byte_characters()
     letters = written.values() & vocabulary.keys()
     tokens = {letter: vocabulary[letter] for letter in sorted(letters, key=vocabulary.__getitem__)}
     last = ""

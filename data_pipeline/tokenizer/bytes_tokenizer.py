@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from data_pipeline.tokenizer.base import StoredTokenizer
-from data_pipeline.tokenizer.words import begins_word
 
 FIRST = 3
 """Token of byte 0."""
@@ -31,8 +30,8 @@ class BytesTokenizer(StoredTokenizer):
     def _own_text(self, token: int) -> str:
         return ("<pad>", "<s>", "</s>")[token] if token < FIRST else f"<0x{token - FIRST:02X}>"
 
-    def _begins_word(self, token: int) -> bool:
-        return begins_word(bytes([token - FIRST]))
+    def _bytes_of(self, token: int) -> bytes | bool:
+        return bytes([token - FIRST])
 
     def _spell(self, text: str) -> list[int]:
         return [byte + FIRST for byte in text.encode()]

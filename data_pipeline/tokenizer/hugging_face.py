@@ -12,10 +12,16 @@ import numpy as np
 
 from data_pipeline.errors import UserError
 from data_pipeline.tokenizer.base import StoredTokenizer
-from data_pipeline.tokenizer.byte_pairs import TEXT_BYTES, byte_characters, fast_encoder
+from data_pipeline.tokenizer.byte_pairs import (
+    SPARED_BYTES,
+    Encode,
+    byte_characters,
+    fast_encoder,
+    lacking_bytes,
+    without_bytes,
+)
 from data_pipeline.tokenizer.roles import known_roles
 from data_pipeline.tokenizer.vocabulary_files import read_json, read_merges, read_vocabulary, read_wordpieces
-from data_pipeline.tokenizer.words import begins_word
 
 if TYPE_CHECKING:
     import tokenizers
@@ -65,8 +71,15 @@ class LibraryTokenizer(StoredTokenizer):
         self._continuation = continuation
         self._bytes = {character: byte for byte, character in byte_characters().items()} if byte_level else None
         size = max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
-        self._require_complete(name)
+        lacking = self._require_complete(name)
         super().__init__(files, name, size, self._own_roles(), options)
+        if lacking:
+            fate = "is left out" if self._unknown is None else f"becomes {self._unknown}"
+            self.notes = [
+                f"{name} has no token for {len(lacking)} of the bytes of UTF-8"
+                f" ({' '.join(f'0x{byte:02X}' for byte in lacking)}): one in a text {fate}, as the tokenizers library"
+                f" does it"
+            ]
 
     def token_id(self, text: str) -> int | None:
         return self._backend.token_to_id(text)
@@ -82,23 +95,47 @@ class LibraryTokenizer(StoredTokenizer):
         if hasattr(backend.model, "_resize_cache"):
             backend.model._resize_cache(CACHED_WORDS)
         self._backend = backend
-        self._fast = fast_encoder(backend)
+        self._fast = self._fast_encoder()
         self._added = backend.get_added_tokens_decoder()
 
-    def _require_complete(self, name: str) -> None:
+    def _fast_encoder(self) -> Encode | None:
+        """tiktoken's, where that gives what the library gives; the library itself for texts with bytes that are no
+        tokens."""
+        fast = fast_encoder(self._backend, SPARED_BYTES)
+        lacking = [] if fast is None else lacking_bytes(self._backend.get_vocab(with_added_tokens=False))
+        if fast is None or not lacking:
+            return fast
+        lacks_none = without_bytes(lacking)
+        return lambda text: fast(text) if lacks_none(text) else self._by_library([text])[0]
+
+    def _require_complete(self, name: str) -> list[int]:
+        """Refuse a vocabulary that loses letters, digits, punctuation or white space; returns the bytes that it lacks
+        where it is of bytes."""
         fix = "give a tokenizer with an unknown token or with all bytes"
         try:
             lost = not self._encode([RARE_LETTER])[0].size
+            self._encode([characters[0] for characters in SPARED_BYTES.values()])
         except Exception as error:  # the library has none of its own
             raise UserError(f"{name} cannot encode every text ({error}); {fix}") from None
-        if self._bytes is not None and getattr(self._backend.model, "unk_token", None) is None:
-            lost = any(byte in TEXT_BYTES and self.token_id(c) is None for c, byte in self._bytes.items())
+        model = self._backend.get_vocab(with_added_tokens=False)
+        lacking = lacking_bytes(model) if self._bytes is not None else []
+        if self._bytes is not None and self._unknown is None:
+            lost = not SPARED_BYTES.keys() >= set(lacking)
         if lost:
             raise UserError(f"{name} drops characters that are not in its vocabulary without a trace; {fix}")
+        return lacking
+
+    @property
+    def _unknown(self) -> str | None:
+        """The model's own unknown token."""
+        return getattr(self._backend.model, "unk_token", None)
 
     def _encode(self, texts: list[str]) -> list[np.ndarray]:
         if self._fast is not None:
             return [self._fast(text) for text in texts]
+        return self._by_library(texts)
+
+    def _by_library(self, texts: list[str]) -> list[np.ndarray]:
         encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
         return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
 
@@ -111,17 +148,17 @@ class LibraryTokenizer(StoredTokenizer):
     def _special_tokens(self) -> set[int]:
         return super()._special_tokens() | {token for token, added in self._added.items() if added.special}
 
-    def _begins_word(self, token: int) -> bool:
+    def _bytes_of(self, token: int) -> bytes | bool:
         text = self._own_text(token)
         if self._continuation is not None:
             return not text.startswith(self._continuation)
         if token in self._added:
-            return self._added[token].special or begins_word(text.encode())
+            return self._added[token].special or text.encode()
         if self._bytes is not None and all(character in self._bytes for character in text):
-            return begins_word(bytes(self._bytes[character] for character in text))
+            return bytes(self._bytes[character] for character in text)
         if len(text) == 6 and text.startswith("<0x"):
-            return begins_word(bytes([int(text[1:-1], 16)]))
-        return begins_word(text.replace("\u2581", " ").encode())
+            return bytes([int(text[1:-1], 16)])
+        return text.replace("\u2581", " ").encode()
 
     def _spell(self, text: str) -> list[int]:
         written = byte_characters()

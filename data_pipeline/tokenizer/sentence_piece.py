@@ -10,7 +10,6 @@ import numpy as np
 from data_pipeline.errors import UserError
 from data_pipeline.tokenizer.base import StoredTokenizer
 from data_pipeline.tokenizer.roles import known_roles
-from data_pipeline.tokenizer.words import begins_word
 
 if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor
@@ -18,6 +17,9 @@ if TYPE_CHECKING:
 MODEL_FILE = "tokenizer.model"
 SPACE_MARK = "\u2581"
 """What SentencePiece writes for a space, so it cannot tell the two apart in a text."""
+STAND_INS = "".join(map(chr, (*range(0xFDD0, 0xFDF0), *range(0xE000, 0xF900))))
+"""Characters that no text should have (Unicode Standard, section 23.7), then those of private use. Each has three bytes
+in UTF-8, as the space mark."""
 
 
 class SentencePieceTokenizer(StoredTokenizer):
@@ -45,6 +47,7 @@ class SentencePieceTokenizer(StoredTokenizer):
         special |= {role: token for role, token in declared.items() if token >= 0}
         special["unk"] = processor.unk_id()
         self._mark = self._space_mark_bytes()
+        self._prefixed = processor.encode("a", out_type=str)[0].startswith(SPACE_MARK)
         super().__init__({MODEL_FILE: model}, name, len(self._pieces), special)
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
@@ -70,11 +73,11 @@ class SentencePieceTokenizer(StoredTokenizer):
     def _own_text(self, token: int) -> str:
         return self._pieces[token]
 
-    def _begins_word(self, token: int) -> bool:
+    def _bytes_of(self, token: int) -> bytes | bool:
         piece = self._own_text(token)
         if self._processor.is_byte(token):
-            return begins_word(bytes([int(piece[1:-1], 16)]))
-        return self._processor.is_control(token) or begins_word(piece.replace(SPACE_MARK, " ").encode())
+            return bytes([int(piece[1:-1], 16)])
+        return self._processor.is_control(token) or piece.replace(SPACE_MARK, " ").encode()
 
     def _spell(self, text: str) -> list[int]:
         return [token for character in text for token in self._spell_character(character)]
@@ -89,8 +92,27 @@ class SentencePieceTokenizer(StoredTokenizer):
     def _encode_marked(self, text: str) -> np.ndarray:
         """A text with the space mark in it: the mark goes in as its three UTF-8 bytes, which decode to itself."""
         assert self._mark is not None
+        if self.rules > 1 and self._prefixed and (found := self._encode_in_disguise(text)) is not None:
+            return found
         first, *rest = super().encode_batch(text.split(SPACE_MARK))
         return np.concatenate([first, *(part for piece in rest for part in (self._mark, piece))])
+
+    def _encode_in_disguise(self, text: str) -> np.ndarray | None:
+        """What the library gives for a text with another character, unknown to the model, in place of the mark, but
+        that character's bytes: for pieces of the text by themselves it would put a space in front of each. None where
+        there is no such character."""
+        stand_in = next((character for character in STAND_INS if character not in text), None)
+        if stand_in is None:
+            return None
+        (ids,) = super().encode_batch([text.replace(SPACE_MARK, stand_in)])
+        ids = ids.copy()
+        bytes_of_it = [self.token_id(f"<0x{byte:02X}>") for byte in stand_in.encode()]
+        windows = np.lib.stride_tricks.sliding_window_view(ids, 3) if len(ids) > 2 else np.empty((0, 3), np.int32)
+        places = np.flatnonzero((windows == bytes_of_it).all(axis=1))
+        if len(places) != text.count(SPACE_MARK):
+            return None
+        ids[places[:, None] + np.arange(3)] = self._mark
+        return ids
 
     def _space_mark_bytes(self) -> np.ndarray | None:
         """Byte tokens of the space mark; None for models that change the text anyway (normalisation, prefix)."""

@@ -14,7 +14,7 @@ from typing import Any
 from data_pipeline.config import DataConfig, TokenizerConfig
 from data_pipeline.errors import FULL, UserError, writing
 from data_pipeline.first_bytes import LOOKED_AT, require_contents
-from data_pipeline.tokenizer.base import META_FILE, StoredTokenizer, Tokenizer
+from data_pipeline.tokenizer.base import META_FILE, RULES, StoredTokenizer, Tokenizer
 from data_pipeline.tokenizer.bytes_tokenizer import BytesTokenizer
 from data_pipeline.tokenizer.conventions import Conventions
 from data_pipeline.tokenizer.hugging_face import (
@@ -27,6 +27,7 @@ from data_pipeline.tokenizer.hugging_face import (
     WordPieceTokenizer,
 )
 from data_pipeline.tokenizer.inherited import inherit
+from data_pipeline.tokenizer.recognition import what_it_is
 from data_pipeline.tokenizer.roles import appending_order
 from data_pipeline.tokenizer.sentence_piece import MODEL_FILE, SentencePieceTokenizer
 from data_pipeline.tokenizer.training import train_sentencepiece
@@ -64,7 +65,7 @@ def open_tokenizer(settings: TokenizerConfig) -> StoredTokenizer:
     """
     given = _read_given(settings)
     assert given is not None, "a tokenizer that is to be trained has no files yet"
-    return _open(settings.kind, given, settings.path or settings.kind, settings.lower_case)
+    return _open_given(settings, given)
 
 
 def prepare_tokenizer(
@@ -95,13 +96,15 @@ def prepare_tokenizer(
     given = _read_given(settings)
     if _read_meta(directory) is None:
         if given is not None:
-            made = _open(settings.kind, given, settings.path or settings.kind, settings.lower_case)
+            made = _open_given(settings, given)
         else:
             if progress is not None:
                 progress(f"training a {settings.train.model} tokenizer of {settings.train.vocab_size} tokens")
             made = SentencePieceTokenizer(train_sentencepiece(config), "the trained tokenizer")
             made.trained = settings.train.model_dump()
         _give_roles(made, settings, roles)
+        for note in made.notes if progress is not None else ():
+            progress(f"note: {note}")  # type: ignore[misc]
         inherit(made, begins_from, roles)
         _publish(made, directory)
     meta = _read_meta(directory)
@@ -109,6 +112,31 @@ def prepare_tokenizer(
     loaded = _load(directory, meta)
     _check(loaded, settings, given, roles, directory)
     return loaded
+
+
+def interchangeable(first: Tokenizer, second: Tokenizer) -> bool:
+    """Whether two tokenizers have the same vocabulary and no role with different tokens; one may lack roles that the
+    other has."""
+    if first.digest == second.digest:
+        return True
+    assert isinstance(first, StoredTokenizer)
+    assert isinstance(second, StoredTokenizer)
+    parts = [(t.kind, t.options, t.appended, t.files) for t in (first, second)]
+    return parts[0] == parts[1] and all(
+        second.special.get(role, token) == token for role, token in first.special.items()
+    )
+
+
+def _open_given(settings: TokenizerConfig, given: Mapping[str, bytes]) -> StoredTokenizer:
+    """Raises UserError that says what the file is, where it is something else."""
+    try:
+        return _open(settings.kind, given, settings.path or settings.kind, settings.lower_case)
+    except UserError:
+        path = Path(settings.path or "")
+        found = what_it_is(next(iter(given.values())), path)
+        if found is None or f"set data.tokenizer.kind to {settings.kind}" in found:
+            raise
+        raise UserError(f"{path} {found}") from None
 
 
 def _open(kind: str, files: Mapping[str, bytes], name: str, lower_case: bool) -> StoredTokenizer:
@@ -133,16 +161,22 @@ def _load(directory: Path, meta: dict[str, Any]) -> StoredTokenizer:
         own = {role: token for role, token in meta["special"].items() if role not in appended}
         tokenizer.assign_roles(own, appended)
         tokenizer.trained = meta["trained"]
+        tokenizer.rules = meta.get("rules", 1)
         tokenizer.conventions = Conventions.read(meta.get("conventions"))
     except (KeyError, TypeError, AttributeError, IndexError):
         raise UserError(f"{directory / META_FILE} is damaged; restore {directory}") from None
+    if tokenizer.rules not in range(1, RULES + 1):
+        raise UserError(
+            f"{directory / META_FILE} has rules {tokenizer.rules!r}, but this llmscale knows those up to {RULES};"
+            f" take the newer one that wrote it"
+        )
     if tokenizer.digest != written:
         raise UserError(f"{name} has digest {tokenizer.digest[:12]} but was written as {written[:12]}; restore it")
     return tokenizer
 
 
 def _give_roles(tokenizer: StoredTokenizer, settings: TokenizerConfig, roles: Sequence[str]) -> None:
-    special = dict(tokenizer.special)
+    special = _roles_of_copy(tokenizer, settings)
     for role, text in _named_beside(settings).items():
         token = tokenizer.token_id(text)
         if token is not None:
@@ -155,14 +189,32 @@ def _give_roles(tokenizer: StoredTokenizer, settings: TokenizerConfig, roles: Se
                 f" {tokenizer.vocab_size}; name one that it has"
             )
         special[role] = token
-    if special.get("unk") in [token for role, token in special.items() if role != "unk"]:
-        del special["unk"]  # as GPT-2's, which never stands for anything unknown
+    if _shares_unknown(special):
+        del special["unk"]
     if "eos" not in special and "eos" not in roles:
         raise UserError(
             f"{tokenizer.name} has no token known to end a text, which separates documents; name one in"
             " data.tokenizer.special.eos"
         )
     tokenizer.assign_roles(special, appending_order([role for role in roles if role not in special]))
+
+
+def _roles_of_copy(tokenizer: StoredTokenizer, settings: TokenizerConfig) -> dict[str, int]:
+    """The tokenizer's own roles; where its file lies in a copy that a run, `prepare` or `import` kept, those that the
+    copy has, so that it stays the same tokenizer when more names of roles become known."""
+    own = dict(tokenizer.special)
+    try:
+        meta = json.loads(_read(Path(settings.path or "").with_name(META_FILE), "restore it"))
+        kept = {role: token for role, token in meta["special"].items() if role not in meta["appended"]}
+        tokenizer.assign_roles(kept, meta["appended"])
+        return kept if tokenizer.digest == meta["digest"] else own
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
+        return own  # somebody else's file of that name, or none
+
+
+def _shares_unknown(special: Mapping[str, object]) -> bool:
+    """Whether the unknown token has another role too, as GPT-2's, which never stands for anything unknown."""
+    return "unk" in special and special["unk"] in [token for role, token in special.items() if role != "unk"]
 
 
 def _named_beside(settings: TokenizerConfig) -> dict[str, str]:
@@ -204,9 +256,13 @@ def _check(
         wanted, had = {}, {}
     if settings.kind == "wordpiece":
         wanted["lower_case"], had["lower_case"] = settings.lower_case, tokenizer.options["lower_case"]
+    texts = {role: tokenizer.token_text(token) for role, token in tokenizer.special.items()}
+    shared = "unk" not in texts and _shares_unknown({**texts, **settings.special})
     for role, text in settings.special.items():
+        if role == "unk" and shared:
+            continue
         wanted[f"special.{role}"] = text
-        had[f"special.{role}"] = tokenizer.token_text(tokenizer.special[role]) if role in tokenizer.special else None
+        had[f"special.{role}"] = texts.get(role)
     for key, value in wanted.items():
         if had.get(key) != value:
             raise UserError(

@@ -7,7 +7,7 @@ library does not give out all of it.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -95,8 +95,12 @@ def _bytes(value: bytes | int) -> bytes:
     return value
 
 
-def as_library_tokenizer(contents: bytes, name: str) -> tokenizers.Tokenizer:
+def as_library_tokenizer(contents: bytes, name: str, special: Collection[str] = ()) -> tokenizers.Tokenizer:
     """The same tokenizer for the `tokenizers` library, without roles.
+
+    Args:
+        special: texts of pieces that are to become special tokens, which the library takes out of a text before it
+            normalises the rest, as SentencePiece does with user-defined symbols.
 
     Raises:
         UserError: an algorithm that the library does not have, or symbols that it would normalise.
@@ -109,7 +113,7 @@ def as_library_tokenizer(contents: bytes, name: str) -> tokenizers.Tokenizer:
         steps += [normalizers.Replace(Regex(r"\A +| +\z"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
     symbols = [text for text, _, kind in model.pieces if kind == _USER_DEFINED]
     if model.algorithm == _UNIGRAM:
-        _require_unchanged(symbols, normalizers.Sequence(steps), name)
+        _require_unchanged([text for text in symbols if text not in special], normalizers.Sequence(steps), name)
         made = Tokenizer(models.Unigram(_scores(model), unk_id=model.unknown, byte_fallback=model.byte_fallback))
         if model.byte_fallback and (never := _in_no_piece(model, "<0123456789ABCDEFx>")):
             # A byte piece that a text spells would win over unknown characters; no other piece reaches over these.

@@ -12,6 +12,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.tokenizer import Tokenizer, load_tokenizer, prepare_tokenizer
 from data_pipeline.tokenizer.base import META_FILE, StoredTokenizer
 from data_pipeline.tokenizer.bytes_tokenizer import FIRST
+from data_pipeline.tokenizer.recognition import what_it_is
 from data_pipeline.tokenizer.roles import role_text
 from data_pipeline.tokenizer.store import open_tokenizer
 from llmscale.config import ModelConfig
@@ -78,7 +79,7 @@ def import_tokenizer(
     config = DataConfig(sources=[{"paths": ["-"]}], tokenizer=settings)  # type: ignore[list-item, arg-type]
     tokenizer = prepare_tokenizer(config, destination, roles=appended)
     assert isinstance(tokenizer, StoredTokenizer)
-    return Imported(tokenizer, _kept_settings(tokenizer, final), [])
+    return Imported(tokenizer, _kept_settings(tokenizer, final), made.notes)
 
 
 def _import_own(folder: Path, destination: Path, final: Path) -> Imported:
@@ -86,7 +87,7 @@ def _import_own(folder: Path, destination: Path, final: Path) -> Imported:
     assert isinstance(tokenizer, StoredTokenizer)
     destination.mkdir()
     tokenizer.save(destination)
-    return Imported(tokenizer, _kept_settings(tokenizer, final), [])
+    return Imported(tokenizer, _kept_settings(tokenizer, final), tokenizer.notes)
 
 
 def _kept_settings(tokenizer: StoredTokenizer, final: Path) -> dict[str, Any]:
@@ -114,10 +115,13 @@ def _settings_of(place: Path) -> dict[str, Any]:
     for kind, file in _KINDS:
         if not (place / file).is_file() or (kind == "gpt2" and not (place / "merges.txt").is_file()):
             continue
-        found: dict[str, Any] = {"kind": kind, "path": str(place / file)}
+        settings: dict[str, Any] = {"kind": kind, "path": str(place / file)}
         if kind == "wordpiece":
-            found["lower_case"] = bool(_named(place / _SETTINGS).get("do_lower_case", True))
-        return found
+            settings["lower_case"] = bool(_named(place / _SETTINGS).get("do_lower_case", True))
+        return settings
+    for path in (place / "tekken.json", *sorted(place.glob("*.tiktoken"))):
+        if path.is_file() and (found := what_it_is(path.read_bytes(), path)) is not None:
+            raise UserError(f"{path} {found}")
     names = ", ".join(file if kind != "gpt2" else "vocab.json with merges.txt" for kind, file in _KINDS)
     raise UserError(f"{place} holds no tokenizer ({names}); give its folder by --tokenizer")
 
@@ -208,14 +212,18 @@ def _backend(tokenizer: StoredTokenizer) -> tokenizers.Tokenizer:
 
     files = tokenizer.files
     if tokenizer.kind == "sentencepiece":
-        return as_library_tokenizer(next(iter(files.values())), tokenizer.name)
+        return as_library_tokenizer(next(iter(files.values())), tokenizer.name, tokenizer.spellings())
     if tokenizer.kind == "bytes":
         vocabulary = {tokenizer.token_text(token): token for token in range(FIRST + 256)}
         made = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, [], byte_fallback=True))
         made.decoder = tokenizers.decoders.Sequence([tokenizers.decoders.ByteFallback(), tokenizers.decoders.Fuse()])
         return made
     if tokenizer.kind == "huggingface":
-        return tokenizers.Tokenizer.from_str(files["tokenizer.json"].decode())
+        made = tokenizers.Tokenizer.from_str(files["tokenizer.json"].decode())
+        # Those of a pipeline of transformers: they cut texts, or fill them up.
+        made.no_truncation()
+        made.no_padding()
+        return made
     # Those of vocabulary files are built by the library already.
     return tokenizers.Tokenizer.from_str(tokenizer._backend.to_str())  # type: ignore[attr-defined]
 

@@ -26,6 +26,7 @@ from data_pipeline.sources import survey_sources
 from data_pipeline.tokenizer import Tokenizer, load_tokenizer, prepare_tokenizer
 from data_pipeline.tokenizer.conventions import conventions_of, text_frame
 from data_pipeline.tokenizer.inherited import inherited
+from data_pipeline.tokenizer.store import interchangeable
 from data_pipeline.training_samples import open_samples
 from llmscale.checkpoint.model import require_tensors
 from llmscale.checkpoint.reader import Checkpoint, newest_intact
@@ -190,7 +191,7 @@ def build_tokenizer(config: RunConfig, run: RunDirectory) -> Tokenizer:
         said = mend_tokenizer(run, config)
         if said:
             _warn(said)
-        prepare_tokenizer(config.data, run.tokenizer, roles=roles, begins_from=config.train.init_from)
+        prepare_tokenizer(config.data, run.tokenizer, _tell, roles, config.train.init_from)
         inherit_templates(config, run)
 
     on_rank_zero(prepare)
@@ -293,7 +294,7 @@ def start_from(model: Transformer, path: str, tokenizer: Tokenizer) -> Weights:
         theirs = load_tokenizer(checkpoint.tokenizer)
     except UserError as error:
         raise UserError(f"train.init_from: {error}") from None
-    if theirs.digest != tokenizer.digest:
+    if not interchangeable(theirs, tokenizer):
         raise UserError(
             f"train.init_from {path} was trained with another tokenizer ({theirs.vocab_size} tokens, digest"
             f" {theirs.digest[:12]}) than this run's ({tokenizer.vocab_size} tokens, digest {tokenizer.digest[:12]});"

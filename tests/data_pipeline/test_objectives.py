@@ -45,8 +45,9 @@ class ByteTokens:
         missing = [role for role in roles if role not in own]
         self.special = {**own, **{role: 259 + i for i, role in enumerate(missing)}}
         self.vocab_size = 259 + len(missing)
-        self.word_starts = np.zeros(self.vocab_size, dtype=bool)
-        self.word_starts[ord(" ") + 3] = True
+
+    def begin_words(self, ids: np.ndarray) -> np.ndarray:
+        return ids == ord(" ") + 3
 
 
 def make(config: ObjectiveConfig, length: int, seed: int = 0) -> tuple[Objective, ByteTokens]:
