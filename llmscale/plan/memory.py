@@ -35,7 +35,7 @@ class Memory:
     """Weights of other ranks, gathered at ZeRO 3 for the time of their use."""
     moment: str
     """When it is most: at the end of the forward pass, when the backward pass begins, reaches the first block or the
-    embedding, or (at ZeRO 2) reduces its first bucket, or (at ZeRO 3) weights come, or at the optimizer's step."""
+    embedding, or reduces its first or last bucket, or (at ZeRO 3) weights come, or at the optimizer's step."""
 
     @property
     def total(self) -> int:
@@ -103,9 +103,13 @@ def _stage_memory(config: RunConfig, work: Workload, layout: Layout, stage: int,
         # Weights come in one buffer and are copied out of it; the head has not begun yet.
         fetched = element * min(_partitioned(config, counts, layout), PREFETCH_ELEMENTS)
         moments["gathering"] = (sizes.standing, kept - held.kept.get("head", 0), early, gathered + fetched)
-    if layout.zero_stage == 2:
-        # The room for this rank's share is taken when the first bucket is full, by when some of the values are gone.
-        moments["reduction"] = (sizes.reduced, left + held.again + held.block_backward, late, 0)
+    # A full bucket is copied on its way into the gradients' sums: the first one while values are still held, the last
+    # one beside all sums.
+    copies = _copies(layout, bucket, element, device) + (late if _contiguous(layout, device) else 0)
+    narrow = element * bucket if sizes.narrow and not _contiguous(layout, device) else 0
+    if bucket < whole:
+        moments["reduction"] = (sizes.at_first_bucket(bucket) + narrow, left + sizes.values_last, copies, gathered)
+    moments["last reduction"] = (max(sizes.settled, sizes.reduced) + narrow, 0, copies, gathered)
     found = [
         Memory(weights, gradients, optimizer, activations, buffers, theirs, name)
         for name, (gradients, activations, buffers, theirs) in moments.items()
@@ -141,6 +145,12 @@ class Sizes:
         """While gradients of a micro batch are reduced at stage 2: its share, in fp32 beside that of earlier ones;
         where gradients are narrower than their sums, they are added at once."""
         return self.settled * (2 if self.layout.accumulation > 1 and not self.narrow else 1)
+
+    def at_first_bucket(self, bucket: int) -> int:
+        """When the first bucket of `bucket` elements is full; at stage 2 the room for this rank's share is taken then."""
+        if self.layout.zero_stage == 1 and self.layout.accumulation == 1:
+            return 0 if self.narrow else _FP32 * bucket
+        return self.reduced if self.layout.zero_stage == 2 else self.settled
 
     def all_but(self, missing: int) -> int:
         """When the last gradients to come, `missing` elements, are still missing."""
@@ -217,9 +227,26 @@ def _buckets(layout: Layout, bucket: int, device: str) -> tuple[int, int]:
     filled one: two where they overlap with computing. A CPU mostly has none but while it sends."""
     if device == "cuda" and layout.zero_stage < 3:
         return 2 * bucket, 2 * bucket
-    if device == "cuda" or layout.zero_stage == 2 or layout.expert > 1:
+    if _contiguous(layout, device):
         return bucket, bucket
     return 0, bucket if layout.replicas > 1 else 0
+
+
+def _copies(layout: Layout, bucket: int, element: int, device: str) -> int:
+    """Bytes of the copies that DeepSpeed makes of a full bucket of gradients, beside the bucket itself: flat, in fp32,
+    and at stage 3 sorted by rank."""
+    widened = _FP32 * bucket if element < _FP32 else 0
+    if layout.zero_stage == 3:
+        # gloo sums in a copy of its own.
+        return widened + _FP32 * bucket * (2 if device == "cpu" else 1)
+    # The one buffer is in fp32 already.
+    return _FP32 * bucket if _contiguous(layout, device) else widened + element * bucket
+
+
+def _contiguous(layout: Layout, device: str) -> bool:
+    """Whether gradients are moved into one buffer as they come (DeepSpeed's `contiguous_gradients`, as the engine sets
+    it)."""
+    return device == "cuda" or layout.zero_stage == 2 or layout.expert > 1
 
 
 def state_bytes(config: RunConfig, counts: Counts, layout: Layout) -> int:
