@@ -24,9 +24,17 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 
 def peak_config(
-    family: str, stage: int, recompute: str, samples: int, micro: int, dtype: str = "fp32", **parallel: Any
+    family: str,
+    stage: int,
+    recompute: str,
+    samples: int,
+    micro: int,
+    dtype: str = "fp32",
+    bucket: int | None = 500_000,
+    **parallel: Any,
 ) -> RunConfig:
-    """A small run of `samples` samples a step."""
+    """A small run of `samples` samples a step; the bucket is the default one where it is None."""
+    buckets = {} if bucket is None else {"bucket_elements": bucket}
     return parse_config(
         {
             "run": {"directory": "unused", "seed": 3},
@@ -34,7 +42,7 @@ def peak_config(
             "model": {**FAMILIES[family], "vocab_size": VOCAB, "max_positions": LENGTH},
             "parallel": parallel,
             "train": {"steps": 20, "global_batch": samples, "micro_batch": micro},
-            "engine": {"zero_stage": stage, "recompute": recompute, "bucket_elements": 500_000, "dtype": dtype},
+            "engine": {"zero_stage": stage, "recompute": recompute, "dtype": dtype, **buckets},
         }
     )
 
