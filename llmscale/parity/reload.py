@@ -17,7 +17,8 @@ from llmscale.objectives import build_loss
 from llmscale.parallel import init
 from llmscale.parity.layouts import Layout
 from llmscale.parity.ranks import run_ranks
-from llmscale.train.build import build_grid, weights_of
+from llmscale.train.build import build_grid
+from llmscale.train.initial import weights_of
 from llmscale.train.resume import restore
 
 

@@ -147,7 +147,7 @@ class Sizes:
         return self.settled * (2 if self.layout.accumulation > 1 and not self.narrow else 1)
 
     def at_first_bucket(self, bucket: int) -> int:
-        """When the first bucket of `bucket` elements is full; at stage 2 the room for this rank's share is taken then."""
+        """When the first bucket of `bucket` elements is full, when stage 2 takes the room for this rank's share."""
         if self.layout.zero_stage == 1 and self.layout.accumulation == 1:
             return 0 if self.narrow else _FP32 * bucket
         return self.reduced if self.layout.zero_stage == 2 else self.settled

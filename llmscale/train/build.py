@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import logging
 import os
 import secrets
 import socket
-import sys
 import time
-from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import torch
@@ -26,16 +22,12 @@ from data_pipeline.sources import survey_sources
 from data_pipeline.tokenizer import Tokenizer, load_tokenizer, prepare_tokenizer
 from data_pipeline.tokenizer.conventions import conventions_of, text_frame
 from data_pipeline.tokenizer.inherited import inherited
-from data_pipeline.tokenizer.store import interchangeable
 from data_pipeline.training_samples import open_samples
-from llmscale.checkpoint.model import require_tensors
-from llmscale.checkpoint.reader import Checkpoint, newest_intact
 from llmscale.checkpoint.store import Retention, clean
 from llmscale.checkpoint.writer import CheckpointWriter
-from llmscale.config import ModelConfig, RunConfig, parse_config
-from llmscale.config.function import function_differences
+from llmscale.config import RunConfig
 from llmscale.config.training import require_schedule_fits
-from llmscale.engine.distributed import World, broadcast_object, gather_objects
+from llmscale.engine.distributed import World
 from llmscale.engine.engine import resolve_dtype
 from llmscale.legality import data_parallel_size
 from llmscale.model import Transformer
@@ -43,8 +35,9 @@ from llmscale.model.experts import ExpertLinear
 from llmscale.parallel import init
 from llmscale.parallel.grid import RankGrid
 from llmscale.parallel.init import Weights
-from llmscale.parallel.shards import Shard
+from llmscale.train.agreement import on_rank_zero, tell, together, warn
 from llmscale.train.inherited import inherit_templates
+from llmscale.train.initial import start_from
 from llmscale.train.mending import mend_tokenizer
 from llmscale.train.run_directory import RunDirectory
 
@@ -72,33 +65,6 @@ def build_grid(config: RunConfig, world: World) -> RankGrid:
     return RankGrid(*sizes, rank=world.rank, expert=parallel.expert).with_groups()
 
 
-def on_rank_zero(function: Callable[[], Value]) -> Value:
-    """Rank 0's result on every rank; its mistakes are raised on every rank too, so that none waits for ever."""
-    outcome: tuple[Value | None, Exception | None] = (None, None)
-    if torch.distributed.get_rank() == 0:
-        try:
-            outcome = (function(), None)
-        except Exception as error:
-            outcome = (None, error)
-    value, problem = broadcast_object(outcome)
-    if problem is not None:
-        raise problem
-    return value
-
-
-def together(function: Callable[[], Value]) -> Value:
-    """`function()` of each rank; what is wrong on any rank is raised on all, since the others would wait for it."""
-    value, problem = None, None
-    try:
-        value = function()
-    except UserError as error:
-        problem = error
-    for rank, found in enumerate(gather_objects(problem)):
-        if found is not None:
-            raise UserError(f"rank {rank}: {found}" if rank else str(found))
-    return value  # type: ignore[return-value]
-
-
 def open_run(
     config: RunConfig, run: RunDirectory, stack: contextlib.ExitStack, from_scratch: bool = False
 ) -> int | None:
@@ -124,7 +90,7 @@ def open_run(
         stack.enter_context(run.locked())
         run.create(config)
         for sentence in mended:
-            _warn(sentence)
+            warn(sentence)
         return run.begin_attempt()
 
     def claim_or_explain() -> int | None:
@@ -190,8 +156,8 @@ def build_tokenizer(config: RunConfig, run: RunDirectory) -> Tokenizer:
     def prepare() -> None:
         said = mend_tokenizer(run, config)
         if said:
-            _warn(said)
-        prepare_tokenizer(config.data, run.tokenizer, _tell, roles, config.train.init_from)
+            warn(said)
+        prepare_tokenizer(config.data, run.tokenizer, tell, roles, config.train.init_from)
         inherit_templates(config, run)
 
     on_rank_zero(prepare)
@@ -282,77 +248,6 @@ def require_memory(config: RunConfig, tokens: int, grid: RankGrid, world: World,
         )
 
 
-def start_from(model: Transformer, path: str, tokenizer: Tokenizer) -> Weights:
-    """The weights of another run's checkpoint for a model.
-
-    Raises:
-        UserError: no intact checkpoint, another tokenizer, a tensor that is missing or has another shape, or a model
-            section that makes another function of the tensors.
-    """
-    try:
-        checkpoint = newest_intact(path)
-        theirs = load_tokenizer(checkpoint.tokenizer)
-    except UserError as error:
-        raise UserError(f"train.init_from: {error}") from None
-    if not interchangeable(theirs, tokenizer):
-        raise UserError(
-            f"train.init_from {path} was trained with another tokenizer ({theirs.vocab_size} tokens, digest"
-            f" {theirs.digest[:12]}) than this run's ({tokenizer.vocab_size} tokens, digest {tokenizer.digest[:12]});"
-            f" set data.tokenizer to that checkpoint's"
-        )
-    with torch.device("meta"):
-        whole = Transformer(model.config, model.vocab_size)
-    try:
-        require_tensors(checkpoint, {name: tuple(parameter.shape) for name, parameter in whole.named_parameters()})
-        require_function(model.config, checkpoint)
-    except UserError as error:
-        raise UserError(f"train.init_from: {error}") from None
-    return weights_of(checkpoint)
-
-
-def require_function(model: ModelConfig, checkpoint: Checkpoint) -> None:
-    """Refuse weights that were trained as another function than `model` makes of them; warn of other rotary settings,
-    by which a context may be stretched.
-
-    Raises:
-        UserError: names the settings that differ, both values, and what to set.
-    """
-    if not checkpoint.manifest.config:
-        return
-    theirs = parse_config(dict(checkpoint.manifest.config), origin=str(checkpoint.path)).model
-    differences = function_differences(model, theirs)
-    rotary = {key: values for key, values in differences.items() if key.startswith("model.rotary_")}
-    others = {key: values for key, values in differences.items() if key not in rotary}
-    if others:
-        shown = list(others.items())[:3]
-        more = f" (and {len(others) - 3} more: {', '.join([*others][3:6])})" if len(others) > 3 else ""
-        raise UserError(
-            f"{checkpoint.path} was trained with {_settings((key, value) for key, (_, value) in shown)}, but the config"
-            f" says {_settings((key, value) for key, (value, _) in shown)}{more}; set what the checkpoint has"
-        )
-    if rotary:
-        text = (
-            f"warning: train.init_from: {checkpoint.path} was trained with"
-            f" {_settings((key, value) for key, (_, value) in rotary.items())}, but the config says"
-            f" {_settings((key, value) for key, (value, _) in rotary.items())}, as for a longer context"
-        )
-        logging.getLogger("llmscale").warning(text)
-        on_rank_zero(lambda: _tell(text))
-
-
-def _settings(values: Iterable[tuple[str, Any]]) -> str:
-    return ", ".join(f"{key}={json.dumps(value)}" for key, value in values)
-
-
-def weights_of(checkpoint: Checkpoint) -> Weights:
-    """The weights that a checkpoint has, of which only what is asked for is read."""
-
-    def read(name: str, part: Shard, start: int, end: int) -> torch.Tensor:
-        return checkpoint.read(name, offsets=part.offsets, sizes=part.sizes, start=start, end=end, shape=part.shape)
-
-    return read
-
-
 def build_evaluation(config: RunConfig, run: RunDirectory) -> EvaluationSet | None:
     """The held-out documents as an indexed set, written once by rank 0; None where the config holds nothing out."""
     if not config.data.holdout and not config.data.evaluation:
@@ -363,11 +258,11 @@ def build_evaluation(config: RunConfig, run: RunDirectory) -> EvaluationSet | No
     def write() -> str:
         written = build_evaluation_set(config.data, run.tokenizer, run.cache, **how)
         if written.remade:
-            _warn(f"{written.directory} was damaged and has been made again")
+            warn(f"{written.directory} was damaged and has been made again")
         if written.dropped:
-            _tell(f"reading the documents to evaluate on dropped or mended: {by_reason(written.dropped)}")
+            tell(f"reading the documents to evaluate on dropped or mended: {by_reason(written.dropped)}")
         for warning in written.met.warnings(config.data.bad_record_warning):
-            _tell(warning)
+            tell(warning)
         return written.directory.name
 
     name = on_rank_zero(write)
@@ -399,7 +294,7 @@ def build_loader(
                     config.objective,
                     seed=config.run.seed,
                     cache=run.cache,
-                    progress=_tell,
+                    progress=tell,
                     surveys=surveys,
                     met=met.append,
                 )
@@ -441,15 +336,6 @@ def with_steps(config: RunConfig, loader: TrainLoader) -> RunConfig:
     except ValueError as error:
         raise UserError(f"train.epochs ({config.train.epochs}) comes to {steps} steps: {error}") from None
     return config.model_copy(update={"train": config.train.model_copy(update={"steps": steps})})
-
-
-def _tell(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def _warn(sentence: str) -> None:
-    logging.getLogger("llmscale").warning(sentence)
-    _tell(f"warning: {sentence}")
 
 
 def build_writer(config: RunConfig, run: RunDirectory, world: World, attempt: int) -> CheckpointWriter:

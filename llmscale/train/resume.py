@@ -16,7 +16,7 @@ from llmscale.engine.distributed import broadcast_object, gather_objects
 from llmscale.engine.engine import Engine
 from llmscale.engine.optimizers import adafactor
 from llmscale.parallel.shards import Shard
-from llmscale.train.build import on_rank_zero
+from llmscale.train.agreement import on_rank_zero
 from llmscale.train.run_directory import RunDirectory
 
 

@@ -21,6 +21,7 @@ from llmscale.legality import require_legal
 from llmscale.objectives import build_loss
 from llmscale.parallel.grid import AXES, RankGrid
 from llmscale.train import build
+from llmscale.train.agreement import on_rank_zero
 from llmscale.train.callbacks import Checkpointer, Evaluator, MetricsLogger
 from llmscale.train.data_report import DataReporter
 from llmscale.train.divergence import DivergedError, DivergenceWatch
@@ -160,7 +161,7 @@ def _conclude(trainer: Trainer) -> int:
         _say(world, f"saved step {trainer.step} after a preemption signal; the same command continues from there")
         return PREEMPTED
     trainer.flag.enter(Phase.SAVED)
-    build.on_rank_zero(lambda: finish(trainer))
+    on_rank_zero(lambda: finish(trainer))
     trainer.flag.enter(Phase.OVER)
     if world.rank == 0:
         run.record_outcome("done", attempt=trainer.attempt, step=trainer.step)

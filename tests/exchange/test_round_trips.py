@@ -23,7 +23,7 @@ from llmscale.exchange.importing import import_directory
 from llmscale.families.hugging_face import COMMON, Settings
 from llmscale.parallel.init import build, build_hollow
 from llmscale.parallel.shards import Shard
-from llmscale.train.build import start_from
+from llmscale.train.initial import start_from
 from tests.exchange.references import BYTES, CASES, NAMES, VOCAB, reference, save, tokens
 
 IMMATERIAL = {
