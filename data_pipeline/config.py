@@ -27,10 +27,14 @@ class SourceConfig(Section):
     document: Literal["file", "line"] = "file"
     """What one document is, for kind text without a `delimiter`."""
     delimiter: str | None = Field(default=None, min_length=1)
-    """For kind text: what stands between documents, such as `<|endoftext|>`; everything else belongs to them."""
+    """For kind text: what stands between documents, such as `<|endoftext|>`; everything else belongs to them. For csv
+    and tsv: the one character between fields, such as `;`; a comma and a tab where not given."""
     quote: str = Field(default='"', max_length=1)
-    """For csv and tsv: the character around fields that hold separators or newlines. Empty: quotes are ordinary
-    characters, as in many TSV files, and every newline ends a row."""
+    """For csv and tsv: the character around fields that hold separators or newlines; within them, two of it stand for
+    one. Empty, and so for tsv where it is not given: quotes are ordinary characters, and every newline ends a row."""
+    escape: str | None = Field(default=None, min_length=1, max_length=1)
+    """For csv and tsv: the character that takes the special meaning from the one behind it, such as a backslash, within
+    quotes and without; it is not part of the text itself. By default there is none."""
     field: str = "text"
     """The field that holds the text, for all kinds but text; or a template such as `"{title}\\n{body}"` that is filled
     from several fields."""
@@ -51,7 +55,32 @@ class SourceConfig(Section):
     """Instead of `weight`: how often this source is read for each time that a source with `epochs: 1` is read once;
     its share is proportional to its bytes times this."""
 
+    @model_validator(mode="after")
+    def _fields_that_can_be_told_apart(self) -> "SourceConfig":
+        if self.kind == "tsv" and "quote" not in self.model_fields_set:
+            # Not by way of the input, so that it stays known that nobody asked for it.
+            self.__dict__["quote"] = ""
+        if self.kind not in ("csv", "tsv"):
+            if self.escape is not None:
+                raise ValueError(f"escape is {self.escape!r}, but kind {self.kind} has no escapes; leave it out")
+            return self
+        if self.delimiter is not None and len(self.delimiter) > 1:
+            raise ValueError(f"delimiter is {self.delimiter!r}, but kind {self.kind} needs one character; give one")
+        special = {"delimiter": self.delimiter or DELIMITERS[self.kind], "quote": self.quote, "escape": self.escape}
+        names: dict[str, str] = {}
+        for name, character in special.items():
+            if not character:
+                continue
+            if character in "\r\n\0":
+                raise ValueError(f"{name} is {character!r}, which ends a row; give another character")
+            if character in names:
+                raise ValueError(f"{names[character]} and {name} are both {character!r}; give two characters")
+            names[character] = name
+        return self
 
+
+DELIMITERS = {"csv": ",", "tsv": "\t"}
+"""What stands between the fields of a row, by kind."""
 ROLES = ("bos", "eos", "pad", "unk", "cls", "sep", "mask", "fim_prefix", "fim_middle", "fim_suffix")
 """Roles of special tokens, besides sentinel_0, sentinel_1 and so on."""
 

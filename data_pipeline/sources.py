@@ -281,6 +281,8 @@ class Corpus:
         limit = self._settings.max_document_bytes
         return [
             (source.kind, source.document, source.delimiter, source.quote, source.field, source.target_field, limit)
+            # Settings that came later count where they are used, so that earlier runs keep their digest.
+            + ((source.escape,) if source.escape is not None else ())
             for source in self.sources
         ]
 

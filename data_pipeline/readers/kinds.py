@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_pipeline.config import SourceConfig
+from data_pipeline.config import DELIMITERS, SourceConfig
 from data_pipeline.errors import UserError
 from data_pipeline.fields import Fields
 from data_pipeline.files import FileEntry, is_remote, list_files
@@ -129,7 +129,8 @@ def _require_fitting(source: SourceConfig, where: str) -> None:
         raise UserError(
             f"{where}.target_field is {source.target_field!r}, but kind text has no fields; use jsonl or csv"
         )
-    if source.delimiter is not None and (source.kind != "text" or source.document == "line"):
+    separated = source.kind in DELIMITERS or (source.kind == "text" and source.document == "file")
+    if source.delimiter is not None and not separated:
         what = f"kind {source.kind}" if source.kind != "text" else "document: line"
         raise UserError(f"{where}.delimiter is {source.delimiter!r}, but {where} has {what}; leave out one of the two")
 
@@ -160,7 +161,9 @@ def _jsonl(source: SourceConfig, files: list[FileEntry], settings: ReadSettings,
 
 
 def _delimited(source: SourceConfig, files: list[FileEntry], settings: ReadSettings, extractor: Extractor) -> _Opened:
-    dialect = Dialect("\t" if source.kind == "tsv" else ",", source.quote)
+    delimiter = source.delimiter or DELIMITERS[source.kind]
+    asked = "quote" in source.model_fields_set
+    dialect = Dialect(delimiter, source.quote, source.escape or "", guessed=not (source.quote or asked))
     reader = DelimitedReader(Files(), dialect, extractor, extractor.bad)
     return lambda: reader.spans(files, _span_limit(files, settings)), reader
 
