@@ -40,6 +40,9 @@ class SourceConfig(Section):
     from several fields."""
     target_field: str | None = None
     """The field, or a template, that holds the target text of a pair (objective seq2seq), for all kinds but text."""
+    defaults: dict[str, str] = {}
+    """The text of a field that a record lacks or has as null, by the field's name, such as `{input: ""}`. A record
+    without a field that has no default is a bad one. Records that a default was used for are counted."""
     name: str | None = None
     """For kind datasets: a hub name, or a builder such as `json` or `text` together with `paths`."""
     subset: str | None = None
@@ -190,7 +193,7 @@ class DataConfig(Section):
     """A record that is longer is a bad one."""
     on_bad_record: Literal["skip", "fail"] = "skip"
     """What to do about a record that cannot be used as it is (malformed, too long, without the field): skip counts it
-    and notes its place, and replaces invalid UTF-8 by U+FFFD; fail stops with its path and line. Empty records
+    and notes its place, and replaces invalid UTF-8 and lone surrogates by U+FFFD; fail stops with its path and line. Empty records
     are never bad ones, and a file that cannot be read at all always stops the run."""
     bad_record_warning: float = Field(default=0.01, ge=0, le=1)
     """Fraction of bad records above which the run warns."""

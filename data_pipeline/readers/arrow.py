@@ -134,8 +134,9 @@ class ArrowReader(TableReader):
             first += message.rows
         data = b"".join(self._files.read(file, message.place, message.size) for message in needed)
         schema = pyarrow.ipc.open_stream(data).schema
+        names = [name for name in self._extractor.fields.names if name in schema.names]
         options = pyarrow.ipc.IpcReadOptions(
-            included_fields=[schema.get_field_index(name) for name in self._extractor.fields.names], use_threads=False
+            included_fields=[schema.get_field_index(name) for name in names], use_threads=False
         )
         batch = pyarrow.ipc.open_stream(data + _CONTINUATION + bytes(4), options=options).read_next_batch()
         if batch.num_rows != span.stop - span.start:

@@ -16,7 +16,13 @@ COUNTED_BYTES = 1 << 30
 EMPTY = "empty"
 """The one reason to drop a record that does not make it a bad one."""
 MENDED = "invalid UTF-8 replaced"
-"""The one reason for which a bad record is kept: its invalid bytes are U+FFFD."""
+"""A reason for which a bad record is kept: its invalid bytes are U+FFFD."""
+SURROGATES = "lone surrogates replaced"
+"""Another: an escape of JSON that is half of a character is U+FFFD."""
+FILLED = "absent field filled"
+"""A default was used, which does not make a record a bad one."""
+VERSION = 2
+"""Of what is made of odd records. Before 2, JSON with lone surrogates or numbers beyond double precision was none."""
 
 
 class BadRecord(NamedTuple):
@@ -57,6 +63,8 @@ class BadRecords:
         self.count = 0
         """Bad records so far."""
         self.records_read = 0
+        self.version = VERSION
+        """A run keeps the one that it began with, so that its samples stay what they are."""
 
     @property
     def wants_place(self) -> bool:

@@ -130,6 +130,8 @@ def _require_fitting(source: SourceConfig, where: str) -> None:
             f"{where}.target_field is {source.target_field!r}, but kind text has no fields; use jsonl or csv"
         )
     separated = source.kind in DELIMITERS or (source.kind == "text" and source.document == "file")
+    if source.kind == "text" and source.defaults:
+        raise UserError(f"{where}.defaults is {source.defaults}, but kind text has no fields; leave it out")
     if source.delimiter is not None and not separated:
         what = f"kind {source.kind}" if source.kind != "text" else "document: line"
         raise UserError(f"{where}.delimiter is {source.delimiter!r}, but {where} has {what}; leave out one of the two")

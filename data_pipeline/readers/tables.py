@@ -80,6 +80,7 @@ class TableReader(ABC):
         columns = {
             name: values_of(batch.column(batch.schema.get_field_index(name)), position, note)
             for name in self._extractor.fields.names
+            if name in batch.schema.names
         }
         positions = list(range(position, position + batch.num_rows))
         return self._extractor.columns(positions, columns, note, next_position)
@@ -109,6 +110,8 @@ def require_texts(schema: Any, fields: Fields, path: str) -> None:
     fields.require(schema.names, path)
     for field in fields.both:
         for name in field.names:
+            if name not in schema.names:
+                continue
             kind = schema.field(name).type
             kind = kind.value_type if kinds.is_dictionary(kind) else kind
             text = (

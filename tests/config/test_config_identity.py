@@ -63,6 +63,7 @@ IDENTITY: dict[str, Any] = {
     "data.sources.quote": "",
     "data.sources.escape": "\\",
     "data.sources.target_field": "summary",
+    "data.sources.defaults": {"text": ""},
     "data.sources.label": "a",
     "data.sources.weight": 7.0,
     "data.sources.epochs": 7.0,
