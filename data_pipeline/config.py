@@ -193,8 +193,8 @@ class DataConfig(Section):
     """A record that is longer is a bad one."""
     on_bad_record: Literal["skip", "fail"] = "skip"
     """What to do about a record that cannot be used as it is (malformed, too long, without the field): skip counts it
-    and notes its place, and replaces invalid UTF-8 and lone surrogates by U+FFFD; fail stops with its path and line. Empty records
-    are never bad ones, and a file that cannot be read at all always stops the run."""
+    and notes its place, and replaces invalid UTF-8 and lone surrogates by U+FFFD; fail stops with its path and line.
+    Empty records are never bad ones, and a file that cannot be read at all always stops the run."""
     bad_record_warning: float = Field(default=0.01, ge=0, le=1)
     """Fraction of bad records above which the run warns."""
     shuffle_buffer: int = Field(default=4096, ge=0, le=1 << 30)
