@@ -161,7 +161,9 @@ def _settings(temperature: float | None, max_new_tokens: int | None, **options: 
 @cli.command()
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("--prompt", "prompts", multiple=True, help="Text to continue, or to read as the source; repeatable.")
-@click.option("--prompts", "file", type=click.Path(path_type=Path), help="A file with a prompt a line.")
+@click.option(
+    "--prompts", "file", type=click.Path(path_type=Path), help="A file with a prompt a line; empty lines are none."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object a line: prompt, text, tokens, finish.")
 @_generation
 @click.option("--beams", default=1, show_default=True, help="Hypotheses of beam search; 1: none.")

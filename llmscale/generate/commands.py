@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from data_pipeline.errors import UserError
+from data_pipeline.lines import file_lines
 from llmscale.checkpoint.model import load_model
 from llmscale.generate.generator import Generator
 from llmscale.generate.prompts import reading_of
@@ -56,13 +57,13 @@ def generate_texts(
 
 
 def _lines(path: Path) -> list[str]:
-    """The prompts of a file.
+    """The prompts of a file: its lines, without empty ones.
 
     Raises:
         UserError: it cannot be read, is no text or has no prompts.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = file_lines(path.read_bytes().decode("utf-8-sig"))
     except OSError as error:
         raise UserError(f"--prompts: cannot read {path}: {error.strerror}; name a text file") from None
     except UnicodeDecodeError:
