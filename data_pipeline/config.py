@@ -19,8 +19,9 @@ class SourceConfig(Section):
     files, as `llmscale data prepare`, Megatron-LM and GPT-NeoX write them."""
     paths: list[str] = []
     """Files or glob patterns (`**` crosses folders), relative to the working directory, or URLs that fsspec opens such
-    as `s3://bucket/*.jsonl`. As in a shell, patterns leave out names that begin with a dot; the name of a file that is
-    there stands for itself. `{python_stdlib}` stands for the folder of this Python installation's standard library."""
+    as `s3://bucket/*.jsonl`. As in a shell, patterns leave out names that begin with a dot; the name of a file or
+    folder that is there stands for itself, whatever characters it has. `{python_stdlib}` stands for the folder of this
+    Python installation's standard library."""
     exclude: list[str] = []
     """Path components to leave out: a file is skipped when any folder or file name on its path below the pattern's
     fixed part matches one of these patterns (such as `__pycache__` or `*.min.js`)."""
