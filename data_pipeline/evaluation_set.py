@@ -171,12 +171,13 @@ class _Tokens:
         self.dropped: Mapping[str, int] = {}
 
     def texts(self, tokenizer: Tokenizer) -> Iterator[str]:
-        return (tokenizer.decode(self.shards.document(i)) for i in range(self.shards.document_count))
+        documents = (self.shards.known(i, tokenizer.vocab_size) for i in range(self.shards.document_count))
+        return map(tokenizer.decode, documents)
 
     def tokens(self, tokenizer: Tokenizer, pairs: bool) -> Iterator[tuple[list[np.ndarray], int]]:
         step = 2 if pairs else 1
         for first in range(0, self.shards.document_count, step):
-            arrays = [self.shards.document(first + i).astype(np.int32) for i in range(step)]
+            arrays = [self.shards.known(first + i, tokenizer.vocab_size).astype(np.int32) for i in range(step)]
             yield arrays, len(tokenizer.decode(arrays[-1]).encode())
 
 
