@@ -50,8 +50,8 @@ class TokenizedText(NamedTuple):
     @property
     def counts(self) -> Counts:
         """What it adds to the numbers of its set."""
-        size = len(self.document.text.encode(errors="surrogatepass"))
-        size += len((self.document.target or "").encode(errors="surrogatepass"))
+        texts = [self.document.text, self.document.target or ""][: len(self.arrays)]
+        size = sum(len(text.encode(errors="surrogatepass")) for text in texts)
         return Counts(1, sum(map(len, self.arrays)), size)
 
 
@@ -59,20 +59,20 @@ def tokenized(documents: Iterable[Document], tokenizer: Tokenizer, pairs: bool) 
     """Documents in batches of up to 256 (fewer when they are long), in order.
 
     Args:
-        documents: all of them pairs (with `target`), or none.
+        documents: with targets, where pairs are asked for.
         tokenizer: must have an eos.
-        pairs: which of the two.
+        pairs: whether to store targets; a target that is not wanted is left out.
 
     Raises:
-        ValueError: a document is a pair where it should not be, or the other way round.
+        ValueError: a document without target where pairs are asked for.
     """
     eos = np.array([tokenizer.special["eos"]], dtype=np.int32)
     for batch in _batches(documents):
         texts: list[str] = []
         for document in batch:
-            if (document.target is not None) != pairs:
-                raise ValueError(f"the document at {document.position} of file {document.file} fits not pairs={pairs}")
-            texts += [document.text] if document.target is None else [document.text, document.target]
+            if pairs and document.target is None:
+                raise ValueError(f"the document at {document.position} of file {document.file} has no target")
+            texts += [document.text, document.target or ""] if pairs else [document.text]
         arrays = [np.concatenate([ids, eos]) for ids in tokenizer.encode_batch(texts)]
         step = 2 if pairs else 1
         yield [TokenizedText(document, arrays[i * step : (i + 1) * step]) for i, document in enumerate(batch)]
