@@ -16,9 +16,13 @@ from hypothesis import strategies as st
 
 from data_pipeline.config import SourceConfig
 from data_pipeline.errors import UserError
+from data_pipeline.evaluation_set import build_evaluation_set
 from data_pipeline.loader import TrainLoader
+from data_pipeline.objective_config import CausalObjective, PairsObjective
 from data_pipeline.samples import StreamSamples
 from data_pipeline.sources import Corpus
+from data_pipeline.tokenizer import load_tokenizer
+from data_pipeline.training_samples import open_samples
 from tests.data_pipeline.corpora import bytes_tokenizer, config, texts
 
 # As in Alpaca's data, of which a third has no input.
@@ -233,3 +237,31 @@ def test_a_run_that_began_without_repairs_goes_on_without_them(tmp_path: Path, w
     with loader("odd", cursor) as resumed:
         assert rows(resumed, 16) == expected[2]
         assert resumed.cursor()["settings"] == cursor["settings"]
+
+
+def test_targets_that_an_objective_does_not_read_are_left_out(tmp_path: Path) -> None:
+    """By permutation and in evaluation too, as in a stream."""
+    write(tmp_path / "a.jsonl", "jsonl", [{"text": text, "aim": "x"} for text in texts(40)])
+    directory = bytes_tokenizer(tmp_path)
+    samples, sets = [], []
+    for more in ({}, {"target_field": "aim"}):
+        source = {"kind": "jsonl", "paths": [str(tmp_path / "a.jsonl")], **more}
+        data = config(source, order="permutation", evaluation=[source])
+        opened = open_samples(data, load_tokenizer(directory), CausalObjective(), seed=0, cache=tmp_path / "cache")
+        samples.append(opened.make(range(20)).arrays["tokens"].tolist())
+        sets.append(build_evaluation_set(data, directory, tmp_path / "cache"))
+    assert samples[0] == samples[1]
+    assert sets[0].documents == sets[1].documents == 40
+    assert (sets[0].tokens, sets[0].bytes) == (sets[1].tokens, sets[1].bytes)
+    assert sets[0].batch([0, 1]).targets.tolist() == sets[1].batch([0, 1]).targets.tolist()
+
+
+@pytest.mark.parametrize("place", ["evaluation", "sources"])
+def test_pairs_to_evaluate_on_need_targets(tmp_path: Path, place: str) -> None:
+    write(tmp_path / "a.jsonl", "jsonl", [{"text": text, "aim": "x"} for text in texts(40)])
+    source = {"kind": "jsonl", "paths": [str(tmp_path / "a.jsonl")]}
+    sources = [{**source, "target_field": "aim"}, source]
+    held = {"evaluation": sources} if place == "evaluation" else {"holdout": 0.5}
+    data = config(*(sources if place == "sources" else sources[:1]), **held)
+    with pytest.raises(UserError, match=rf"seq2seq, but data\.{place}[\[.]1\]? has no target_field; name the field"):
+        build_evaluation_set(data, bytes_tokenizer(tmp_path), tmp_path / "cache", objective=PairsObjective())
