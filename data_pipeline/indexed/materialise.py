@@ -71,7 +71,8 @@ def tokenized(documents: Iterable[Document], tokenizer: Tokenizer, pairs: bool) 
         texts: list[str] = []
         for document in batch:
             if pairs and document.target is None:
-                raise ValueError(f"the document at {document.position} of file {document.file} has no target")
+                where = f"the document at {document.position} of file {document.file}"
+                raise ValueError(f"{where} has no target, but pairs=True")
             texts += [document.text, document.target or ""] if pairs else [document.text]
         arrays = [np.concatenate([ids, eos]) for ids in tokenizer.encode_batch(texts)]
         step = 2 if pairs else 1
