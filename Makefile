@@ -3,8 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --constraint constraints.txt
+# A process per core, up to eight, each of which takes tests from another when it has none left.
+PARALLEL := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist worksteal
 
-.PHONY: help quickstart test test-all parity-full lint format install constraints clean
+.PHONY: help quickstart test test-slow test-all parity-full lint format install constraints clean
 
 help:  ## Show what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -13,10 +15,14 @@ quickstart: $(VENV)/.installed  ## Install, then train a small GPT on the Python
 	$(BIN)/llmscale train configs/quickstart.yaml
 
 test: $(VENV)/.installed-test  ## Run the tests that are not slow
-	$(BIN)/python -m pytest -m "not slow"
+	$(PARALLEL) -m "not slow and not alone"
+	$(BIN)/python -m pytest -m "not slow and alone"
 
-test-all: $(VENV)/.installed-test  ## Run all tests
-	$(BIN)/python -m pytest
+test-slow: $(VENV)/.installed-test  ## Run the slow tests
+	$(PARALLEL) -m "slow and not alone"
+	$(BIN)/python -m pytest -m "slow and alone"
+
+test-all: test test-slow  ## Run all tests
 
 parity-full: $(VENV)/.installed-test  ## Compare every family in every legal layout with one process (over an hour)
 	$(BIN)/python -m tests.parity.full

@@ -27,7 +27,8 @@ from data_pipeline.objectives import Objective, build_objective
 from data_pipeline.samples import require_targets
 from data_pipeline.sources import Corpus, Document
 from data_pipeline.tokenizer import Tokenizer, load_tokenizer
-from data_pipeline.training_samples import prepared_prefixes
+from data_pipeline.tokenizer.conventions import Frame, plain_frame
+from data_pipeline.training_samples import prepared_prefixes, require_frame
 
 PREFIX = "documents"
 
@@ -44,7 +45,9 @@ class _Size:
 
 class EvaluationSet:
     """Samples of an objective over the documents in their order. For causal models that is the stream eos, document,
-    eos, document, eos, ...: every token of every document, and the eos after it, is a target exactly once."""
+    eos, document, eos, ...: every token of every document, and the eos after it, is a target exactly once. An imported
+    model reads each document as its own conventions have it: `<s>`, document, eos, `<s>`, document, eos, ..., where no
+    `<s>` is a target; or nothing in front, so that the very first token is none."""
 
     def __init__(self, directory: str | Path, objective: Objective, seed: int) -> None:
         """Maps what `build_evaluation_set` wrote; `seed` decides what the objective draws."""
@@ -55,7 +58,7 @@ class EvaluationSet:
         self.documents = size.documents
         """Number of documents; a pair is one."""
         self.tokens = size.tokens
-        """Tokens of the documents (of pairs: of their targets), an eos after each included."""
+        """Tokens of the documents (of pairs: of their targets), an eos after each included, what begins them not."""
         self.bytes = size.bytes
         """UTF-8 bytes of the same."""
         self.dropped = size.dropped
@@ -105,15 +108,21 @@ def build_evaluation_set(
     made = _objective(config, tokenizer, objective, seed)
     if made.unit == "pair":
         _require_targets(config, where)
+    frame = made.frame or plain_frame(tokenizer)
     parts = _heldout_parts(config, tokenizer, where)
+    for part in parts:
+        if isinstance(part, _Tokens):
+            require_frame(part.prefixes, tokenizer, made.frame)
     lead, pairs = made.overlap == 1, made.unit == "pair"
     key = hashlib.sha256(f"{tokenizer.digest} {lead} {pairs}".encode())
+    if frame != plain_frame(tokenizer):
+        key.update(repr(frame).encode())
     for part in parts:
         key.update(part.digest.encode())
     directory = Path(cache) / f"evaluation-{key.hexdigest()[:16]}"
     if not directory.exists():
         fix = f"{'raise data.holdout or ' if config.holdout else ''}name other files in {where}"
-        _write(parts, tokenizer, directory, lead, pairs, fix)
+        _write(parts, tokenizer, directory, frame if lead else frame._replace(lead=()), pairs, fix)
     return EvaluationSet(directory, made, seed)
 
 
@@ -166,9 +175,9 @@ class _Text:
     def texts(self, tokenizer: Tokenizer) -> Iterator[str]:
         return (document.text for document in self._documents())
 
-    def tokens(self, tokenizer: Tokenizer, pairs: bool) -> Iterator[tuple[list[np.ndarray], int]]:
+    def tokens(self, tokenizer: Tokenizer, pairs: bool, frame: Frame) -> Iterator[tuple[list[np.ndarray], int]]:
         """The arrays of each document, and the bytes of its text, or of its target."""
-        for batch in tokenized(self._documents(), tokenizer, pairs):
+        for batch in tokenized(self._documents(), tokenizer, pairs, frame):
             for text in batch:
                 counted = text.document.target if pairs else text.document.text
                 yield text.arrays, len((counted or "").encode(errors="surrogatepass"))
@@ -181,6 +190,7 @@ class _Tokens:
     """Documents that are tokenised already."""
 
     def __init__(self, prefixes: list[str]) -> None:
+        self.prefixes = prefixes
         self.shards = Shards(prefixes)
         self.digest = self.shards.digest
         self.dropped: Mapping[str, int] = {}
@@ -189,7 +199,7 @@ class _Tokens:
         documents = (self.shards.known(i, tokenizer.vocab_size) for i in range(self.shards.document_count))
         return map(tokenizer.decode, documents)
 
-    def tokens(self, tokenizer: Tokenizer, pairs: bool) -> Iterator[tuple[list[np.ndarray], int]]:
+    def tokens(self, tokenizer: Tokenizer, pairs: bool, frame: Frame) -> Iterator[tuple[list[np.ndarray], int]]:
         step = 2 if pairs else 1
         odd = [dataset for dataset in self.shards.datasets if dataset.document_count % step]
         if odd:
@@ -239,7 +249,7 @@ def _heldout_parts(config: DataConfig, tokenizer: Tokenizer, where: str) -> list
 
 
 def _write(
-    parts: Iterable[_Text | _Tokens], tokenizer: Tokenizer, directory: Path, lead: bool, pairs: bool, fix: str
+    parts: Iterable[_Text | _Tokens], tokenizer: Tokenizer, directory: Path, frame: Frame, pairs: bool, fix: str
 ) -> None:
     """Write documents.bin, .idx and meta.json; the folder appears whole or not at all."""
     size, dropped = _Size(), Counter[str]()
@@ -247,14 +257,15 @@ def _write(
     temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
     try:
         with writing(directory), IndexedWriter(temporary / PREFIX, token_dtype(tokenizer.vocab_size)) as writer:
-            if lead:
-                # So that the first token of the first document has one to be predicted from.
-                writer.add([np.array([tokenizer.special["eos"]])])
+            if frame.lead:
+                writer.add([np.array(frame.lead)])
+            begin = len(frame.begin)
             for part in parts:
-                for arrays, count in part.tokens(tokenizer, pairs):
+                for arrays, count in part.tokens(tokenizer, pairs, frame):
                     writer.add(arrays)
                     size.documents += 1
-                    size.tokens += len(arrays[-1])
+                    begun = begin and tuple(arrays[-1][:begin].tolist()) == frame.begin
+                    size.tokens += len(arrays[-1]) - (begin if begun else 0)
                     size.bytes += count
                 dropped.update(part.dropped)
         size.dropped = dict(sorted(dropped.items()))

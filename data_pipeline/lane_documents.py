@@ -14,6 +14,7 @@ from data_pipeline.readers import Span, by_reason
 from data_pipeline.shuffle import shuffled
 from data_pipeline.sources import Corpus, Document
 from data_pipeline.tokenizer import Tokenizer
+from data_pipeline.tokenizer.conventions import plain_frame
 
 LOOK_AHEAD = 8
 """Most documents that are looked at for one that differs from the current."""
@@ -33,7 +34,10 @@ class LaneDocuments:
         self._key = key
         self._label = label
         self._ahead: deque[TokenizedDocument] = deque()
-        self._eos = np.array([tokenizer.special["eos"]], dtype=np.int32)
+        frame = objective.frame or plain_frame(tokenizer)
+        # In front of the first document of a block, and between two.
+        self._first = np.array([tokenizer.special["eos"], *frame.begin], dtype=np.int32)
+        self._between = np.array([*frame.end, *frame.begin], dtype=np.int32)
         self._order: list[int] = []
 
     def seek(self, place: Place) -> None:
@@ -85,12 +89,13 @@ class LaneDocuments:
         encoded = self._tokenizer.encode_batch([document.text for document in documents])
         targets = self._targets(documents)
         # One array for the block: eos, text, eos, text, eos. Neighbours share the eos between them.
-        parts = [self._eos] * (2 * len(encoded) + 1)
+        parts = [self._between] * (2 * len(encoded) + 1)
+        parts[0] = self._first
         parts[1::2] = encoded
         flat = np.concatenate(parts)
         start, epoch, index = 0, self._epoch, self._index
         for (document, file, position, *_), ids, target in zip(documents, encoded, targets, strict=True):
-            end = start + len(ids) + 1
+            end = start + len(ids) + len(self._between)
             tokens = flat[start : end + 1]
             self._ahead.append(TokenizedDocument(epoch, index, document, file, position, tokens, target))
             start = end

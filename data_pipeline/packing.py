@@ -73,8 +73,8 @@ class TokenizedDocument(NamedTuple):
     file: int
     position: int
     tokens: np.ndarray
-    """(2 + n,) int32: eos, the text's n tokens, eos. The first eos is used only by the first document of a lane,
-    which has no other token to be predicted from."""
+    """(2 + n,) int32: eos, the text's n tokens, eos; of an imported model as its conventions are. The first eos is used
+    only by the first document of a lane, which has no other token to be predicted from."""
     target: np.ndarray | None = None
     """(m,) int32: the tokens of a pair's second text."""
 
@@ -132,12 +132,13 @@ class WindowPacker(Packer):
     exactly once; with 0 every token stands in exactly one sample.
     """
 
-    def __init__(self, documents: Documents, token: int, length: int, overlap: int) -> None:
+    def __init__(self, documents: Documents, token: int, length: int, overlap: int, lead: bool = True) -> None:
+        """`lead`: whether the first sample begins with the eos in front of the first document."""
         super().__init__(documents, token)
         self._length = length
         self._overlap = overlap
-        if overlap == 0:
-            # The eos in front of the first document has nothing to be predicted from it.
+        if overlap == 0 or not lead:
+            # Without an overlap that eos has nothing to be predicted from it.
             self._token = max(1, token)
 
     def next(self, number: int) -> Sample:

@@ -14,12 +14,13 @@ from data_pipeline.indexed.shards import Shards
 from data_pipeline.indexed_samples import IndexedSamples
 from data_pipeline.mixture import Mixture
 from data_pipeline.objective_config import ObjectiveConfig
-from data_pipeline.objectives import build_objective
+from data_pipeline.objectives import Objective, build_objective
 from data_pipeline.readers import BadRecord
 from data_pipeline.readers.kinds import Survey
 from data_pipeline.samples import Met, StreamSamples, require_targets
 from data_pipeline.sources import Corpus, Document
 from data_pipeline.tokenizer import Tokenizer
+from data_pipeline.tokenizer.conventions import Frame, conventions_of
 
 
 def open_samples(
@@ -70,12 +71,14 @@ def open_samples(
             prepared_prefixes(source.paths, f"data.sources[{index}]", tokenizer)
             for index, source in enumerate(config.sources)
         ]
+        for prefixes in sources:
+            require_frame(prefixes, tokenizer, made.frame)
     else:
         assert cache is not None
         if progress is not None:
             progress(f"tokenising the training documents into {cache}")
         sources = [
-            [_tokenised(config, index, survey, tokenizer, cache, made.unit == "pair", met)]
+            [_tokenised(config, index, survey, tokenizer, cache, made, met)]
             for index, survey in enumerate([None] * len(config.sources) if surveys is None else surveys)
         ]
     sizes = [sum(Path(f"{prefix}.bin").stat().st_size for prefix in prefixes) for prefixes in sources]
@@ -100,7 +103,7 @@ def _tokenised(
     survey: Survey | None,
     tokenizer: Tokenizer,
     cache: str | Path,
-    pairs: bool,
+    objective: Objective,
     met: Callable[[Met], None] | None,
 ) -> str:
     """The prefix of one source's training documents, written unless it is there."""
@@ -108,6 +111,7 @@ def _tokenised(
         survey = survey._replace(files=[file._replace(source=0) for file in survey.files])
     alone = config.model_copy(update={"sources": [config.sources[index]]})
     corpus = Corpus.training(alone, None if survey is None else [survey])
+    pairs = objective.unit == "pair"
     prefix = Path(cache) / f"training-{corpus.digest[:12]}-{tokenizer.digest[:8]}-{int(pairs)}"
     prefix.parent.mkdir(parents=True, exist_ok=True)
     bad: list[BadRecord] = []
@@ -121,7 +125,8 @@ def _tokenised(
                 yield from block
 
     names = [file.path for file in corpus.files]
-    materialise(documents(), tokenizer, prefix, digest=f"{corpus.digest} training", pairs=pairs, files=names)
+    digest = f"{corpus.digest} training"
+    materialise(documents(), tokenizer, prefix, digest=digest, pairs=pairs, frame=objective.frame, files=names)
     if met is not None:
         met(Met(dict(corpus.dropped), bad, corpus.bad_count, corpus.records_read))
     return str(prefix)
@@ -149,3 +154,28 @@ def prepared_prefixes(paths: Sequence[str], where: str, tokenizer: Tokenizer) ->
                 f" ({tokenizer.digest[:12]}); set data.tokenizer to the one in {Path(prefix).parent}/tokenizer"
             )
     return prefixes
+
+
+def require_frame(prefixes: Sequence[str], tokenizer: Tokenizer, frame: Frame | None) -> None:
+    """Refuse what `data prepare` wrote without the special tokens by which an imported model reads documents, or with
+    another model's. A run from scratch takes tokens as they are.
+
+    Args:
+        frame: the special tokens around each document that the run wants; None: as in a run from scratch.
+
+    Raises:
+        UserError: names the prefix, and what documents of this run begin with.
+    """
+    if conventions_of(tokenizer) is None:
+        return
+    wanted = frame.key if frame is not None else ""
+    for prefix in prefixes:
+        meta = read_json(Path(prefix).with_name("meta.json"))
+        # Others, such as Megatron-LM, write no such file.
+        if isinstance(meta, dict) and "tokenizer" in meta and meta.get("frame", "") != wanted:
+            texts = [tokenizer.token_text(token) for token in (frame.begin if frame is not None else ())]
+            raise UserError(
+                f"the documents of {prefix} begin or end with other special tokens than those of this run, which begin"
+                f" with {' '.join(texts) or 'none'} (the model of train.init_from decides it); run llmscale data"
+                f" prepare again with this run's config"
+            )

@@ -1,9 +1,13 @@
 """`llmscale launch`: start a run with several ranks."""
 
+import os
+from typing import Any
+
 import click
 
 _OVERRIDES = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 _CONFIG = click.argument("config", metavar="CONFIG")
+_SBATCH = "launcher.sbatch_options"
 
 
 @click.group()
@@ -13,14 +17,21 @@ def launch() -> None:
 
 @launch.command()
 @click.option("--nproc", type=click.IntRange(min=1), required=True, help="Number of ranks on this machine.")
+@click.option(
+    "--grace",
+    type=click.FloatRange(min=0, min_open=True),
+    default=120,
+    show_default=True,
+    help="Seconds that ranks may take to save and end after SIGTERM or SIGUSR1 before they are killed.",
+)
 @_CONFIG
 @_OVERRIDES
 @click.pass_context
-def local(context: click.Context, nproc: int, config: str, overrides: tuple[str, ...]) -> None:
+def local(context: click.Context, nproc: int, grace: float, config: str, overrides: tuple[str, ...]) -> None:
     """Run `llmscale train` once per rank on this machine."""
     from launcher.local import launch_local
 
-    context.exit(launch_local(config, overrides, nproc))
+    context.exit(launch_local(config, overrides, nproc, grace))
 
 
 @launch.command()
@@ -34,14 +45,38 @@ def accelerate(config_file: str, config: str, overrides: tuple[str, ...]) -> Non
     launch_accelerate(config, overrides, config_file)
 
 
-@launch.command()
-@click.option("--nodes", type=click.IntRange(min=1), required=True, help="Number of nodes.")
-@click.option("--ntasks-per-node", type=click.IntRange(min=1), required=True, help="Ranks on each node.")
-@click.option("--time", "time_limit", help="Time limit as sbatch takes it, such as 24:00:00.")
-@_CONFIG
-@_OVERRIDES
-def slurm(nodes: int, ntasks_per_node: int, time_limit: str | None, config: str, overrides: tuple[str, ...]) -> None:
-    """Check the config, submit slurm/train.sbatch and print the job's number."""
-    from launcher.slurm import submit
+class _WithSbatchOptions(click.Command):
+    """What follows `--` is sbatch's and not for click, which would take it for more overrides."""
 
-    click.echo(submit(config, overrides, nodes, ntasks_per_node, time_limit))
+    def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
+        place = args.index("--") if "--" in args else len(args)
+        context.meta[_SBATCH] = tuple(args[place + 1 :])
+        return super().parse_args(context, args[:place])
+
+
+@launch.command(cls=_WithSbatchOptions, options_metavar="[OPTIONS]")
+@click.option("--nodes", type=click.IntRange(min=1), help="Number of nodes.  [default: 1]")
+@click.option(
+    "--ntasks-per-node", type=click.IntRange(min=1), help="Ranks on each node.  [default: one per GPU, or one]"
+)
+@click.option("--time", "time_limit", help="Time limit as sbatch takes it, such as 24:00:00.")
+@click.option("--print", "only_print", is_flag=True, help="Print what would be submitted, as a shell script.")
+@_CONFIG
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]... [-- SBATCH-OPTION...]")
+@click.pass_context
+def slurm(context: click.Context, only_print: bool, **request: Any) -> None:
+    """Check the config, submit a job that trains, and print its number; on stderr, what to do with it.
+
+    Any options of sbatch may follow after `--`, such as `-- --partition=gpu --mem=0 --cpus-per-task=8`.
+    """
+    from launcher.slurm import Request, follow_up, prepare
+
+    asked = Request(**request, options=context.meta[_SBATCH])
+    submission = prepare(asked)
+    if only_print:
+        click.echo(os.fsencode(submission.script()), nl=False)
+        return
+    answer = submission.submit()
+    click.echo(answer.partition(";")[0])
+    if answer[:1].isdecimal():
+        click.echo(follow_up(asked, submission, answer), err=True)

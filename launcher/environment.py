@@ -9,14 +9,32 @@ from data_pipeline.errors import UserError
 _FIRST_PORT = 20000
 """Below Linux's ephemeral ports (32768 and up), so that no outgoing connection holds the port by chance."""
 
+_PORTS = 16
+"""How many ports a step may try."""
+
+_LOOPBACK = re.compile(r"(localhost$|127\.|::1$)")
+
+
+RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""What torchrun sets for each rank, and the trainer reads."""
+
+STEP_TASKS = "SLURM_STEP_NUM_TASKS"
+"""Set in the tasks of `srun` only. A launcher that starts ranks of its own takes it out of their environment."""
+
+_LAUNCHERS = ("TORCHELASTIC_RUN_ID", "CROSS_RANK")
+"""Set by torchrun (and accelerate), and by DeepSpeed's launcher, for the ranks that they start."""
+
 
 def adopt_slurm_environment(environment: MutableMapping[str, str] | None = None) -> bool:
     """Inside a task that `srun` started, set torchrun's variables.
 
-    These are RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT.
-    Does nothing where RANK is set already (torchrun, accelerate, `llmscale launch local`) and outside `srun`: a batch
-    script or an `salloc` shell is not a rank, although Slurm gives it a SLURM_PROCID of 0. The address is the step's
-    first node, on which Slurm places rank 0; a MASTER_ADDR or MASTER_PORT that is set already is kept.
+    These are RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT, and what the ranks meet by:
+    LLMSCALE_PORTS and LLMSCALE_TOKEN.
+    Does nothing outside `srun`: a batch script or an `salloc` shell is not a rank, although Slurm gives it a
+    SLURM_PROCID of 0. Does nothing either where a launcher inside the task has set them: torchrun, accelerate or
+    deepspeed say so in the environment, and in a step of one task, such as an interactive shell, ranks of a larger
+    world can only be somebody's own. The address is the step's first node, on which Slurm places rank 0; a MASTER_ADDR
+    or MASTER_PORT that is set already is kept.
 
     Args:
         environment: the variables to read and complete; this process's own when not given.
@@ -25,12 +43,25 @@ def adopt_slurm_environment(environment: MutableMapping[str, str] | None = None)
         Whether anything was set.
 
     Raises:
-        UserError: a variable is missing or makes no sense. There is no fallback to localhost: it would make every node
-            a world of its own.
+        UserError: a variable is missing, makes no sense or contradicts Slurm's. There is no fallback to localhost: it
+            would make every node a world of its own, as a RANK left over from another launch would.
     """
     environment = os.environ if environment is None else environment
-    if "RANK" in environment or "SLURM_STEP_NUM_TASKS" not in environment:
+    if STEP_TASKS not in environment or ("RANK" in environment and any(name in environment for name in _LAUNCHERS)):
         return False
+    tasks = _number(environment, STEP_TASKS)
+    if tasks == 1 and "RANK" in environment and environment.get("WORLD_SIZE") != "1":
+        return False
+    adopted = _place(environment, tasks)
+    _require_slurms_own(environment, adopted)
+    if "OMP_NUM_THREADS" not in environment and "SLURM_CPUS_PER_TASK" in environment:
+        adopted["OMP_NUM_THREADS"] = environment["SLURM_CPUS_PER_TASK"]
+    environment.update(adopted)
+    return True
+
+
+def _place(environment: Mapping[str, str], tasks: int) -> dict[str, str]:
+    """torchrun's variables of a task of `srun`."""
     node = _number(environment, "SLURM_NODEID")
     tasks_by_node = _repeated(_text(environment, "SLURM_STEP_TASKS_PER_NODE"))
     if node >= len(tasks_by_node):
@@ -38,47 +69,42 @@ def adopt_slurm_environment(environment: MutableMapping[str, str] | None = None)
             f"SLURM_NODEID is {node}, but SLURM_STEP_TASKS_PER_NODE '{environment['SLURM_STEP_TASKS_PER_NODE']}' lists"
             f" {len(tasks_by_node)} nodes; start each rank with srun"
         )
-    adopted: dict[str, str | int] = {
-        "RANK": _number(environment, "SLURM_PROCID"),
-        "WORLD_SIZE": _number(environment, "SLURM_STEP_NUM_TASKS"),
-        "LOCAL_RANK": _number(environment, "SLURM_LOCALID"),
-        "LOCAL_WORLD_SIZE": tasks_by_node[node],
+    address = environment.get("MASTER_ADDR")
+    return {
+        "RANK": str(_number(environment, "SLURM_PROCID")),
+        "WORLD_SIZE": str(tasks),
+        "LOCAL_RANK": str(_number(environment, "SLURM_LOCALID")),
+        "LOCAL_WORLD_SIZE": str(tasks_by_node[node]),
+        "MASTER_ADDR": first_host(_text(environment, "SLURM_STEP_NODELIST")) if address is None else address,
+        **_meeting_point(environment),
     }
-    if "MASTER_ADDR" not in environment:
-        adopted["MASTER_ADDR"] = first_host(_text(environment, "SLURM_STEP_NODELIST"))
-    if "MASTER_PORT" not in environment:
-        # One job has one port, so that jobs that share a node do not meet.
-        adopted["MASTER_PORT"] = _FIRST_PORT + _number(environment, "SLURM_JOB_ID") % 10000
-    if "OMP_NUM_THREADS" not in environment and "SLURM_CPUS_PER_TASK" in environment:
-        adopted["OMP_NUM_THREADS"] = environment["SLURM_CPUS_PER_TASK"]
-    environment.update({name: str(value) for name, value in adopted.items()})
-    return True
 
 
-def require_rank_variables(environment: Mapping[str, str] | None = None) -> None:
-    """Refuse torchrun's variables, those that are set, where they make no sense.
+def _meeting_point(environment: Mapping[str, str]) -> dict[str, str]:
+    """The port on which the ranks of this step meet, and the token by which they know each other. Steps that share a
+    node have different ones; where another program has the port, the ranks find each other on one of the next."""
+    job, step = _number(environment, "SLURM_JOB_ID"), _number(environment, "SLURM_STEP_ID")
+    point = {"LLMSCALE_TOKEN": f"{environment.get('LLMSCALE_TOKEN', '')} {job}.{step}".strip()}
+    if "MASTER_PORT" in environment:
+        return point | {"MASTER_PORT": environment["MASTER_PORT"]}
+    return point | {"MASTER_PORT": str(_FIRST_PORT + (job + _PORTS * step) % 10000), "LLMSCALE_PORTS": str(_PORTS)}
 
-    Args:
-        environment: the variables; this process's own when not given.
 
-    Raises:
-        UserError: one is not a whole number, or a rank is not below its number of ranks. On this rank only.
-    """
-    environment = os.environ if environment is None else environment
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT")
+def _require_slurms_own(environment: MutableMapping[str, str], place: Mapping[str, str]) -> None:
+    """Refuse what a shell has kept of another launch: with it, some ranks would train alone or wait for ever."""
     problem = ""
-    for name in names:
-        if name in environment and not environment[name].isdecimal():
-            problem = problem or f"{name} is '{environment[name]}', but must be a whole number"
-    for name, size in (("RANK", "WORLD_SIZE"), ("LOCAL_RANK", "LOCAL_WORLD_SIZE")):
-        if not problem and name in environment and size in environment:
-            rank, ranks = int(environment[name]), int(environment[size])
-            if rank >= ranks:
-                problem = f"{name} is {rank}, but {size} is {ranks}, and ranks count from 0"
+    for name in ("RANK", "WORLD_SIZE"):
+        if environment.get(name, place[name]) != place[name]:
+            problem = problem or f"{name} is '{environment[name]}', but Slurm's own is {place[name]}"
+    nodes = len(_repeated(environment["SLURM_STEP_TASKS_PER_NODE"]))
+    if not problem and nodes > 1 and _LOOPBACK.match(place["MASTER_ADDR"]):
+        problem = (
+            f"MASTER_ADDR is '{place['MASTER_ADDR']}', which is another machine on each of the {nodes} nodes of this"
+            " Slurm step"
+        )
     if problem:
-        error = UserError(f"{problem}; start ranks by `llmscale launch`")
-        error.everywhere = False
-        raise error
+        environment["RANK"] = place["RANK"]  # so that rank 0 alone says it
+        raise UserError(f"{problem}; run `unset {' '.join(RANK_VARIABLES)}` before sbatch or srun")
 
 
 def first_host(nodelist: str) -> str:
@@ -106,14 +132,14 @@ def _repeated(counts: str) -> list[int]:
     return numbers
 
 
-def _text(environment: MutableMapping[str, str], name: str) -> str:
+def _text(environment: Mapping[str, str], name: str) -> str:
     value = environment.get(name, "")
     if not value:
         raise UserError(f"this looks like a Slurm task, but {name} is not set; start each rank with srun")
     return value
 
 
-def _number(environment: MutableMapping[str, str], name: str) -> int:
+def _number(environment: Mapping[str, str], name: str) -> int:
     value = _text(environment, name)
     if not value.isdigit():
         raise UserError(f"{name} is '{value}', but must be a whole number; start each rank with srun")

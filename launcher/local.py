@@ -3,22 +3,31 @@
 import contextlib
 import ctypes
 import os
+import secrets
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
 from data_pipeline.errors import UserError
-from llmscale.config import load_config
+from data_pipeline.records import read_records
+from launcher.environment import STEP_TASKS
+from llmscale.config import load_config, resolve_directory
+from llmscale.distributed.ranks import LAUNCHER
 from llmscale.legality import require_legal
+from llmscale.train.run_directory import RunDirectory
 
 GRACE_SECONDS = 25.0
 """How long the other ranks may live on after one has failed, so that all are gone within 30 s. Ranks that share a
 user's mistake end by themselves; one that waits for the failed rank in a collective would wait for ever."""
+
+SAVE_SECONDS = 120.0
+"""How long ranks may take to end after SIGTERM or SIGUSR1, the step and the save that they still make included."""
 
 SAVED = 75
 """Exit code of a rank that saved a checkpoint after a preemption signal."""
@@ -31,13 +40,25 @@ _POLL_SECONDS = 0.05
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
-def launch_local(config: str, overrides: tuple[str, ...], nproc: int) -> int:
+@dataclass
+class _Ranks:
+    """The processes, and how they ended."""
+
+    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    failures: list[int] = field(default_factory=list)
+    """Ranks that did not end with 0, in the order of their end."""
+    killed: dict[int, str] = field(default_factory=dict)
+    """Ranks that were killed here, and what they had not done in time."""
+
+
+def launch_local(config: str, overrides: tuple[str, ...], nproc: int, save_seconds: float = SAVE_SECONDS) -> int:
     """Train with `nproc` ranks on this machine: `llmscale train CONFIG OVERRIDES` once per rank.
 
     Args:
         config: path of the YAML config.
         overrides: `dotted.key=value` strings.
         nproc: number of ranks; may exceed the cores.
+        save_seconds: how long ranks may take to save and end after a preemption signal.
 
     Returns:
         The exit code of the whole run, as `run_ranks` defines it.
@@ -45,19 +66,31 @@ def launch_local(config: str, overrides: tuple[str, ...], nproc: int) -> int:
     Raises:
         UserError: the config is wrong, or illegal for `nproc` ranks; no process was started.
     """
-    resolved = load_config(config, overrides)
+    resolved = resolve_directory(load_config(config, overrides))
     require_legal(resolved, nproc)
+    run = RunDirectory(resolved.run.directory)
     command = [sys.executable, "-m", "llmscale", "train", config, *overrides]
-    return run_ranks(command, nproc, Path(resolved.run.directory) / "logs")
+    return run_ranks(command, nproc, run.logs, save_seconds=save_seconds, run=run)
 
 
-def run_ranks(command: Sequence[str], nproc: int, logs: Path, grace_seconds: float = GRACE_SECONDS) -> int:
-    """Run `command` once per rank, with torchrun's variables, and wait for all.
+def run_ranks(
+    command: Sequence[str],
+    nproc: int,
+    logs: Path,
+    grace_seconds: float = GRACE_SECONDS,
+    save_seconds: float = SAVE_SECONDS,
+    run: RunDirectory | None = None,
+) -> int:
+    """Run `command` once per rank, with torchrun's variables and a secret of this launch, and wait for all.
 
     Rank 0 keeps this process's stdout and stderr (a terminal stays a terminal); the others append both to
     `logs/rank-00001.log` and so on. SIGTERM, SIGUSR1 and SIGINT are passed on to every rank, and a second SIGINT kills
-    them. When a rank fails, the others have `grace_seconds` to end before they are killed. The ranks die with this
+    them. A preemption signal also lets ranks go on that were stopped, and those that live `save_seconds` later are
+    killed. When a rank fails, the others have `grace_seconds` to end before they are killed. The ranks die with this
     process, even when it is killed.
+
+    Args:
+        run: of which outcome.json is to say why it failed, where no rank has.
 
     Returns:
         0 when every rank ended well; 75 when those that did not had all saved after a preemption signal; 2 when any met
@@ -70,32 +103,36 @@ def run_ranks(command: Sequence[str], nproc: int, logs: Path, grace_seconds: flo
         raise UserError(
             f"cannot create {logs} ({error.strerror}); set run.directory to a folder you may write"
         ) from None
-    port = _free_port()
-    ranks: list[subprocess.Popen[bytes]] = []
+    started = time.time()
+    port, token = _free_port(), secrets.token_hex(16)
+    ranks = _Ranks()
     with _caught_signals() as caught, contextlib.ExitStack() as files:
         try:
             for rank in range(nproc):
                 log = files.enter_context(_log_path(logs, rank).open("ab")) if rank else None
-                ranks.append(_start(command, _variables(rank, nproc, port), log))
-            failures = _wait(ranks, caught, grace_seconds)
+                ranks.processes.append(_start(command, _variables(rank, nproc, port, token), log))
+            _wait(ranks, caught, grace_seconds, save_seconds)
         finally:
             _kill(ranks)
-    if failures and signal.SIGINT in caught:
+    if ranks.failures and signal.SIGINT in caught:
         return 1  # whoever pressed Ctrl-C needs no explanation
-    return _judge(failures, ranks, logs)
+    return _judge(ranks, logs, run, started)
 
 
-def _variables(rank: int, nproc: int, port: int) -> dict[str, str]:
+def _variables(rank: int, nproc: int, port: int, token: str) -> dict[str, str]:
     threads = max(1, len(os.sched_getaffinity(0)) // nproc)
     return {
         "OMP_NUM_THREADS": str(threads),
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if name != STEP_TASKS},
         "RANK": str(rank),
         "WORLD_SIZE": str(nproc),
         "LOCAL_RANK": str(rank),
         "LOCAL_WORLD_SIZE": str(nproc),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
+        "LLMSCALE_PORTS": "16",  # it was free a moment ago
+        "LLMSCALE_TOKEN": token,
+        LAUNCHER: "local",
     }
 
 
@@ -139,49 +176,93 @@ def _caught_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _wait(ranks: list[subprocess.Popen[bytes]], caught: list[int], grace_seconds: float) -> list[int]:
-    """Pass on what is caught and wait until all have ended; the ranks that failed, in the order of their end."""
-    failures: list[int] = []
-    deadline = float("inf")
+def _wait(ranks: _Ranks, caught: list[int], grace_seconds: float, save_seconds: float) -> None:
+    """Pass on what is caught and wait until all have ended."""
+    deadline, late = float("inf"), ""
     forwarded = 0
     while True:
         for number in caught[forwarded:]:
             forwarded += 1
-            for process in ranks:
+            for process in ranks.processes:
                 process.send_signal(number)
-        failures += [rank for rank, process in enumerate(ranks) if process.poll() and rank not in failures]
-        if failures:
-            deadline = min(deadline, time.monotonic() + grace_seconds)
-        if all(process.returncode is not None for process in ranks):
-            return failures
+                if number != signal.SIGINT:
+                    process.send_signal(signal.SIGCONT)
+            if number != signal.SIGINT and time.monotonic() + save_seconds < deadline:
+                deadline = time.monotonic() + save_seconds
+                late = f"did not end within {save_seconds:g} s of {signal.Signals(number).name}"
+        if _note_failures(ranks) and time.monotonic() + grace_seconds < deadline:
+            deadline = time.monotonic() + grace_seconds
+            late = f"did not end within {grace_seconds:g} s of rank {ranks.failures[0]}"
+        if all(process.returncode is not None for process in ranks.processes):
+            return
         if time.monotonic() > deadline or caught.count(signal.SIGINT) > 1:
-            _kill(ranks)
+            _kill(ranks, late)
         time.sleep(_POLL_SECONDS)
 
 
-def _kill(ranks: list[subprocess.Popen[bytes]]) -> None:
+def _note_failures(ranks: _Ranks) -> bool:
+    """Whether any rank has failed by now."""
+    ended = enumerate(process.poll() for process in ranks.processes)
+    ranks.failures += [rank for rank, code in ended if code and rank not in ranks.failures]
+    return bool(ranks.failures)
+
+
+def _kill(ranks: _Ranks, late: str = "") -> None:
     """Kill what still runs: each rank's whole process group, its loader workers included."""
-    for process in ranks:
+    for rank, process in enumerate(ranks.processes):
         if process.poll() is None:
+            ranks.killed[rank] = late
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
 
-def _judge(failures: list[int], ranks: list[subprocess.Popen[bytes]], logs: Path) -> int:
-    codes = {rank: ranks[rank].returncode for rank in failures}
-    unsaved = [rank for rank in failures if codes[rank] != SAVED]
+def _judge(ranks: _Ranks, logs: Path, run: RunDirectory | None, started: float) -> int:
+    codes = {rank: ranks.processes[rank].returncode for rank in ranks.failures}
+    unsaved = [rank for rank in ranks.failures if codes[rank] != SAVED]
     if not unsaved:
-        return SAVED if failures else 0
+        return SAVED if ranks.failures else 0
     mistaken = [rank for rank in unsaved if codes[rank] == USER_ERROR]
     if 0 in mistaken:  # rank 0 has said on the terminal what is wrong
         return USER_ERROR
-    rank = (mistaken or unsaved)[0]
+    # A rank that was killed from outside ends others, which may be seen to have ended before it.
+    died = [rank for rank in unsaved if codes[rank] < 0 and rank not in ranks.killed]
+    own = [rank for rank in unsaved if rank not in ranks.killed]
+    rank = (mistaken or died or own or unsaved)[0]
     code = codes[rank]
-    how = f"exited with code {code}" if code > 0 else f"was killed by signal {-code} ({_signal_name(-code)})"
+    number = -code if code < 0 and rank not in ranks.killed else 0
+    if number:
+        hint = ": out of memory?" if number == signal.SIGKILL else ""
+        how = f"was killed by signal {number} ({_signal_name(number)}{hint})"
+    else:
+        how = f"exited with code {code}" if code > 0 else f"{ranks.killed[rank]} and was killed"
     where = f"its output is in {_log_path(logs, rank)}" if rank else "its output stands above"
-    print(f"rank {rank} of {len(ranks)} {how} and ended the run; {where}", file=sys.stderr, flush=True)
+    who = f"rank {rank} of {len(ranks.processes)}"
+    if run is None:
+        text = f"{who} {how} and ended the run; {where}"
+    else:
+        text = _recorded(run, started, rank, number, f"{who} on {socket.gethostname()} {how}", where)
+    print(text, file=sys.stderr, flush=True)
     return max(code, 1)
+
+
+def _recorded(run: RunDirectory, started: float, rank: int, number: int, what: str, where: str) -> str:
+    """The sentence of a failure with the step and the newest checkpoint of a run, which also goes to its outcome.json
+    where that does not say yet why this attempt failed."""
+    outcome = run.outcome()
+    attempted = outcome.get("outcome") in ("running", "failed") and outcome.get("time", 0) >= started
+    if not attempted:
+        return f"{what} and ended the run before its first step; {where}"
+    step = max((int(row["step"]) for row in read_records(run.ledger)), default=0)
+    checkpoint = run.newest_step()
+    saved = f"the newest checkpoint is of step {checkpoint}" if checkpoint else "there is no checkpoint yet"
+    text = f"{what} after step {step} and ended the run; {saved}"
+    if number or outcome["outcome"] == "running":
+        lost = {"rank": rank, "node": socket.gethostname(), "signal": _signal_name(number) if number else None}
+        details = {"reason": text, "step": step, "checkpoint": checkpoint, "lost": lost}
+        with contextlib.suppress(OSError):
+            run.record_outcome("failed", attempt=outcome.get("attempt"), **details)
+    return f"{text}; {where}"
 
 
 def _signal_name(number: int) -> str:

@@ -1,50 +1,245 @@
 """Submitting a run to Slurm."""
 
+import os
+import re
+import shlex
 import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_pipeline.errors import UserError
-from llmscale.config import load_config
-from llmscale.legality import require_legal
+from launcher.environment import RANK_VARIABLES
+from launcher.sbatch_options import given_options, gpus_per_node
+from launcher.time_limit import lead_seconds, limit_seconds, require_lead_below, script_lead
+from llmscale.config import RunConfig, load_config
+from llmscale.legality import require_legal, require_possible
 
-_FOLDER = Path("slurm")
+TEMPLATE = Path(__file__).with_name("train.sbatch")
+"""The batch script, in a clone and in an installed package."""
+
+CLUSTER = Path("slurm/cluster.env")
+"""The facts about a cluster, in the working directory."""
+
+_SOURCE = """
+trap 'code=$?; echo "$0 ended the shell with status $code" >&2; exit 3' EXIT
+. "$0" >&2 || echo "llmscale: note: the last command of $0 failed with status $?" >&2
+trap - EXIT
+exec /usr/bin/env -0
+"""
+"""cluster.env is shell: it holds sbatch's own variables, such as SBATCH_PARTITION, and may load modules."""
+
+_HEREDOC = "END_OF_BATCH_SCRIPT"
 
 
-def submit(
-    config: str, overrides: tuple[str, ...], nodes: int, ntasks_per_node: int, time_limit: str | None = None
-) -> int:
-    """Submit slurm/train.sbatch from the working directory, with the settings of slurm/cluster.env where it exists.
+@dataclass(frozen=True)
+class Request:
+    """What somebody asks `llmscale launch slurm` for."""
 
-    Args:
-        config: path of the YAML config, which is checked first.
-        overrides: `dotted.key=value` strings.
-        nodes: number of nodes.
-        ntasks_per_node: ranks on each node.
-        time_limit: as sbatch takes it; the cluster's own default when not given.
+    config: str
+    """Path of the YAML config."""
+    overrides: tuple[str, ...] = ()
+    """`dotted.key=value` strings."""
+    nodes: int | None = None
+    """Number of nodes; sbatch's options say it, or it is 1."""
+    ntasks_per_node: int | None = None
+    """Ranks of each node; sbatch's options say it, or there is one per GPU, or one."""
+    time_limit: str | None = None
+    """As sbatch takes it; the cluster's own where nobody says."""
+    options: tuple[str, ...] = ()
+    """Any options of sbatch."""
 
-    Returns:
-        The job's number.
+    def command(self) -> str:
+        """The command line that asks for the same, quoted for a shell."""
+        ours = {"nodes": self.nodes, "ntasks-per-node": self.ntasks_per_node, "time": self.time_limit}
+        words = [f"--{name}={value}" for name, value in ours.items() if value is not None]
+        theirs = ["--", *self.options] if self.options else []
+        return shlex.join(["llmscale", "launch", "slurm", *words, self.config, *self.overrides, *theirs])
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A checked request: what sbatch is called with."""
+
+    options: list[str]
+    arguments: list[str]
+    """Of the batch script."""
+    environment: dict[str, str] = field(repr=False)
+    name: str
+    log: str
+    """sbatch's pattern of the log file."""
+
+    def script(self) -> str:
+        """A shell script that submits this, batch script included. What cluster.env sets it reads for itself."""
+        settings = f". {CLUSTER}\n" if CLUSTER.exists() else ""
+        command = shlex.join(["sbatch", *self.options, "/dev/stdin", *self.arguments])
+        return f"{settings}{command} <<'{_HEREDOC}'\n{TEMPLATE.read_text(encoding='utf-8')}{_HEREDOC}\n"
+
+    def submit(self) -> str:
+        """Call sbatch; what it prints, which is `NUMBER` or `NUMBER;CLUSTER` unless an option makes it say else.
+
+        Raises:
+            UserError: sbatch is missing, or refuses the job.
+        """
+        command = ["sbatch", *self.options, str(TEMPLATE), *self.arguments]
+        try:
+            result = subprocess.run(
+                command, env=self.environment, capture_output=True, text=True, errors="replace", check=False
+            )
+        except FileNotFoundError:
+            raise UserError("sbatch is not on the PATH; submit from a login node of the cluster") from None
+        if result.returncode:
+            raise UserError(f"sbatch refused the job: {result.stderr.strip()}; see {CLUSTER} and the options")
+        sys.stderr.write(result.stderr)
+        return result.stdout.strip()
+
+
+def prepare(request: Request) -> Submission:
+    """Check a request, in the working directory from which it is submitted.
 
     Raises:
-        UserError: the config is wrong or illegal for this number of ranks, slurm/train.sbatch or sbatch is missing, or
-            Slurm refuses the job.
+        UserError: the config is wrong, or illegal for this number of ranks; the options contradict each other; the time
+            limit is not above the lead of the signal that comes before it; slurm/cluster.env fails.
     """
-    require_legal(load_config(config, overrides), nodes * ntasks_per_node)
-    template = _FOLDER / "train.sbatch"
-    if not template.is_file():
-        raise UserError(f"no {template} in the working directory; submit from the root of the repository")
-    options = [f"--nodes={nodes}", f"--ntasks-per-node={ntasks_per_node}"]
-    options += [f"--time={time_limit}"] if time_limit else []
-    # cluster.env is shell: it holds sbatch's own variables, such as SBATCH_PARTITION, and may load modules
-    script = '[ ! -r "$0" ] || . "$0"; exec sbatch --parsable "$@"'
+    config = load_config(request.config, request.overrides)
+    given = given_options(request.options)
+    if "wrap" in given:
+        raise UserError("--wrap gives sbatch another script, but `launch slurm` submits its own; leave --wrap out")
+    _require_a_folder_each(config.run.directory, given.get("array"))
+    environment = cluster_environment()
+    layout, ranks = _layout(request, given, config, environment)
+    if ranks is None:
+        require_possible(config)
+    else:
+        require_legal(config, ranks)
+    time_limit = _agreed("time", request.time_limit, given)
+    signal = given.get("signal", environment.get("SBATCH_SIGNAL", ""))
+    lead = lead_seconds(signal) if signal else script_lead(TEMPLATE)
+    limit = time_limit or environment.get("SBATCH_TIMELIMIT")
+    require_lead_below(limit_seconds(limit) if limit else None, lead)
+    name = given.get("job-name") or environment.get("SBATCH_JOB_NAME") or run_name(config)
+    log = given.get("output") or environment.get("SBATCH_OUTPUT")
+    options = ["--parsable", *layout]
+    options += [f"--time={time_limit}"] if time_limit and "time" not in given else []
+    options += [f"--job-name={name}"] if "job-name" not in given else []
+    if "array" in given and not log:
+        log = "slurm-%A_%a.log"
+        options.append(f"--output={log}")
+    path = os.path.abspath(request.config) if "chdir" in given else request.config
+    arguments = [f"--python={sys.executable}", f"--lead={lead}", path, *request.overrides]
+    return Submission([*options, *request.options], arguments, environment, name, log or "slurm-%j.log")
+
+
+def run_name(config: RunConfig) -> str:
+    """A job's name: that of the run's folder, without placeholders and on one line."""
+    parts = (re.sub(r"\{\w*\}", "", part).strip(" -_.") for part in Path(os.path.abspath(config.run.directory)).parts)
+    return next((" ".join(part.split()) for part in reversed(list(parts)) if part.strip("/")), "llmscale")
+
+
+def _require_a_folder_each(directory: str, array: str | None) -> None:
+    """Elements of a job array that run at the same time need a run directory each.
+
+    Raises:
+        UserError: they have one for all, or its placeholder has no value.
+    """
+    own = "{array_task}" in directory
+    if not own and array is not None and re.search(r"[-,]", array) and not array.endswith("%1"):
+        raise UserError(
+            f"--array={array} starts several runs in run.directory '{directory}'; put {{array_task}} into it, or"
+            f" let them go on with one run, one after the other: --array={array.partition('%')[0]}%1"
+        )
+    if own and array is None:
+        raise UserError(
+            f"run.directory is '{directory}', but {{array_task}} has a value only in a job array; give"
+            " `-- --array=0-9`, or leave it out"
+        )
+
+
+def follow_up(request: Request, submission: Submission, answer: str) -> str:
+    """What to do with a submitted job, for a person; `answer` is what sbatch said."""
+    number, _, cluster = answer.partition(";")
+    where = f"--clusters={cluster} " if cluster else ""
+    log = submission.log
+    for letter, text in {"j": number, "A": number, "x": submission.name}.items():
+        log = log.replace(f"%{letter}", text)
+    # what only the job knows, such as the task of an array, stays open
+    pattern = "*".join(shlex.quote(piece) if piece else "" for piece in re.split(r"%\d*\w", log))
+    return (
+        f"job {number} '{submission.name}' is in the queue\n"
+        f"  follow:  tail -F {pattern}\n"
+        f"  look:    squeue {where}--job {number}\n"
+        f"  cancel:  scancel {where}{number}   (the run saves first)\n"
+        f"  resume:  after a time limit or preemption the job queues itself again; after anything else\n"
+        f"           {request.command()}"
+    )
+
+
+def cluster_environment() -> dict[str, str]:
+    """This process's environment as sbatch is to have it: with what slurm/cluster.env sets, without another job's.
+
+    Raises:
+        UserError: the file ends the shell that reads it.
+    """
+    within = "SLURM_JOB_ID" in os.environ
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in RANK_VARIABLES and not (within and name.startswith("SLURM_") and name != "SLURM_CONF")
+    }
+    if not CLUSTER.exists():
+        return environment
     result = subprocess.run(
-        ["bash", "-c", script, str(_FOLDER / "cluster.env"), *options, str(template), config, *overrides],
-        capture_output=True,
-        text=True,
+        ["bash", "-c", _SOURCE, str(CLUSTER)],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
         check=False,
     )
-    if result.returncode == 127:
-        raise UserError("sbatch is not on the PATH; submit from a login node of the cluster")
     if result.returncode:
-        raise UserError(f"sbatch refused the job: {result.stderr.strip()}; see slurm/cluster.env")
-    return int(result.stdout.split(";")[0].split()[-1])
+        raise UserError(f"{CLUSTER} ended the shell that reads it; mend the command that is named above")
+    entries = (entry.partition("=") for entry in os.fsdecode(result.stdout).split("\0"))
+    return {name: value for name, equals, value in entries if equals}
+
+
+def _layout(
+    request: Request, given: Mapping[str, str], config: RunConfig, environment: Mapping[str, str]
+) -> tuple[list[str], int | None]:
+    """sbatch's options for nodes and ranks that are not among the given ones, and the number of ranks where it is
+    known before the job starts."""
+    options = []
+    # Where a number of ranks is given and none of nodes, Slurm finds as many as that takes.
+    asked_nodes = _agreed("nodes", request.nodes, given) or ("" if "ntasks" in given else "1")
+    per_node = _agreed("ntasks-per-node", request.ntasks_per_node, given)
+    if asked_nodes and "nodes" not in given:
+        options.append(f"--nodes={asked_nodes}")
+    nodes = int(asked_nodes) if asked_nodes.isdecimal() else None
+    if "ntasks" in given:
+        if per_node is not None and nodes is not None and given["ntasks"] != str(int(per_node) * nodes):
+            raise UserError(
+                f"--ntasks={given['ntasks']}, but {nodes} nodes x {per_node} ranks are {int(per_node) * nodes}; leave"
+                " one of them out"
+            )
+        ranks = int(given["ntasks"]) if given["ntasks"].isdecimal() else None
+    elif per_node is None and (nodes is None or "ntasks-per-gpu" in given):
+        return options, None
+    else:
+        if per_node is None and nodes is not None:
+            on_gpu = config.run.device != "cpu"
+            per_node = str((gpus_per_node(given, environment, nodes) if on_gpu else 0) or 1)
+        ranks = nodes * int(per_node) if nodes is not None and per_node is not None and per_node.isdecimal() else None
+    if per_node is not None and "ntasks-per-node" not in given:
+        options.append(f"--ntasks-per-node={per_node}")
+    return options, ranks
+
+
+def _agreed(name: str, ours: int | str | None, given: Mapping[str, str]) -> str | None:
+    """The value of an option that may stand before and after `--`.
+
+    Raises:
+        UserError: both are given and differ.
+    """
+    theirs = given.get(name)
+    if ours is not None and theirs not in (None, str(ours)):
+        raise UserError(f"--{name} is {ours}, but {theirs} after `--`; give it once")
+    return str(ours) if ours is not None else theirs

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,33 +44,43 @@ class LazyGroup(click.Group):
         return super().get_command(context, name)
 
 
+# DeepSpeed's launcher, and torch's without --use-env, pass it as the first argument of whatever they start.
+_LOCAL_RANK = click.option("--local_rank", "--local-rank", type=click.IntRange(min=0), hidden=True)
+
+
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="llmscale")
-def cli() -> None:
+@_LOCAL_RANK
+def cli(local_rank: int | None) -> None:
     """Train language models, from raw text to an evaluated model."""
+    _adopt_local_rank(local_rank)
 
 
 @cli.command()
 @click.argument("config", type=click.Path(path_type=Path))
 @click.argument("overrides", nargs=-1, metavar="[dotted.key=value ...]")
 @click.option("--dry-run", is_flag=True, help="Check everything that needs no data, and print the resolved config.")
-def train(config: Path, overrides: tuple[str, ...], dry_run: bool) -> None:
+@_LOCAL_RANK
+def train(config: Path, overrides: tuple[str, ...], dry_run: bool, local_rank: int | None) -> None:
     """Train as CONFIG says; on a run directory that has a checkpoint, continue from it."""
-    from launcher.environment import adopt_slurm_environment, require_rank_variables
+    _adopt_local_rank(local_rank)
+    from launcher.environment import adopt_slurm_environment
     from llmscale.config import dump_config, identity_digest
+    from llmscale.distributed.ranks import read_place
     from llmscale.train.check import checked_config
     from llmscale.train.signals import PreemptionFlag
 
     # Before anything slow: a signal during the imports must not end the run without a word.
     with PreemptionFlag() as flag:
         adopt_slurm_environment()
-        require_rank_variables()
-        if "RANK" in os.environ and not dry_run:
+        # WORLD_SIZE alone says for how many ranks a dry run checks.
+        several = not dry_run and read_place().size > 1
+        if several:
             flag.expect_no_step(others=True)
         try:
             resolved = checked_config(config, overrides)
         except UserError as error:
-            if dry_run or "RANK" not in os.environ:
+            if not several:
                 raise
             from llmscale.engine.distributed import refuse
 
@@ -138,14 +147,18 @@ def _generation(command: Any) -> Any:
             click.option(
                 "--max-new-tokens",
                 type=int,
-                help="Most tokens to add.  [default: 128, or what the model's context has room for]",
+                help="Most tokens to add.  [default: the model's, or 128, or what its context has room for]",
             ),
-            click.option("--temperature", type=float, help="0: always the most probable token.  [default: 0.8]"),
-            click.option("--top-k", default=0, show_default=True, help="Only the k most probable tokens; 0: all."),
             click.option(
-                "--top-p", default=1.0, show_default=True, help="Only the most probable, to this probability."
+                "--temperature", type=float, help="0: always the most probable token.  [default: the model's, or 0.8]"
             ),
-            click.option("--repetition-penalty", default=1.0, show_default=True, help="CTRL's; 1: none."),
+            click.option(
+                "--top-k", type=int, help="Only the k most probable tokens.  [default: the model's, or 0: all]"
+            ),
+            click.option(
+                "--top-p", type=float, help="Only the most probable, to this probability.  [default: the model's, or 1]"
+            ),
+            click.option("--repetition-penalty", type=float, help="CTRL's.  [default: the model's, or 1: none]"),
             click.option("--stop", multiple=True, help="A text that ends the generation; repeatable."),
             click.option("--stop-token", "stop_tokens", type=int, multiple=True, help="A token id that does."),
             click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True),
@@ -153,18 +166,6 @@ def _generation(command: Any) -> Any:
     ):
         command = option(command)
     return command
-
-
-def _settings(temperature: float | None, max_new_tokens: int | None, **options: Any) -> Any:
-    from llmscale.generate import Settings
-
-    if max_new_tokens is None:
-        options["shorten"] = True
-    else:
-        options["max_new_tokens"] = max_new_tokens
-    if temperature is None:
-        temperature = 0.8 if options.get("beams", 1) == 1 else 0.0
-    return Settings(temperature=temperature, **options)
 
 
 @cli.command()
@@ -175,14 +176,19 @@ def _settings(temperature: float | None, max_new_tokens: int | None, **options: 
 )
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object a line: prompt, text, tokens, finish.")
 @_generation
-@click.option("--beams", default=1, show_default=True, help="Hypotheses of beam search; 1: none.")
-@click.option("--length-penalty", default=1.0, show_default=True, help="Beam search: above 0 favours long texts.")
+@click.option("--beams", type=int, help="Hypotheses of beam search.  [default: the model's, or 1: none]")
+@click.option(
+    "--length-penalty", type=float, help="Beam search: above 0 favours long texts.  [default: the model's, or 1]"
+)
 @click.option("--batch", default=8, show_default=True, help="Most prompts in a forward pass.")
-def generate(checkpoint: Path, prompts: tuple[str, ...], file: Path | None, as_json: bool, **options: Any) -> None:
+@click.option("--raw", is_flag=True, help="Put no special token in front of a prompt or behind it.")
+def generate(
+    checkpoint: Path, prompts: tuple[str, ...], file: Path | None, as_json: bool, raw: bool, **options: Any
+) -> None:
     """Continue prompts with the model of CHECKPOINT (or a run directory). Beam search does not sample."""
     from llmscale.generate.commands import generate_texts
 
-    generate_texts(checkpoint, prompts, file, as_json, _settings(**options))
+    generate_texts(checkpoint, prompts, file, as_json, options, raw)
 
 
 @cli.command()
@@ -193,7 +199,7 @@ def chat(checkpoint: Path, system: str | None, **options: Any) -> None:
     """Talk with the instruction-tuned model of CHECKPOINT; a message a line, /reset begins anew, /quit ends."""
     from llmscale.generate.chat import chat as talk
 
-    talk(checkpoint, system, _settings(**options))
+    talk(checkpoint, system, options)
 
 
 @cli.group()
@@ -380,6 +386,13 @@ def report(runs: tuple[Path, ...], output: Path | None) -> None:
     click.echo(paths.page)
 
 
+def _adopt_local_rank(local_rank: int | None) -> None:
+    if local_rank is not None:
+        from llmscale.distributed.ranks import adopt_local_rank
+
+        adopt_local_rank(local_rank)
+
+
 @contextlib.contextmanager
 def _mistakes_explained() -> Iterator[None]:
     """One sentence on stderr instead of a traceback, and the exit code, where the cause is known."""
@@ -405,18 +418,21 @@ def _mistakes_explained() -> Iterator[None]:
     except RuntimeError as error:
         if type(error).__name__ not in ("CheckpointError", "LostRankError"):
             raise
-        _complain(str(error))
+        if not getattr(error, "told", False):
+            _complain(str(error))
         sys.exit(FAILED)
 
 
 def _complain(message: str) -> None:
-    where = f"rank {_rank()}: " if _rank() else ""
+    rank = _rank()
+    where = f"rank {rank}: " if rank else ""
     print(f"llmscale: {where}{message}", file=sys.stderr, flush=True)
 
 
 def _rank() -> int:
-    rank = os.environ.get("RANK", "0")
-    return int(rank) if rank.isdecimal() else 0
+    from llmscale.distributed.ranks import shown_rank
+
+    return shown_rank()
 
 
 def main() -> None:

@@ -16,7 +16,16 @@ PACKAGES = ("launcher", "llmscale", "data_pipeline")
 # entry covers everything below it.
 MAY_IMPORT = {
     "data_pipeline": set(),
-    "launcher": {"llmscale.config", "llmscale.plan", "llmscale.legality", "data_pipeline.errors"},
+    "launcher": {
+        "llmscale.config",
+        "llmscale.plan",
+        "llmscale.legality",
+        "llmscale.distributed",
+        "llmscale.train.run_directory",
+        "data_pipeline.errors",
+        "data_pipeline.records",
+    },
+    "llmscale.distributed": {"data_pipeline"},
     "llmscale.families": set(),
     "llmscale.config": {"llmscale.families", "data_pipeline"},
     "llmscale.legality": {"llmscale.config", "data_pipeline"},
@@ -26,6 +35,7 @@ MAY_IMPORT = {
     "llmscale.parallel": {"llmscale.model", "llmscale.config", "data_pipeline"},
     "llmscale.checkpoint": {"llmscale.model", "llmscale.config", "data_pipeline"},
     "llmscale.engine": {
+        "llmscale.distributed",
         "llmscale.objectives",
         "llmscale.parallel",
         "llmscale.checkpoint.fragments",
@@ -60,6 +70,7 @@ MAY_IMPORT = {
     },
     "llmscale.report": {"llmscale.config", "data_pipeline.records", "data_pipeline.errors"},
     "llmscale.train": {
+        "llmscale.distributed",
         "llmscale.engine",
         "llmscale.checkpoint",
         "llmscale.evaluate",

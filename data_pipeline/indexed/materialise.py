@@ -17,6 +17,7 @@ from data_pipeline.indexed.format import IndexedDataset, token_dtype
 from data_pipeline.indexed.writer import IndexedWriter, temporary_path
 from data_pipeline.sources import Document
 from data_pipeline.tokenizer import Tokenizer
+from data_pipeline.tokenizer.conventions import Frame, plain_frame
 
 BATCH_DOCUMENTS = 256
 BATCH_CHARACTERS = 1 << 18
@@ -55,18 +56,22 @@ class TokenizedText(NamedTuple):
         return Counts(1, sum(map(len, self.arrays)), size)
 
 
-def tokenized(documents: Iterable[Document], tokenizer: Tokenizer, pairs: bool) -> Iterator[list[TokenizedText]]:
+def tokenized(
+    documents: Iterable[Document], tokenizer: Tokenizer, pairs: bool, frame: Frame | None = None
+) -> Iterator[list[TokenizedText]]:
     """Documents in batches of up to 256 (fewer when they are long), in order.
 
     Args:
         documents: with targets, where pairs are asked for.
         tokenizer: must have an eos.
         pairs: whether to store targets; a target that is not wanted is left out.
+        frame: the special tokens around each text; when not given, eos behind it.
 
     Raises:
         ValueError: a document without target where pairs are asked for.
     """
-    eos = np.array([tokenizer.special["eos"]], dtype=np.int32)
+    frame = frame or plain_frame(tokenizer)
+    begin, end = np.array(frame.begin, dtype=np.int32), np.array(frame.end, dtype=np.int32)
     for batch in _batches(documents):
         texts: list[str] = []
         for document in batch:
@@ -74,7 +79,7 @@ def tokenized(documents: Iterable[Document], tokenizer: Tokenizer, pairs: bool) 
                 where = f"the document at {document.position} of file {document.file}"
                 raise ValueError(f"{where} has no target, but pairs=True")
             texts += [document.text, document.target or ""] if pairs else [document.text]
-        arrays = [np.concatenate([ids, eos]) for ids in tokenizer.encode_batch(texts)]
+        arrays = [np.concatenate([begin, ids, end]) for ids in tokenizer.encode_batch(texts)]
         step = 2 if pairs else 1
         yield [TokenizedText(document, arrays[i * step : (i + 1) * step]) for i, document in enumerate(batch)]
 
@@ -92,6 +97,7 @@ def materialise(
     *,
     digest: str,
     pairs: bool = False,
+    frame: Frame | None = None,
     files: Sequence[str] = (),
 ) -> Counts:
     """Write documents as one prefix, in this process, unless it is there already.
@@ -105,6 +111,7 @@ def materialise(
         prefix: where the files are to appear; the folder is made.
         digest: changes whenever the documents do, such as `Corpus.digest` and the side of the split.
         pairs: whether documents have targets; then document 2 i is the text of pair i and 2 i + 1 its target.
+        frame: as in `tokenized`.
         files: paths by the documents' file numbers, which PREFIX.json keeps.
 
     Raises:
@@ -112,14 +119,14 @@ def materialise(
         OSError: names the file, if it cannot be written.
     """
     record = Path(f"{prefix}.json")
-    key = hashlib.sha256(f"1 {digest} {tokenizer.digest} {pairs}".encode()).hexdigest()
+    key = hashlib.sha256(f"1 {digest} {tokenizer.digest} {pairs}{frame.key if frame else ''}".encode()).hexdigest()
     known = _recorded(record, prefix, key)
     if known is not None:
         return known
     record.unlink(missing_ok=True)
     counts = Counts()
     with IndexedWriter(prefix, token_dtype(tokenizer.vocab_size), places=True) as writer:
-        for batch in tokenized(documents, tokenizer, pairs):
+        for batch in tokenized(documents, tokenizer, pairs, frame):
             write_tokenized(writer, batch)
             for text in batch:
                 counts.add(text.counts)

@@ -26,6 +26,7 @@ from data_pipeline.readers import Span
 from data_pipeline.readers.bad_records import BadRecord
 from data_pipeline.sources import Corpus, Document
 from data_pipeline.tokenizer import Tokenizer
+from data_pipeline.tokenizer.conventions import Frame, document_frame
 
 VERSION = 1
 SIDES = ("train", "heldout")
@@ -45,6 +46,8 @@ class Plan(NamedTuple):
     """SHA-256 of `made_of`."""
     pairs: bool
     """Whether documents have targets."""
+    frame: Frame | None
+    """The special tokens around each document; None: as in a run from scratch."""
 
 
 def make_plan(config: DataConfig, corpus: Corpus, tokenizer: Tokenizer, part_bytes: int = PART_BYTES) -> Plan:
@@ -79,8 +82,11 @@ def make_plan(config: DataConfig, corpus: Corpus, tokenizer: Tokenizer, part_byt
         "deduplication": config.deduplication.model_dump(mode="json") if config.deduplication else None,
         "part_bytes": part_bytes,
     }
+    frame = None if any(targets) else document_frame(tokenizer)
+    if frame is not None and frame.key:
+        made_of["frame"] = frame.key
     digest = hashlib.sha256(repr(sorted(made_of.items())).encode()).hexdigest()
-    return Plan(parts, made_of, digest, any(targets))
+    return Plan(parts, made_of, digest, any(targets), frame)
 
 
 class PartFiles(NamedTuple):
@@ -179,7 +185,7 @@ class PartWorker:
     ) -> dict[str, dict[str, Any]]:
         """Tokenise into the writers; returns the counts by side and number of the source."""
         counts: dict[str, dict[str, Counts]] = {side: {} for side in writers}
-        for batch in tokenized(documents, self._tokenizer, self._plan.pairs):
+        for batch in tokenized(documents, self._tokenizer, self._plan.pairs, self._plan.frame):
             tokens = 0
             held = [self._corpus.is_held_out(text.document) for text in batch]
             for side, writer in writers.items():

@@ -77,6 +77,7 @@ def prepare(
     watcher: Watcher | None = None,
     part_bytes: int = PART_BYTES,
     roles: tuple[str, ...] = (),
+    begins_from: str | None = None,
 ) -> Outcome:
     """Tokenise all documents of `config.sources` into OUT: train.bin/.idx (and heldout.bin/.idx where `config.holdout`
     is above 0), each with `.places` (int64 pairs: number in `meta.json`'s list of files, position), tokenizer/,
@@ -95,6 +96,7 @@ def prepare(
         watcher: is told of the progress.
         part_bytes: least size of a part; the same in all calls.
         roles: special tokens that the tokenizer must have, as for `prepare_tokenizer`.
+        begins_from: the imported model that is to be trained on this, as for `prepare_tokenizer`.
 
     Raises:
         UserError: unusable sources or tokenizer, an OUT of something else, or missing parts with `merge_only`.
@@ -108,7 +110,7 @@ def prepare(
     # How a run would deal the documents to lanes must not decide what is written.
     config = config.model_copy(update={"lanes": LANES})
     corpus = Corpus.training(config)
-    tokenizer = prepare_tokenizer(config, out / TOKENIZER, watcher.note, roles)
+    tokenizer = prepare_tokenizer(config, out / TOKENIZER, watcher.note, roles, begins_from)
     plan = make_plan(config, corpus, tokenizer, part_bytes)
     _begin(out, plan)
     meta = _finished(out, plan)
@@ -311,6 +313,7 @@ def _describe(
         "vocab_size": tokenizer.vocab_size,
         "dtype": token_dtype(tokenizer.vocab_size).name,
         "eos": tokenizer.special["eos"],
+        **({"frame": plan.frame.key} if plan.frame is not None and plan.frame.key else {}),
         "pairs": plan.pairs,
         "train": asdict(totals["train"]),
         "heldout": asdict(totals["heldout"]) if config.holdout > 0 else None,

@@ -37,7 +37,7 @@ def build_objective(config: ObjectiveConfig, tokenizer: Tokenizer, sequence_leng
         case CausalObjective():
             return Causal(config, tokenizer, sequence_length, seed)
         case PrefixObjective():
-            return Prefix(config, sequence_length, seed)
+            return Prefix(config, tokenizer, sequence_length, seed)
         case MaskedObjective():
             return Masked(config, tokenizer, sequence_length, seed)
         case DenoisingObjective():

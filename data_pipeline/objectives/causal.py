@@ -11,6 +11,7 @@ from data_pipeline.objective_config import CausalObjective, PrefixObjective
 from data_pipeline.objectives.objective import Arrays, Objective, filled, stack
 from data_pipeline.packing import OpenPacker, Sample, WindowPacker
 from data_pipeline.tokenizer import Tokenizer
+from data_pipeline.tokenizer.conventions import Frame, document_frame
 
 FIM_ROLES = ("fim_prefix", "fim_middle", "fim_suffix")
 
@@ -20,34 +21,42 @@ class Windows(Objective):
 
     unit = "window"
     overlap = 1
+    frame: Frame
 
-    def __init__(self, sequence_length: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, sequence_length: int) -> None:
         self.length = sequence_length + 1
+        self.frame = document_frame(tokenizer)
+        self._begin = np.array(self.frame.begin, dtype=np.int32)
 
     @property
     def targets_per_sample(self) -> int:
         return self.length - 1
 
     def packer(self) -> OpenPacker:
-        return lambda documents, token, _: WindowPacker(documents, token, self.length, self.overlap)
+        lead = bool(self.frame.lead)
+        return lambda documents, token, _: WindowPacker(documents, token, self.length, self.overlap, lead)
 
     def rows(self, tokens: Sequence[np.ndarray]) -> Arrays:
-        """`tokens`, and `weights` where a row is too short."""
-        if all(len(row) == self.length for row in tokens):
-            return {"tokens": np.stack(tokens)}
-        short = [row[:-1] for row in tokens]
-        return {"tokens": stack(tokens, self.length), "weights": filled(short, self.length - 1)}
+        """`tokens`, and `weights` where a row is too short, or holds the beginning of a document, which nothing in
+        front of it foretells."""
+        full = all(len(row) == self.length for row in tokens)
+        arrays: Arrays = {"tokens": np.stack(tokens) if full else stack(tokens, self.length)}
+        if not full or len(self._begin):
+            arrays["weights"] = filled([row[:-1] for row in tokens], self.length - 1)
+        if len(self._begin):
+            arrays["weights"][np.isin(arrays["tokens"][:, 1:], self._begin)] = 0
+        return arrays
 
 
 class Causal(Windows):
     """Next-token prediction, with documents kept apart or rearranged where the settings ask for it."""
 
     def __init__(self, config: CausalObjective, tokenizer: Tokenizer, sequence_length: int, seed: int) -> None:
-        super().__init__(sequence_length)
+        super().__init__(tokenizer, sequence_length)
         self.config = config
         self.seed = seed
         self.roles = FIM_ROLES if config.fim_rate else ()
-        self.plain = not config.fim_rate and not config.separate_documents
+        self.plain = not config.fim_rate and not config.separate_documents and not self.frame.begin
         self._marks = np.array([tokenizer.special[role] for role in self.roles], dtype=np.int32)
         self._eos = tokenizer.special["eos"]
 
@@ -57,8 +66,10 @@ class Causal(Windows):
         parts = [self._parts(sample, k) for sample, k in zip(samples, numbers, strict=True)]
         arrays = self.rows([np.concatenate(part)[: self.length] for part in parts])
         if self.config.separate_documents:
-            # An input belongs to the document of its target: the eos before a document is that one's first input.
-            segments = [_targets_numbers([len(piece) for piece in part])[: self.length - 1] for part in parts]
+            # An input belongs to the document of its target: the eos before a document is that one's first input. Only
+            # where a document begins with a token of its own, it belongs to its own document.
+            first = 0 if self.frame.begin else 1
+            segments = [_numbers([len(piece) for piece in part], first)[: self.length - 1] for part in parts]
             arrays["segment_ids"] = stack(segments, self.length - 1, fill=-1)
             arrays["positions"] = np.stack([_restarts(row) for row in arrays["segment_ids"]])
         return arrays
@@ -75,6 +86,8 @@ class Causal(Windows):
     def _rearranged(self, part: np.ndarray, chosen: float, order: float, *cuts: float) -> np.ndarray:
         """prefix, middle, suffix with their marks: Bavarian et al. 2022, sections 3 and 3.1 (SPM as in appendix D)."""
         head, tail = int(part[0] == self._eos), len(part) - int(part[-1] == self._eos)
+        if len(self._begin) and np.array_equal(part[: len(self._begin)], self._begin):
+            head = len(self._begin)
         text = part[head:tail]
         if chosen >= self.config.fim_rate or len(text) < 2:
             return part
@@ -91,8 +104,8 @@ class Causal(Windows):
 class Prefix(Windows):
     """A prefix that is read in both directions, and the rest predicted from it."""
 
-    def __init__(self, config: PrefixObjective, sequence_length: int, seed: int) -> None:
-        super().__init__(sequence_length)
+    def __init__(self, config: PrefixObjective, tokenizer: Tokenizer, sequence_length: int, seed: int) -> None:
+        super().__init__(tokenizer, sequence_length)
         self.config = config
         self.seed = seed
 
@@ -108,9 +121,10 @@ class Prefix(Windows):
         return {**arrays, "weights": weights * predicted, "prefix_lengths": prefix}
 
 
-def _targets_numbers(lengths: list[int]) -> np.ndarray:
-    """The number of each target's document, from 0: of all tokens but the first."""
-    numbers = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)[1:]
+def _numbers(lengths: list[int], first: int) -> np.ndarray:
+    """The number of each token's document, from 0: of the targets (`first` 1), or of the inputs (0)."""
+    numbers = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
+    numbers = numbers[first : len(numbers) - 1 + first]
     return numbers - numbers[0]
 
 

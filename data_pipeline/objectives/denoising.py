@@ -11,6 +11,7 @@ from data_pipeline.objective_config import DenoisingObjective
 from data_pipeline.objectives.objective import Arrays, Objective, decoder_inputs
 from data_pipeline.packing import OpenPacker, Sample, WindowPacker
 from data_pipeline.tokenizer import Tokenizer
+from data_pipeline.tokenizer.conventions import pad_token, start_token
 
 
 class Denoising(Objective):
@@ -32,7 +33,8 @@ class Denoising(Objective):
         self.roles = denoising_roles(config, sequence_length)
         self._sentinels = np.array([tokenizer.special[f"sentinel_{i}"] for i in range(spans)], dtype=np.int32)
         self._eos = tokenizer.special["eos"]
-        self._pad = tokenizer.special["pad"]
+        self._pad = pad_token(tokenizer)
+        self._start = start_token(tokenizer)
 
     @property
     def targets_per_sample(self) -> int:
@@ -56,8 +58,8 @@ class Denoising(Objective):
         return {
             "encoder_inputs": encoder,
             "encoder_weights": (np.arange(self.sequence_length) < given[:, None]).astype(np.float32),
-            # The decoder starts from the pad token, as T5's does.
-            "inputs": decoder_inputs(targets, self._pad),
+            # The decoder starts from the pad token, as T5's does, or that of an imported model.
+            "inputs": decoder_inputs(targets, self._start),
             "targets": targets,
             "weights": (np.arange(self.target_length) < wanted[:, None]).astype(np.float32),
         }

@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 
 from data_pipeline.packing import OpenPacker, Sample
+from data_pipeline.tokenizer.conventions import Frame
 
 Arrays = dict[str, np.ndarray]
 """Rows of a `Batch` by field name, in integer or float types as small as they may be. `tokens` (C, T + 1) stands for
@@ -30,6 +31,8 @@ class Objective(ABC):
     """How often a pair of sentences is made shorter than it could be."""
     eos: int | None = None
     """The token behind every document that is tokenised ahead; of no use to windows, of which it is a part."""
+    frame: Frame | None = None
+    """The special tokens of documents in the stream; None: a token ends each, as in a run from scratch."""
     plain: bool = False
     """Whether a row is nothing but its window."""
 

@@ -10,6 +10,7 @@ from data_pipeline.objective_config import PairsObjective
 from data_pipeline.objectives.objective import Arrays, Objective, decoder_inputs, filled, stack
 from data_pipeline.packing import OpenPacker, PairPacker, Sample
 from data_pipeline.tokenizer import Tokenizer
+from data_pipeline.tokenizer.conventions import pad_token, start_token, text_frame
 
 
 class Pairs(Objective):
@@ -23,8 +24,15 @@ class Pairs(Objective):
         self.config = config
         self.sequence_length = sequence_length
         self.eos = tokenizer.special["eos"]
-        self._eos = np.array([self.eos], dtype=np.int32)
-        self._pad = tokenizer.special["pad"]
+        begin, end = text_frame(tokenizer, source=True)
+        # A target in one sequence with its source is no text of its own, so that nothing begins it.
+        first, last = ([], [self.eos]) if config.concatenate else (begin, end)
+        self._around_source, self._around_target = (
+            (np.array(before, dtype=np.int32), np.array(behind, dtype=np.int32))
+            for before, behind in ((begin, end), (first, last))
+        )
+        self._pad = pad_token(tokenizer)
+        self._start = self._pad if config.concatenate else start_token(tokenizer)
 
     @property
     def targets_per_sample(self) -> int:
@@ -34,19 +42,16 @@ class Pairs(Objective):
         return lambda documents, token, _: PairPacker(documents, token)
 
     def arrays(self, samples: Sequence[Sample], numbers: Sequence[int]) -> Arrays:
-        sources = [self._cut(s.tokens[: s.split], self.sequence_length) for s in samples]
-        targets = [self._cut(s.tokens[s.split :], self.config.target_length) for s in samples]
+        sources = [_cut(s.tokens[: s.split], self.sequence_length, *self._around_source) for s in samples]
+        targets = [_cut(s.tokens[s.split :], self.config.target_length, *self._around_target) for s in samples]
         return self._one_sequence(sources, targets) if self.config.concatenate else self._two(sources, targets)
-
-    def _cut(self, tokens: np.ndarray, length: int) -> np.ndarray:
-        return np.concatenate([tokens[: length - 1], self._eos])
 
     def _two(self, sources: list[np.ndarray], targets: list[np.ndarray]) -> Arrays:
         padded = stack(targets, self.config.target_length, self._pad)
         return {
             "encoder_inputs": stack(sources, self.sequence_length, self._pad),
             "encoder_weights": filled(sources, self.sequence_length),
-            "inputs": decoder_inputs(padded, self._pad),
+            "inputs": decoder_inputs(padded, self._start),
             "targets": padded,
             "weights": filled(targets, self.config.target_length),
         }
@@ -61,3 +66,9 @@ class Pairs(Objective):
             "tokens": stack(rows, length + 1, self._pad),
             "weights": predicted.astype(np.float32),
         }
+
+
+def _cut(tokens: np.ndarray, length: int, begin: np.ndarray, end: np.ndarray) -> np.ndarray:
+    """A text with its special tokens, of at most `length` tokens where that has room for them."""
+    room = max(0, length - len(begin) - len(end))
+    return np.concatenate([begin, tokens[:room], end])

@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from data_pipeline.errors import UserError
+from data_pipeline.tokenizer.conventions import Conventions
 from data_pipeline.tokenizer.roles import role_text
 
 META_FILE = "meta.json"
@@ -100,6 +101,8 @@ class StoredTokenizer(ABC):
         self.options = dict(options or {})
         self.trained: dict[str, object] | None = None
         """The `data.tokenizer.train` settings it was trained with, if it was."""
+        self.conventions: Conventions | None = None
+        """Those of the model that it was imported with; None: this project's own."""
         self._own_size = size
         self.assign_roles(special)
 
@@ -174,6 +177,8 @@ class StoredTokenizer(ABC):
             "trained": self.trained,
             "digest": self.digest,
         }
+        if self.conventions is not None:
+            meta["conventions"] = self.conventions.as_json()
         text = json.dumps(meta, indent=1, ensure_ascii=False) + "\n"
         (Path(directory) / META_FILE).write_text(text, encoding="utf-8")
 

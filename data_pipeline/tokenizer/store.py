@@ -15,6 +15,7 @@ from data_pipeline.config import DataConfig, TokenizerConfig
 from data_pipeline.errors import FULL, UserError, writing
 from data_pipeline.tokenizer.base import META_FILE, StoredTokenizer, Tokenizer
 from data_pipeline.tokenizer.bytes_tokenizer import BytesTokenizer
+from data_pipeline.tokenizer.conventions import Conventions
 from data_pipeline.tokenizer.hugging_face import (
     MERGES_FILE,
     TOKENIZER_FILE,
@@ -24,6 +25,7 @@ from data_pipeline.tokenizer.hugging_face import (
     HuggingFaceTokenizer,
     WordPieceTokenizer,
 )
+from data_pipeline.tokenizer.inherited import inherit
 from data_pipeline.tokenizer.roles import appending_order
 from data_pipeline.tokenizer.sentence_piece import MODEL_FILE, SentencePieceTokenizer
 from data_pipeline.tokenizer.training import train_sentencepiece
@@ -69,6 +71,7 @@ def prepare_tokenizer(
     directory: str | Path,
     progress: Callable[[str], None] | None = None,
     roles: Sequence[str] = (),
+    begins_from: str | None = None,
 ) -> Tokenizer:
     """The run's tokenizer: loaded where `directory` holds a finished one, else copied or trained, and kept there.
 
@@ -79,6 +82,8 @@ def prepare_tokenizer(
         progress: is told what takes time.
         roles: roles that the tokenizer must have. Those it lacks get a token each at the end of the vocabulary,
             sentinels in descending order, so that sentinel_0 has the highest id.
+        begins_from: the checkpoint or run whose weights the run begins from. Where that is an imported model with this
+            tokenizer, a new `directory` keeps the model's roles and conventions.
 
     Raises:
         UserError: the directory's tokenizer is not the config's, `path` cannot be used, a token of `special` does not
@@ -96,6 +101,7 @@ def prepare_tokenizer(
             made = SentencePieceTokenizer(train_sentencepiece(config), "the trained tokenizer")
             made.trained = settings.train.model_dump()
         _give_roles(made, settings, roles)
+        inherit(made, begins_from, roles)
         _publish(made, directory)
     meta = _read_meta(directory)
     assert meta is not None
@@ -126,6 +132,7 @@ def _load(directory: Path, meta: dict[str, Any]) -> StoredTokenizer:
         own = {role: token for role, token in meta["special"].items() if role not in appended}
         tokenizer.assign_roles(own, appended)
         tokenizer.trained = meta["trained"]
+        tokenizer.conventions = Conventions.read(meta.get("conventions"))
     except (KeyError, TypeError, AttributeError, IndexError):
         raise UserError(f"{directory / META_FILE} is damaged; restore {directory}") from None
     if tokenizer.digest != written:
@@ -204,7 +211,9 @@ def _check(
             raise UserError(
                 f"data.tokenizer.{key} is {value!r}, but the tokenizer in {directory} has {had.get(key)!r}; {fix}"
             )
-    lacking = [role for role in roles if role not in tokenizer.special]
+    # An imported model may have no pad token, for which its end token stands then.
+    free = {"pad"} if tokenizer.conventions is not None else set()
+    lacking = [role for role in roles if role not in tokenizer.special and role not in free]
     if lacking:
         raise UserError(
             f"the tokenizer in {directory} has no token for {lacking[0]}, which this objective needs; start a new run"

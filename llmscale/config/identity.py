@@ -6,6 +6,7 @@ from typing import Any
 
 from data_pipeline.errors import UserError
 from llmscale.config.root import RunConfig
+from llmscale.config.shell import override_word
 
 # The samples and their order do not depend on these.
 _FREE_DATA_KEYS = {"workers", "prefetch", "evaluation", "on_bad_record", "bad_record_warning"}
@@ -47,7 +48,7 @@ def require_same_identity(config: RunConfig, recorded: dict[str, Any], where: st
     raise UserError(
         f"{where} was trained with {key} = {_value(recorded, key)!r}, but the config says"
         f" {_value(current, key)!r}{more}; set it back, or give the new run its own run.directory"
-        f" (train.init_from={where} starts it from these weights)"
+        f" ({override_word('train.init_from', where)} starts it from these weights)"
     )
 
 

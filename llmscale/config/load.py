@@ -1,6 +1,7 @@
 """YAML file and dotted overrides to a frozen RunConfig."""
 
 import difflib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -60,7 +61,7 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     if not equals or not key:
         raise UserError(f"override '{override}' is not of the form dotted.key=value, such as train.steps=100")
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, _OverrideLoader)
     except yaml.YAMLError:
         raise UserError(f"override '{override}': '{text}' is not a valid YAML value; quote it") from None
     node: Any = raw
@@ -73,6 +74,30 @@ def _apply(raw: dict[str, Any], override: str) -> None:
         node[last] = value
     else:
         raise UserError(f"override '{override}': '{'.'.join(parents)}' is a value, not a section")
+
+
+class _OverrideLoader(yaml.SafeLoader):
+    """YAML in which a line break within a text stays one, where YAML would fold it to a space: in an override it was
+    typed for its own sake."""
+
+    def scan_flow_scalar_spaces(self, double: bool, start_mark: Any) -> list[str]:
+        """Blanks and line breaks between the words of a quoted text, as they stand there."""
+        chunks = [""]
+        while self.peek() in " \t\r\n\x85\u2028\u2029":
+            chunks.append(self.peek())
+            self.forward()
+        if self.peek() == "\0":
+            return super().scan_flow_scalar_spaces(double, start_mark)  # which says that the quote is not closed
+        return chunks
+
+    def get_single_node(self) -> Any:
+        """The whole override, where it is a text without quotes: the text as it stands."""
+        node = super().get_single_node()
+        if isinstance(node, yaml.ScalarNode) and node.style is None and node.tag == "tag:yaml.org,2002:str":
+            text = node.start_mark.buffer.removesuffix("\0") if node.start_mark.buffer is not None else ""
+            if "\n" in text and not re.search(r"(^|\s)#", text):
+                node.value = text
+        return node
 
 
 def _child(node: Any, part: str, override: str) -> Any:

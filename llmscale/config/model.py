@@ -53,8 +53,8 @@ class ExpertsConfig(Section):
     normalize: bool = True
     """Whether the weights of a token's experts are divided by their sum."""
     capacity_factor: float | None = Field(default=None, gt=0)
-    """In training an expert takes at most this x per_token x tokens / count of a sequence's tokens, the first ones
-    (GShard, section 2.2); None: all that come."""
+    """In training an expert takes at most this x per_token x tokens / count, rounded up, of a sequence's tokens (of a
+    document's where documents are separate), in the order of positions; None: all that come."""
     balance_weight: float = Field(default=0.01, ge=0)
     """Weight of the load-balancing loss (Switch Transformer, equation 4), which is 1 at perfect balance."""
     z_weight: float = Field(default=0.0, ge=0)

@@ -1,8 +1,9 @@
 """Where and how the run executes: nothing here changes what is learned, except the seed."""
 
+import re
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from data_pipeline.section import Section
 from llmscale.config.bounds import BigCount, Count
@@ -12,7 +13,8 @@ class RunSection(Section):
     """The run itself."""
 
     directory: str
-    """Where the run keeps its config, metrics, ledger and checkpoints; relative to the working directory."""
+    """Where the run keeps its config, metrics, ledger and checkpoints; relative to the working directory. Under Slurm
+    {job} stands for the number of the job, or of the job array, and {array_task} for that of the array's element."""
     seed: BigCount = Field(default=0, ge=0)
     """Decides initial weights and data order."""
     threads: int | None = Field(default=None, ge=1, le=4096)
@@ -20,6 +22,16 @@ class RunSection(Section):
     the ranks of this machine. Recorded, since the last bits of a loss depend on it."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes CUDA when there is a GPU."""
+
+    @field_validator("directory")
+    @classmethod
+    def _knows_its_placeholders(cls, directory: str) -> str:
+        unknown = [name for name in re.findall(r"\{(\w*)\}", directory) if name not in ("job", "array_task")]
+        if unknown:
+            raise ValueError(
+                f"run.directory is '{directory}', but {{{unknown[0]}}} is not known; {{job}} and {{array_task}} are"
+            )
+        return directory
 
 
 class ParallelConfig(Section):

@@ -46,6 +46,7 @@ def prepare_data(
             merge_only=merge_only,
             watcher=shown,
             roles=roles,
+            begins_from=config.train.init_from,
         )
     return outcome.message
 

@@ -10,7 +10,8 @@ from data_pipeline.objectives import required_roles
 from data_pipeline.sources import Corpus
 from data_pipeline.statistics import sample_documents
 from data_pipeline.tokenizer import Tokenizer, prepare_tokenizer
-from llmscale.config import load_config
+from data_pipeline.tokenizer.conventions import conventions_of
+from llmscale.config import load_config, resolve_directory
 
 SHOWN_CHARACTERS = 160
 """Of the first document of each source."""
@@ -29,12 +30,16 @@ def make_tokenizer(path: Path, overrides: tuple[str, ...], output: Path | None) 
     # Sources of kind tokens have no text to show, but need a tokenizer all the same.
     sources = [source for source in config.data.sources if source.kind != "tokens"]
     corpus = Corpus.training(config.data.model_copy(update={"sources": sources})) if sources else None
-    folder = output or Path(config.run.directory) / "tokenizer"
+    folder = output or Path(resolve_directory(config).run.directory) / "tokenizer"
     roles = required_roles(config.objective, config.data.sequence_length)
-    tokenizer = prepare_tokenizer(config.data, folder, say, roles)
+    tokenizer = prepare_tokenizer(config.data, folder, say, roles, config.train.init_from)
     yield f"kind    {tokenizer.kind}"
     yield f"size    {tokenizer.vocab_size:,} tokens"
     yield f"roles   {_roles(tokenizer)}"
+    kept = conventions_of(tokenizer)
+    if kept is not None and kept.begin is not None:
+        words = [" ".join(map(tokenizer.token_text, tokens)) or "nothing" for tokens in (kept.begin, kept.end)]
+        yield f"texts   {words[0]} in front, {words[1]} behind, as the model of train.init_from reads them"
     yield f"digest  {tokenizer.digest[:12]}"
     yield f"folder  {folder}"
     if corpus is not None:

@@ -3,22 +3,41 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import os
-from collections.abc import Iterator
+import secrets
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Literal, NoReturn
 
 import torch
 import torch.distributed as dist
-from torch.distributed.rendezvous import rendezvous
 
-from data_pipeline.errors import UserError
+from data_pipeline.errors import UserError, first_line
+from llmscale.distributed.gpus import gpu_of, shared_gpu
+from llmscale.distributed.interface import use_interface_of
+from llmscale.distributed.meeting import (
+    DEADLINE,
+    Entry,
+    Meeting,
+    admit,
+    attend,
+    candidate_ports,
+    lead,
+    listen,
+    rendezvous_seconds,
+)
+from llmscale.distributed.ranks import LAUNCHER, Place, read_place
+from llmscale.distributed.watch import Loss, Watch
+from llmscale.distributed.wire import run_token
 
-_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-"""What every launcher sets."""
+_AGENT_KEY = "rank-0"
+"""In the store of torchrun's agent: the port on which rank 0 is met, and the token of this start."""
+_WORD_SECONDS = 3.0
+"""How long a rank whose collective failed waits for word of who has died."""
+
+_watches: list[Watch] = []
+"""Of this process's group, while there is one of several ranks."""
 
 
 @dataclass(frozen=True)
@@ -33,47 +52,42 @@ class World:
 
 
 def read_world(device: Literal["auto", "cpu", "cuda"]) -> World:
-    """The world as the launcher's variables (RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE) describe it.
+    """The world as the launcher's variables describe it.
 
     Raises:
-        UserError: a launcher set only some of the variables, or CUDA is asked for and there is none.
+        UserError: as `read_place`, or CUDA is asked for and there is none.
     """
-    present = [name for name in _VARIABLES if name in os.environ]
-    if "RANK" in present and len(present) < len(_VARIABLES):
-        missing = ", ".join(name for name in _VARIABLES if name not in present)
-        raise UserError(f"RANK is {os.environ['RANK']} but {missing} is not set; start ranks by `llmscale launch`")
-    in_group = "RANK" in present
-    local_rank = int(os.environ.get("LOCAL_RANK", "0")) if in_group else 0
+    place = read_place()
+    local_rank = place.local_rank
     kind = device
     if kind == "auto":
         kind = "cuda" if torch.cuda.is_available() else "cpu"
     if kind == "cuda" and not torch.cuda.is_available():
         raise UserError("run.device is 'cuda', but torch sees no GPU here; set run.device=cpu or auto")
-    if kind == "cuda" and local_rank >= torch.cuda.device_count():
-        raise UserError(
-            f"this machine runs local rank {local_rank}, but has {torch.cuda.device_count()} GPU(s);"
-            f" start at most one rank per GPU"
-        )
     return World(
-        rank=int(os.environ["RANK"]) if in_group else 0,
-        size=int(os.environ["WORLD_SIZE"]) if in_group else 1,
+        rank=place.rank,
+        size=place.size,
         local_rank=local_rank,
-        local_size=int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if in_group else 1,
-        device=torch.device("cuda", local_rank) if kind == "cuda" else torch.device("cpu"),
+        local_size=place.local_size,
+        device=torch.device(kind, gpu_of(local_rank, torch.cuda.device_count()))
+        if kind == "cuda"
+        else torch.device(kind),
     )
 
 
 def join(world: World, timeout_minutes: float = 30, settings: dict[str, Any] | None = None) -> None:
     """Initialise torch.distributed, also for a single process, so that one code path serves all sizes.
 
-    CPU tensors travel by gloo on every machine, CUDA tensors by NCCL.
+    CPU tensors travel by gloo on every machine, CUDA tensors by NCCL. From here to `leave` a rank that dies is noticed.
 
     Args:
+        timeout_minutes: of each collective.
         settings: the flat config of this rank, which must be that of rank 0.
 
     Raises:
-        UserError: on every rank: what a rank said by `refuse`, or the first rank with other settings than rank 0, the
-            setting and both values.
+        UserError: on every rank: what a rank said by `refuse`, which ranks did not come, or the first rank with other
+            settings than rank 0, the setting and both values. On this rank only: rank 0 cannot be found, or cannot
+            listen. On every rank: two of them have taken the same GPU.
     """
     backend = "cpu:gloo,cuda:nccl" if world.device.type == "cuda" else "gloo"
     options: dict[str, Any] = {"timeout": timedelta(minutes=timeout_minutes)}
@@ -83,66 +97,106 @@ def join(world: World, timeout_minutes: float = 30, settings: dict[str, Any] | N
     if world.size == 1:
         # A lone process needs no address and no free port.
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, **options)
-    else:
-        store = dist.PrefixStore("group", _meet("", options["timeout"], settings))
-        dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, **options)
+        return
+    gpu = str(torch.cuda.get_device_properties(world.device).uuid) if world.device.type == "cuda" else ""
+    meeting = _meet(settings=settings, gpu=gpu)
+    use_interface_of(meeting.own_address)
+    descriptor = meeting.listener.detach() if meeting.listener is not None else None
+    store = dist.TCPStore(
+        meeting.address,
+        meeting.port,
+        is_master=descriptor is not None,
+        master_listen_fd=descriptor,
+        wait_for_workers=False,
+        timeout=options["timeout"],
+    )
+    if descriptor is not None:
+        admit(meeting)
+    _watches.append(Watch(world.rank, meeting.hosts, meeting.lines))
+    group = dist.PrefixStore(meeting.group, store)
+    dist.init_process_group(backend, store=group, rank=world.rank, world_size=world.size, **options)
 
 
-def refuse(problem: UserError, timeout_minutes: float = 30) -> NoReturn:
+def refuse(problem: UserError) -> NoReturn:
     """Before `join`: tell all ranks that this one cannot start, since they would wait for it, and raise.
 
     Raises:
         UserError: on every rank, those in `join` included: the problem of the lowest rank that has one.
     """
-    if all(name in os.environ for name in _VARIABLES) and os.environ["WORLD_SIZE"] != "1":
-        _meet(str(problem), timedelta(minutes=timeout_minutes))
+    try:
+        alone = read_place().size == 1
+    except UserError:
+        alone = True
+    if not alone:
+        _meet(str(problem))
     raise problem
 
 
-def _meet(problem: str, timeout: timedelta, settings: dict[str, Any] | None = None) -> dist.Store:
-    """The ranks' common store, once every rank has come and none has a problem; else UserError on all of them."""
-    store, rank, size = next(rendezvous("env://", timeout=timeout))
-    if rank and problem:
-        problem = f"rank {rank}: {problem}"
-    if not problem and settings is not None:
-        problem = _difference(store, rank, settings)
-    elif rank == 0:
-        store.set("digest", "")
-    store.set(f"problem/{rank}", problem)
-    if rank == 0:
-        problems = (store.get(f"problem/{other}").decode() for other in range(size))
-        store.set("verdict", next(filter(None, list(problems)), ""))
-    verdict = store.get("verdict").decode()
-    if verdict:
-        # Rank 0 holds the store, so it leaves last.
-        store.set(f"heard/{rank}", "")
-        if rank == 0:
-            store.wait([f"heard/{other}" for other in range(size)])
-        raise UserError(verdict)
-    return store
+def _meet(problem: str = "", settings: dict[str, Any] | None = None, gpu: str = "") -> Meeting:
+    """The meeting of all ranks, once every rank has come and none has a problem; else UserError on all of them."""
+    place, seconds = read_place(), rendezvous_seconds()
+    # Under torchrun the port is that of its agent, whose store tells where rank 0 listens.
+    agent = _agent_store(place, seconds) if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" else None
+    if place.rank == 0:
+        nonce = "" if agent is None else secrets.token_hex(16)
+        listener = listen(place, candidate_ports(place) if agent is None else range(1))
+        if agent is not None:
+            agent.set(_AGENT_KEY, f"{listener.getsockname()[1]} {nonce}")
+        return lead(place, listener, run_token(nonce), seconds, _judge, problem, settings, gpu)
+
+    def found() -> list[str]:
+        assert agent is not None
+        try:
+            return agent.get(_AGENT_KEY).decode().split()
+        except RuntimeError:
+            raise UserError(f"rank 0 has not come within {seconds:g} s; more time: {DEADLINE}") from None
+
+    if agent is None:
+        return attend(place, candidate_ports(place), run_token(), seconds, problem, settings, gpu)
+    port, nonce = found()
+    return attend(place, range(int(port), int(port) + 1), run_token(nonce), seconds, problem, settings, gpu)
 
 
-def _difference(store: dist.Store, rank: int, settings: dict[str, Any]) -> str:
-    """How this rank's settings differ from rank 0's, which are read only where their digests differ."""
-    text = json.dumps(settings, sort_keys=True)
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    if rank == 0:
-        store.set("settings", text)
-        store.set("digest", digest)
+def _agent_store(place: Place, seconds: float) -> dist.Store:
+    timeout = timedelta(seconds=seconds)
+    store = dist.TCPStore(place.address, place.port, is_master=False, timeout=timeout)
+    return dist.PrefixStore(f"llmscale/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+
+
+def _judge(entries: list[Entry]) -> str:
+    """The problem of the first rank that has one, or of two that share a GPU; empty without."""
+    for entry in entries:
+        problem = entry.problem or _difference(entries[0], entry)
+        if problem:
+            return f"rank {entry.rank}: {problem}" if entry.rank and entry.problem else problem
+    return shared_gpu((entry.rank, entry.host, entry.gpu) for entry in entries)
+
+
+def _difference(lead: Entry, other: Entry) -> str:
+    """How a rank's settings differ from rank 0's."""
+    theirs, own = lead.settings, other.settings
+    if theirs is None or own is None or theirs == own:
         return ""
-    lead = store.get("digest").decode()
-    if lead in ("", digest):
-        return ""
-    theirs, mine = json.loads(store.get("settings")), json.loads(text)
-    key = next(key for key in {**theirs, **mine} if theirs.get(key) != mine.get(key))
+    key = next(key for key in {**theirs, **own} if theirs.get(key) != own.get(key))
     return (
-        f"rank {rank} was started with {key} = {mine.get(key)!r}, but rank 0 with {theirs.get(key)!r}; give all ranks"
-        f" the same file and overrides"
+        f"rank {other.rank} was started with {key} = {own.get(key)!r}, but rank 0 with {theirs.get(key)!r}; give all"
+        f" ranks the same file and overrides"
     )
 
 
 class LostRankError(RuntimeError):
     """Another rank has ended, or cannot be reached any more."""
+
+    def __init__(self, loss: Loss | None, detail: str = "") -> None:
+        self.loss = loss
+        self.told = False
+        """Somebody else says it: another rank, or the launcher."""
+        super().__init__(
+            "lost another rank, which has ended or cannot be reached; the log of the rank that ended first says why"
+            f" ({detail})"
+            if loss is None
+            else str(loss)
+        )
 
 
 @contextlib.contextmanager
@@ -150,23 +204,42 @@ def named_losses() -> Iterator[None]:
     """Say in a sentence what a collective's error means.
 
     Raises:
-        LostRankError: a collective failed within the block since another rank is gone.
+        LostRankError: a collective failed within the block since another rank is gone, or anything else that a
+            RuntimeError tells after one has died.
     """
     try:
         yield
+    except LostRankError:
+        raise
     except RuntimeError as error:
         # Of NCCL and of the store there are classes; gloo's errors begin with the file that raises them.
-        if not isinstance(error, dist.DistError) and "/gloo/" not in str(error):
+        collective = isinstance(error, dist.DistError) or "/gloo/" in str(error)
+        loss = _watches[0].loss(_WORD_SECONDS if collective else 0.0) if _watches else None
+        if not collective and (loss is None or loss.reason):
             raise
-        first = str(error).splitlines()[0]
-        raise LostRankError(
-            f"lost another rank, which has ended or cannot be reached; the log of the rank that ended first says why"
-            f" ({first})"
-        ) from error
+        lost = LostRankError(loss, first_line(error))
+        lost.told = loss is not None and (launcher_tells() or loss.rank != 0 != read_place().rank)
+        raise lost from error
 
 
-def leave() -> None:
-    """Tear the process group down, if there is one."""
+def launcher_tells() -> bool:
+    """Whether `llmscale launch local` has started this rank, which sees how ranks end and says so."""
+    return os.environ.get(LAUNCHER) == "local"
+
+
+def on_stuck(function: Callable[[Loss], int]) -> None:
+    """`function` says, and its result is the exit code, where this process hangs after a rank was lost."""
+    for watch in _watches:
+        watch.on_stuck = function
+
+
+def leave(reason: str = "") -> None:
+    """Tear the process group down, if there is one; to the other ranks this one has then ended well, or for a reason.
+
+    The last line of a rank that fails comes here too, since the others would else wait for it.
+    """
+    while _watches:
+        _watches.pop().close(reason)
     if dist.is_initialized():
         dist.destroy_process_group()
 

@@ -28,8 +28,7 @@ def import_deepspeed(device: torch.device) -> Any:
     """
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    # DeepSpeed insists on it even where a single process needs no launcher.
-    os.environ.setdefault("LOCAL_RANK", "0")
+    tell_device(device)
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     # It calls collectives by names that torch 2.13 has replaced, and torch says so at every start.
     warnings.filterwarnings("ignore", message=".*torch.distributed.* is deprecated", category=FutureWarning)
@@ -42,6 +41,17 @@ def import_deepspeed(device: torch.device) -> Any:
         type(deepspeed.get_accelerator()).is_fp16_supported = lambda self: True
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     return deepspeed
+
+
+def tell_device(device: torch.device) -> None:
+    """Let DeepSpeed, which takes LOCAL_RANK for the index of its GPU, use this one.
+
+    It insists on the variable even where a single process needs no launcher.
+    """
+    if device.type == "cuda":
+        os.environ["LOCAL_RANK"] = str(device.index or 0)
+    else:
+        os.environ.setdefault("LOCAL_RANK", "0")
 
 
 def import_early(device: torch.device) -> None:

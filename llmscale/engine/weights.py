@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from llmscale.engine.shims import tell_device
 from llmscale.parallel.grid import RankGrid
 from llmscale.parallel.init import Weights, fill
 from llmscale.parallel.shards import Shard, shard_of
@@ -57,8 +57,7 @@ def partition(
     Init.param_id = 0
     DeepSpeedZeRoOffload._register_deepspeed_module.__defaults__[0][0] = 0
 
-    # It asks the launcher for the device of this process.
-    os.environ.setdefault("LOCAL_RANK", "0")
+    tell_device(device)
     group = grid.get_data_parallel_group()
     maker = Init(data_parallel_group=group, config_dict_or_path=settings, dtype=dtype, mpu=grid)
     for name, parameter in named:

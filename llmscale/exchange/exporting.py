@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from data_pipeline.errors import UserError, writing
-from data_pipeline.tokenizer import load_tokenizer
+from data_pipeline.objective_config import PairsObjective
+from data_pipeline.tokenizer import Tokenizer, load_tokenizer
+from data_pipeline.tokenizer.conventions import conventions_of
 from llmscale.checkpoint.reader import Checkpoint, newest_intact
 from llmscale.config import ModelConfig, parse_config
 from llmscale.exchange.classes import OWN, Misfit, fit
@@ -48,7 +50,6 @@ def export_checkpoint(
     model, vocab_size = config.model, config.model.vocabulary(tokenizer.vocab_size)
     shapes = shapes_of(model, vocab_size)
     fitting = fit(model, vocab_size)
-    ids = token_ids(tokenizer)
     with new_folder(folder) as temporary, writing(folder):
         if isinstance(fitting, Misfit):
             moves = None
@@ -60,7 +61,7 @@ def export_checkpoint(
         else:
             table, written = fitting
             moves = plan(table, model, shapes)
-            values = {**written, **_ids(table.model_type, ids), "dtype": _TYPES[dtype]}
+            values = {**written, **_ids(table.model_type, tokenizer), "dtype": _TYPES[dtype]}
             said = f"{folder}: {written['architectures'][0]} in {dtype}"
         entries = _entries(moves, shapes)
         write_tensors(temporary, entries, _tensors(checkpoint, model, moves, shapes), DTYPES[dtype], limit)
@@ -69,14 +70,20 @@ def export_checkpoint(
             (temporary / OWN_FOLDER).mkdir()
             tokenizer.save(temporary / OWN_FOLDER)
         else:
-            _write_generation(temporary, model, ids)
+            _write_generation(temporary, model, tokenizer)
             if with_tokenizer:
-                export_tokenizer(tokenizer, temporary, model)
+                source = isinstance(config.objective, PairsObjective)
+                export_tokenizer(tokenizer, temporary, model, source=source)
     return [said]
 
 
-def _ids(model_type: str, ids: dict[str, int]) -> dict[str, Any]:
-    """Token ids for config.json; null where there is none, since classes have defaults of their own."""
+def _ids(model_type: str, tokenizer: Tokenizer) -> dict[str, Any]:
+    """Token ids for config.json, as they were read; of our own models null where there is none, since classes have
+    defaults of their own."""
+    kept = conventions_of(tokenizer)
+    if kept is not None:
+        return kept.config
+    ids = token_ids(tokenizer)
     found: dict[str, Any] = {f"{role}_token_id": ids.get(role) for role in ("bos", "eos", "pad")}
     if model_type == "modernbert":
         found |= {f"{role}_token_id": ids.get(role) for role in ("cls", "sep")}
@@ -85,10 +92,14 @@ def _ids(model_type: str, ids: dict[str, int]) -> dict[str, Any]:
     return found
 
 
-def _write_generation(folder: Path, model: ModelConfig, ids: dict[str, int]) -> None:
-    """What `generate` of transformers begins and stops with."""
-    if model.architecture == "encoder":
+def _write_generation(folder: Path, model: ModelConfig, tokenizer: Tokenizer) -> None:
+    """What `generate` of transformers begins and stops with, and its defaults as they were read."""
+    kept = conventions_of(tokenizer)
+    if kept is not None and (model.architecture != "encoder" or "_from_model_config" not in kept.generation):
+        write_json(folder / GENERATION, kept.generation)
+    if kept is not None or model.architecture == "encoder":
         return
+    ids = token_ids(tokenizer)
     found = {f"{role}_token_id": ids[role] for role in ("bos", "eos", "pad") if role in ids}
     if model.architecture == "encoder_decoder" and "pad" in ids:
         found["decoder_start_token_id"] = ids["pad"]

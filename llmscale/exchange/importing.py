@@ -18,7 +18,9 @@ from data_pipeline.tokenizer.base import StoredTokenizer
 from llmscale.checkpoint.manifest import TOKENIZER, RunState
 from llmscale.checkpoint.whole import write_whole
 from llmscale.config import ModelConfig, RunConfig, identity, parse_config
+from llmscale.config.generation import KEYS
 from llmscale.exchange.classes import OWN, recognise
+from llmscale.exchange.conventions import read_conventions
 from llmscale.exchange.files import CONFIG, new_folder, read_json, require_free
 from llmscale.exchange.tensors import TensorFolder
 from llmscale.exchange.tokenizers import import_tokenizer
@@ -56,7 +58,9 @@ def import_directory(
     values = read_json(path, fix)
     tensors = TensorFolder(folder, allow_pickle)
     own = values.get("model_type") == OWN
-    source, notes = _own_source(values, path, tensors) if own else _source(values, path, tensors)
+    # What older files say of generation says nothing of the model.
+    described = {key: value for key, value in values.items() if key not in KEYS}
+    source, notes = _own_source(values, path, tensors) if own else _source(described, path, tensors)
     lacking = ", ".join(source.lacking)
     if lacking and not new_head:
         raise UserError(
@@ -72,6 +76,12 @@ def import_directory(
                 f"the tokenizer of {tokenizer or folder} has {made.tokenizer.vocab_size} tokens, but the model's"
                 f" vocab_size is {source.vocab_size}; give the tokenizer that belongs to the model"
             )
+        if not own:
+            place, architecture = tokenizer or folder, _config(source.model).architecture
+            kept, said = read_conventions(folder, place, values, made.tokenizer, architecture, source.vocab_size)
+            made.tokenizer.conventions = kept
+            made.tokenizer.save(temporary / TOKENIZER)
+            notes += said
         config = _run_config(source, made.tokenizer, made.settings, out)
         files = {file.name: file.read_bytes() for file in (temporary / TOKENIZER).iterdir()}
         state = RunState(samples=0, config=config.model_dump(mode="json"), identity=identity(config))

@@ -15,6 +15,7 @@ from data_pipeline.tokenizer.bytes_tokenizer import FIRST
 from data_pipeline.tokenizer.roles import role_text
 from data_pipeline.tokenizer.store import open_tokenizer
 from llmscale.config import ModelConfig
+from llmscale.exchange.conventions import template_of, with_template, written_flags
 from llmscale.exchange.files import read_json, write_json
 from llmscale.exchange.sentencepiece_model import SPACE, as_library_tokenizer, user_symbols
 
@@ -138,9 +139,18 @@ def _special(place: Path, values: Mapping[str, Any], made: StoredTokenizer) -> d
         number = number[0] if isinstance(number, list) and number else number
         if isinstance(text, str) and made.token_id(text) is not None:
             found[role] = text
-        elif isinstance(number, int) and 0 <= number < made.vocab_size and made.token_text(number):
+        elif isinstance(number, int) and 0 <= number < made.vocab_size and not _is_text(made, number):
             found[role] = made.token_text(number)
     return found
+
+
+def _is_text(made: StoredTokenizer, token: int) -> bool:
+    """Whether a token is one that text becomes, or a gap: config.json may hold ids that nobody has set, the defaults of
+    its class."""
+    added: Mapping[int, Any] = getattr(made, "_added", {})
+    if token in added:
+        return False
+    return not made.token_text(token) or made.encode(made.decode([token])) == [token]
 
 
 def _appended(place: Path, values: Mapping[str, Any], made: StoredTokenizer) -> list[str]:
@@ -155,8 +165,11 @@ def token_ids(tokenizer: Tokenizer) -> dict[str, int]:
     return {role: token for role, token in tokenizer.special.items() if role in NAMED_ROLES}
 
 
-def export_tokenizer(tokenizer: Tokenizer, folder: Path, model: ModelConfig) -> None:
+def export_tokenizer(tokenizer: Tokenizer, folder: Path, model: ModelConfig, *, source: bool = False) -> None:
     """Write tokenizer.json, its settings, and the vocabulary files that it was made of.
+
+    Args:
+        source: a decoder reads a prompt as a text from which another follows.
 
     Raises:
         UserError: no tokenizer.json splits text as this tokenizer does.
@@ -164,8 +177,10 @@ def export_tokenizer(tokenizer: Tokenizer, folder: Path, model: ModelConfig) -> 
     assert isinstance(tokenizer, StoredTokenizer)
     backend = _backend(tokenizer)
     _add_roles(backend, tokenizer)
-    if backend.post_processor is None:
-        backend.post_processor = _ends(tokenizer, model)
+    if model.architecture == "encoder":
+        backend.post_processor = _ends(backend, tokenizer)
+    else:
+        backend = with_template(backend, tokenizer, source=source or model.architecture == "encoder_decoder")
     _require_same(backend, tokenizer)
     for name, contents in tokenizer.files.items():
         (folder / name).write_bytes(contents)
@@ -178,6 +193,7 @@ def export_tokenizer(tokenizer: Tokenizer, folder: Path, model: ModelConfig) -> 
         "model_max_length": model.max_positions,
         "clean_up_tokenization_spaces": False,
         **names,
+        **written_flags(tokenizer),
     }
     if others:
         settings["additional_special_tokens"] = [backend.id_to_token(token) for token in others]
@@ -220,19 +236,18 @@ def _add_roles(backend: tokenizers.Tokenizer, tokenizer: StoredTokenizer) -> Non
             )
 
 
-def _ends(tokenizer: StoredTokenizer, model: ModelConfig) -> tokenizers.processors.PostProcessor | None:
-    """What transformers puts around a text: BERT's [CLS] and [SEP], T5's end token; nothing for decoders."""
+def _ends(backend: tokenizers.Tokenizer, tokenizer: StoredTokenizer) -> tokenizers.processors.PostProcessor | None:
+    """What transformers puts around the text of an encoder: what it was imported with, else [CLS] and [SEP], as the
+    objective does."""
     from tokenizers.processors import TemplateProcessing
 
     special = tokenizer.special
-    if model.architecture == "encoder" and {"cls", "sep"} <= set(special):
-        first, last = (tokenizer.token_text(special[role]) for role in ("cls", "sep"))
-        ends = [(first, special["cls"]), (last, special["sep"])]
-        return TemplateProcessing(f"{first} $A {last}", f"{first} $A {last} $B:1 {last}:1", ends)
-    if model.architecture == "encoder_decoder":
-        last = tokenizer.token_text(special["eos"])
-        return TemplateProcessing(f"$A {last}", f"$A {last} $B {last}", [(last, special["eos"])])
-    return None
+    imported = tokenizer.conventions is not None and backend.post_processor is not None
+    if imported or not {"cls", "sep"} <= set(special) or template_of(backend) == ((special["cls"],), (special["sep"],)):
+        return backend.post_processor
+    first, last = (tokenizer.token_text(special[role]) for role in ("cls", "sep"))
+    ends = [(first, special["cls"]), (last, special["sep"])]
+    return TemplateProcessing(f"{first} $A {last}", f"{first} $A {last} $B:1 {last}:1", ends)
 
 
 def _require_same(backend: tokenizers.Tokenizer, tokenizer: StoredTokenizer) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from data_pipeline.errors import UserError
 from llmscale.generate.prompts import Context
+from llmscale.generate.rules import Rules
 from llmscale.generate.sampling import penalized
 from llmscale.generate.settings import Settings
 from llmscale.generate.state import State, seen_tokens
@@ -112,6 +113,7 @@ class _Search:
         self.wanted = wanted
         self.state = State(model, contexts, max(limits), copies=beams)
         device = self.state.device
+        self.rules = Rules.of(settings, contexts, ends, limits)
         self.limits = torch.tensor(limits, device=device)[:, None]
         self.longest = torch.tensor([[limit**settings.length_penalty] for limit in limits], device=device)
         tokens = torch.full((prompts, beams, max(limits)), NOTHING, device=device)
@@ -165,6 +167,9 @@ class _Search:
                 seen = seen_tokens(self.contexts, scores.shape[-1], scores.device)
                 self.seen = seen.repeat_interleave(self.settings.beams, 0)
             scores = penalized(scores, self.seen, self.settings.repetition_penalty)
+        if self.rules is not None:
+            rows = [number for number in range(len(self.contexts)) for _ in range(self.settings.beams)]
+            scores = self.rules.applied(scores, rows, step)
         width = scores.shape[-1]
         totals = scores.view(len(self.contexts), -1, width) + self.running.scores[..., None]
         best, places = totals.flatten(1).topk(self.wanted)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import io
 import sys
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from data_pipeline.errors import UserError
 from llmscale.checkpoint.model import load_model
+from llmscale.generate.commands import settings_for
 from llmscale.generate.generator import Generator
 from llmscale.generate.prompts import Context, reading_of, room_for
 from llmscale.generate.settings import Settings
@@ -78,8 +81,11 @@ class Dialogue:
             del turns[:2]
 
 
-def chat(checkpoint: Path, system: str | None, settings: Settings) -> None:
+def chat(checkpoint: Path, system: str | None, options: Mapping[str, Any]) -> None:
     """Read messages from stdin and print answers, until /quit or the end of the input.
+
+    Args:
+        options: fields of `Settings`, None where the model's own default holds.
 
     Raises:
         UserError: no intact checkpoint, or a model that cannot answer.
@@ -89,6 +95,8 @@ def chat(checkpoint: Path, system: str | None, settings: Settings) -> None:
     generator = Generator(trained.model, trained.tokenizer, reading)
     folder = Path(trained.checkpoint.tokenizer)
     template, words = template_of(folder, trained.tokenizer, trained.model.config, reading)
+    # A dialogue may go on beyond what one text may have.
+    settings = replace(settings_for(options, trained.tokenizer), max_length=0, min_length=0)
     settings.ends(trained.tokenizer)
     dialogue = Dialogue(generator, template, settings, system)
     print(f"using {words}; /reset begins anew, /quit ends", file=sys.stderr, flush=True)

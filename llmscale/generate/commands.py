@@ -3,26 +3,39 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
 from data_pipeline.errors import UserError
 from data_pipeline.lines import file_lines
+from data_pipeline.tokenizer import Tokenizer
+from data_pipeline.tokenizer.conventions import conventions_of
 from llmscale.checkpoint.model import load_model
+from llmscale.config.generation import unmet
+from llmscale.generate.defaults import settings_of
 from llmscale.generate.generator import Generator
 from llmscale.generate.prompts import reading_of
 from llmscale.generate.settings import Settings
 
 
 def generate_texts(
-    checkpoint: Path, prompts: Sequence[str], file: Path | None, as_json: bool, settings: Settings
+    checkpoint: Path,
+    prompts: Sequence[str],
+    file: Path | None,
+    as_json: bool,
+    options: Mapping[str, Any],
+    raw: bool = False,
 ) -> None:
     """Print what follows each prompt: of one prompt as it is made, of several in their order, or JSON lines.
 
     Args:
         file: a file with a prompt a line, after `prompts`.
+        options: fields of `Settings`, None where the model's own default holds.
+        raw: put no special token around prompts.
 
     Raises:
         UserError: no prompt, no intact checkpoint, or what `Generator.stream` refuses.
@@ -31,7 +44,8 @@ def generate_texts(
     if not prompts:
         raise UserError("generate needs a prompt; give --prompt TEXT or --prompts FILE")
     trained = load_model(checkpoint)
-    generator = Generator(trained.model, trained.tokenizer, reading_of(trained.config.objective))
+    settings = settings_for(options, trained.tokenizer)
+    generator = Generator(trained.model, trained.tokenizer, reading_of(trained.config.objective), raw=raw)
     # What follows a source is a text of its own.
     continues = generator.config.architecture == "decoder" and generator.reading != "source"
     if len(prompts) == 1 and not as_json:
@@ -54,6 +68,16 @@ def generate_texts(
             else:
                 click.echo(f"--- {shown + 1}\n{prompt if continues else ''}{completion.text}")
             shown += 1
+
+
+def settings_for(options: Mapping[str, Any], tokenizer: Tokenizer) -> Settings:
+    """As `settings_of`; says on stderr what the model's defaults ask for in vain."""
+    kept = conventions_of(tokenizer)
+    lacking = unmet(kept.generation) if kept is not None else []
+    if lacking:
+        text = f"note: the model's generation_config.json asks for {', '.join(lacking)}, which llmscale does not do"
+        print(text, file=sys.stderr, flush=True)
+    return settings_of(options, tokenizer)
 
 
 def _lines(path: Path) -> list[str]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 from llmscale.generate.prompts import Context
+from llmscale.generate.rules import Rules
 from llmscale.generate.sampling import choose, draws_of, penalized
 from llmscale.generate.settings import Settings
 from llmscale.generate.state import State, seen_tokens
@@ -23,12 +24,14 @@ def decode(
     settings: Settings,
     ended: Ended,
     draws: torch.Tensor | None = None,
+    rules: Rules | None = None,
 ) -> Iterator[None]:
     """Continue all contexts as one batch, until each has ended or has `settings.max_new_tokens`; pauses at each token.
 
     Args:
         ended: is told every token; a context that ended is not continued.
         draws: (contexts, max_new_tokens) of `draws_of`, made here when not given; only for sampling.
+        rules: which tokens may come where; all when not given.
     """
     state = State(model, contexts, settings.max_new_tokens)
     logits = state.read()
@@ -42,6 +45,8 @@ def decode(
     for step in range(settings.max_new_tokens):
         if seen is not None:
             logits = penalized(logits.float(), seen, settings.repetition_penalty)
+        if rules is not None:
+            logits = rules.applied(logits, numbers, step)
         chosen = choose(logits, settings, None if draws is None else draws[:, step])
         for row, token in enumerate(chosen.tolist()):
             if running[row] and ended(numbers[row], token):

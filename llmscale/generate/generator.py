@@ -7,17 +7,27 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from data_pipeline.tokenizer import Tokenizer
+from data_pipeline.tokenizer.conventions import stop_tokens
 from llmscale.generate.beams import beam_search
 from llmscale.generate.decode import batches, decode
 from llmscale.generate.packed import packed
-from llmscale.generate.prompts import Context, Reading, contexts_of, require_generative, require_room, room_for
+from llmscale.generate.prompts import (
+    Context,
+    Reading,
+    contexts_of,
+    require_generative,
+    require_length,
+    require_room,
+    room_for,
+)
+from llmscale.generate.rules import Rules
 from llmscale.generate.sampling import draws_of
 from llmscale.generate.settings import Settings
 from llmscale.generate.text import Text
 from llmscale.model import Transformer
 
 Finish = Literal["end", "stop", "length"]
-"""Why a text ended: the end-of-document token; a stop token or text; max_new_tokens."""
+"""Why a text ended: a token that ends the model's texts; a stop token or text; max_new_tokens."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +55,14 @@ class Piece:
 class Generator:
     """A model made ready for generation once, for any number of prompts."""
 
-    def __init__(self, model: Transformer, tokenizer: Tokenizer, reading: Reading = "document") -> None:
+    def __init__(
+        self, model: Transformer, tokenizer: Tokenizer, reading: Reading = "document", *, raw: bool = False
+    ) -> None:
         """
         Args:
             model: in evaluation mode; a decoder or an encoder_decoder. Later changes of its weights may not show.
             reading: how a decoder reads prompts (`reading_of` tells it from the objective).
+            raw: put no special token around prompts.
 
         Raises:
             UserError: an encoder.
@@ -58,6 +71,7 @@ class Generator:
         self.config = model.config
         self.tokenizer = tokenizer
         self.reading = reading
+        self.raw = raw
         self._model = packed(model)
 
     def generate(self, prompts: Sequence[str], settings: Settings) -> list[Completion]:
@@ -86,6 +100,12 @@ class Generator:
         require_room(contexts, self.config, 1 if settings.shorten else settings.max_new_tokens)
         # Of each context its own, so that none depends on how long the others are.
         limits = [min(settings.max_new_tokens, room_for(context, self.config)) for context in contexts]
+        if settings.max_length:
+            require_length(contexts, settings.max_length)
+            limits = [
+                min(limit, settings.max_length - len(context.tokens))
+                for limit, context in zip(limits, contexts, strict=True)
+            ]
         settings = settings.within(max(limits, default=1))
         draws = draws_of([context.key for context in contexts], settings) if settings.temperature > 0 else None
         for numbers in batches(contexts, settings.batch):
@@ -103,6 +123,7 @@ class Generator:
                 settings.within(max(writer.limit for writer in writers)),
                 lambda row, token, writers=writers: writers[row].take(token),  # type: ignore[misc]
                 None if draws is None else draws[numbers],
+                Rules.of(settings, some, ends, [writer.limit for writer in writers]),
             )
             for _ in steps:
                 for writer in writers:
@@ -132,7 +153,7 @@ class Generator:
             yield replace(pieces[-1], text="".join(piece.text for piece in pieces))
 
     def _contexts(self, prompts: Sequence[str]) -> list[Context]:
-        return contexts_of(prompts, self.tokenizer, self.config, self.reading)
+        return contexts_of(prompts, self.tokenizer, self.config, self.reading, raw=self.raw)
 
 
 class _Writer:
@@ -148,7 +169,7 @@ class _Writer:
         before = context.tokens[first:]
         self._fresh = lambda: Text(tokenizer, before, settings.stop)
         self._text = self._fresh()
-        self._eos = tokenizer.special["eos"]
+        self._own_ends = set(stop_tokens(tokenizer))
         self._ends = set(ends)
         self._number = number
         self._pieces: list[Piece] = []
@@ -157,7 +178,7 @@ class _Writer:
     def take(self, token: int) -> bool:
         """Take the next token; whether it ends the text."""
         if token in self._ends:
-            self.close("end" if token == self._eos else "stop")
+            self.close("end" if token in self._own_ends else "stop")
             return True
         text = self._text.add(token)
         if text:

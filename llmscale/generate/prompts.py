@@ -8,13 +8,14 @@ from typing import Literal
 
 from data_pipeline.errors import UserError
 from data_pipeline.objective_config import ObjectiveConfig, PairsObjective, PrefixObjective
-from data_pipeline.tokenizer import Tokenizer
+from data_pipeline.tokenizer import Tokenizer, conventions
 from llmscale.config import ModelConfig
 
 Reading = Literal["document", "prefix", "source"]
-"""What a decoder takes a prompt for. document: the beginning of a document, which follows the end-of-document token;
-prefix: the same, its tokens all seeing each other (objective prefix); source: a text whose end is followed by another
-(objective seq2seq with concatenate). An encoder-decoder always reads a source, with its encoder."""
+"""What a decoder takes a prompt for. document: the beginning of a document, which follows the end-of-document token, or
+what an imported model has there; prefix: the same, its tokens all seeing each other (objective prefix); source: a text
+whose end is followed by another (objective seq2seq with concatenate). An encoder-decoder always reads a source, with
+its encoder."""
 
 
 @dataclass(frozen=True)
@@ -50,40 +51,55 @@ def require_generative(config: ModelConfig) -> None:
         )
 
 
-def contexts_of(prompts: Sequence[str], tokenizer: Tokenizer, config: ModelConfig, reading: Reading) -> list[Context]:
+def contexts_of(
+    prompts: Sequence[str], tokenizer: Tokenizer, config: ModelConfig, reading: Reading, *, raw: bool = False
+) -> list[Context]:
     """What the model reads of each prompt; an empty one begins a document.
 
+    Args:
+        raw: put no special token around prompts; else those by which the model was trained.
+
     Raises:
-        UserError: an empty prompt where a source text is needed.
+        UserError: an empty prompt where a source text is needed, or where there would be nothing to read.
     """
-    end = tokenizer.special["eos"]
     two = config.architecture == "encoder_decoder"
+    begin, end = conventions.text_frame(tokenizer, source=two or reading == "source")
+    if raw:
+        begin = end = []
     found = []
     for number, tokens in enumerate(tokenizer.encode_batch(prompts)):
         if (two or reading == "source") and not len(tokens):
             reader = "the encoder of this model" if two else "this model, trained on pairs of texts,"
             raise UserError(f"{_name(number, len(prompts))} is empty, but {reader} needs a source text; give one")
-        ids = tokens.tolist()
+        ids = [*begin, *tokens.tolist(), *end]
         if two:
-            found.append(Context([start_token(tokenizer)], [*ids, end]))
+            found.append(Context([start_token(tokenizer)], ids))
         elif reading == "source":
-            found.append(Context([*ids, end]))
+            found.append(Context(ids))
         else:
-            found.append(Context([end, *ids], prefix=reading == "prefix"))
+            found.append(Context(ids or [_beginning(tokenizer, number, len(prompts), raw)], prefix=reading == "prefix"))
     return found
 
 
+def _beginning(tokenizer: Tokenizer, number: int, count: int, raw: bool) -> int:
+    """The token that a text begins from where neither a prompt nor a special token stands in front of it."""
+    if raw:
+        raise UserError(f"{_name(number, count)} is empty, and --raw puts no token in front of it; give a text")
+    return tokenizer.special.get("bos", tokenizer.special["eos"])
+
+
 def start_token(tokenizer: Tokenizer) -> int:
-    """The token that the decoder of an encoder-decoder starts from: pad, as in training.
+    """The token that the decoder of an encoder-decoder starts from: pad, as in training, or an imported model's own.
 
     Raises:
         UserError: the tokenizer has none.
     """
-    if "pad" not in tokenizer.special:
+    try:
+        return conventions.start_token(tokenizer)
+    except KeyError:
         raise UserError(
             "the checkpoint's tokenizer has no pad token, which the decoder of an encoder_decoder starts from"
-        )
-    return tokenizer.special["pad"]
+        ) from None
 
 
 def room_for(context: Context, config: ModelConfig) -> int:
@@ -110,6 +126,16 @@ def require_room(contexts: Sequence[Context], config: ModelConfig, max_new_token
                 f"{beside}{max_new_tokens} new tokens exceed the model's context of {limit};"
                 f" {'' if context.source is not None else 'shorten the prompt, or '}set --max-new-tokens to {room} or"
                 f" less"
+            )
+
+
+def require_length(contexts: Sequence[Context], max_length: int) -> None:
+    """Raise UserError unless every context leaves room for a token below the model's own max_length."""
+    for number, context in enumerate(contexts):
+        if len(context.tokens) >= max_length:
+            raise UserError(
+                f"{_name(number, len(contexts))} has {len(context.tokens)} tokens, but max_length of the model's"
+                f" generation_config.json is {max_length}; give --max-new-tokens"
             )
 
 

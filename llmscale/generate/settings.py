@@ -8,6 +8,7 @@ from typing import Literal
 
 from data_pipeline.errors import UserError
 from data_pipeline.tokenizer import Tokenizer
+from data_pipeline.tokenizer.conventions import stop_tokens
 
 LEAST_TEMPERATURE = 1e-6
 """Below it, logits divided by the temperature might leave the range of fp32."""
@@ -46,7 +47,21 @@ class Settings:
     stop: tuple[str, ...] = ()
     """Texts that end the generation; they are not part of the result."""
     stop_tokens: tuple[int, ...] = ()
-    """Token ids that end it, besides the end-of-document token."""
+    """Token ids that end it, besides those that end the model's own texts."""
+    max_length: int = 0
+    """Most tokens of the decoder, those that it has read included; 0: as many as there is room for."""
+    min_length: int = 0
+    """Least tokens of the decoder, those that it has read included, before a token may end the text."""
+    min_new_tokens: int = 0
+    """Least new tokens before a token may end the text."""
+    suppress_tokens: tuple[int, ...] = ()
+    """Token ids that never come."""
+    begin_suppress_tokens: tuple[int, ...] = ()
+    """Token ids that do not come first."""
+    first_token: int | None = None
+    """The token that must come first behind the one that a decoder starts from."""
+    last_tokens: tuple[int, ...] = ()
+    """Tokens one of which must come where no other has room behind it."""
     seed: int = 0
     """Decides what is drawn, together with the prompt itself and nothing else."""
     batch: int = 8
@@ -70,6 +85,14 @@ class Settings:
             (
                 not math.isfinite(self.length_penalty),
                 f"length_penalty is {self.length_penalty}, but must be a finite number",
+            ),
+            *(
+                (length < 0, f"{name} is {length}, but must be 0 (none) or more")
+                for name, length in (
+                    ("max_length", self.max_length),
+                    ("min_length", self.min_length),
+                    ("min_new_tokens", self.min_new_tokens),
+                )
             ),
             (self.batch < 1, f"batch is {self.batch}, but must be at least 1"),
             ("" in self.stop, "stop holds an empty text, which would end everything at once; leave it out"),
@@ -98,4 +121,4 @@ class Settings:
                     f"stop token {token} is outside the vocabulary, whose {tokenizer.vocab_size} tokens are 0 to"
                     f" {tokenizer.vocab_size - 1}; name one of them"
                 )
-        return sorted({tokenizer.special["eos"], *self.stop_tokens})
+        return sorted({*stop_tokens(tokenizer), *self.stop_tokens})

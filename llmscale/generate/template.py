@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol
 
 from data_pipeline.errors import UserError
 from data_pipeline.tokenizer import Tokenizer
+from data_pipeline.tokenizer.conventions import text_frame
 from llmscale.config import ModelConfig
 from llmscale.generate.prompts import Context, Reading, start_token
 
@@ -56,18 +57,20 @@ class DefaultTemplate:
 
     def context(self, messages: Sequence[Message]) -> Context:
         """As in `Template`."""
-        tokenizer, end = self._tokenizer, self._tokenizer.special["eos"]
+        tokenizer, eos = self._tokenizer, self._tokenizer.special["eos"]
+        begin, end = text_frame(tokenizer, source=self._two or self._reading == "source")
         system = "".join(message.text + "\n\n" for message in messages if message.role == "system")
         turns = [message for message in messages if message.role != "system"]
         texts = [turn.text for turn in turns]
         texts[0] = system + texts[0]
         if self._two:
-            return Context([start_token(tokenizer)], [*tokenizer.encode("\n".join(texts)), end])
+            return Context([start_token(tokenizer)], [*begin, *tokenizer.encode("\n".join(texts)), *end])
         if self._reading == "source":
-            return Context([token for ids in tokenizer.encode_batch(texts) for token in (*ids.tolist(), end)])
+            turns_ids = [token for ids in tokenizer.encode_batch(texts) for token in (*ids.tolist(), eos)]
+            return Context([*begin, *turns_ids])
         lines = [f"{turn.role.capitalize()}: {turn.text}\n" for turn in turns]
         document = tokenizer.encode(system + "".join(lines) + "Assistant:")
-        return Context([end, *document], prefix=self._reading == "prefix")
+        return Context([*begin, *document], prefix=self._reading == "prefix")
 
 
 class JinjaTemplate:

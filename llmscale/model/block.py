@@ -58,7 +58,7 @@ class Block(nn.Module):
     def _feed_forward(self, hidden: Tensor, context: Context) -> tuple[Tensor, Tensor | None]:
         loss = None
         if isinstance(self.feed_forward, Experts):
-            changed, loss = self.feed_forward(hidden, context.real)
+            changed, loss = self.feed_forward(hidden, context.real, context.segment_ids)
         else:
             changed = self.feed_forward(hidden, context.dropout)
         if context.dropout is not None and self.dropout:

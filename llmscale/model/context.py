@@ -22,6 +22,8 @@ class Context:
     None: causal in a decoder, everything in an encoder."""
     real: Tensor | None = None
     """(B, T) booleans: False for tokens that fill up. None: all are real."""
+    segment_ids: Tensor | None = None
+    """(B, T) number of each token's document, where documents are separate."""
     memory: Tensor | None = None
     """(B, S, hidden_size): the encoder's result; not needed once a cache has its keys and values."""
     memory_mask: Tensor | None = None

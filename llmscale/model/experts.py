@@ -1,7 +1,7 @@
 """Mixture of experts: every token goes to a few of many feed-forward layers (Shazeer et al. 2017).
 
 Whatever looks at several tokens (capacity, losses) looks at those of one sequence, so that how a batch is cut into
-micro batches and ranks changes nothing.
+micro batches and ranks changes nothing. Where documents of a sequence are separate, capacity looks at one document.
 """
 
 from __future__ import annotations
@@ -49,12 +49,16 @@ class Experts(nn.Module):
         self.gate = ExpertLinear(count, config.hidden_size, inner, config.bias) if config.gated else None
         self.down = ExpertLinear(count, inner, config.hidden_size, config.bias)
 
-    def forward(self, hidden: Tensor, real: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, hidden: Tensor, real: Tensor | None = None, segment_ids: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Mix the experts of each token.
 
         Args:
             hidden: (B, T, hidden_size).
-            real: (B, T) booleans, False for tokens that fill up, which take no room and do not count.
+            real: (B, T) booleans, False for padding, which takes no room and does not count.
+            segment_ids: (B, T) number of the document that a token is part of; the tokens of a document are side by
+                side, and each document has a capacity of its own. None: the sequence is one document.
 
         Returns:
             (B, T, hidden_size), and each sequence's router loss (B,) in fp32.
@@ -66,7 +70,7 @@ class Experts(nn.Module):
             weights = weights / weights.sum(dim=-1, keepdim=True)
         counted = torch.ones(hidden.shape[:2], device=hidden.device) if real is None else real.float()
         if self.training and self.settings.capacity_factor is not None:
-            weights = weights * self._within_capacity(chosen, counted)
+            weights = weights * self._within_capacity(chosen, counted, segment_ids)
         mixed = self._mix(hidden.flatten(0, 1), chosen.flatten(0, 1), weights.flatten(0, 1).to(hidden.dtype))
         return mixed.view_as(hidden), self._loss(logits, probabilities, chosen, counted)
 
@@ -90,14 +94,25 @@ class Experts(nn.Module):
         )
         return self.down(inner, expert, ends)
 
-    def _within_capacity(self, chosen: Tensor, counted: Tensor) -> Tensor:
-        """(B, T, k) 1 where the expert has room, 0 where it is full: earlier tokens come first (GShard, 2.2)."""
+    def _within_capacity(self, chosen: Tensor, counted: Tensor, segment_ids: Tensor | None) -> Tensor:
+        """(B, T, k) 1 where the expert has room, 0 where it is full.
+
+        The capacity of an expert is ceil(capacity_factor x tokens x k / experts), where tokens are those of the
+        document (of the sequence where documents are not separate). It is given out by position: all choices of a
+        token, the most probable first, come before those of the next token. GShard (Lepikhin et al. 2021, algorithm
+        1) instead serves the first choices of all tokens before any second choice, so that a later token's first
+        choice displaces an earlier one's second.
+        """
         settings = self.settings
-        room = settings.capacity_factor * counted.sum(1) * settings.per_token / settings.count  # type: ignore[operator]
+        first, last = _document_ends(counted, segment_ids)
+        tokens = counted.cumsum(1)
+        tokens = tokens.gather(1, last) - (tokens - counted).gather(1, first)
+        room = settings.capacity_factor * tokens * settings.per_token / settings.count  # type: ignore[operator]
         wanted = F.one_hot(chosen, settings.count) * counted[..., None, None].long()
         before = wanted.flatten(1, 2).cumsum(1).unflatten(1, chosen.shape[1:]) - wanted
-        place = before.gather(-1, chosen[..., None])[..., 0]
-        return (place < room.ceil()[:, None, None]).float()
+        elsewhere = before[:, :, 0].gather(1, first[..., None].expand(-1, -1, settings.count))
+        place = (before - elsewhere[:, :, None]).gather(-1, chosen[..., None])[..., 0]
+        return (place < room.ceil()[..., None]).float()
 
     def _loss(self, logits: Tensor, probabilities: Tensor, chosen: Tensor, counted: Tensor) -> Tensor:
         """(B,): balance (Switch Transformer, equations 4 to 6, over all k choices) and z-loss (ST-MoE, equation 5)."""
@@ -108,3 +123,15 @@ class Experts(nn.Module):
         balance = settings.count / settings.per_token * (routed * share).sum(-1)
         square = (logits.logsumexp(-1).square() * counted).sum(1) / tokens
         return settings.balance_weight * balance + settings.z_weight * square
+
+
+def _document_ends(counted: Tensor, segment_ids: Tensor | None) -> tuple[Tensor, Tensor]:
+    """(B, T) positions of the first and of the last token of each token's document; `counted`: (B, T)."""
+    length = counted.shape[1]
+    positions = torch.arange(length, device=counted.device).expand_as(counted)
+    if segment_ids is None:
+        return torch.zeros_like(positions), torch.full_like(positions, length - 1)
+    border = segment_ids[:, 1:] != segment_ids[:, :-1]
+    first = F.pad(positions[:, 1:] * border, (1, 0)).cummax(1).values
+    last = F.pad(positions[:, :-1].masked_fill(~border, length - 1), (0, 1), value=length - 1)
+    return first, last.flip(1).cummin(1).values.flip(1)

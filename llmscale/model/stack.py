@@ -75,6 +75,7 @@ class Stack(nn.Module):
             rotary={kind: self._rotary(kind, positions) for kind in self.kinds},
             masks=self._masks(sight, hidden),
             real=None if sight.real is None else sight.real[:, sight.past :],
+            segment_ids=sight.segment_ids,
             memory=memory,
             memory_mask=cross_mask(memory_real),
             cache=cache,

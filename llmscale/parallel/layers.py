@@ -183,10 +183,12 @@ class ShardedExperts(Experts):
 
     ranks: TensorRanks
 
-    def forward(self, hidden: Tensor, real: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, hidden: Tensor, real: Tensor | None = None, segment_ids: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         if not self.ranks.by_positions:
-            return super().forward(hidden, real)
-        mixed, loss = super().forward(collectives.join(hidden, self.ranks.group), real)
+            return super().forward(hidden, real, segment_ids)
+        mixed, loss = super().forward(collectives.join(hidden, self.ranks.group), real, segment_ids)
         return collectives.split(mixed, self.ranks.group), loss
 
     def _mix(self, tokens: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:

@@ -33,6 +33,7 @@ very cards of this table; "NCCL" is NVIDIA/nccl on GitHub, src/graph/tuning.cc (
 - *link_latency, network_latency*: NCCL, hwLatencies of a ring's step with the Simple protocol: 3.4 us over NVLink,
   14 us over the network. Its other protocols have less, and are not modelled.
 - *gpus_per_node*: DGX and HGX A100, H100, H200: 8.
+- *published*: what tests/plan/test_published_times.py finds; for the H200 that of the H100.
 """
 
 from __future__ import annotations
@@ -45,6 +46,23 @@ from typing import Any
 import yaml
 
 from data_pipeline.errors import UserError
+
+
+@dataclass(frozen=True)
+class Published:
+    """How iterations that others published compare with forecasts of them: published over forecast seconds."""
+
+    runs: int
+    median: float
+    low: float
+    """That of the run at 5 %, counted from the smallest."""
+    high: float
+    """That of the run at 95 %."""
+    source: str
+
+    def interval(self, seconds: float) -> tuple[float, float]:
+        """Between which nine of ten runs lie whose forecast is `seconds`."""
+        return seconds * self.low, seconds * self.high
 
 
 @dataclass(frozen=True)
@@ -73,6 +91,8 @@ class Hardware:
     network_latency: float = 14e-6
     gpus_per_node: int = 8
     source: str = "data sheets and published measurements (llmscale/plan/hardware.py)"
+    published: Published | None = None
+    """None: no runs were compared with forecasts."""
 
     def peak(self, element: int) -> float:
         """Peak in the arithmetic of `element` bytes."""
@@ -82,10 +102,12 @@ class Hardware:
 A100 = Hardware(
     "A100 80GB SXM", 312e12, 19.5e12, 81920 * 2**20, 2.039e12, 108, 1.41e9, 466.3 / 1.41e9, 300e9, 25e9,
     256.5 / 312, 0.73, 0.63, 231.6 / 300, 1.70 / 2.039,
+    published=Published(71, 1.27, 1.04, 1.81, "LLM Foundry's on A100 and Narayanan et al. 2021"),
 )  # fmt: skip
 H100 = Hardware(
     "H100 SXM", 989.4e12, 67e12, 81559 * 2**20, 3.35e12, 132, 1.83e9, 478.8 / 1.83e9, 450e9, 50e9,
     755 / 989, 0.35, 0.35, 370 / 450, 2.97 / 3.35,
+    published=Published(70, 1.42, 1.22, 1.77, "LLM Foundry's on H100"),
 )  # fmt: skip
 H200 = replace(H100, name="H200 SXM", memory=143771 * 2**20, memory_bandwidth=4.8e12, memory_fraction=4.15 / 4.8)
 TABLE = {"a100": A100, "h100": H100, "h200": H200}
@@ -114,7 +136,7 @@ def calibrated(row: Hardware, path: Path) -> Hardware:
         UserError: the file cannot be read, names a field that there is not, or gives no positive number.
     """
     given = _mapping(path)
-    known = {field.name for field in fields(Hardware)}
+    known = {field.name for field in fields(Hardware)} - {"published"}
     for key, value in given.items():
         if key not in known:
             raise UserError(f"{path}: '{key}' is no figure of the hardware; it knows {', '.join(sorted(known))}")
@@ -124,7 +146,7 @@ def calibrated(row: Hardware, path: Path) -> Hardware:
             raise UserError(f"{path}: '{key}' is {value!r}, but must be a number above 0, in bytes, operations or s")
         if key.endswith("_fraction") and value > 1:
             raise UserError(f"{path}: '{key}' is {value}, but is a fraction of the peak; give at most 1")
-    return replace(row, **({"source": str(path)} | given))
+    return replace(row, **({"source": str(path), "published": None} | given))
 
 
 def _mapping(path: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from llmscale.plan.flops import flops
+from llmscale.plan.hardware import Hardware
 from llmscale.plan.layout import Layout
 from llmscale.plan.memory import Memory, element_bytes
 from llmscale.plan.parameters import parameters
@@ -71,6 +72,7 @@ def as_dict(plan: Plan) -> dict[str, Any]:
             "peak": gpu.peak(element_bytes(config)),
             "memory": planner.limit,
             "source": gpu.source,
+            "published": None if gpu.published is None else asdict(gpu.published),
         },
         "gpus": plan.ranks,
         "layout": None if plan.own is None else _forecast(plan.own, planner),
@@ -87,6 +89,7 @@ def _forecast(found: Forecast, planner: Planner) -> dict[str, Any]:
         "memory": {**asdict(found.memory), "total": found.memory.total},
         "fits": planner.fits(found.memory),
         "seconds": step.seconds,
+        "seconds_of_nine_runs_in_ten": _interval(planner, step),
         "seconds_by_cause": {name: getattr(step, name) for name in _SECONDS},
         "tflops": step.tflops,
         "hardware_tflops": step.hardware_tflops,
@@ -128,6 +131,19 @@ def show(plan: Plan) -> None:
     gpu = plan.planner.gpu
     peak = gpu.peak(element_bytes(plan.planner.config)) / 1e12
     console.print(f"{gpu.name}: MFU is of {peak:.4g} TFLOP/s; figures from {gpu.source}", markup=False)
+    console.print(_error(gpu), markup=False)
+
+
+def _error(gpu: Hardware) -> str:
+    """How far forecasts of times have been from published times."""
+    published = gpu.published
+    if published is None:
+        return "Forecasts of time with these figures have not been compared with real runs."
+    return (
+        f"Forecasts of time are optimistic: {published.runs} published runs ({published.source}) took"
+        f" {published.median:.2f} x the forecast at the median, nine of ten {published.low:.2f} to"
+        f" {published.high:.2f} x."
+    )
 
 
 def _show_model(console: Console, plan: Plan) -> None:
@@ -187,7 +203,21 @@ def _time_cells(names: list[str], place: int, step: Step) -> tuple[str, str, str
 
 def _rate(planner: Planner, step: Step) -> str:
     tokens = planner.config.train.global_batch * planner.work.tokens / step.seconds
-    return f"{tokens:,.0f} tokens/s, {step.tflops:.1f} TFLOP/s for each GPU, MFU {step.mfu:.1%}"
+    rate = f"{tokens:,.0f} tokens/s, {step.tflops:.1f} TFLOP/s for each GPU, MFU {step.mfu:.1%}"
+    interval = _interval(planner, step)
+    if interval is None:
+        return rate
+    low, high = interval
+    return f"{rate}; expect {low:.4g} to {high:.4g} s a step, that is, MFU {_mfu(step, high)} to {_mfu(step, low)}"
+
+
+def _interval(planner: Planner, step: Step) -> tuple[float, float] | None:
+    published = planner.gpu.published
+    return None if published is None else published.interval(step.seconds)
+
+
+def _mfu(step: Step, seconds: float) -> str:
+    return f"{step.mfu * step.seconds / seconds:.1%}"
 
 
 def _show_layouts(console: Console, plan: Plan) -> None:

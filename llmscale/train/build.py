@@ -6,7 +6,10 @@ import contextlib
 import json
 import logging
 import os
+import secrets
+import socket
 import sys
+import time
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
@@ -21,6 +24,8 @@ from data_pipeline.readers import by_reason
 from data_pipeline.samples import Met
 from data_pipeline.sources import survey_sources
 from data_pipeline.tokenizer import Tokenizer, load_tokenizer, prepare_tokenizer
+from data_pipeline.tokenizer.conventions import conventions_of, text_frame
+from data_pipeline.tokenizer.inherited import inherited
 from data_pipeline.training_samples import open_samples
 from llmscale.checkpoint.model import require_tensors
 from llmscale.checkpoint.reader import Checkpoint, newest_intact
@@ -41,6 +46,10 @@ from llmscale.parallel.shards import Shard
 from llmscale.train.run_directory import RunDirectory
 
 Value = TypeVar("Value")
+
+SHARED_SECONDS = 20.0
+"""How long a file of the run directory may take to be seen from every machine."""
+_SHARED = ".shared-"
 
 
 def set_threads(config: RunConfig, world: World) -> int:
@@ -119,10 +128,53 @@ def open_run(config: RunConfig, run: RunDirectory, stack: contextlib.ExitStack) 
     return on_rank_zero(claim_or_explain)
 
 
+def require_shared(run: RunDirectory, world: World, seconds: float = SHARED_SECONDS) -> None:
+    """See to it that all ranks mean the same folder by the run's path: all read there what rank 0 has written.
+
+    Args:
+        seconds: how long a file may take to be seen from another machine.
+
+    Raises:
+        UserError: on every rank: which rank does not see it, and both nodes.
+    """
+    if world.size == 1:
+        return
+    node = socket.gethostname()
+
+    def write() -> tuple[str, str]:
+        for old in run.path.glob(f"{_SHARED}*"):
+            old.unlink(missing_ok=True)
+        # A name that no machine has ever asked for: that it is missing is remembered for a while, on NFS.
+        path = run.path / f"{_SHARED}{secrets.token_hex(8)}"
+        path.touch()
+        return path.name, node
+
+    name, lead = on_rank_zero(write)
+    path = run.path / name
+
+    def read() -> None:
+        end = time.monotonic() + seconds
+        while not path.exists():
+            if time.monotonic() > end:
+                raise UserError(
+                    f"run.directory {run.path} is not shared: rank 0 on {lead} has written {name} there, which on"
+                    f" {node} is not to be seen after {seconds:g} s; name a folder on a file system of all nodes, and"
+                    f" start all ranks in the same working directory"
+                )
+            time.sleep(0.05)
+
+    try:
+        together(read)
+    finally:
+        if world.rank == 0:
+            path.unlink(missing_ok=True)
+
+
 def build_tokenizer(config: RunConfig, run: RunDirectory) -> Tokenizer:
     """The run's own tokenizer: copied or trained by rank 0, loaded by all."""
     roles = required_roles(config.objective, config.data.sequence_length)
-    on_rank_zero(lambda: prepare_tokenizer(config.data, run.tokenizer, roles=roles) and None)
+    start = config.train.init_from
+    on_rank_zero(lambda: prepare_tokenizer(config.data, run.tokenizer, roles=roles, begins_from=start) and None)
     tokenizer = together(lambda: load_tokenizer(run.tokenizer))
     wanted = config.model.vocab_size
     if wanted is not None and wanted < tokenizer.vocab_size:
@@ -131,8 +183,9 @@ def build_tokenizer(config: RunConfig, run: RunDirectory) -> Tokenizer:
             f" set model.vocab_size={tokenizer.vocab_size} or more, or leave it out"
         )
     for index, prompt in enumerate(config.logging.sample_prompts):
-        needed, room = len(tokenizer.encode(prompt)) + 2, config.model.max_positions
-        if needed == 2 and (config.model.architecture == "encoder_decoder" or config.objective.name == "seq2seq"):
+        length, around = len(tokenizer.encode(prompt)), sum(map(len, text_frame(tokenizer, source=False)))
+        needed, room = length + max(around, 1) + 1, config.model.max_positions
+        if not length and (config.model.architecture == "encoder_decoder" or config.objective.name == "seq2seq"):
             raise UserError(
                 f"logging.sample_prompts.{index} is empty, but a model trained by objective {config.objective.name}"
                 " continues a source text; give one"
@@ -160,6 +213,11 @@ def build_model(
     if continues:
         return model, init.blank
     if config.train.init_from is not None:
+        if inherited(config.train.init_from, tokenizer) != conventions_of(tokenizer):
+            raise UserError(
+                f"{config.run.directory}/tokenizer was made without the conventions (special tokens around texts) of"
+                f" train.init_from {config.train.init_from}; remove that folder, or start a new run"
+            )
         return model, start_from(model, config.train.init_from, tokenizer)
     return model, init.drawn(config.model, config.run.seed)
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
-from llmscale.config import RunConfig, load_config
+from llmscale.config import RunConfig, load_config, resolve_directory
+from llmscale.distributed.ranks import planned_ranks
 from llmscale.legality import given_ranks, require_legal
 from llmscale.train.trackers import require_trackers
 
@@ -19,7 +19,7 @@ def checked_config(path: Path, overrides: tuple[str, ...]) -> RunConfig:
     Raises:
         UserError: a file or setting is wrong.
     """
-    config = load_config(path, overrides)
-    require_legal(config, int(os.environ.get("WORLD_SIZE", given_ranks(config.parallel))))
+    config = resolve_directory(load_config(path, overrides))
+    require_legal(config, planned_ranks() or given_ranks(config.parallel))
     require_trackers(config)
     return config

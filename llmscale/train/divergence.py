@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from data_pipeline.errors import UserError
-from llmscale.config import RunConfig
+from llmscale.config import RunConfig, override_word
 from llmscale.train.callbacks import Callback, StepResult
 
 if TYPE_CHECKING:
@@ -65,7 +65,9 @@ class DivergenceWatch(Callback):
         names = sorted(path.name for path in trainer.run.checkpoints.glob("step-????????"))
         earlier = [name for name in names if name < f"step-{self._since:08d}"]
         start = (
-            f", from an earlier checkpoint (train.init_from={trainer.run.checkpoints / earlier[-1]})" if earlier else ""
+            f", from an earlier checkpoint ({override_word('train.init_from', trainer.run.checkpoints / earlier[-1])})"
+            if earlier
+            else ""
         )
         return (
             f"nothing was learned in {self._skipped} steps in a row, since the gradient has not been finite from step"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import sys
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from data_pipeline.errors import UserError
 from data_pipeline.evaluation_set import heldout_documents, training_documents
@@ -118,7 +120,7 @@ def _show(trainer: Trainer, summary: dict[str, Any], picture: str | None) -> Non
     run = trainer.run.path
     figures = summary["evaluation"]
     if figures is not None:
-        table = Table(title=f"{run}: {figures['documents']} held-out documents, {figures['bytes']:,} bytes")
+        table = Table(title=Text(f"{run}: {figures['documents']} held-out documents, {figures['bytes']:,} bytes"))
         for column in ("", "bits per byte", "loss (nats/token)", "perplexity"):
             table.add_column(column, justify="left" if not column else "right")
         table.add_row(
@@ -136,10 +138,22 @@ def _show(trainer: Trainer, summary: dict[str, Any], picture: str | None) -> Non
         console.print(sample["prompt"], style="bold", end="", markup=False)
         console.print(sample["text"], markup=False)
         console.rule()
+    show_next(str(run), picture, trainer.config.model.architecture)
+
+
+def show_next(run: str, picture: str | None, architecture: str) -> None:
+    """Print what to do with a finished run in the directory `run`, as lines that can be pasted into a shell."""
+    console = Console(file=sys.stdout, highlight=False)
     console.print("Next:", style="bold")
+    for line in _next_commands(shlex.quote(run), picture, architecture):
+        console.print(f"  {line}", markup=False, soft_wrap=True)  # not folded at the width of the screen
+
+
+def _next_commands(run: str, picture: str | None, architecture: str) -> Iterator[str]:
+    """What to do with a finished run, whose directory is given as a word of a shell."""
     if picture:
-        console.print(f"  look at {picture}, or make a page of it: llmscale report {run}", markup=False)
-    if trainer.config.model.architecture != "encoder":
-        console.print(f"  generate:  llmscale generate {run} --prompt 'def main('", markup=False)
-    console.print(f"  evaluate:  llmscale eval {run} --data FILE", markup=False)
-    console.print(f"  checkpoint: llmscale checkpoint show {run}", markup=False)
+        yield f"look at {shlex.quote(picture)}, or make a page of it: llmscale report {run}"
+    if architecture != "encoder":
+        yield f"generate:  llmscale generate {run} --prompt 'def main('"
+    yield f"evaluate:  llmscale eval {run} --data FILE"
+    yield f"checkpoint: llmscale checkpoint show {run}"

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from llmscale.checkpoint import Checkpoint, CorruptCheckpoint, find_checkpoints
 from llmscale.engine.distributed import broadcast_object, gather_objects
 from llmscale.engine.engine import Engine
+from llmscale.engine.optimizers import adafactor
 from llmscale.parallel.shards import Shard
 from llmscale.train.run_directory import RunDirectory
 
@@ -69,6 +70,13 @@ def restore(engine: Engine, checkpoint: Checkpoint) -> None:
     """Load weights and optimizer state into the engine, whatever layout wrote them."""
 
     def read(name: str, kind: str, part: Shard, start: int, end: int) -> torch.Tensor:
+        stored = checkpoint.kinds(name)
+        if kind == adafactor.WHOLE and kind not in stored and adafactor.ROWS in stored:
+            # Until version 0.1 the biases of experts, a stack, were kept as if they were a matrix.
+            rows, columns = (checkpoint.full(name, statistic) for statistic in (adafactor.ROWS, adafactor.COLUMNS))
+            whole = adafactor.second_moments(rows, columns)
+            own = whole[tuple(slice(low, low + size) for low, size in zip(part.offsets, part.sizes, strict=True))]
+            return own.reshape(-1)[start:end]
         return checkpoint.read(name, kind, part.offsets, part.sizes, start, end, shape=part.shape)
 
     engine.load_state(read, checkpoint.manifest.optimizer)

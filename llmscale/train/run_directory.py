@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from data_pipeline.errors import UserError, writing
 from data_pipeline.records import read_records, strict
-from llmscale.config import RunConfig, dump_config, identity, load_config, require_same_identity
+from llmscale.config import RunConfig, dump_config, identity, load_config, override_word, require_same_identity
 
 Outcome = Literal["running", "done", "preempted", "failed"]
 
@@ -144,5 +144,6 @@ def _require_extensible(config: RunConfig, recorded: RunConfig, run: RunDirector
     if done > decay_start:
         raise UserError(
             f"{run.path} is at step {done} and its decay began at step {decay_start}, so train.steps cannot change"
-            f" from {recorded.train.steps} to {config.train.steps}; start a new run with train.init_from={run.path}"
+            f" from {recorded.train.steps} to {config.train.steps}; start a new run with"
+            f" {override_word('train.init_from', run.path)}"
         )

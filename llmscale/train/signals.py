@@ -11,6 +11,8 @@ import time
 from types import FrameType
 from typing import Any
 
+from llmscale.distributed.ranks import shown_rank
+
 PREEMPTION_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 PREEMPTED = 75
 """Exit code after a preemption signal: saved, or nothing to save yet; run me again."""
@@ -84,8 +86,8 @@ class PreemptionFlag:
         unheard = not self._polled and (self._others or number != signal.SIGINT)
         if repeated or unheard:
             when = "a second time" if repeated else "before the first step"
-            rank = os.environ.get("RANK", "0")
-            who = "" if rank == "0" else f"rank {rank}: "
+            rank = shown_rank()
+            who = f"rank {rank}: " if rank else ""
             text = f"llmscale: {who}ended by {signal.Signals(number).name} {when}; the same command goes on\n"
             with contextlib.suppress(OSError):
                 os.write(2, text.encode())

@@ -8,12 +8,12 @@ import sys
 
 import torch
 
-from data_pipeline.errors import UserError
+from data_pipeline.errors import UserError, first_line
 from data_pipeline.ledger import LedgerWriter
 from data_pipeline.records import RecordWriter
 from llmscale.config import RunConfig, flatten
 from llmscale.engine.allocator import keep_large_blocks
-from llmscale.engine.distributed import World, join, leave, named_losses, read_world, refuse
+from llmscale.engine.distributed import LostRankError, World, join, leave, named_losses, on_stuck, read_world, refuse
 from llmscale.engine.engine import accumulation
 from llmscale.engine.pipeline import make_engine
 from llmscale.legality import require_legal
@@ -24,6 +24,7 @@ from llmscale.train.callbacks import Checkpointer, Evaluator, MetricsLogger
 from llmscale.train.data_report import DataReporter
 from llmscale.train.divergence import DivergenceWatch
 from llmscale.train.finish import finish
+from llmscale.train.lost_rank import LossReport
 from llmscale.train.profiling import Profiler
 from llmscale.train.progress import Progress
 from llmscale.train.resume import find_resume, restore
@@ -50,7 +51,7 @@ def train(config: RunConfig, flag: PreemptionFlag) -> int:
             keep_large_blocks()
         threads = build.set_threads(config, world)
         join(world, settings=dict(flatten(config.model_dump(mode="json"))))
-        stack.callback(leave)
+        stack.push(_leave)
         flag.expect_no_step(others=world.size > 1)
         attempt = build.open_run(config, run, stack)
         if attempt is None:
@@ -58,19 +59,28 @@ def train(config: RunConfig, flag: PreemptionFlag) -> int:
             return 0
         _log_to_file(run, world)
         trainer = None
+        losses = LossReport(run, world, attempt, flag)
+        on_stuck(losses.on_stuck)
         try:
-            trainer = assemble(config, run, world, attempt, flag, stack)
-            _announce(trainer, threads)
-            _run(trainer, stack)
-            return _conclude(trainer)
+            with named_losses():
+                build.require_shared(run, world)
+                trainer = losses.trainer = assemble(config, run, world, attempt, flag, stack)
+                _announce(trainer, threads)
+                _run(trainer, stack)
+                return _conclude(trainer)
         except BaseException as error:
-            unsaved = trainer is None or trainer.step == trainer.resume.step
-            if flag.raised and unsaved and isinstance(error, RuntimeError):
+            if losses.excused and isinstance(error, RuntimeError):
                 return PREEMPTED  # it lost a rank that the same signal ended at once
-            if world.rank == 0:
+            if isinstance(error, LostRankError):
+                losses.tell(error)
+            elif world.rank == 0:
                 with contextlib.suppress(OSError):
                     run.record_outcome("failed", attempt=attempt, reason=f"{type(error).__name__}: {error}")
             raise
+
+
+def _leave(kind: object, error: BaseException | None, trace: object) -> None:
+    leave("" if error is None else f"{type(error).__name__}: {first_line(error)}")
 
 
 def assemble(

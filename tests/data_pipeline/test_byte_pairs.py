@@ -157,12 +157,13 @@ def test_long_runs(fast: Encode, reference: tokenizers.Tokenizer, run: str) -> N
     """Documents that make a slow tokenizer hang."""
     text = run * (300_000 // len(run))
     for end in ("", "x"):
-        started = time.perf_counter()
+        started = time.process_time()
         tokens = fast(text + end)
-        assert time.perf_counter() - started < 10
+        assert time.process_time() - started < 10
         assert np.array_equal(tokens, reference.encode(text + end, add_special_tokens=False).ids)
 
 
+@pytest.mark.alone
 def test_tokenizers_use_it(layout: Layout) -> None:
     """The point is time: ours against the library's, each at its best of five."""
     ours, reference = HuggingFaceTokenizer(json.dumps(layout).encode()), library(layout)

@@ -49,10 +49,12 @@ def main() -> None:
     print(f"rank {RANK} speaks", flush=True)
     if behaviour == "save":
         save_on_signal(folder)
+    if behaviour == "deaf":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     announce(folder)
     if behaviour == "sum":
         all_reduce(folder)
-    elif behaviour == "hang":
+    elif behaviour in ("deaf", "hang"):
         time.sleep(600)
     elif behaviour.startswith("exit-"):  # exit-CODE[-RANK]: that rank (or all) exits so, the others hang
         code, _, rank = behaviour.removeprefix("exit-").partition("-")
@@ -61,6 +63,12 @@ def main() -> None:
         time.sleep(600)
     elif behaviour == "killed" and RANK == 1:
         os.kill(os.getpid(), signal.SIGKILL)
+    elif behaviour == "killed-first":  # rank 1 by itself, and rank 0 since rank 1 is gone, as good as at once
+        while not all((folder / f"rank-{rank}.json").exists() for rank in range(2)):
+            time.sleep(0.01)
+        if RANK == 1:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        sys.exit(1)
     elif behaviour == "mixed":  # all end by themselves, each with a code of its own
         sys.exit({0: 75, 1: 75, 2: 1}[RANK])
 

@@ -15,12 +15,6 @@ from launcher.commands import launch
 
 ROOT = Path(__file__).resolve().parents[2]
 
-FAKE_SBATCH = """#!/bin/bash
-printf '%s\\n' "$@" > {folder}/arguments
-echo "$SBATCH_PARTITION" > {folder}/partition
-{end}
-"""
-
 
 @pytest.fixture
 def config(tmp_path):
@@ -129,73 +123,6 @@ def test_a_run_directory_that_cannot_be_made_is_the_users_mistake(config, tmp_pa
     result = invoke("local", "--nproc", "1", config, f"run.directory={tmp_path}/file/run")
     assert isinstance(result.exception, UserError)
     assert f"{tmp_path}/file/run" in str(result.exception)
-
-
-@pytest.fixture
-def login_node(tmp_path, monkeypatch):
-    """A working directory with the template, and an sbatch that writes down what it was given."""
-
-    def make(end="echo 4711", cluster=""):
-        folder = tmp_path / "login"
-        (folder / "slurm").mkdir(parents=True)
-        (folder / "slurm/train.sbatch").write_bytes((ROOT / "slurm/train.sbatch").read_bytes())
-        if cluster:
-            (folder / "slurm/cluster.env").write_text(cluster)
-        (folder / "sbatch").write_text(FAKE_SBATCH.format(folder=folder, end=end))
-        (folder / "sbatch").chmod(0o755)
-        monkeypatch.chdir(folder)
-        monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
-        return folder
-
-    return make
-
-
-def test_slurm_submits_the_template_with_the_clusters_settings(config, login_node):
-    folder = login_node(cluster="export SBATCH_PARTITION=big\n")
-    result = invoke("slurm", "--nodes", 2, "--ntasks-per-node", 8, "--time", "1:00:00", config, "run.seed=3")
-    assert (result.exit_code, result.output) == (0, "4711\n")
-    assert (folder / "arguments").read_text().split("\n")[:-1] == [
-        "--parsable",
-        "--nodes=2",
-        "--ntasks-per-node=8",
-        "--time=1:00:00",
-        "slurm/train.sbatch",
-        str(config),
-        "run.seed=3",
-    ]
-    assert (folder / "partition").read_text() == "big\n"
-
-
-def test_slurm_without_cluster_settings_works_where_the_cluster_has_defaults(config, login_node):
-    folder = login_node(end="echo '4711;federated'")
-    assert invoke("slurm", "--nodes", 1, "--ntasks-per-node", 1, config).output == "4711\n"
-    assert (folder / "partition").read_text() == "\n"
-
-
-def test_what_sbatch_refuses_is_passed_on(config, login_node):
-    login_node(end="echo 'sbatch: error: invalid partition specified: big' >&2; exit 1")
-    result = invoke("slurm", "--nodes", 1, "--ntasks-per-node", 1, config)
-    assert isinstance(result.exception, UserError)
-    assert "invalid partition specified: big" in str(result.exception)
-
-
-def test_a_missing_sbatch_is_named(config, login_node, monkeypatch):
-    folder = login_node()
-    (folder / "sbatch").unlink()
-    bare = folder / "bin"
-    bare.mkdir()
-    (bare / "bash").symlink_to("/bin/bash")
-    monkeypatch.setenv("PATH", str(bare))
-    result = invoke("slurm", "--nodes", 1, "--ntasks-per-node", 1, config)
-    assert isinstance(result.exception, UserError)
-    assert "sbatch is not on the PATH" in str(result.exception)
-
-
-def test_slurm_outside_the_repository_is_told_where_to_go(config, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    result = invoke("slurm", "--nodes", 1, "--ntasks-per-node", 1, config)
-    assert isinstance(result.exception, UserError)
-    assert "slurm/train.sbatch" in str(result.exception)
 
 
 def test_the_commands_cost_next_to_nothing_to_import():

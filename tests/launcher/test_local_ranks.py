@@ -17,13 +17,15 @@ DRIVER = """
 import sys
 from pathlib import Path
 from launcher.local import run_ranks
-behaviour, folder, nproc, grace = sys.argv[1:]
+behaviour, folder, nproc, grace, save = sys.argv[1:]
 command = [sys.executable, {stand_in!r}, behaviour, folder]
-sys.exit(run_ranks(command, int(nproc), Path(folder) / "logs", float(grace)))
+sys.exit(run_ranks(command, int(nproc), Path(folder) / "logs", float(grace), float(save)))
 """
 
 
-def start(folder: Path, behaviour: str, nproc: int, grace: float = 1.0, **options) -> subprocess.Popen:
+def start(
+    folder: Path, behaviour: str, nproc: int, grace: float = 1.0, save: float = 60.0, **options
+) -> subprocess.Popen:
     arguments = [
         sys.executable,
         "-c",
@@ -32,6 +34,7 @@ def start(folder: Path, behaviour: str, nproc: int, grace: float = 1.0, **option
         str(folder),
         str(nproc),
         str(grace),
+        str(save),
     ]
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options}
     return subprocess.Popen(arguments, **streams)
@@ -129,7 +132,8 @@ def test_a_terminal_stays_a_terminal_for_rank_0_only(tmp_path):
             "killed",
             2,
             1,
-            "rank 1 of 2 was killed by signal 9 (SIGKILL) and ended the run; its output is in {logs}/rank-00001.log\n",
+            "rank 1 of 2 was killed by signal 9 (SIGKILL: out of memory?) and ended the run;"
+            " its output is in {logs}/rank-00001.log\n",
         ),
         ("mixed", 3, 1, "rank 2 of 3 exited with code 1 and ended the run; its output is in {logs}/rank-00002.log\n"),
     ],
@@ -169,6 +173,48 @@ def test_one_interrupt_ends_ranks_that_heed_it_and_a_second_one_all(tmp_path):
     assert not alive(pids[0])
 
 
+def test_a_stopped_rank_goes_on_and_saves_with_the_others(tmp_path):
+    process = start(tmp_path, "save", 3)
+    os.kill(wait_for_ranks(tmp_path, 3)[1]["pid"], signal.SIGSTOP)
+    process.terminate()
+    assert process.wait(timeout=20) == 75
+    assert all((tmp_path / f"saved-{rank}").exists() for rank in range(3))
+
+
+def test_ranks_that_do_not_heed_a_signal_are_killed_after_the_grace_for_saving(tmp_path):
+    process = start(tmp_path, "deaf", 2, save=1)
+    pids = [rank["pid"] for rank in wait_for_ranks(tmp_path, 2)]
+    process.terminate()
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 1
+    assert errors.startswith("rank 0 of 2 did not end within 1 s of SIGTERM and was killed")
+    assert not any(alive(pid) for pid in pids)
+
+
+def test_a_rank_that_is_killed_is_blamed_and_not_those_that_its_death_ends(tmp_path):
+    """Rank 0 ends with code 1 before anybody looks at how rank 1 ended."""
+    code, _, errors = run(tmp_path, "killed-first", 2)
+    assert (code, errors.split(" and ended")[0]) == (1, "rank 1 of 2 was killed by signal 11 (SIGSEGV)")
+
+
+def test_each_launch_has_a_secret_of_its_own_which_no_command_line_shows(tmp_path):
+    secrets = set()
+    for launch in range(2):
+        folder = tmp_path / str(launch)
+        folder.mkdir()
+        process = start(folder, "save", 2)
+        ranks = wait_for_ranks(folder, 2)
+        (secret,) = {rank["environment"]["LLMSCALE_TOKEN"] for rank in ranks}
+        lines = [Path(f"/proc/{pid}/cmdline").read_text() for pid in (process.pid, *(rank["pid"] for rank in ranks))]
+        process.terminate()
+        assert process.wait(timeout=20) == 75
+        process.communicate()
+        assert len(secret) >= 32
+        assert not any(secret in line for line in lines)
+        secrets.add(secret)
+    assert len(secrets) == 2
+
+
 def test_no_rank_survives_the_launcher(tmp_path):
     process = start(tmp_path, "hang", 3)
     pids = [rank["pid"] for rank in wait_for_ranks(tmp_path, 3)]
@@ -182,8 +228,8 @@ def test_a_rank_that_cannot_start_leaves_no_other_behind(tmp_path):
     driver = (
         "from pathlib import Path\nimport launcher.local as local\n"
         f"real, command = local._variables, [{sys.executable!r}, {str(STAND_IN)!r}, 'hang', {str(tmp_path)!r}]\n"
-        "def broken(rank, nproc, port):\n"
-        "    if rank == 1:\n        raise OSError('out of processes')\n    return real(rank, nproc, port)\n"
+        "def broken(rank, *others):\n"
+        "    if rank == 1:\n        raise OSError('out of processes')\n    return real(rank, *others)\n"
         "local._variables = broken\n"
         f"local.run_ranks(command, 2, Path({str(tmp_path)!r}))\n"
     )

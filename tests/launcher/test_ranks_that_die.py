@@ -1,6 +1,8 @@
 """A rank that is killed while the others start ends the run, in words and in time."""
 
+import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -51,6 +53,14 @@ def test_a_rank_killed_at_the_start_ends_all_within_30_seconds(tmp_path: Path, m
     assert process.returncode == 1, errors
     assert ended - mark.stat().st_mtime < 30
     assert "Traceback" not in errors
-    blame = "rank 1 of 2 was killed by signal 9 (SIGKILL) and ended the run; its output is in run/logs/rank-00001.log"
-    assert errors.splitlines()[-1] == blame
+    killed = f"rank 1 of 2 on {socket.gethostname()} was killed by signal 9 (SIGKILL: out of memory?)"
+    log = "its output is in run/logs/rank-00001.log"
+    if module == "torch.distributed":
+        assert errors.splitlines()[-1] == f"{killed} and ended the run before its first step; {log}"
+    else:
+        reason = f"{killed} after step 0 and ended the run; there is no checkpoint yet"
+        assert errors.splitlines()[-1] == f"{reason}; {log}"
+        outcome = json.loads((tmp_path / "run/outcome.json").read_text())
+        assert (outcome["outcome"], outcome["reason"], outcome["step"]) == ("failed", reason, 0)
+        assert outcome["lost"] == {"rank": 1, "node": socket.gethostname(), "signal": "SIGKILL"}
     assert sum("rank" in line and "llmscale:" in line for line in errors.splitlines()) <= 1

@@ -46,23 +46,27 @@ def expert_output(made: Experts, expert: int, token: Tensor) -> Tensor:
     return F.linear(up, made.down.weight[expert], made.down.bias[expert])
 
 
-def by_loops(made: Experts, hidden: Tensor, real: Tensor) -> tuple[Tensor, Tensor, int]:
+def by_loops(
+    made: Experts, hidden: Tensor, real: Tensor, documents: Tensor | None = None
+) -> tuple[Tensor, Tensor, int]:
     """Output, router loss of each sequence, and how many choices found no room: token by token, expert by expert.
 
-    Shazeer et al. 2017, section 2.1 (top k); GShard, section 2.2 and algorithm 1 (capacity of a group, here of a
-    sequence; first come, first served); Switch Transformer, equations 4 to 6; ST-MoE, equation 5.
+    Shazeer et al. 2017, section 2.1 (top k); capacity of a document (B, T), or of a sequence, given out token by token;
+    Switch Transformer, equations 4 to 6; ST-MoE, equation 5.
     """
+    documents = torch.zeros_like(real, dtype=torch.long) if documents is None else documents
     settings = made.settings
     output, losses, dropped = torch.zeros_like(hidden), [], 0
     for row in range(hidden.shape[0]):
-        taken = [0] * settings.count
+        taken: dict[tuple[int, int], int] = {}
         chosen_by, mean_probability, squares = [0] * settings.count, [0.0] * settings.count, 0.0
         tokens = int(real[row].sum())
-        room = math.inf
-        if settings.capacity_factor is not None and made.training:
-            room = math.ceil(settings.capacity_factor * tokens * settings.per_token / settings.count)
         for place in range(hidden.shape[1]):
-            token = hidden[row, place]
+            token, document = hidden[row, place], int(documents[row, place])
+            room = math.inf
+            if settings.capacity_factor is not None and made.training:
+                members = int((real[row] & (documents[row] == document)).sum())
+                room = math.ceil(settings.capacity_factor * members * settings.per_token / settings.count)
             logits = [float(weight @ token) for weight in made.router.weight]
             total = sum(math.exp(logit) for logit in logits)
             probabilities = [math.exp(logit) / total for logit in logits]
@@ -73,8 +77,8 @@ def by_loops(made: Experts, hidden: Tensor, real: Tensor) -> tuple[Tensor, Tenso
             for expert, weight in zip(best, weights, strict=True):
                 if real[row, place]:
                     chosen_by[expert] += 1
-                    taken[expert] += 1
-                    if taken[expert] > room:
+                    taken[document, expert] = taken.get((document, expert), 0) + 1
+                    if taken[document, expert] > room:
                         dropped += 1
                         continue
                 output[row, place] += weight * expert_output(made, expert, token)
@@ -108,6 +112,34 @@ def test_mixing_losses_and_capacity_equal_the_loops(activation: str, experts: di
     torch.testing.assert_close(output[real], expected[real], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(losses.double(), expected_losses.double(), rtol=1e-5, atol=1e-6)
     assert (dropped > 0) == (made.settings.capacity_factor is not None)
+
+
+@pytest.mark.parametrize("factor", [0.4, 0.7, 1.0, 1.3])
+@pytest.mark.parametrize("per_token", [1, 2])
+def test_separate_documents_have_capacities_of_their_own(factor: float, per_token: int) -> None:
+    made = layer(per_token=per_token, capacity_factor=factor, balance_weight=0.4)
+    hidden, real = inputs(length=17)
+    choose = torch.Generator().manual_seed(int(factor * 10) + per_token)
+    for _ in range(5):
+        documents = (torch.rand(real.shape, generator=choose) < 0.3).cumsum(1)
+        with torch.no_grad():
+            output, losses = made(hidden, real, documents)
+            expected, expected_losses, dropped = by_loops(made, hidden, real, documents)
+        torch.testing.assert_close(output[real], expected[real], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(losses.double(), expected_losses.double(), rtol=1e-5, atol=1e-6)
+        assert dropped or factor > 1
+
+
+def test_a_document_does_not_feel_its_neighbours() -> None:
+    config = ModelConfig(**SIZES, experts={"count": 4, "per_token": 2, "capacity_factor": 0.8})
+    model = build(config, 50, seed=2).train()
+    ids = torch.randint(50, (2, 14), generator=torch.Generator().manual_seed(0))
+    documents = torch.tensor([0] * 6 + [1] * 8).expand(2, -1)
+    positions = torch.cat([torch.arange(6), torch.arange(8)]).expand(2, -1)
+    with torch.no_grad():
+        together = model(ids, positions, documents).hidden
+        alone = [model(part).hidden for part in (ids[:, :6], ids[:, 6:])]
+    torch.testing.assert_close(together, torch.cat(alone, 1), rtol=1e-5, atol=1e-5)
 
 
 def test_capacity_acts_in_training_only() -> None:

@@ -95,6 +95,24 @@ def test_bf16_weights_with_an_fp32_softmax(chunk_tokens: int, monkeypatch: pytes
         torch.testing.assert_close(gradient.double(), reference.double(), rtol=0, atol=0.02 * reference.abs().max())
 
 
+@pytest.mark.parametrize("targets_of_the_step", [3, 100, 1237, 4001, 524_288 - 1])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_one_over_the_number_of_targets_is_not_rounded(targets_of_the_step: int, dtype: torch.dtype) -> None:
+    """Gradients as long as they should be: rounding errors of many elements cancel, one of the scale does not."""
+    generator = torch.Generator().manual_seed(2)
+    hidden, weight, bias = (torch.randn(shape, generator=generator) for shape in ((300, 64), (ROWS, 64), (ROWS,)))
+    leaves = [tensor.to(dtype).requires_grad_() for tensor in (hidden, weight, bias)]
+    targets, weights = torch.randint(VOCABULARY, (300,), generator=generator), torch.ones(300)
+    scaling = 1.0 if dtype == torch.bfloat16 else 4096.0  # as fp16 training scales its loss
+
+    def gradient(scale: float) -> Tensor:
+        loss = linear_cross_entropy(leaves[0], leaves[1], targets, weights, VOCABULARY, leaves[2]) * scale
+        return torch.cat([part.double().flatten() for part in torch.autograd.grad(loss, leaves)])
+
+    found, wanted = gradient(scaling / targets_of_the_step), gradient(1) * scaling / targets_of_the_step
+    assert float(found @ wanted / (wanted @ wanted)) == pytest.approx(1, abs=1e-4)
+
+
 def test_extreme_logits_stay_finite() -> None:
     hidden, weight, targets, weights = case(torch.float32)
     large = (hidden.detach() * 300).requires_grad_()

@@ -136,3 +136,28 @@ def test_a_tokenizer_s_file_tells_the_vocabulary(tmp_path: Path) -> None:
     tokenizer = prepare_tokenizer(loaded.data, tmp_path / "own", roles=required_roles(loaded.objective, 64))
     assert "sentinel_0" in tokenizer.special
     assert found(str(config))["parameters"]["embedding"] == 64 * tokenizer.vocab_size
+
+
+def test_a_forecast_states_its_measured_error(tmp_path: Path) -> None:
+    arguments = (str(SYSTEMS / "llama3_8b.yaml"), "--hardware", "h100")
+    result, text = found(*arguments), " ".join(plan(*arguments).stdout.split())
+    published, layout = result["hardware"]["published"], result["layout"]
+    assert layout["seconds_of_nine_runs_in_ten"] == pytest.approx(
+        [layout["seconds"] * published["low"], layout["seconds"] * published["high"]]
+    )
+    low, high = (f"{seconds:.4g}" for seconds in layout["seconds_of_nine_runs_in_ten"])
+    assert f"expect {low} to {high} s a step" in text
+    assert f"{published['runs']} published runs" in text
+    calibration = tmp_path / "ours.yaml"
+    calibration.write_text("matmul_fraction: 0.6")
+    ours = found(*arguments, "--calibration", str(calibration))
+    assert ours["hardware"]["published"] is None
+    assert ours["layout"]["seconds_of_nine_runs_in_ten"] is None
+    refused = complaint(plan(*arguments, "--calibration", str(write(tmp_path, "published: 1"))))
+    assert "'published' is no figure of the hardware" in refused
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "calibration.yaml"
+    path.write_text(text)
+    return path

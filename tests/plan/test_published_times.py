@@ -1,5 +1,5 @@
-"""Times of an iteration against the ten rows of Narayanan et al. 2021, table 1 ("Efficient Large-Scale Language Model
-Training on GPU Clusters Using Megatron-LM").
+"""Times of an iteration against published ones: those of LLM Foundry, and the ten rows of Narayanan et al. 2021, table
+1 ("Efficient Large-Scale Language Model Training on GPU Clusters Using Megatron-LM").
 
 Layouts, batches and recomputation are those of the table; micro batches and interleaving, which it does not print,
 those of the scripts that the authors published with it (Megatron-LM, examples/sc21/run_table_1.sh). Nothing in
@@ -15,10 +15,11 @@ import pytest
 
 from llmscale.config import ModelConfig
 from llmscale.plan.blocks import Software
-from llmscale.plan.hardware import A100
+from llmscale.plan.hardware import A100, H100, H200
 from llmscale.plan.layout import Layout
 from llmscale.plan.timing import Forecaster, Step
 from llmscale.plan.workload import Workload
+from tests.plan.published import ratios_of_llm_foundry
 
 SEQUENCE, VOCAB = 2048, 51200
 MEDIAN, WORST = 0.15, 0.25
@@ -128,3 +129,18 @@ def test_operations_and_parameters_are_the_paper_s(row: Row) -> None:
     hidden, layers = row.hidden, row.layers
     count = 12 * layers * hidden**2 * (1 + 13 / (12 * hidden) + (VOCAB + SEQUENCE) / (12 * layers * hidden))
     assert round(count / 1e9, 1) == row.billions
+
+
+def narayanan_ratios() -> list[float]:
+    return [row.seconds / predicted(row).seconds for row in ROWS]
+
+
+@pytest.mark.parametrize("gpu", ["a100", "h100"])
+def test_the_error_that_a_plan_states_is_that_of_the_published_runs(gpu: str) -> None:
+    ratios = sorted(ratios_of_llm_foundry(gpu) + (narayanan_ratios() if gpu == "a100" else []))
+    stated = {"a100": A100, "h100": H100}[gpu].published
+    assert stated is not None
+    low, high = ratios[round(0.05 * (len(ratios) - 1))], ratios[round(0.95 * (len(ratios) - 1))]
+    found = (len(ratios), *(round(figure, 2) for figure in (statistics.median(ratios), low, high)))
+    assert (stated.runs, stated.median, stated.low, stated.high) == found
+    assert H200.published == H100.published

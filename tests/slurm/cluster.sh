@@ -1,5 +1,5 @@
 #!/bin/bash
-# A real Slurm of two nodes, n1 and n2, on this machine and on loopback only.
+# A real Slurm of two nodes, n1 and n2, on this machine and on loopback only. Each has two GPUs that are none.
 #   cluster.sh up ROOT PORT     write ROOT, start munge, slurmctld and two slurmd; PORT .. PORT+2 must be free
 #   cluster.sh cut ROOT NODE    a node loses its power
 #   cluster.sh boot ROOT NODE   and gets it back
@@ -19,6 +19,9 @@ write_configuration() {
   (umask 077 && dd if=/dev/urandom of="$root/munge.key" bs=1024 count=1 status=none)
   printf '127.0.0.1 localhost %s n1 n2\n' "$(hostname -s)" > "$root/hosts"
   printf 'CgroupPlugin=cgroup/v1\nCgroupAutomount=no\n' > "$root/cgroup.conf"
+  mkdir -p "$root/dev"
+  for gpu in 0 1; do mknod "$root/dev/gpu$gpu" c 1 3; done    # what /dev/null is
+  printf 'NodeName=n[1-2] Name=gpu File=%s/dev/gpu[0-1]\n' "$root" > "$root/gres.conf"
   cat > "$SLURM_CONF" <<CONF
 ClusterName=llmscaletest
 SlurmctldHost=$(hostname -s)(127.0.0.1)
@@ -51,9 +54,10 @@ SlurmctldTimeout=10
 KillWait=5
 ReturnToService=2
 MinJobAge=600
+GresTypes=gpu
 # nodes claim more cores than the machine has: what runs here is small
-NodeName=n1 NodeHostname=localhost NodeAddr=127.0.0.1 Port=$((port + 1)) CPUs=4 RealMemory=4000
-NodeName=n2 NodeHostname=localhost NodeAddr=127.0.0.1 Port=$((port + 2)) CPUs=4 RealMemory=4000
+NodeName=n1 NodeHostname=localhost NodeAddr=127.0.0.1 Port=$((port + 1)) CPUs=4 RealMemory=4000 Gres=gpu:2
+NodeName=n2 NodeHostname=localhost NodeAddr=127.0.0.1 Port=$((port + 2)) CPUs=4 RealMemory=4000 Gres=gpu:2
 PartitionName=main Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP
 CONF
 }

@@ -49,6 +49,10 @@ class Cluster:
         layout = ("--nodes=2", "--ntasks-per-node=2")
         return self.run("sbatch", "--parsable", *layout, *options, "slurm/train.sbatch", *arguments).strip()
 
+    def launch(self, *arguments: object) -> str:
+        """A job submitted by `llmscale launch slurm`; its number."""
+        return self.run(sys.executable, "-m", "llmscale", "launch", "slurm", *arguments).strip()
+
     def job(self, number: str) -> dict[str, str]:
         """What `scontrol show job` knows of it."""
         words = self.run("scontrol", "--oneliner", "show", "job", number).split()

@@ -1,6 +1,7 @@
 """What Slurm tells a task, against Slurm's own commands."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -37,7 +38,7 @@ def test_every_task_knows_its_place(cluster):
         on_node = [other for other in range(3) if hosts[other] == hosts[rank]]
         assert report["adopted"]
         assert report["new"].pop("MASTER_PORT").startswith("2")
-        assert report["new"] == {
+        assert {name: value for name, value in report["new"].items() if not name.startswith("LLMSCALE_")} == {
             "RANK": str(rank),
             "WORLD_SIZE": "3",
             "LOCAL_RANK": str(on_node.index(rank)),
@@ -64,6 +65,29 @@ def test_a_batch_script_is_no_rank(cluster):
     assert (report["adopted"], report["new"], report["procid"]) == (False, {}, "0")
 
 
+DEVICE = """
+import json, os
+from launcher.environment import adopt_slurm_environment
+from llmscale.distributed.gpus import gpu_of
+seen = os.environ["CUDA_VISIBLE_DEVICES"].split(",")
+adopt_slurm_environment()
+gpu = seen[gpu_of(int(os.environ["LOCAL_RANK"]), len(seen))]
+print(json.dumps({"seen": len(seen), "gpu": os.environ["SLURMD_NODENAME"] + ":" + gpu}))
+"""
+
+
+@pytest.mark.parametrize(
+    ("options", "seen"),
+    [(["--gpus-per-node=2"], 2), (["--gpus-per-node=2", "--gpu-bind=single:1"], 1), (["--gpus-per-task=1"], 1)],
+)
+def test_each_rank_has_a_gpu_of_its_own_however_they_are_bound(cluster, options, seen):
+    layout = ("--nodes=2", "--ntasks=4", "--ntasks-per-node=2")
+    output = cluster.run("srun", *layout, *options, sys.executable, "-c", DEVICE)
+    tasks = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+    assert {task["seen"] for task in tasks} == {seen}
+    assert len({task["gpu"] for task in tasks}) == 4, tasks
+
+
 @pytest.mark.parametrize(
     "nodelist",
     ["n1", "n[1-2]", "gpu[003-010,015],cpu1", "n[7,9]", "rack[2-3]n[08-15,20],login1", "a-1.cluster,b"],
@@ -76,3 +100,47 @@ def test_the_first_host_is_that_of_scontrol(cluster, nodelist):
 def test_the_template_is_valid_shell():
     for script in ("slurm/train.sbatch", "slurm/cluster.env.example", "tests/slurm/cluster.sh"):
         subprocess.run(["bash", "-n", ROOT / script], check=True)
+
+
+MEET = """
+import json, os, socket, sys
+from launcher.environment import adopt_slurm_environment
+adopt_slurm_environment()
+from llmscale.engine.distributed import gather_objects, join, leave, read_world
+join(read_world("cpu"))
+place = [os.environ[name] for name in ("RANK", "WORLD_SIZE")]
+found = gather_objects([socket.gethostname(), sys.argv[1], *place])
+leave()
+if place[0] == "0":
+    print(json.dumps(found))
+"""
+
+
+def meet(cluster, script: str) -> dict[str, list[list[str]]]:
+    """What the ranks of each step of a job on both nodes, four tasks each, find of each other, by the step's name."""
+    (cluster.project / "meet.py").write_text(MEET)
+    job = cluster.run("sbatch", "--parsable", "--nodes=2", "--ntasks-per-node=4", "--wrap", script).strip()
+    record = cluster.wait_for_end(job)
+    output = (cluster.project / f"slurm-{job}.out").read_text()
+    assert record["JobState"] == "COMPLETED", output
+    worlds = [json.loads(line) for line in output.splitlines() if line.startswith("[[")]
+    return {world[0][1]: world for world in worlds}
+
+
+def test_steps_that_share_a_node_meet_each_for_itself_though_the_port_of_one_is_taken(cluster):
+    port = "20000 + int(os.environ['SLURM_JOB_ID']) % 10000"
+    listener = f"import os, socket, time; taken = socket.create_server(('', {port})); time.sleep(600)"
+    step = f"srun --exact --nodes=1 --ntasks=2 --nodelist=n1 {sys.executable} meet.py"
+    steps = f"{step} a & a=$!; {step} b & b=$!; wait $a $b"
+    found = meet(cluster, f'{sys.executable} -c "{listener}" & taken=$!; sleep 1; {steps}; kill $taken')
+    for name in ("a", "b"):
+        assert found[name] == [["n1", name, str(rank), "2"] for rank in range(2)]
+
+
+def test_torchrun_within_srun_starts_the_ranks(cluster):
+    port = 29000 + os.getpid() % 1000
+    options = f"--nnodes 2 --nproc-per-node 2 --rdzv-id x --rdzv-backend c10d --rdzv-endpoint n1:{port}"
+    torchrun = f"{sys.executable} -m torch.distributed.run {options} meet.py a"
+    world = meet(cluster, f"srun --nodes=2 --ntasks=2 --ntasks-per-node=1 {torchrun}")["a"]
+    assert [place[2:] for place in world] == [[str(rank), "4"] for rank in range(4)]
+    assert sorted(place[0] for place in world) == ["n1", "n1", "n2", "n2"]

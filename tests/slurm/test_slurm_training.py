@@ -37,8 +37,7 @@ def train_alone(cluster, config: str, run: str, *overrides: str) -> None:
 
 def test_the_losses_are_those_of_one_process(cluster, config):
     train_alone(cluster, config, "alone")
-    layout = ["--nodes", "2", "--ntasks-per-node", "2"]
-    job = cluster.run(sys.executable, "-m", "llmscale", "launch", "slurm", *layout, config).strip()
+    job = cluster.launch("--nodes", 2, "--ntasks-per-node", 2, config)
     record = cluster.wait_for_end(job)
     assert (record["JobState"], record["Partition"]) == ("COMPLETED", "main"), cluster.log(job)
     assert outcome(cluster, "run") == "done"
@@ -65,8 +64,9 @@ def test_a_preempted_job_saves_requeues_itself_and_ends_as_if_never_interrupted(
 
 
 def test_the_time_limit_is_announced_to_every_rank(cluster, config):
-    """Slurm checks limits about every 30 s: the signal comes 60 to 120 s before the end of the 3 minutes."""
-    job = cluster.submit(config, "train.steps=1000000", options=("--time=3", "--signal=USR1@120"))
+    """Slurm checks limits about every 30 s: the signal comes 60 to 120 s before the end of the 3 minutes, which leaves
+    the first start a minute at least for a step."""
+    job = cluster.submit(config, "train.steps=1000000", options=("--time=3", "--signal=USR1@60"))
     cluster.wait_until(lambda: cluster.job(job)["Restarts"] == "1", job, 240)
     assert outcome(cluster, "run") in ("preempted", "running")  # running when it has started again already
     assert "DUE TO TIME LIMIT" not in cluster.log(job)

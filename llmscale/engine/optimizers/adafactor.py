@@ -15,7 +15,7 @@ CLIP_THRESHOLD = 1.0
 """d: the largest root mean square of a tensor's update before it is scaled (section 6)."""
 DECAY_POWER = -0.8
 """beta2 of step t is 1 - t^DECAY_POWER (section 7.2)."""
-ROWS, COLUMNS = "exp_avg_sq_row", "exp_avg_sq_col"
+WHOLE, ROWS, COLUMNS = "exp_avg_sq", "exp_avg_sq_row", "exp_avg_sq_col"
 
 
 class Adafactor(ShardedOptimizer):
@@ -27,7 +27,8 @@ class Adafactor(ShardedOptimizer):
     takes two all-reduces a partition: statistics and parameter scale, then the size of each update.
 
     Args:
-        groups: parameters, or dictionaries of parameters with options of their own.
+        groups: parameters, or dictionaries of parameters with options of their own. `factored` False says of a group
+            that its tensors are vectors or stacks of vectors, whatever their number of dimensions.
         lr: with `scale_parameter` relative to the root mean square of each tensor, else absolute.
         scale_parameter: multiply the learning rate by max(1e-3, root mean square of the tensor) (section 8).
         momentum: decay of a moving mean of updates; 0 keeps none (section 8.2).
@@ -43,6 +44,7 @@ class Adafactor(ShardedOptimizer):
         weight_decay: float = 0.0,
     ) -> None:
         defaults = {"lr": lr, "scale_parameter": scale_parameter, "momentum": momentum, "weight_decay": weight_decay}
+        defaults["factored"] = True
         super().__init__(groups, defaults)
 
     def create_state(self, partition: Tensor, options: dict[str, Any]) -> None:
@@ -52,8 +54,8 @@ class Adafactor(ShardedOptimizer):
         if options["momentum"]:
             state["exp_avg"] = zeros(partition)
         for part in self.parts(partition):
-            if len(part.shape) < 2:
-                state.setdefault("exp_avg_sq", zeros(partition))
+            if not _factored(part, options):
+                state.setdefault(WHOLE, zeros(partition))
                 continue
             *leading, rows, columns = part.shape
             part.shared[ROWS] = torch.zeros([*leading, rows], dtype=torch.float32, device=partition.device)
@@ -63,13 +65,13 @@ class Adafactor(ShardedOptimizer):
         parts, state = self.parts(partition), self.state[partition]
         state["step"] += 1
         new = float(state["step"]) ** DECAY_POWER
-        scales = self._update_moments(partition, gradient, parts, new)
+        scales = self._update_moments(partition, gradient, options, new)
         updates = gradient.view(-1)
         sizes = torch.zeros(len(parts), device=partition.device)
         for place, part in enumerate(parts):
             values = part.of(updates)
-            if len(part.shape) < 2:
-                values.mul_(part.of(state["exp_avg_sq"]).rsqrt())
+            if not _factored(part, options):
+                values.mul_(part.of(state[WHOLE]).rsqrt())
             else:
                 _divide_by_root(part, values)
             sizes[place] = values.square().sum()
@@ -83,21 +85,22 @@ class Adafactor(ShardedOptimizer):
                 update = part.of(state["exp_avg"]).lerp_(update, 1 - options["momentum"])
             part.of(partition).mul_(1 - options["lr"] * options["weight_decay"]).sub_(update)
 
-    def _update_moments(self, partition: Tensor, gradient: Tensor, parts: list[Part], new: float) -> Tensor:
+    def _update_moments(self, partition: Tensor, gradient: Tensor, options: dict[str, Any], new: float) -> Tensor:
         """Bring the second moments up to date; returns the sum of squares of each tensor's own values.
 
         `new`: the weight of this step's squares, 1 - beta2.
         """
-        sums = [self._partial_sums(partition, gradient, part) for part in parts]
+        parts = self.parts(partition)
+        sums = [self._partial_sums(partition, gradient, part, options) for part in parts]
         packed = torch.cat([piece.reshape(-1) for pieces in sums for piece in pieces])
         self._sum_over_ranks(partition, packed)
         whole = iter(packed.split([piece.numel() for pieces in sums for piece in pieces]))
         scales = []
         for part in parts:
             scales.append(next(whole)[0])
-            if len(part.shape) < 2:
+            if not _factored(part, options):
                 squares = part.of(gradient).square().add_(EPSILON_GRADIENT)
-                part.of(self.state[partition]["exp_avg_sq"]).lerp_(squares, new)
+                part.of(self.state[partition][WHOLE]).lerp_(squares, new)
                 continue
             _, rows, columns = part.stack
             for kind, length in ((ROWS, columns), (COLUMNS, rows)):
@@ -105,10 +108,10 @@ class Adafactor(ShardedOptimizer):
                 statistic.lerp_(next(whole).view_as(statistic) / length + EPSILON_GRADIENT, new)
         return torch.stack(scales)
 
-    def _partial_sums(self, partition: Tensor, gradient: Tensor, part: Part) -> list[Tensor]:
+    def _partial_sums(self, partition: Tensor, gradient: Tensor, part: Part, options: dict[str, Any]) -> list[Tensor]:
         """This rank's part of: the sum of squares of the values, and of the gradient over each row and column."""
         found = [part.of(partition).square().sum().view(1)]
-        if len(part.shape) >= 2:
+        if _factored(part, options):
             count, rows, columns = part.stack
             by_row = torch.zeros(count, rows, device=partition.device)
             by_column = torch.zeros(count, columns, device=partition.device)
@@ -118,6 +121,17 @@ class Adafactor(ShardedOptimizer):
                 by_column[matrix, column] += squares.sum(dim=-2)
             found += [by_row, by_column]
         return found
+
+
+def second_moments(rows: Tensor, columns: Tensor) -> Tensor:
+    """The second moments (..., rows, columns) that their means over each row (..., rows) and over each column
+    (..., columns) stand for (section 3, algorithm 2)."""
+    return (rows / rows.mean(dim=-1, keepdim=True))[..., None] * columns[..., None, :]
+
+
+def _factored(part: Part, options: dict[str, Any]) -> bool:
+    """Whether only sums over rows and columns are kept of a tensor's second moments."""
+    return options["factored"] and len(part.shape) >= 2
 
 
 def _divide_by_root(part: Part, values: Tensor) -> None:

@@ -22,7 +22,8 @@ _TABLES = ("embedding", "position", "table")
 def build_optimizer(
     named: list[tuple[str, nn.Parameter]], settings: OptimizerConfig, arithmetic: torch.dtype = torch.float32
 ) -> torch.optim.Optimizer:
-    """The optimizer of `settings.name`; matrices have weight decay, vectors (norms and biases) none.
+    """The optimizer of `settings.name`; matrices have weight decay, vectors (norms and biases, also those of experts in
+    a stack) none. Only of matrices does Adafactor keep second moments by row and column.
 
     Args:
         named: parameters by canonical name; those that take no gradient are left out.
@@ -30,8 +31,8 @@ def build_optimizer(
         arithmetic: of what need not be exact (Muon's iteration); masters and state are fp32 in any case.
     """
     trained = [(name, parameter) for name, parameter in named if parameter.requires_grad]
-    matrices = [(name, parameter) for name, parameter in trained if parameter.dim() >= 2]
-    vectors = [parameter for _, parameter in trained if parameter.dim() < 2]
+    matrices = [pair for pair in trained if is_matrix(pair[0], tuple(pair[1].shape))]
+    vectors = [parameter for name, parameter in trained if not is_matrix(name, tuple(parameter.shape))]
     hidden: list[nn.Parameter] = []
     if settings.name == "muon":
         hidden = [parameter for name, parameter in matrices if hidden_matrix(name, tuple(parameter.shape))]
@@ -42,7 +43,7 @@ def build_optimizer(
     groups: list[dict[str, Any]] = [
         {"params": hidden, "weight_decay": decay, "lr_scale": 1.0, "orthogonal": True},
         {"params": [parameter for _, parameter in matrices], "weight_decay": decay, "lr_scale": scale},
-        {"params": vectors, "weight_decay": 0.0, "lr_scale": scale},
+        {"params": vectors, "weight_decay": 0.0, "lr_scale": scale, "factored": False},
     ]
     groups = [part for group in groups for part in _by_ranks(group)]
     return _make([group for group in groups if group["params"]], settings, arithmetic)
@@ -78,6 +79,12 @@ def _make(groups: list[dict[str, Any]], settings: OptimizerConfig, arithmetic: t
     return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=True)
 
 
+def is_matrix(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a parameter is a matrix or a stack of them; a stack of vectors, such as the biases of experts (experts,
+    outputs), is none although it has two dimensions."""
+    return len(shape) >= 2 and not name.endswith("bias")
+
+
 def hidden_matrix(name: str, shape: tuple[int, ...]) -> bool:
     """Whether Muon orthogonalises a parameter: a matrix, or a stack of them, that maps hidden states to hidden states.
 
@@ -86,7 +93,7 @@ def hidden_matrix(name: str, shape: tuple[int, ...]) -> bool:
     """
     *modules, last = name.split(".")
     table = any(word in module for module in modules for word in _TABLES)
-    return "blocks" in modules and len(shape) in (2, 3) and not table and not last.endswith("bias")
+    return "blocks" in modules and len(shape) in (2, 3) and not table and is_matrix(last, shape)
 
 
 def set_learning_rate(optimizer: Any, rate: float) -> None:

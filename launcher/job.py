@@ -1,0 +1,208 @@
+"""A Slurm job, on its first node: check, start one rank per task, and go back into the queue where that helps.
+
+slurm/train.sbatch becomes `python -m launcher.job SCRIPT [--lead=SECONDS] CONFIG [key=value ...]`, where SCRIPT is that
+file as Slurm has kept it.
+"""
+
+import contextlib
+import json
+import os
+import re
+import secrets
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from data_pipeline.errors import UserError
+from launcher.local import SAVED, USER_ERROR
+from launcher.time_limit import require_room
+from llmscale.config import load_config, resolve_directory
+from llmscale.distributed.wire import TOKEN
+from llmscale.legality import require_legal
+from llmscale.train.run_directory import RunDirectory, write_json
+
+STOPPED = 1
+"""Exit code of a job that stops going back into the queue."""
+
+MOST_IDLE_ENDS = 3
+"""So many ends with code 75 in a row, without a new checkpoint between them, stop a job."""
+
+_RANK = """
+if [ ! -x "$0" ]; then
+  [ "$SLURM_LOCALID" != 0 ] ||
+    echo "llmscale: no $0 on $(hostname); name in slurm/cluster.env an environment that every node has" >&2
+  exit 2
+fi
+exec "$0" "$@"
+"""
+"""What srun starts: the interpreter, or a sentence instead of `execve(): No such file or directory`."""
+
+
+def run_job(script: Path, arguments: Sequence[str]) -> int:
+    """Check, train with one rank per task, and requeue the job after a preemption signal.
+
+    Args:
+        script: the batch script, for its `#SBATCH --signal` line.
+        arguments: `--lead=SECONDS` where somebody knows better, the config, overrides.
+
+    Returns:
+        The highest exit code of the ranks; 1 where a job that came to nothing three times in a row stops.
+
+    Raises:
+        UserError: the config is wrong or illegal for this number of ranks, or the time limit or the CPUs do not do;
+            nothing was started.
+    """
+    lead = None
+    if arguments and arguments[0].startswith("--lead="):
+        lead, arguments = int(arguments[0].removeprefix("--lead=")), arguments[1:]
+    if "SLURM_JOB_ID" not in os.environ:
+        raise UserError(f"{script} is a batch script of Slurm, but SLURM_JOB_ID is not set; submit it with sbatch")
+    if not arguments:
+        raise UserError("no CONFIG was given; submit with `sbatch slurm/train.sbatch CONFIG [key=value ...]`")
+    config, *overrides = arguments
+    resolved = resolve_directory(load_config(config, overrides))
+    ranks, options = layout(os.environ, on_gpu=resolved.run.device != "cpu")
+    require_legal(resolved, ranks)
+    job = os.environ["SLURM_JOB_ID"]
+    require_room(job, script, os.environ, lead)
+    run = RunDirectory(resolved.run.directory)
+    before = _checkpoints(run)
+    train = [sys.executable, "-m", "llmscale", "train", *arguments]
+    code, cancelled = _start_ranks([*options, "bash", "-c", _RANK, *train])
+    if code != SAVED or cancelled:
+        return code
+    return _requeue(job, run, progress=bool(_checkpoints(run) - before))
+
+
+def layout(environment: Mapping[str, str], on_gpu: bool) -> tuple[int, list[str]]:
+    """Number of ranks, and what srun must be told for it: one per GPU or per node, where nobody has said.
+
+    Raises:
+        UserError: the GPUs are not the same number on each node, or a node has too few CPUs for its ranks.
+    """
+    if environment.get("SLURM_NTASKS", ""):
+        return int(environment["SLURM_NTASKS"]), []
+    nodes = int(environment["SLURM_JOB_NUM_NODES"])
+    gpus = int(environment.get("SLURM_GPUS_ON_NODE") or 0) if on_gpu else 0
+    per_node = int(environment.get("SLURM_NTASKS_PER_NODE") or gpus or 1)
+    total = environment.get("SLURM_GPUS", "").split(":")[-1]
+    if gpus and total.isdecimal() and int(total) != gpus * nodes:
+        raise UserError(
+            f"the job has {total} GPUs, of which {gpus} on the first of {nodes} nodes; give sbatch --gpus-per-node, or"
+            " --ntasks for the number of ranks"
+        )
+    cpus = min(int(count) for count in re.findall(r"(?:^|,)(\d+)", environment.get("SLURM_JOB_CPUS_PER_NODE", "1")))
+    needed = per_node * int(environment.get("SLURM_CPUS_PER_TASK") or 1)
+    if needed > cpus:
+        raise UserError(
+            f"one rank for each of {gpus} GPUs takes {needed} CPUs of a node, but the job has {cpus}; give sbatch"
+            f" --ntasks-per-node={per_node}"
+        )
+    print(f"llmscale: {per_node} rank(s) on each of {nodes} node(s), since no --ntasks-per-node was given", flush=True)
+    return nodes * per_node, [f"--ntasks={nodes * per_node}", f"--ntasks-per-node={per_node}"]
+
+
+def _start_ranks(command: Sequence[str]) -> tuple[int, bool]:
+    """srun's exit code, and whether the job was cancelled meanwhile.
+
+    scancel and preemption send TERM to this process too: it must outlive the ranks, and must not bring a cancelled job
+    back. USR1 comes here alone where sbatch was told `--signal=B:USR1`, and is passed on.
+    """
+    # When the first rank ends, the others have a minute to end by themselves before they are killed. Killing them at
+    # once (--kill-on-bad-exit) would cut off ranks that are about to give the same exit code, and change it to 143.
+    environment = {"SLURM_WAIT": "60", TOKEN: secrets.token_hex(16), **os.environ, "SLURM_KILL_BAD_EXIT": "0"}
+    # `sbatch --export=NONE` is about what the job gets; srun would read it as what the ranks get.
+    environment["SLURM_EXPORT_ENV"] = "ALL"
+    if "SLURM_CPUS_PER_TASK" in environment:  # which srun does not take over from sbatch by itself
+        environment["SRUN_CPUS_PER_TASK"] = environment["SLURM_CPUS_PER_TASK"]
+    caught: list[int] = []
+    srun: list[subprocess.Popen[bytes]] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        caught.append(number)
+        if number == signal.SIGUSR1 and srun:
+            srun[0].send_signal(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        srun.append(subprocess.Popen(["srun", *command], env=environment))
+        code = srun[0].wait()
+    except FileNotFoundError:
+        raise UserError("srun is not on the PATH of the job; add Slurm's commands to it in slurm/cluster.env") from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return 128 - code if code < 0 else code, signal.SIGTERM in caught
+
+
+def _checkpoints(run: RunDirectory) -> set[str]:
+    """Names of the run's checkpoints. A new one is a step that this start has made."""
+    return {path.name for path in run.checkpoints.glob("step-*") if path.name[5:].isdecimal()}
+
+
+def _requeue(job: str, run: RunDirectory, progress: bool) -> int:
+    """Put the job back into the queue, unless that has come to nothing `MOST_IDLE_ENDS` times in a row."""
+    record = run.logs / "requeues.json"
+    idle = 0 if progress else _idle_ends(record, job) + 1
+    _record(record, {"job": job, "idle_ends": idle})
+    if idle >= MOST_IDLE_ENDS:
+        newest = max(_checkpoints(run), default="none")
+        reason = (
+            f"job {job} ended with code {SAVED} {idle} times in a row without a new step (newest checkpoint: {newest}),"
+            " so it does not go back into the queue; give it more time (sbatch --time), and submit it again"
+        )
+        _say(reason)
+        if run.config_file.exists():  # else it is no run yet
+            run.record_outcome("failed", attempt=run.outcome().get("attempt", 0), reason=reason)
+        return STOPPED
+    result = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
+    if result.returncode:
+        reason = result.stderr.strip() or f"scontrol requeue exited with {result.returncode}"
+        _say(f"job {job} has saved, but cannot go back into the queue ({reason}); submit it again to continue")
+    return SAVED
+
+
+def _idle_ends(record: Path, job: str) -> int:
+    """Earlier ends of this job in a row that brought no step; 0 where the record is another job's, or none."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        state: Any = json.loads(record.read_text(encoding="utf-8"))
+        if state["job"] == job:
+            return int(state["idle_ends"])
+    return 0
+
+
+def _record(record: Path, state: dict[str, Any]) -> None:
+    """Replace the record atomically.
+
+    Raises:
+        UserError: it cannot be written. Without it the job might go on for ever.
+    """
+    try:
+        record.parent.mkdir(parents=True, exist_ok=True)
+        write_json(record, state)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {record} ({error.strerror}), so that the job does not go back into the queue; make room or"
+            " access for it, and submit again"
+        ) from None
+
+
+def _say(text: str) -> None:
+    print(f"llmscale: {text}", file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    """Entry point: `python -m launcher.job SCRIPT [--lead=SECONDS] CONFIG [key=value ...]`."""
+    try:
+        sys.exit(run_job(Path(sys.argv[1]), sys.argv[2:]))
+    except UserError as error:
+        _say(str(error))
+        sys.exit(USER_ERROR)
+
+
+if __name__ == "__main__":
+    main()

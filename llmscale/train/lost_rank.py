@@ -1,0 +1,79 @@
+"""What a rank says, and records, when another has died."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from llmscale.distributed.watch import Loss
+from llmscale.engine.distributed import LostRankError, World, launcher_tells
+from llmscale.train.run_directory import RunDirectory
+from llmscale.train.signals import PREEMPTED, PreemptionFlag
+
+if TYPE_CHECKING:
+    from llmscale.train.trainer import Trainer
+
+_FAILED = 1
+_TURN_SECONDS = 0.1
+_LONGEST_TURN = 3.0
+
+
+class LossReport:
+    """Sees to it that one rank tells of a loss, and that outcome.json says the same."""
+
+    def __init__(self, run: RunDirectory, world: World, attempt: int, flag: PreemptionFlag) -> None:
+        self._run, self._world, self._attempt, self._flag = run, world, attempt, flag
+        self.trainer: Trainer | None = None
+        """Once there is one."""
+
+    @property
+    def excused(self) -> bool:
+        """A preemption signal has come and there is nothing to save, so that ranks end as they hear it."""
+        unsaved = self.trainer is None or self.trainer.step == self.trainer.resume.step
+        return self._flag.raised and unsaved
+
+    def tell(self, error: LostRankError) -> None:
+        """Complete the sentence of `error`; note in it whether somebody else says it."""
+        step = 0 if self.trainer is None else self.trainer.step
+        checkpoint = self._run.newest_step()
+        saved = f"the newest checkpoint is of step {checkpoint}" if checkpoint else "there is no checkpoint yet"
+        error.args = (f"{error} after step {step}; {saved}",)
+        logging.getLogger("llmscale").error("%s", error)
+        if error.loss is None:
+            if self._world.rank == 0:
+                self._record(error, step, checkpoint)
+            return
+        first = self._speaks_first(error.loss)
+        if first:
+            self._record(error, step, checkpoint)
+        error.told = launcher_tells() or not first
+
+    def on_stuck(self, loss: Loss) -> int:
+        """What to exit with where the main thread waits for a rank that is gone; says why."""
+        if self.excused:
+            return PREEMPTED
+        error = LostRankError(loss)
+        self.tell(error)
+        if not error.told:
+            who = f"rank {self._world.rank}: " if self._world.rank else ""
+            print(f"llmscale: {who}{error}", file=sys.stderr, flush=True)
+        return _FAILED
+
+    def _speaks_first(self, loss: Loss) -> bool:
+        """Rank 0 speaks, or where it is the one that died, whichever other comes first in the order of ranks."""
+        if loss.rank != 0 or self._world.rank == 0:
+            return self._world.rank == 0
+        time.sleep(min(_TURN_SECONDS * (self._world.rank - 1), _LONGEST_TURN))
+        recorded = self._run.outcome()
+        return not (recorded.get("attempt") == self._attempt and "lost" in recorded)
+
+    def _record(self, error: LostRankError, step: int, checkpoint: int) -> None:
+        lost = error.loss
+        details = {} if lost is None else {"lost": {"rank": lost.rank, "node": lost.host, "signal": None}}
+        with contextlib.suppress(OSError):
+            self._run.record_outcome(
+                "failed", attempt=self._attempt, reason=str(error), step=step, checkpoint=checkpoint, **details
+            )

@@ -1,0 +1,335 @@
+"""`llmscale launch slurm`, with a stand-in for sbatch that writes down what it was given."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from data_pipeline.errors import UserError
+from launcher.commands import launch
+from launcher.sbatch_options import given_options, gpus_per_node
+
+ROOT = Path(__file__).resolve().parents[2]
+
+SBATCH = """#!/bin/bash
+printf '%s\\0' "$@" > "{folder}/arguments"
+env -0 > "{folder}/environment"
+{end}
+"""
+
+
+class LoginNode:
+    """A working directory that is no clone, with a config of a run named run-7 and an sbatch."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder = folder
+        folder.mkdir()
+        (folder / "bin").mkdir()
+        settings = {"run": {"directory": "runs/run-7"}, "data": {"sources": [{"paths": ["x"]}]}}
+        (folder / "config.yaml").write_text(yaml.safe_dump(settings))
+        for name in [name for name in os.environ if name.startswith(("SLURM_", "SBATCH_"))]:
+            monkeypatch.delenv(name)
+        monkeypatch.chdir(folder)
+        monkeypatch.setenv("PATH", f"{folder / 'bin'}:{os.environ['PATH']}")
+        self.answers()
+
+    def answers(self, end: str = "echo 4711") -> None:
+        path = self.folder / "bin/sbatch"
+        path.write_text(SBATCH.format(folder=self.folder, end=end))
+        path.chmod(0o755)
+
+    def settings(self, text: str) -> None:
+        (self.folder / "slurm").mkdir()
+        (self.folder / "slurm/cluster.env").write_text(text)
+
+    def launch(self, *arguments: object) -> str:
+        """Stdout of a launch that does well."""
+        result = invoke(*arguments)
+        assert result.exception is None, result.output
+        return result.stdout
+
+    def arguments(self) -> list[str]:
+        return (self.folder / "arguments").read_text().split("\0")[:-1]
+
+    def environment(self) -> dict[str, str]:
+        entries = (self.folder / "environment").read_text().split("\0")
+        return dict(entry.split("=", 1) for entry in entries if entry)
+
+    def submitted(self) -> bool:
+        return (self.folder / "arguments").exists()
+
+
+@pytest.fixture
+def login(tmp_path, monkeypatch):
+    return LoginNode(tmp_path / "login", monkeypatch)
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(launch, ["slurm", *(str(argument) for argument in arguments)])
+
+
+def assert_refused(login, *arguments, says):
+    result = invoke(*arguments)
+    assert isinstance(result.exception, UserError), result.output
+    for text in says:
+        assert text in str(result.exception)
+    assert not login.submitted()
+
+
+def test_a_job_is_submitted_with_any_option_under_the_runs_name(login):
+    options = ["--partition=big", "-c", "8", "--mem", "0", "--array=0-3%1", "--dependency=afterok:12", "-HQ"]
+    login.launch(
+        *("--nodes", 2, "--ntasks-per-node", 8, "--time", "1:00:00", "config.yaml", "run.seed=3", "--", *options)
+    )
+    given = login.arguments()
+    script = next(word for word in given if word.endswith(".sbatch"))
+    assert Path(script).read_bytes() == (ROOT / "slurm/train.sbatch").read_bytes()
+    place = given.index(script)
+    assert given[place - len(options) : place] == options, "the last word is theirs"
+    ours = ["--parsable", "--nodes=2", "--ntasks-per-node=8", "--time=1:00:00", "--job-name=run-7"]
+    assert [word for word in given[: place - len(options)] if not word.startswith("--output")] == ours
+    assert given[-2:] == ["config.yaml", "run.seed=3"]
+
+
+def test_stdout_is_the_number_and_stderr_how_to_go_on(login):
+    result = invoke("config.yaml", "data.sources.0.paths=[a b]", "--", "-p", "big")
+    assert result.stdout == "4711\n"
+    assert "tail -F slurm-4711.log" in result.stderr
+    assert "scancel 4711" in result.stderr
+    assert "llmscale launch slurm config.yaml 'data.sources.0.paths=[a b]' -- -p big" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "log"),
+    [
+        (["--output=logs/%x-%j.out"], "logs/run-7-4711.out"),
+        (["-o", "a b/%A.txt", "-J", "mine"], "'a b/4711.txt'"),
+        (["--array=0-3%1"], "slurm-4711_*.log"),
+    ],
+)
+def test_the_log_to_follow_is_the_jobs(login, options, log):
+    assert f"tail -F {log}\n" in invoke("config.yaml", "--", *options).stderr
+
+
+@pytest.mark.parametrize("directory", ["runs/sweep-{job}_{array_task}", "runs/sweep/{array_task}"])
+def test_a_job_array_is_named_without_its_placeholders(login, directory):
+    login.launch("config.yaml", f"run.directory={directory}", "--", "--array=0-3")
+    assert "--job-name=sweep" in login.arguments()
+
+
+def test_a_job_of_another_cluster_is_cancelled_there(login):
+    login.answers("echo '4711;far'")
+    result = invoke("config.yaml")
+    assert result.stdout == "4711\n"
+    assert "scancel --clusters=far 4711" in result.stderr
+
+
+def test_what_is_no_submission_is_shown_as_it_is(login):
+    login.answers("echo 'sbatch: Job 9 to start at 2030-01-01' >&2")
+    result = invoke("config.yaml", "--", "--test-only")
+    assert (result.exit_code, result.stdout.strip()) == (0, "")
+
+
+ODD = "run.directory=r\"un's $(touch pwned)`touch pwned`\n\\ ü你 *"
+
+
+def test_odd_values_arrive_unharmed(login):
+    login.launch("config.yaml", ODD)
+    assert login.arguments()[-1] == ODD
+    assert not (login.folder / "pwned").exists()
+
+
+def test_what_is_printed_is_a_script_that_submits_the_same(login):
+    login.settings("export SBATCH_PARTITION=big\n")
+    printed = login.launch("--print", "--nodes", 2, "config.yaml", ODD, "--", "--mem=8G")
+    assert not login.submitted()
+    login.answers("cat > script")
+    subprocess.run(["bash"], input=printed, text=True, check=True)
+    by_print, partition = login.arguments(), login.environment()["SBATCH_PARTITION"]
+    assert partition == "big"
+    assert (login.folder / "script").read_bytes() == (ROOT / "slurm/train.sbatch").read_bytes()
+    login.answers()
+    login.launch("--nodes", 2, "config.yaml", ODD, "--", "--mem=8G")
+    direct = login.arguments()
+    assert [word for word in direct if not word.endswith(".sbatch")] == [w for w in by_print if w != "/dev/stdin"]
+    assert not (login.folder / "pwned").exists()
+
+
+def test_nothing_heavy_is_imported_to_print(login):
+    script = (
+        "import sys, json\nfrom click.testing import CliRunner\nfrom launcher.commands import launch\n"
+        "result = CliRunner().invoke(launch, ['slurm', '--print', 'config.yaml'])\nassert '#SBATCH' in result.output\n"
+        "print(json.dumps(sorted({'torch', 'deepspeed'} & set(sys.modules))))"
+    )
+    start = time.monotonic()
+    result = subprocess.run(
+        [sys.executable, "-c", script],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert json.loads(result.stdout) == []
+    assert time.monotonic() - start < 10, "under a second on an idle machine"
+
+
+def test_the_clusters_settings_are_somebodys_own_shell(login):
+    login.settings(
+        'export LD_LIBRARY_PATH=/x:$NOT_SET SBATCH_PARTITION="big one"\necho "loading ..."\nexport SBATCH_JOB_NAME=n\n'
+        "[ -d /nowhere ] && export MORE=1\n"
+    )
+    assert login.launch("config.yaml") == "4711\n"
+    environment = login.environment()
+    assert (environment["LD_LIBRARY_PATH"], environment["SBATCH_PARTITION"]) == ("/x:", "big one")
+    assert "--job-name=n" in login.arguments()
+
+
+@pytest.mark.parametrize("line", ["exit 0", "set -u; export A=$NOT_SET_ANYWHERE"])
+def test_settings_that_end_the_shell_are_named(login, line):
+    login.settings(line + "\n")
+    assert_refused(login, "config.yaml", says=["slurm/cluster.env ended the shell"])
+
+
+def test_another_launch_or_job_in_the_shell_is_not_handed_on(login, monkeypatch):
+    """Such as in an interactive job, from which one may submit."""
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "x", "SLURM_JOB_ID": "9"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("SLURM_NTASKS", "1")
+    monkeypatch.setenv("SLURM_CONF", "/etc/slurm.conf")
+    login.launch("config.yaml")
+    left = {name for name in login.environment() if name.startswith("SLURM_")}
+    assert left == {"SLURM_CONF"}
+    assert not {"RANK", "WORLD_SIZE", "MASTER_ADDR"} & login.environment().keys()
+
+
+@pytest.mark.parametrize(
+    ("before", "options", "ranks"),
+    [
+        ([], [], ["--nodes=1", "--ntasks-per-node=1"]),
+        (["--nodes=2"], ["--gpus-per-node=a100:8"], ["--nodes=2", "--ntasks-per-node=8"]),
+        (["--nodes=2"], ["--gres=gpu:4,nvme:1"], ["--nodes=2", "--ntasks-per-node=4"]),
+        (["--nodes=2"], ["-G", "6"], ["--nodes=2", "--ntasks-per-node=3"]),
+        (["--nodes=2", "run.device=cpu"], ["--gpus-per-node=8"], ["--nodes=2", "--ntasks-per-node=1"]),
+        ([], ["-N", "2", "--ntasks-per-node=4"], []),
+        ([], ["-N2", "-n6"], []),
+        ([], ["-n6"], []),
+        (["--nodes=3"], ["-n6"], ["--nodes=3"]),
+        (["--nodes=2"], ["--nodes=2"], ["--ntasks-per-node=1"]),
+        ([], ["-N2-4"], []),
+    ],
+)
+def test_how_many_ranks_there_are_is_said_once(login, before, options, ranks):
+    given = ["train.global_batch=96", "data.lanes=96"]
+    login.launch("config.yaml", *given, *before, "--", *options)
+    words = login.arguments()
+    end = len(words) - words[::-1].index("--parsable")
+    ours = words[end : next(i for i, word in enumerate(words) if word.endswith(".sbatch")) - len(options)]
+    assert [word for word in ours if word.startswith(("--nodes", "--ntasks"))] == ranks
+
+
+@pytest.mark.parametrize(
+    ("before", "options", "says"),
+    [
+        (["--nodes=2"], ["--nodes=4"], ["--nodes is 2, but 4"]),
+        (["--ntasks-per-node=2"], ["--ntasks-per-node", "4"], ["--ntasks-per-node is 2, but 4"]),
+        (["--time=10"], ["-t", "20"], ["--time is 10, but 20"]),
+        (["--nodes=2", "--ntasks-per-node=2"], ["-n", "5"], ["--ntasks=5", "2 nodes x 2 ranks are 4"]),
+        (["--nodes=2"], ["--gpus=5"], ["--gpus=5", "2 nodes"]),
+        ([], ["--wrap=hostname"], ["--wrap"]),
+        ([], ["--mem=8G", "run.seed=3"], ["'run.seed=3'", "before `--`"]),
+        ([], ["-p"], ["-p has no value"]),
+        ([], ["-N", "7"], ["train.global_batch (32) must be a multiple of the data-parallel size (7)"]),
+        (["--time=2"], [], ["limit of 120 s", "not above the 120 s"]),
+        ([], ["-t", "1"], ["limit of 60 s", "not above the 120 s"]),
+        (["--time=5"], ["--signal=B:USR1@300"], ["limit of 300 s", "not above the 300 s"]),
+        (["--time=soon"], [], ["'soon'"]),
+        ([], ["-a0-3"], ["--array=0-3", "'runs/run-7'", "{array_task}"]),
+        (["run.directory=runs/{array_task}"], [], ["'runs/{array_task}'", "--array"]),
+    ],
+)
+def test_contradictions_are_refused_with_both_values(login, before, options, says):
+    assert_refused(login, "config.yaml", "train.global_batch=32", *before, "--", *options, says=says)
+
+
+def test_a_time_limit_of_the_clusters_settings_counts_too(login):
+    login.settings("export SBATCH_TIMELIMIT=00:02:00\n")
+    assert_refused(login, "config.yaml", says=["limit of 120 s", "120 s before"])
+
+
+@pytest.mark.parametrize("how", [["--time=2", "config.yaml", "--", "--signal=USR1@30"], ["config.yaml", "--", "-t3"]])
+def test_a_limit_above_the_lead_is_submitted(login, how):
+    login.launch(*how)
+    assert login.submitted()
+    lead = next(word for word in login.arguments() if word.startswith("--lead="))
+    assert lead == ("--lead=30" if "--time=2" in how else "--lead=120"), "the job need not guess it"
+
+
+def test_what_sbatch_refuses_is_passed_on(login):
+    login.answers("echo 'sbatch: error: invalid partition specified: big' >&2; exit 1")
+    result = invoke("config.yaml")
+    assert isinstance(result.exception, UserError)
+    assert "invalid partition specified: big" in str(result.exception)
+
+
+def test_a_missing_sbatch_is_named(login, monkeypatch):
+    (login.folder / "bin/sbatch").unlink()
+    (login.folder / "bin/bash").symlink_to("/bin/bash")
+    monkeypatch.setenv("PATH", str(login.folder / "bin"))
+    result = invoke("config.yaml")
+    assert isinstance(result.exception, UserError)
+    assert "sbatch is not on the PATH" in str(result.exception)
+
+
+def test_options_are_read_as_getopt_reads_them():
+    words = ["-HN2", "-t", "10", "--mem", "8G", "--exclusive", "--exclusive=user", "--outp=x", "-oy", "--sig=USR1@9"]
+    assert given_options(words) == {
+        "nodes": "2",
+        "time": "10",
+        "mem": "8G",
+        "exclusive": "user",
+        "output": "y",
+        "signal": "USR1@9",
+    }
+
+
+def test_gpus_of_a_node_are_counted():
+    def count(given, environment=None):
+        return gpus_per_node(given, environment or {}, nodes=2)
+
+    assert count({"gpus-per-node": "8"}) == 8
+    assert count({"gpus-per-node": "a100:2,h100:1"}) == 3
+    assert count({"gres": "nvme:1,gpu:a100:4(S:0)"}) == 4
+    assert count({"gres": "gres/gpu"}) == 1
+    assert count({"gpus": "16"}) == 8
+    assert count({}, {"SBATCH_GPUS_PER_NODE": "4"}) == 4
+    assert count({}) == 0
+
+
+@pytest.mark.slow
+def test_an_installed_wheel_needs_no_clone(login, tmp_path):
+    """Build the wheel, unpack it and submit from another folder."""
+    pytest.importorskip("setuptools", minversion="77")
+    source, installed = tmp_path / "source", tmp_path / "installed"
+    for folder in ("launcher", "llmscale", "data_pipeline", "slurm"):
+        shutil.copytree(ROOT / folder, source / folder, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+    for file in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / file, source)
+    build = "import sys, setuptools.build_meta as build; build.build_wheel(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", build, tmp_path], cwd=source, check=True, capture_output=True)
+    [wheel] = tmp_path.glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(installed)
+    environment = os.environ | {"PYTHONPATH": str(installed)}
+    command = [sys.executable, "-m", "llmscale", "launch", "slurm", "config.yaml"]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert result.stdout == "4711\n", result.stderr
+    script = next(Path(word) for word in login.arguments() if word.endswith(".sbatch"))
+    assert script.is_relative_to(installed)
+    assert script.read_bytes() == (ROOT / "slurm/train.sbatch").read_bytes()
