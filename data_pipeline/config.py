@@ -6,6 +6,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from data_pipeline.cleaning.config import CleaningStep, DeduplicationConfig
+from data_pipeline.encodings import normal_name
 from data_pipeline.section import Section
 
 
@@ -30,6 +31,11 @@ class SourceConfig(Section):
     delimiter: str | None = Field(default=None, min_length=1)
     """For kind text: what stands between documents, such as `<|endoftext|>`; everything else belongs to them. For csv
     and tsv: the one character between fields, such as `;`; a comma and a tab where not given."""
+    encoding: str | None = None
+    """For kinds text, jsonl, csv and tsv: the encoding of the files, by a name that Python knows, such as `gb18030`
+    (GBK), `big5`, `cp1252` or `utf-16`. UTF-8 where not given; then a file that is in something else is refused. With
+    `utf-8` written down it is read all the same, and invalid bytes are replaced by U+FFFD. Files in UTF-16, UTF-32 or
+    an encoding with states are not cut into spans, just as compressed ones are not."""
     quote: str = Field(default='"', max_length=1)
     """For csv and tsv: the character around fields that hold separators or newlines; within them, two of it stand for
     one. Empty, and so for tsv where it is not given: quotes are ordinary characters, and every newline ends a row."""
@@ -58,6 +64,11 @@ class SourceConfig(Section):
     epochs: float | None = Field(default=None, gt=0, le=1e9)
     """Instead of `weight`: how often this source is read for each time that a source with `epochs: 1` is read once;
     its share is proportional to its bytes times this."""
+
+    @field_validator("encoding")
+    @classmethod
+    def _known_encoding(cls, encoding: str | None) -> str | None:
+        return None if encoding is None else normal_name(encoding)
 
     @model_validator(mode="after")
     def _fields_that_can_be_told_apart(self) -> "SourceConfig":

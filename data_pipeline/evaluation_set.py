@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,6 +25,7 @@ from data_pipeline.indexed.writer import IndexedWriter
 from data_pipeline.indexed_samples import fill_rows, make_view
 from data_pipeline.objective_config import CausalObjective, ObjectiveConfig
 from data_pipeline.objectives import Objective, build_objective
+from data_pipeline.readers import BadCounts
 from data_pipeline.samples import require_targets
 from data_pipeline.sources import Corpus, Document
 from data_pipeline.tokenizer import Tokenizer, load_tokenizer
@@ -41,6 +43,7 @@ class _Size:
     tokens: int = 0
     bytes: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
+    met: dict[str, Any] = field(default_factory=dict)
 
 
 class EvaluationSet:
@@ -63,6 +66,8 @@ class EvaluationSet:
         """UTF-8 bytes of the same."""
         self.dropped = size.dropped
         """Documents left out or mended, by reason."""
+        self.met = BadCounts(**size.met)
+        """What was wrong with the records that they are from."""
 
     def __len__(self) -> int:
         """Number of samples; the last one may be partly padding."""
@@ -172,6 +177,9 @@ class _Text:
         self.digest = f"{corpus.digest} {held_out}"
         self.dropped: Mapping[str, int] = corpus.dropped
 
+    def take_counts(self) -> BadCounts:
+        return self.corpus.take_counts()
+
     def texts(self, tokenizer: Tokenizer) -> Iterator[str]:
         return (document.text for document in self._documents())
 
@@ -194,6 +202,9 @@ class _Tokens:
         self.shards = Shards(prefixes)
         self.digest = self.shards.digest
         self.dropped: Mapping[str, int] = {}
+
+    def take_counts(self) -> BadCounts:
+        return BadCounts()
 
     def texts(self, tokenizer: Tokenizer) -> Iterator[str]:
         documents = (self.shards.known(i, tokenizer.vocab_size) for i in range(self.shards.document_count))
@@ -252,7 +263,7 @@ def _write(
     parts: Iterable[_Text | _Tokens], tokenizer: Tokenizer, directory: Path, frame: Frame, pairs: bool, fix: str
 ) -> None:
     """Write documents.bin, .idx and meta.json; the folder appears whole or not at all."""
-    size, dropped = _Size(), Counter[str]()
+    size, dropped, met = _Size(), Counter[str](), BadCounts()
     directory.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
     try:
@@ -268,7 +279,8 @@ def _write(
                     size.tokens += len(arrays[-1]) - (begin if begun else 0)
                     size.bytes += count
                 dropped.update(part.dropped)
-        size.dropped = dict(sorted(dropped.items()))
+                met.add(part.take_counts())
+        size.dropped, size.met = dict(sorted(dropped.items())), asdict(met)
         if not size.documents:
             raise UserError(f"the documents to evaluate on hold no text; {fix}")
         with writing(directory):

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from data_pipeline.config import SourceConfig
-from data_pipeline.errors import UserError
+from data_pipeline.errors import UserError, setting
 
 WIDEST = 1_000_000
 """Most characters that a template may pad a field to, so that no mistyped width fills the memory."""
@@ -25,7 +25,7 @@ class TextField:
 
         `defaults`: what stands for fields that are absent or null, by name.
         """
-        self.setting = f"{where}.{option}"
+        self.setting = setting(where, option)
         self.defaults = defaults or {}
         self.template = field if "{" in field else None
         try:

@@ -47,11 +47,22 @@ def file_system(url: str) -> tuple[Any, str]:
     return fsspec.core.url_to_fs(url)
 
 
-def list_files(source: SourceConfig, index: int, where: str) -> list[FileEntry]:
+Look = Callable[[str, bytes, bytes, int], None]
+"""Is shown the path of a file, its first and its last bytes (64 KiB each, none twice) and its size; raises UserError
+for one that is not what it should be."""
+
+
+def list_files(source: SourceConfig, index: int, where: str, look: Look = lambda *shown: None) -> list[FileEntry]:
     """Files that the source's patterns match, by pattern and then by name; a file matched twice counts once.
 
+    Args:
+        source: whose `paths` and `exclude` are used.
+        index: its number among the sources.
+        where: its place in the config, for messages.
+        look: is shown every file, since its ends are read anyway.
+
     Raises:
-        UserError: no pattern, one that matches nothing, or a file that cannot be read.
+        UserError: no pattern, one that matches nothing, a file that cannot be read, or what `look` raises.
     """
     if not source.paths:
         raise UserError(f"{where}.paths is empty; give at least one file or pattern")
@@ -67,9 +78,9 @@ def list_files(source: SourceConfig, index: int, where: str) -> list[FileEntry]:
                 seen.add(real)
                 new.append((name, path))
         if is_remote(expanded):
-            entries += _remote_entries(index, new)
+            entries += _remote_entries(index, new, look)
         else:
-            entries += [_entry(index, path, name) for name, path in new]
+            entries += [_entry(index, path, name, look) for name, path in new]
     return entries
 
 
@@ -168,22 +179,27 @@ def _excluded(name: str, exclude: list[str]) -> bool:
     return any(part == pattern or fnmatch.fnmatchcase(part, pattern) for part in parts for pattern in exclude)
 
 
-def _entry(index: int, path: str, name: str) -> FileEntry:
+def _entry(index: int, path: str, name: str, look: Look) -> FileEntry:
     try:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             state = xxhash.xxh64(f"{name}\0{size}\0".encode(errors="surrogateescape"))
-            state.update(file.read(FINGERPRINT_BYTES))
+            head, tail = file.read(FINGERPRINT_BYTES), b""
             if size > FINGERPRINT_BYTES:
                 file.seek(max(FINGERPRINT_BYTES, size - FINGERPRINT_BYTES))
-                state.update(file.read())
+                tail = file.read()
     except OSError as error:
-        link = f" (it is a link to {os.readlink(path)})" if os.path.islink(path) else ""
-        raise UserError(f"cannot read {path}: {error.strerror}{link}; make it readable or exclude it") from None
+        target = os.readlink(path) if os.path.islink(path) else ""
+        link = f" (it is a link to {target})" if target else ""
+        fix = "run `git annex get`, or exclude it" if "annex/objects/" in target else "make it readable or exclude it"
+        raise UserError(f"cannot read {path}: {error.strerror}{link}; {fix}") from None
+    state.update(head)
+    state.update(tail)
+    look(path, head, tail, size)
     return FileEntry(index, path, name, size, state.hexdigest())
 
 
-def _remote_entries(index: int, named: list[tuple[str, str]]) -> list[FileEntry]:
+def _remote_entries(index: int, named: list[tuple[str, str]], look: Look) -> list[FileEntry]:
     """The entries of files of one remote file system; heads and tails are asked for together."""
     if not named:
         return []
@@ -211,6 +227,7 @@ def _remote_entries(index: int, named: list[tuple[str, str]]) -> list[FileEntry]
         state = xxhash.xxh64(f"{name}\0{size}\0{version}\0".encode(errors="surrogateescape"))
         state.update(head)
         state.update(tail)
+        look(url, head, tail, size)
         entries.append(FileEntry(index, url, name, size, state.hexdigest()))
     return entries
 

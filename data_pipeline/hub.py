@@ -9,6 +9,7 @@ of a file after some malformed lines.
 from __future__ import annotations
 
 import glob
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,6 +24,8 @@ from data_pipeline.readers.extract import Extractor
 
 EXAMPLES_PER_BLOCK = 1000
 OPEN_SHARDS = 8
+PROBED_BLOCKS = 16
+"""Most blocks of examples that are looked at for the columns of a data set that does not tell them."""
 
 
 class StreamedDataset:
@@ -55,13 +58,22 @@ class StreamedDataset:
                 # The default turns every string of a column into JSON where one row holds an object.
                 **({"on_mixed_types": None} if source.name == "json" else {}),
             )
-            columns = self.dataset.column_names or list(next(iter(self.dataset.iter(1)), {}))
+            columns = self.dataset.column_names or self._first_columns(fields.names)
         except Exception as error:  # the library raises its own, the file system's and the network's
             fix = f"repair the files of {where}.paths" if local else "name one that the datasets library opens here"
             raise UserError(f"{where}.name: cannot open data set {source.name!r}: {first_line(error)}; {fix}") from None
         fields.require(columns, f"data set {source.name!r}")
         self.shards: int = self.dataset.num_shards
         self.files, self.spans = self._table(source, index, local, span_bytes)
+
+    def _first_columns(self, wanted: list[str]) -> list[str]:
+        """The columns of the first examples, up to those that have all that are wanted; any example may lack some."""
+        known: dict[str, None] = {}
+        for batch in itertools.islice(self.dataset.iter(EXAMPLES_PER_BLOCK), PROBED_BLOCKS):
+            known |= dict.fromkeys(batch)
+            if all(name in known for name in wanted):
+                break
+        return list(known)
 
     def _table(
         self, source: SourceConfig, index: int, local: list[FileEntry], span_bytes: int

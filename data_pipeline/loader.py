@@ -21,6 +21,7 @@ from data_pipeline.cursor import LedgerSum, make_cursor, require_divisible
 from data_pipeline.errors import UserError
 from data_pipeline.objective_config import CausalObjective, ObjectiveConfig
 from data_pipeline.readers import BadRecord
+from data_pipeline.readers.bad_records import DAMAGED
 from data_pipeline.readers.kinds import Survey
 from data_pipeline.samples import Chunk, Met, Samples
 from data_pipeline.tokenizer import load_tokenizer
@@ -119,7 +120,7 @@ class TrainLoader:
         self.dropped: Counter[str] = Counter()
         """Documents dropped or mended so far by this rank's reading, by reason; read-ahead and repeats count too."""
         self.bad: list[BadRecord] = []
-        """Bad records that this rank's reading met since `take_bad` was called, at most 10,000."""
+        """Bad records that this rank's reading met since `take_bad` was called, at most 10,000 and damaged files."""
         self.bad_count = 0
         """Bad records that this rank has met, those too that `bad` had no room for; what is read twice counts twice."""
         self.records = 0
@@ -170,7 +171,8 @@ class TrainLoader:
     def note(self, met: Met) -> None:
         """Add what was wrong with documents to what this rank's reading met."""
         self.dropped.update(met.dropped)
-        self.bad += met.bad[: NOTED_RECORDS - len(self.bad)]
+        room = max(0, NOTED_RECORDS - len(self.bad))
+        self.bad += [*met.bad[:room], *(record for record in met.bad[room:] if record.reason == DAMAGED)]
         self.bad_count += met.bad_count
         self.records += met.records
 

@@ -16,11 +16,14 @@ import xxhash
 from data_pipeline.cleaning.config import CleaningStep
 from data_pipeline.cleaning.pipeline import build_cleaner
 from data_pipeline.config import DataConfig, SourceConfig
+from data_pipeline.encodings import UTF8
 from data_pipeline.errors import UserError
 from data_pipeline.files import FileEntry
-from data_pipeline.readers import ENDLESS, BadRecord, BadRecords, Reader, Span
+from data_pipeline.readers import ENDLESS, BadCounts, BadRecord, BadRecords, Reader, Span, nothing_kept
 from data_pipeline.readers.kinds import ReadSettings, Survey, is_whole_file, open_source, survey_source
 
+PROBED_BLOCKS = 1 << 10
+"""Most blocks of a source (64 KiB of text each, or a file) that are read at the start in search of a document."""
 LISTED_FILES = 1 << 16
 """Most files whose fingerprints a cursor carries; beyond that it carries only the digest of them all."""
 
@@ -45,12 +48,7 @@ def survey_sources(config: DataConfig) -> list[Survey]:
     Raises:
         UserError: as `Corpus`, and where sources are tokenised already.
     """
-    settings = ReadSettings(config.span_bytes, config.lanes, config.max_document_bytes)
-    bad = BadRecords(Counter(), config.on_bad_record)
-    return [
-        survey_source(source, index, f"data.sources[{index}]", settings, bad)
-        for index, source in enumerate(config.sources)
-    ]
+    return Corpus.training(config).surveys
 
 
 class Corpus:
@@ -83,7 +81,7 @@ class Corpus:
             surveys: `survey_sources` of a config with the same sources and settings.
 
         Raises:
-            UserError: no file, an unreadable one, a missing field, or nothing but empty files.
+            UserError: no file, an unreadable one, a missing field, or a source without a document.
         """
         self.sources = sources
         self.holdout = holdout
@@ -91,18 +89,24 @@ class Corpus:
         self.dropped: Counter[str] = Counter()
         """Documents dropped or mended while reading, by reason; what is read twice counts twice."""
         self._bad = BadRecords(self.dropped, on_bad_record)
-        self._settings = ReadSettings(span_bytes, lanes, max_document_bytes)
+        pages = any(step.step == "html" for step in cleaning)
+        self._settings = ReadSettings(span_bytes, lanes, max_document_bytes, pages)
         self._cleaning = [step.model_dump_json() for step in cleaning]
         self._clean = build_cleaner(cleaning, self.dropped)
         self.files: list[FileEntry] = []
         self.spans: list[Span] = []
         self._readers: list[Reader] = []
+        self._first_spans = [0]
+        self.surveys: list[Survey] = []
+        """What was found out about each source."""
         for index, source in enumerate(sources):
             place = f"{where}[{index}]"
             survey = surveys[index] if surveys else survey_source(source, index, place, self._settings, self._bad)
+            self.surveys.append(survey)
             self._add(source, index, place, survey)
-        if not self.spans:
-            raise UserError(f"{where} holds no text: its {len(self.files)} files are empty; add documents")
+        if not surveys:
+            for index in range(len(sources)):
+                self._require_text(index, f"{where}[{index}]")
         self.digest = self._digest()
         """SHA-256 of everything that decides which documents there are."""
 
@@ -125,7 +129,28 @@ class Corpus:
         files, spans, reader = open_source(source, index, where, self._settings, self._bad, survey)
         self.files += files
         self.spans += [Span(span.file + first, *span[1:]) for span in spans] if first else spans
+        self._first_spans.append(len(self.spans))
         self._readers.append(reader)
+
+    def _require_text(self, index: int, where: str) -> None:
+        """Read a source until there is a document; raises UserError, which says why, where it holds none at all."""
+        policy, self._bad.fail = self._bad.fail, False
+        try:
+            reads = 0
+            for span in self.spans[self._first_spans[index] : self._first_spans[index + 1]]:
+                position: int | None = span.start
+                while position is not None:
+                    documents, position = self.read(span, position, held_out=None)
+                    reads += 1
+                    if documents or reads == PROBED_BLOCKS:
+                        return
+            files = [file.path for file in self.files if file.source == index]
+            raise UserError(f"{where} holds no text: {nothing_kept(files, self._bad, where)}")
+        finally:
+            self._bad.fail = policy
+            self._bad.forget()
+            # Nobody expects open files of a corpus that was not read yet: it may be copied to a process.
+            self._readers[index].close()
 
     def read(self, span: Span, position: int, *, held_out: bool | None = False) -> tuple[list[Document], int | None]:
         """A block of documents of a span, and the position of the next block (None at the end).
@@ -150,6 +175,10 @@ class Corpus:
     def take_bad(self) -> list[BadRecord]:
         """`bad`, which is empty afterwards."""
         return self._bad.take()
+
+    def take_counts(self) -> BadCounts:
+        """What was wrong with the records that were read since the last call; what is read twice counts twice."""
+        return self._bad.take_counts()
 
     @property
     def bad_count(self) -> int:
@@ -284,10 +313,15 @@ class Corpus:
         """What of the source settings decides documents, besides the files."""
         limit = self._settings.max_document_bytes
         return [
-            (source.kind, source.document, source.delimiter, source.quote, source.field, source.target_field, limit)
-            # Settings that came later count where they are used, so that earlier runs keep their digest.
-            + ((f"escape {source.escape}",) if source.escape is not None else ())
-            + tuple(f"default {item}" for item in sorted(source.defaults.items()))
+            (
+                *(source.kind, source.document, source.delimiter, source.quote, source.field, source.target_field),
+                limit,
+                # Settings that came later count where they are used, so that earlier runs keep their digest; UTF-8 is
+                # what all text was before there was a choice.
+                *([source.encoding] if source.encoding not in (None, UTF8) else []),
+                *([f"escape {source.escape}"] if source.escape is not None else []),
+                *(f"default {item}" for item in sorted(source.defaults.items())),
+            )
             for source in self.sources
         ]
 

@@ -82,6 +82,11 @@ def open_samples(
             for index, survey in enumerate([None] * len(config.sources) if surveys is None else surveys)
         ]
     sizes = [sum(Path(f"{prefix}.bin").stat().st_size for prefix in prefixes) for prefixes in sources]
+    if kinds == {True} and any(sizes) and not all(sizes):
+        number = sizes.index(0)
+        raise UserError(
+            f"data.sources[{number}] holds no text: {', '.join(sources[number])} has no token; leave the source out"
+        )
     mixture = Mixture(config, sizes, made.targets_per_sample, seed)
     groups = [
         Shards(

@@ -125,6 +125,7 @@ def schema() -> None:
 @click.option("--kind", help="What the files are: text, jsonl, csv, tsv, parquet, arrow or tokens.  [default: by name]")
 @click.option("--field", help="Field of the texts, or a template.  [default: the run's own]")
 @click.option("--target-field", help="Field of the targets of pairs, or a template.  [default: the run's own]")
+@click.option("--encoding", help="Encoding of text, jsonl, csv and tsv, such as gb18030.  [default: the run's own]")
 @click.option("--batch", type=click.IntRange(min=1), default=8, show_default=True, help="Samples of a forward pass.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def evaluate(checkpoint: Path, files: tuple[str, ...], batch: int, as_json: bool, **given: str | None) -> None:

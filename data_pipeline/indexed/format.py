@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data_pipeline.errors import UserError
+from data_pipeline.first_bytes import require_contents_at
 
 MAGIC = b"MMIDIDX\x00\x00"
 VERSION = 1
@@ -79,9 +80,12 @@ class IndexedDataset:
         """Maps both files; `prefix` may carry the ending .bin or .idx.
 
         Raises:
-            UserError: a file that is missing, unreadable, cut short, or in contradiction to itself or to the other.
+            UserError: a file that is missing, unreadable, cut short, a pointer to the file that is meant, or in
+                contradiction to itself or to the other.
         """
         self.prefix = str(prefix).removesuffix(".bin").removesuffix(".idx")
+        for path in (idx_path(self.prefix), bin_path(self.prefix)):
+            require_contents_at(path)
         self._index = read_index(idx_path(self.prefix))
         self.dtype = self._index.dtype
         """Type of the token ids in the file."""

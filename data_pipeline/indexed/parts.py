@@ -153,6 +153,7 @@ class PartWorker:
         """Write the prefixes of a part, and its marker last; a part that another call has finished stays as it is."""
         files = PartFiles(self._folder, number)
         self._corpus.dropped.clear()
+        self._corpus.take_counts()
         bad: list[BadRecord] = []
         documents = self._documents(number, report, bad)
         dropped: Counter[str] = Counter()
@@ -161,12 +162,18 @@ class PartWorker:
         dtype = token_dtype(self._tokenizer.vocab_size)
         writers = {side: IndexedWriter(files.prefix(side), dtype, places=True) for side in self._sides}
         try:
-            counts = self._fill(writers, documents, report)
+            counts, fruitful = self._fill(writers, documents, report)
+            met = self._corpus.take_counts()
+            spans = self._plan.parts[number]
+            # Other parts may have the rest of the first and the last file.
+            asked = {self._corpus.files[span.file].path for span in (spans[:1] + spans[-1:])} | met.by_file.keys()
             marker = {
                 "digest": self._plan.digest,
                 "counts": counts,
                 "dropped": dict(sorted((self._corpus.dropped + dropped).items())),
                 "bad": [record._asdict() for record in bad],
+                "met": asdict(met),
+                "fruitful": sorted(asked & {self._corpus.files[file].path for file in fruitful}),
             }
             # To publish a prefix again takes its index away for a moment, in which another call may join the parts.
             with locked(files.lock):
@@ -182,11 +189,14 @@ class PartWorker:
 
     def _fill(
         self, writers: dict[str, IndexedWriter], documents: Iterator[Document], report: Report
-    ) -> dict[str, dict[str, Any]]:
-        """Tokenise into the writers; returns the counts by side and number of the source."""
+    ) -> tuple[dict[str, dict[str, Any]], set[int]]:
+        """Tokenise into the writers; returns the counts by side and number of the source, and the numbers of the files
+        that gave documents."""
         counts: dict[str, dict[str, Counts]] = {side: {} for side in writers}
+        fruitful: set[int] = set()
         for batch in tokenized(documents, self._tokenizer, self._plan.pairs, self._plan.frame):
             tokens = 0
+            fruitful.update(text.document.file for text in batch)
             held = [self._corpus.is_held_out(text.document) for text in batch]
             for side, writer in writers.items():
                 chosen = [text for text, out in zip(batch, held, strict=True) if out == (side == "heldout")]
@@ -198,7 +208,8 @@ class PartWorker:
                     counts[side].setdefault(source, Counts()).add(text.counts)
                     tokens += text.counts.tokens
             report(0, tokens)
-        return {side: {source: asdict(numbers) for source, numbers in of.items()} for side, of in counts.items()}
+        found = {side: {source: asdict(numbers) for source, numbers in of.items()} for side, of in counts.items()}
+        return found, fruitful
 
     def _documents(self, number: int, report: Report, bad: list[BadRecord]) -> Iterator[Document]:
         """The documents of a part, cleaned, of both sides of the split; `bad` gets the bad records."""

@@ -11,7 +11,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from data_pipeline.indexed.parts import (
 )
 from data_pipeline.indexed.workers import Report, Task, run_tasks
 from data_pipeline.indexed.writer import IndexedWriter, sync_directory, temporary_path
-from data_pipeline.readers import by_reason
+from data_pipeline.readers import BadCounts, by_reason
 from data_pipeline.sources import Corpus
 from data_pipeline.tokenizer import Tokenizer, prepare_tokenizer
 
@@ -64,6 +64,8 @@ class Outcome:
     """Contents of `meta.json` when everything is finished."""
     message: str
     """One sentence for the user."""
+    warnings: list[str] = field(default_factory=list)
+    """Sentences about bad records and damaged files; only where everything is finished."""
 
 
 def prepare(
@@ -117,7 +119,7 @@ def prepare(
     if meta is not None:
         # Where the last call was killed between writing meta.json and this.
         _remove_parts(out)
-        return Outcome(meta, f"{out} is finished already: {_numbers(meta)}")
+        return _outcome(config, out, meta, "finished already")
     folder = out / "parts"
     with writing(folder):
         folder.mkdir(exist_ok=True)
@@ -131,7 +133,7 @@ def prepare(
         if meta is None:
             raise
         _remove_parts(out)
-        return Outcome(meta, f"{out} is finished: {_numbers(meta)}")
+        return _outcome(config, out, meta, "finished")
 
 
 @dataclass
@@ -210,7 +212,7 @@ def _complete(work: _Work, merge_only: bool) -> Outcome:
     # Another call may have joined the parts and removed them meanwhile.
     if not missing or _finished(work.out, work.plan) is not None:
         meta = _join_locked(work)
-        return Outcome(meta, f"{work.out} is finished: {_numbers(meta)}")
+        return _outcome(work.config, work.out, meta, "finished")
     if merge_only:
         raise UserError(
             f"{work.out} lacks {len(missing)} of {len(work.plan.parts)} parts (the first is {missing[0]}), so they"
@@ -278,6 +280,9 @@ def _join(config: DataConfig, plan: Plan, out: Path, corpus: Corpus, tokenizer: 
     folder = out / "parts"
     dtype = token_dtype(tokenizer.vocab_size)
     parts = [PartFiles(folder, number) for number in range(len(plan.parts))]
+    results = [part.result(plan.digest) or {} for part in parts]
+    meta = _describe(config, plan, corpus, tokenizer, results)
+    _require_documents(config, meta)
     sides = SIDES if config.holdout > 0 else SIDES[:1]
     for side in sides:
         with IndexedWriter(folder / side, dtype, places=True) as writer:
@@ -287,9 +292,7 @@ def _join(config: DataConfig, plan: Plan, out: Path, corpus: Corpus, tokenizer: 
             for path in (bin_path, places_path, idx_path):
                 os.replace(path(folder / side), path(out / side))
             sync_directory(out)
-    results = [part.result(plan.digest) or {} for part in parts]
     _write_quarantine(out / QUARANTINE_FILE, results)
-    meta = _describe(config, plan, corpus, tokenizer, results)
     write_json(out / META_FILE, meta)
     return meta
 
@@ -301,8 +304,12 @@ def _describe(
     dropped: Counter[str] = Counter()
     totals = {side: Counts() for side in SIDES}
     by_source = [{side: Counts() for side in SIDES} for _ in config.sources]
+    met, fruitful = BadCounts(), set[str]()
     for result in results:
         dropped.update(result["dropped"])
+        # Markers of before say nothing of it, so that of a file that they have a part of nothing is known.
+        met.add(BadCounts(**result.get("met", {})))
+        fruitful.update(result.get("fruitful", met.by_file))
         for side, sources in result["counts"].items():
             for source, numbers in sources.items():
                 totals[side].add(Counts(**numbers))
@@ -318,12 +325,40 @@ def _describe(
         "train": asdict(totals["train"]),
         "heldout": asdict(totals["heldout"]) if config.holdout > 0 else None,
         "dropped": dict(sorted(dropped.items())),
+        "met": asdict(met),
+        "fruitless": sorted(met.by_file.keys() - fruitful),
         "sources": [
             {**source.model_dump(exclude_defaults=True), **{side: asdict(numbers[side]) for side in SIDES}}
             for source, numbers in zip(config.sources, by_source, strict=True)
         ],
         "files": [file.path for file in corpus.files],
     }
+
+
+def _require_documents(config: DataConfig, meta: dict[str, Any]) -> None:
+    """Raise UserError where a source gave no document, which is a mistake unless all of them repeat others."""
+    for number, source in enumerate(meta["sources"]):
+        if any(source[side]["documents"] for side in SIDES):
+            continue
+        if config.deduplication is None or not any(meta[side]["documents"] for side in SIDES if meta[side]):
+            dropped = by_reason(meta["dropped"]) or "nothing, since its files are empty"
+            raise UserError(
+                f"data.sources[{number}] holds no text: none of its records was kept (of all sources were dropped or"
+                f" mended: {dropped}); correct the source, or leave it out"
+            )
+
+
+def _outcome(config: DataConfig, out: Path, meta: dict[str, Any], state: str) -> Outcome:
+    """What to say of an OUT with everything done."""
+    # Those of before say nothing of it.
+    met = BadCounts(**meta.get("met", {}))
+    warnings = met.warnings(config.bad_record_warning, f"; they are listed in {out / QUARANTINE_FILE}")
+    for path in meta.get("fruitless", []):
+        warnings.append(f"warning: no record of {path} was kept: {by_reason(met.by_file[path])}")
+    for number, source in enumerate(meta["sources"]):
+        if not any(source[side]["documents"] for side in SIDES):
+            warnings.append(f"warning: data.sources[{number}] gave no document: all of them repeat others")
+    return Outcome(meta, f"{out} is {state}: {_numbers(meta)}", warnings)
 
 
 def _write_quarantine(path: Path, results: list[dict[str, Any]]) -> None:

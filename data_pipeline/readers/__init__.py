@@ -4,12 +4,14 @@ A block is what a reader hands over at once: about 64 KiB of text. A reader is a
 says where the next one starts, so whoever reads needs to remember nothing but that position.
 """
 
-from data_pipeline.readers.bad_records import BadRecord, BadRecords, by_reason
+from data_pipeline.readers.bad_records import BadCounts, BadRecord, BadRecords, by_reason
 from data_pipeline.readers.base import BLOCK_BYTES, ENDLESS, Block, Reader, RecentlyUsed, Record, Span
+from data_pipeline.readers.nothing import nothing_kept
 
 __all__ = [
     "BLOCK_BYTES",
     "ENDLESS",
+    "BadCounts",
     "BadRecord",
     "BadRecords",
     "Block",
@@ -18,4 +20,5 @@ __all__ = [
     "Record",
     "Span",
     "by_reason",
+    "nothing_kept",
 ]

@@ -14,13 +14,14 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
+from data_pipeline.encodings import UTF8
 from data_pipeline.errors import UserError
 from data_pipeline.files import FileEntry
-from data_pipeline.readers.bad_records import EMPTY, MENDED, BadRecords, LineNumbers
+from data_pipeline.readers.bad_records import DAMAGED, EMPTY, MENDED, BadRecords, LineNumbers
 from data_pipeline.readers.base import BLOCK_BYTES, ENDLESS, Block, RecentlyUsed, Span, no_records, unreadable
 from data_pipeline.readers.extract import TOO_LONG, Extractor, Note, decode
-from data_pipeline.readers.separated import BOM, DAMAGED
-from data_pipeline.readers.storage import CACHED_BYTES, DecompressedBytes, Files, PlainBytes, is_compressed
+from data_pipeline.readers.separated import BOM
+from data_pipeline.readers.storage import ByteSource, ByteSources
 
 SCANNED_BYTES = 1 << 26
 """Quoted files of one source up to this size together are parsed once at the start to cut them at records; where there
@@ -66,8 +67,9 @@ class Row(NamedTuple):
 class RowParser:
     """Cuts bytes into rows."""
 
-    def __init__(self, dialect: Dialect, max_bytes: int) -> None:
+    def __init__(self, dialect: Dialect, max_bytes: int, encoding: str = UTF8) -> None:
         self._dialect = dialect
+        self._encoding = encoding
         special = f"{dialect.separator}{dialect.quote}{dialect.escape}\r\n"
         self._ordinary = re.compile(f"[^{re.escape(special)}]+")
         self._filler = next(letter for letter in "wxyz" if letter not in special)
@@ -89,9 +91,13 @@ class RowParser:
         ends = list(itertools.accumulate(map(len, lines), initial=base))
         mended: dict[int, str] = {}
         try:
-            texts = [line.decode() for line in lines]
+            texts = [line.decode(self._encoding) for line in lines]
         except UnicodeDecodeError:
-            texts = [decode(line, i, lambda at, _, detail: mended.update({at: detail})) for i, line in enumerate(lines)]
+
+            def note(at: int, reason: str, detail: str) -> None:
+                mended[at] = detail
+
+            texts = [decode(line, i, note, self._encoding) for i, line in enumerate(lines)]
         rows: list[Row] = []
         place = 0
         while place < len(lines):
@@ -126,7 +132,7 @@ class RowParser:
         def lines() -> Iterator[str]:
             """Lines of which only what separates and quotes is kept, and a letter for what lies between."""
             nonlocal end
-            decoder = codecs.getincrementaldecoder("utf-8")("replace")
+            decoder = codecs.getincrementaldecoder(self._encoding)("replace")
             place, line = start, ""
             while place - start < _SOUGHT_BYTES and (data := fetch(place, _CHUNK_BYTES)):
                 for piece in io.BytesIO(data):
@@ -173,14 +179,13 @@ _UNFINISHED = "unexpected end of data"
 class DelimitedReader:
     """Rows of CSV and TSV files."""
 
-    def __init__(self, files: Files, dialect: Dialect, extractor: Extractor, bad: BadRecords) -> None:
-        self._files = files
+    def __init__(self, sources: ByteSources, dialect: Dialect, extractor: Extractor, bad: BadRecords) -> None:
+        self._sources = sources
         self._extractor = extractor
         self._bad = bad
         self._dialect = dialect
-        self._parser = RowParser(dialect, extractor.max_bytes)
+        self._parser = RowParser(dialect, extractor.max_bytes, sources.encoding)
         self._headers: dict[str, list[str]] = {}
-        self._decoders: RecentlyUsed[str, DecompressedBytes] = RecentlyUsed(CACHED_BYTES)
         self._starts: RecentlyUsed[tuple[str, int], bool] = RecentlyUsed(_KNOWN_STARTS)
         self._lines: RecentlyUsed[str, LineNumbers] = RecentlyUsed(_LINE_COUNTERS)
 
@@ -190,7 +195,7 @@ class DelimitedReader:
         Raises:
             UserError: a file without header row, or whose header lacks a field.
         """
-        plain = sum(file.size for file in files if not is_compressed(file.path))
+        plain = sum(file.size for file in files if not self._sources.is_stream(file))
         cut = self._dialect.lines or plain <= SCANNED_BYTES
         spans = []
         for index, file in enumerate(files):
@@ -200,7 +205,7 @@ class DelimitedReader:
             self._extractor.fields.require(header, file.path)
             if self._dialect.guessed:
                 self._require_unquoted(file, first, header)
-            if is_compressed(file.path):
+            if self._sources.is_stream(file):
                 spans.append(Span(index, first, ENDLESS, file.size))
             elif first < file.size:
                 edges = self._edges(file, first, limit) if cut else [first, file.size]
@@ -208,7 +213,7 @@ class DelimitedReader:
         return spans
 
     def read(self, file: FileEntry, span: Span, position: int) -> Block:
-        source = self._source(file)
+        source = self._sources.get(file)
         known = not self._dialect.lines and (
             position == span.start or self._starts.take((file.path, position)) is not None
         )
@@ -216,38 +221,41 @@ class DelimitedReader:
         if start is None or start >= span.stop:
             return no_records(None)
         rows, end = self._rows(source, start)
-        if not rows and source.problem is not None:
-            self._note(file)(start, DAMAGED, source.problem)
         next_position = end if end < span.stop and rows else None
         if next_position is not None:
             self._starts.put((file.path, next_position), True)
+        elif source.problem is not None:
+            self._note(file)(start, DAMAGED, source.problem)
         return self._block(file, [row for row in rows if row.start < span.stop], next_position)
 
     def close(self) -> None:
-        self._decoders.close()
         self._lines.close()
-        self._files.close()
+        self._sources.close()
 
     def read_header(self, file: FileEntry) -> tuple[int, list[str]]:
         """The offset behind the header row, and the names in it."""
-        source = self._source(file)
+        source = self._sources.get(file)
         skip = len(BOM) if source.fetch(0, 3) == BOM else 0
-        size = BLOCK_BYTES
+        size, limit = BLOCK_BYTES, self._extractor.max_bytes
         while True:
             data = source.fetch(skip, size)
             rows, end = self._parser.rows(data, skip, len(data) < size)
-            if rows or len(data) < size:
+            if rows or len(data) < size or len(data) > limit:
                 break
             size *= 2
         if not rows or not rows[0].values:
-            problem = source.problem or (rows[0].problem if rows else "") or "its first line is empty"
+            empty = "its first line is empty" if rows else f"no row ends within data.max_document_bytes ({limit})"
+            problem = source.problem or (rows[0].problem if rows else "") or empty
             raise unreadable(file.path, f"it has no header row: {problem}")
-        return (rows[1].start if len(rows) > 1 else end), rows[0].values
+        names = rows[0].values
+        # UTF-8's mark is taken off above; GB 18030 has one too.
+        names[0] = names[0].removeprefix("\ufeff")
+        return (rows[1].start if len(rows) > 1 else end), names
 
     def _require_unquoted(self, file: FileEntry, first: int, header: list[str]) -> None:
         """Raise UserError where texts at the file's beginning are quoted, and nobody said how to take that: the way of
         spreadsheets and pandas, who quote what holds quotes, or literally."""
-        rows, _ = self._rows(self._source(file), first)
+        rows, _ = self._rows(self._sources.get(file), first)
         places = [place for place, name in enumerate(header) if name in self._extractor.fields.names]
         cells = [row.values[at] for row in rows if row.values and len(row.values) == len(header) for at in places]
         cell = next(filter(_holds_doubled_quotes, cells), None)
@@ -258,7 +266,7 @@ class DelimitedReader:
                 f" source to '\"' to read it as {meant[:40]}, or to '' to keep it as it is"
             )
 
-    def _rows(self, source: PlainBytes | DecompressedBytes, start: int) -> tuple[list[Row], int]:
+    def _rows(self, source: ByteSource, start: int) -> tuple[list[Row], int]:
         """About a block of rows from a record's start on, and where the next one starts."""
         size, limit = BLOCK_BYTES, self._extractor.max_bytes
         while True:
@@ -272,7 +280,7 @@ class DelimitedReader:
                 return self._long_row(source, start)
             size *= 2
 
-    def _long_row(self, source: PlainBytes | DecompressedBytes, start: int) -> tuple[list[Row], int]:
+    def _long_row(self, source: ByteSource, start: int) -> tuple[list[Row], int]:
         """What `_rows` gives where a row is longer than a document may be: none of its lines is a row of its own."""
         end = self._parser.row_end(source.fetch, start)
         if end is None:
@@ -280,9 +288,7 @@ class DelimitedReader:
         problem = f"{end - start} bytes, more than data.max_document_bytes ({self._extractor.max_bytes})"
         return [Row(start, None, problem, reason=TOO_LONG)], end
 
-    def _next_start(
-        self, file: FileEntry, source: PlainBytes | DecompressedBytes, span: Span, position: int
-    ) -> int | None:
+    def _next_start(self, file: FileEntry, source: ByteSource, span: Span, position: int) -> int | None:
         """The first record's start at or after a position that may be none; None at the file's end."""
         if not self._dialect.lines:
             start = span.start
@@ -299,7 +305,7 @@ class DelimitedReader:
         if self._dialect.lines:
             count = -(-(file.size - first) // limit)
             return [first + (file.size - first) * i // count for i in range(count + 1)]
-        source, edges, place = self._source(file), [first], first
+        source, edges, place = self._sources.get(file), [first], first
         while place < file.size:
             rows, end = self._rows(source, place)
             for before, after in itertools.pairwise([*(row.start for row in rows), end]):
@@ -341,20 +347,10 @@ class DelimitedReader:
         def note(position: int, reason: str, detail: str) -> None:
             lines = self._lines.get(file.path)
             if lines is None:
-                source = DecompressedBytes if is_compressed(file.path) else PlainBytes
-                lines = self._lines.put(file.path, LineNumbers(source(self._files, file)))
+                lines = self._lines.put(file.path, LineNumbers(self._sources.open(file)))
             self._bad.note(reason, file.path, position, detail, lines=lines)
 
         return note
-
-    def _source(self, file: FileEntry) -> PlainBytes | DecompressedBytes:
-        if not is_compressed(file.path):
-            return PlainBytes(self._files, file)
-        source = self._decoders.get(file.path)
-        if source is None:
-            source = DecompressedBytes(self._files, file)
-            self._decoders.put(file.path, source, source.weight)
-        return source
 
 
 def _holds_doubled_quotes(cell: str) -> bool:
@@ -363,7 +359,7 @@ def _holds_doubled_quotes(cell: str) -> bool:
     return cell[:1] == '"' and len(inner) < len(cell) - 1 and '"' not in inner.removesuffix('"')
 
 
-def _behind_newline(source: PlainBytes | DecompressedBytes, place: int) -> int | None:
+def _behind_newline(source: ByteSource, place: int) -> int | None:
     """The offset behind the first newline at or after a place; None where there is none."""
     while data := source.fetch(place, BLOCK_BYTES):
         if (found := data.find(b"\n")) >= 0:

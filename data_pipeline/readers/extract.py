@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from data_pipeline.encodings import UTF8
 from data_pipeline.fields import Fields, TextField
 from data_pipeline.readers.bad_records import EMPTY, FILLED, MENDED, BadRecords
 from data_pipeline.readers.base import Block
@@ -101,10 +102,10 @@ def is_too_long(text: str, position: int, max_bytes: int, note: Note) -> bool:
     return True
 
 
-def decode(data: bytes, position: int, note: Note) -> str:
-    """UTF-8; invalid bytes become U+FFFD, which is noted."""
+def decode(data: bytes, position: int, note: Note, encoding: str = UTF8) -> str:
+    """Text of an encoding; invalid bytes become U+FFFD, which is noted."""
     try:
-        return data.decode()
+        return data.decode(encoding)
     except UnicodeDecodeError as error:
         note(position, MENDED, str(error).partition(": ")[2] or str(error))
-        return data.decode(errors="replace")
+        return data.decode(encoding, errors="replace")

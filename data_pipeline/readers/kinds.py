@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data_pipeline.config import DELIMITERS, SourceConfig
+from data_pipeline.encodings import UTF8, cuts_at_newlines, later_bytes
 from data_pipeline.errors import UserError
 from data_pipeline.fields import Fields
 from data_pipeline.files import FileEntry, is_remote, list_files
@@ -19,9 +20,11 @@ from data_pipeline.readers.bad_records import BadRecords
 from data_pipeline.readers.base import Reader, Span
 from data_pipeline.readers.delimited import DelimitedReader, Dialect
 from data_pipeline.readers.extract import Extractor
+from data_pipeline.readers.json_layout import require_json_lines
+from data_pipeline.readers.looking import TEXT_KINDS, Look
 from data_pipeline.readers.parquet import ParquetReader, parquet_spans
-from data_pipeline.readers.separated import JsonParser, SeparatedReader, TextParser, byte_spans, check_first_object
-from data_pipeline.readers.storage import Files
+from data_pipeline.readers.separated import JsonParser, SeparatedReader, TextParser, byte_spans
+from data_pipeline.readers.storage import ByteSources, Files
 from data_pipeline.readers.whole_files import FileReader, file_spans
 
 SMALLEST_SPAN = 1 << 12
@@ -38,6 +41,8 @@ class ReadSettings(NamedTuple):
     """Lanes that the spans are dealt to; None where they are not dealt."""
     max_document_bytes: int
     """A longer document is a bad record."""
+    pages: bool = False
+    """Whether web pages are to be read, since a cleaning step takes the text out of them."""
 
 
 class Survey(NamedTuple):
@@ -81,7 +86,8 @@ def survey_source(source: SourceConfig, index: int, where: str, settings: ReadSe
     """
     _require_fitting(source, where)
     streamed = source.kind == "datasets"
-    files = [] if streamed and not source.paths else list_files(source, index, where)
+    look = Look(source, where, settings.pages)
+    files = [] if streamed and not source.paths else list_files(source, index, where, look)
     spans: list[Span] = []
     if not streamed:
         for file in files:
@@ -135,6 +141,36 @@ def _require_fitting(source: SourceConfig, where: str) -> None:
     if source.delimiter is not None and not separated:
         what = f"kind {source.kind}" if source.kind != "text" else "document: line"
         raise UserError(f"{where}.delimiter is {source.delimiter!r}, but {where} has {what}; leave out one of the two")
+    _require_encoding(source, where)
+
+
+def _require_encoding(source: SourceConfig, where: str) -> None:
+    """Refuse an encoding of what is no text, one that lacks a character that tells fields or documents apart, or one in
+    which a delimiter of documents, which are cut before they are decoded, may be part of other characters."""
+    encoding = source.encoding
+    if encoding is None:
+        return
+    if source.kind not in TEXT_KINDS:
+        raise UserError(
+            f"{where}.encoding is {encoding}, but kind {source.kind} has no encoding of its own; leave it out"
+        )
+    special = {"delimiter": source.delimiter}
+    if source.kind in DELIMITERS:
+        special |= {"quote": source.quote, "escape": source.escape}
+    for name, characters in special.items():
+        try:
+            (characters or "").encode(encoding)
+        except UnicodeEncodeError:
+            raise UserError(
+                f"{where}.{name} is {characters!r}, which {encoding} has no bytes for; correct one of the two"
+            ) from None
+    if source.delimiter is None or source.kind in DELIMITERS or encoding == UTF8 or not cuts_at_newlines(encoding):
+        return
+    if source.delimiter.encode(encoding)[0] in later_bytes(encoding):
+        raise UserError(
+            f"{where}.delimiter is {source.delimiter!r}, whose first byte is part of other characters in {encoding} as"
+            f" well; convert the files to UTF-8, or use another delimiter"
+        )
 
 
 _Opened = tuple[Callable[[], list[Span]], Reader]
@@ -143,30 +179,32 @@ _Opened = tuple[Callable[[], list[Span]], Reader]
 
 def _text(source: SourceConfig, files: list[FileEntry], settings: ReadSettings, extractor: Extractor) -> _Opened:
     bad, limit = extractor.bad, settings.max_document_bytes
+    encoding = source.encoding or UTF8
     if is_whole_file(source):
-        return lambda: file_spans(files, limit), FileReader(Files(), bad, limit)
-    separator = b"\n" if source.delimiter is None else source.delimiter.encode()
+        return lambda: file_spans(files, limit), FileReader(Files(), bad, limit, encoding)
+    sources = ByteSources(Files(), encoding)
     parser = TextParser(bad, settings.max_document_bytes, lines=source.delimiter is None)
-    reader = SeparatedReader(Files(), separator, parser, bad, limit)
-    return lambda: byte_spans(files, _span_limit(files, settings)), reader
+    reader = SeparatedReader(sources, source.delimiter or "\n", parser, bad, limit)
+    return lambda: byte_spans(sources, files, _span_limit(files, settings)), reader
 
 
 def _jsonl(source: SourceConfig, files: list[FileEntry], settings: ReadSettings, extractor: Extractor) -> _Opened:
-    stored = Files()
+    sources = ByteSources(Files(), source.encoding or UTF8)
 
     def spans() -> list[Span]:
         for file in files:
-            check_first_object(stored, file, extractor.fields)
-        return byte_spans(files, _span_limit(files, settings))
+            require_json_lines(sources, file, extractor.fields, settings.max_document_bytes)
+        return byte_spans(sources, files, _span_limit(files, settings))
 
-    return spans, SeparatedReader(stored, b"\n", JsonParser(extractor), extractor.bad, settings.max_document_bytes)
+    return spans, SeparatedReader(sources, "\n", JsonParser(extractor), extractor.bad, settings.max_document_bytes)
 
 
 def _delimited(source: SourceConfig, files: list[FileEntry], settings: ReadSettings, extractor: Extractor) -> _Opened:
     delimiter = source.delimiter or DELIMITERS[source.kind]
     asked = "quote" in source.model_fields_set
     dialect = Dialect(delimiter, source.quote, source.escape or "", guessed=not (source.quote or asked))
-    reader = DelimitedReader(Files(), dialect, extractor, extractor.bad)
+    sources = ByteSources(Files(), source.encoding or UTF8)
+    reader = DelimitedReader(sources, dialect, extractor, extractor.bad)
     return lambda: reader.spans(files, _span_limit(files, settings)), reader
 
 

@@ -16,23 +16,15 @@ from typing import Any, Protocol
 
 import orjson
 
-from data_pipeline.errors import UserError
-from data_pipeline.fields import Fields
+from data_pipeline.encodings import UTF8, to_utf8
 from data_pipeline.files import FileEntry
-from data_pipeline.readers.bad_records import EMPTY, SURROGATES, BadRecords, LineNumbers
+from data_pipeline.readers.bad_records import DAMAGED, EMPTY, SURROGATES, VERSION, BadRecords, LineNumbers
 from data_pipeline.readers.base import BLOCK_BYTES, ENDLESS, Block, RecentlyUsed, Span, no_records
 from data_pipeline.readers.extract import TOO_LONG, Extractor, Note, decode, is_too_long, usable
-from data_pipeline.readers.storage import (
-    CACHED_BYTES,
-    DecompressedBytes,
-    Files,
-    PlainBytes,
-    is_compressed,
-)
+from data_pipeline.readers.storage import ByteSource, ByteSources
 
 BOM = b"\xef\xbb\xbf"
 NOT_JSON = "not JSON"
-DAMAGED = "compressed file is damaged"
 _LINE_COUNTERS = 16
 PASSED_BYTES = 1 << 20
 """Bytes at a time of a record that is passed over."""
@@ -52,6 +44,7 @@ class Pieces:
         self.separator = separator
         self.overlaps = overlaps
         self._start = base + begin
+        self.begins_file = self._start == 0
         self._mark = len(BOM) if self._start == 0 and data.startswith(BOM) else 0
         self._data, self._begin, self._end = data, begin + self._mark, end
 
@@ -92,6 +85,42 @@ class Pieces:
             edges.append(found)
             found = self._data.find(self.separator, found + step)
         return edges
+
+
+class ConvertedPieces(Pieces):
+    """The raw records of a file in another encoding, as UTF-8; positions are those in the file."""
+
+    def __init__(self, raw: Pieces, encoding: str) -> None:
+        self._raw = raw
+        self._encoding = encoding
+        self.separator = to_utf8(raw.separator, encoding)
+        # A delimiter may be spelled in several ways in an encoding, but only one of them cuts.
+        self.overlaps = self.separator != b"\n"
+
+    @functools.cached_property
+    def joined(self) -> bytes:
+        return self.separator.join(self._texts)
+
+    @functools.cached_property
+    def _texts(self) -> list[bytes]:
+        try:
+            if self.overlaps:
+                raise UnicodeError
+            texts = self._raw.joined.decode(self._encoding).encode().split(b"\n")
+        except UnicodeError:  # one by one, so that what is invalid reaches into no other record
+            texts = [to_utf8(piece, self._encoding) for piece in self._raw.split()]
+        if self._raw.begins_file:
+            texts[0] = texts[0].removeprefix(BOM)
+        return texts
+
+    def split(self) -> list[bytes]:
+        return self._texts
+
+    def lines(self) -> io.BytesIO:
+        return io.BytesIO(self.joined + b"\n")
+
+    def positions(self) -> list[int]:
+        return self._raw.positions()
 
 
 class Parser(Protocol):
@@ -171,12 +200,10 @@ class JsonParser:
                 self._extractor.bad.dropped[EMPTY] += 1
                 continue
             try:
-                record = orjson.loads(piece)
+                record = json_value(piece, position, note, self._extractor.bad.version)
             except orjson.JSONDecodeError as error:
-                record = _repaired(piece, position, note, self._extractor.bad.version)
-                if record is None:
-                    note(position, NOT_JSON, f"{error.msg}, column {error.colno}")
-                    continue
+                note(position, NOT_JSON, f"{error.msg}, column {error.colno}")
+                continue
             kept.append(position)
             records.append(record)
         return self._extractor.records(kept, records, note, next_position)
@@ -184,6 +211,17 @@ class JsonParser:
 
 _ESCAPES = re.compile(r"\\u[dD][89abAB]..\\u[dD][c-fC-F]..|(\\u[dD][89a-fA-F][0-9a-fA-F]{2})|\\.", re.DOTALL)
 """Escapes of JSON: a pair of surrogates, a lone one (the group), and any other."""
+
+
+def json_value(piece: bytes, position: int, note: Note, version: int = VERSION) -> Any:
+    """The value of a line, repaired where it must be, which is noted; raises JSONDecodeError for what is no JSON."""
+    try:
+        return orjson.loads(piece)
+    except orjson.JSONDecodeError:
+        record = _repaired(piece, position, note, version)
+        if record is None:
+            raise
+        return record
 
 
 def _repaired(piece: bytes, position: int, note: Note, version: int) -> Any:
@@ -214,22 +252,28 @@ def _no_json(constant: str) -> None:
 class SeparatedReader:
     """Reads the records of a byte range; any position costs one seek in a plain file."""
 
-    def __init__(self, files: Files, separator: bytes, parser: Parser, bad: BadRecords, max_bytes: int) -> None:
-        """`max_bytes`: a longer record of more than a block is noted and passed over without holding it in memory."""
-        self._files = files
-        self._separator = separator
+    def __init__(self, sources: ByteSources, separator: str, parser: Parser, bad: BadRecords, max_bytes: int) -> None:
+        """
+        Args:
+            sources: give the files' bytes.
+            separator: what stands between records.
+            parser: what the records are.
+            bad: gets those that cannot be used.
+            max_bytes: a longer record of more than a block is noted and passed over without holding it in memory.
+        """
+        self._sources = sources
+        self._separator = separator.encode(sources.encoding)
         self._parser = parser
         self._bad = bad
         self._max_bytes = max_bytes
         # Whole blocks are read anyway, and where they begin must not decide which records are too long.
         self._longest = max(max_bytes, BLOCK_BYTES)
         # Such as "\n\n", which can stand twice in "\n\n\n".
-        self._overlaps = any(separator.startswith(separator[i:]) for i in range(1, len(separator)))
-        self._decoders: RecentlyUsed[str, DecompressedBytes] = RecentlyUsed(CACHED_BYTES)
+        self._overlaps = any(self._separator.startswith(self._separator[i:]) for i in range(1, len(self._separator)))
         self._lines: RecentlyUsed[str, LineNumbers] = RecentlyUsed(_LINE_COUNTERS)
 
     def read(self, file: FileEntry, span: Span, position: int) -> Block:
-        source = self._source(file)
+        source = self._sources.get(file)
         base, begin, data = self._first_record(source, span, position)
         if begin is None:
             self._has_problem(file, source, base)
@@ -237,22 +281,10 @@ class SeparatedReader:
         return self._records(file, source, base, begin, data, span.stop)
 
     def close(self) -> None:
-        self._decoders.close()
         self._lines.close()
-        self._files.close()
+        self._sources.close()
 
-    def _source(self, file: FileEntry) -> PlainBytes | DecompressedBytes:
-        if not is_compressed(file.path):
-            return PlainBytes(self._files, file)
-        source = self._decoders.get(file.path)
-        if source is None:
-            source = DecompressedBytes(self._files, file)
-            self._decoders.put(file.path, source, source.weight)
-        return source
-
-    def _first_record(
-        self, source: PlainBytes | DecompressedBytes, span: Span, position: int
-    ) -> tuple[int, int | None, bytes]:
+    def _first_record(self, source: ByteSource, span: Span, position: int) -> tuple[int, int | None, bytes]:
         """The first record that starts at or after a position.
 
         Returns:
@@ -275,9 +307,7 @@ class SeparatedReader:
         begin = found + len(separator)
         return base, begin if base + begin < span.stop else None, data
 
-    def _records(
-        self, file: FileEntry, source: PlainBytes | DecompressedBytes, base: int, begin: int, data: bytes, stop: int
-    ) -> Block:
+    def _records(self, file: FileEntry, source: ByteSource, base: int, begin: int, data: bytes, stop: int) -> Block:
         """The block of records from one on; arguments as `_first_record` returns them."""
         separator, width = self._separator, len(self._separator)
         # Separators that end behind the record's first byte.
@@ -302,11 +332,11 @@ class SeparatedReader:
     def _block(self, file: FileEntry, data: bytes, base: int, begin: int, end: int, next_position: int | None) -> Block:
         """Records of `data` from `begin` to `end`, where the last one's separator stands."""
         pieces = Pieces(data, begin, end, base, self._separator, overlaps=self._overlaps)
+        if self._sources.encoding != UTF8:
+            pieces = ConvertedPieces(pieces, self._sources.encoding)
         return self._parser.parse(pieces, self._note(file), next_position)
 
-    def _pass_over(
-        self, file: FileEntry, source: PlainBytes | DecompressedBytes, start: int, place: int, stop: int
-    ) -> Block:
+    def _pass_over(self, file: FileEntry, source: ByteSource, start: int, place: int, stop: int) -> Block:
         """Note a record that is too long, and go on behind its end, which lies at `place` or later."""
         self._bad.records_read += 1
         self._note(file)(start, TOO_LONG, f"more than data.max_document_bytes ({self._max_bytes})")
@@ -323,7 +353,7 @@ class SeparatedReader:
             place += len(data) - width + 1
         return no_records(None)
 
-    def _has_problem(self, file: FileEntry, source: PlainBytes | DecompressedBytes, position: int) -> bool:
+    def _has_problem(self, file: FileEntry, source: ByteSource, position: int) -> bool:
         """Whether the file ends because it is damaged, which is noted."""
         if source.problem is None:
             return False
@@ -334,37 +364,20 @@ class SeparatedReader:
         def note(position: int, reason: str, detail: str) -> None:
             lines = self._lines.get(file.path)
             if lines is None:
-                source = DecompressedBytes if is_compressed(file.path) else PlainBytes
-                lines = self._lines.put(file.path, LineNumbers(source(self._files, file)))
+                lines = self._lines.put(file.path, LineNumbers(self._sources.open(file)))
             self._bad.note(reason, file.path, position, detail, lines=lines)
 
         return note
 
 
-def byte_spans(files: list[FileEntry], limit: int) -> list[Span]:
-    """Equal byte ranges of at most `limit` of each plain file; a compressed file is one span."""
+def byte_spans(sources: ByteSources, files: list[FileEntry], limit: int) -> list[Span]:
+    """Equal byte ranges of at most `limit` of each plain file; what can only be read from its start is one span."""
     spans = []
     for index, file in enumerate(files):
-        if is_compressed(file.path):
+        if sources.is_stream(file):
             spans += [Span(index, 0, ENDLESS, file.size)] if file.size else []
             continue
         count = -(-file.size // limit)
         edges = [file.size * i // count for i in range(count + 1)] if count else []
         spans += [Span(index, start, stop, stop - start) for start, stop in itertools.pairwise(edges)]
     return spans
-
-
-def check_first_object(files: Files, file: FileEntry, fields: Fields) -> None:
-    """Raise UserError when a file's first JSON value is no object, or lacks a field."""
-    source = DecompressedBytes(files, file) if is_compressed(file.path) else PlainBytes(files, file)
-    for line in source.fetch(0, 1 << 20).removeprefix(BOM).split(b"\n"):
-        try:
-            record = orjson.loads(line)
-        except orjson.JSONDecodeError:
-            continue
-        if not isinstance(record, dict):
-            raise UserError(
-                f"{fields.text.setting}: {file.path} holds a JSON {type(record).__name__} where each line must be an"
-                f" object with {fields.names[0]!r}; convert it to JSON lines"
-            )
-        return fields.require(record, file.path)

@@ -6,9 +6,10 @@ import os
 import zlib
 from typing import Any, BinaryIO
 
+from data_pipeline.encodings import UTF8, ToUtf8, cuts_at_newlines
 from data_pipeline.files import FileEntry, file_system, is_remote
 from data_pipeline.readers.base import RecentlyUsed, unreadable
-from data_pipeline.readers.zstd import frame_at, window_bytes
+from data_pipeline.readers.zstd import frame_at, frame_content, window_bytes
 
 OPEN_FILES = 32
 """Local files that a process keeps open per source."""
@@ -85,6 +86,7 @@ class PlainBytes:
     """The bytes of a file as they are."""
 
     problem: str | None = None
+    weight = 0
 
     def __init__(self, files: Files, file: FileEntry) -> None:
         self._files = files
@@ -150,6 +152,9 @@ class DecompressedBytes:
         self._buffer = bytearray()
         self._input = b""
         self._decoder: Any = None
+        self._expected: int | None = None
+        """Bytes that the current frame says it has; None where it does not say, as no gzip file does."""
+        self._frame_start = start
         self._ended = False
         self.problem = None
 
@@ -170,10 +175,23 @@ class DecompressedBytes:
         try:
             data = self._decompress()
         except Exception as error:  # zlib.error, zstandard.ZstdError
-            return self._stop(f"damaged: {error}")
+            place = self._place - len(self._input)
+            rest = self._file.size - place
+            lost = (
+                f"about its last {rest:,} bytes of {self._file.size:,}, {rest / max(1, self._file.size):.0%}, are lost"
+            )
+            return self._stop(f"damaged: {error} ({lost})")
         if self._decoder is None or data or not at_end:
             return data
-        return self._stop("cut short")
+        return self._stop(f"cut short ({self._missing()})")
+
+    def _missing(self) -> str:
+        """How much of a file that is cut short is lost; only Zstandard tells how much there should be."""
+        had = self._start + len(self._buffer)
+        if self._expected is None:
+            return f"what came behind its first {had:,} bytes of text is lost, and how much that was, it does not tell"
+        lost = 1 - (had - self._frame_start) / max(1, self._expected)
+        return f"{lost:.0%} of the {self._expected:,} bytes of its last frame are lost"
 
     def _decompress(self) -> bytes:
         decoder = self._decoder
@@ -198,7 +216,90 @@ class DecompressedBytes:
             return zlib.decompressobj(wbits=31)
         import zstandard
 
+        self._frame_start = self._start + len(self._buffer)
+        self._expected = frame_content(self._input[:18])
         return zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
+
+
+class ConvertedBytes:
+    """The bytes of a text as UTF-8, for encodings whose files cannot be cut at newlines. Reading on is cheap; going
+    back starts anew."""
+
+    def __init__(self, source: PlainBytes | DecompressedBytes, encoding: str) -> None:
+        self._source = source
+        self._encoding = encoding
+        self._ended = False
+        self._restart()
+
+    @property
+    def problem(self) -> str | None:
+        """As of `DecompressedBytes`."""
+        return self._source.problem
+
+    @property
+    def weight(self) -> int:
+        """About the bytes of memory that this takes."""
+        return self._source.weight + 8 * _OUTPUT_BYTES
+
+    def fetch(self, offset: int, size: int) -> bytes:
+        """Bytes from `offset` on, fewer only at the end or where the file is damaged: see `problem`."""
+        if offset < self._start:
+            self._restart()
+        buffer = self._buffer
+        while self._start + len(buffer) < offset + size and not self._ended:
+            passed = min(offset - self._start, len(buffer))
+            del buffer[:passed]
+            self._start += passed
+            data = self._source.fetch(self._place, _OUTPUT_BYTES)
+            self._place += len(data)
+            self._ended = len(data) < _OUTPUT_BYTES
+            buffer += self._decoder.feed(data, final=self._ended)
+        place = offset - self._start
+        return bytes(buffer[place : place + size])
+
+    def _restart(self) -> None:
+        self._place = self._start = 0
+        self._buffer = bytearray()
+        self._decoder = ToUtf8(self._encoding)
+        self._ended = False
+
+
+ByteSource = PlainBytes | DecompressedBytes | ConvertedBytes
+
+
+class ByteSources:
+    """The bytes of files as their readers take them: decompressed, and as UTF-8 where they cannot be cut otherwise."""
+
+    def __init__(self, files: Files, encoding: str = UTF8) -> None:
+        self._files = files
+        self._converted = None if cuts_at_newlines(encoding) else encoding
+        self.encoding = encoding if self._converted is None else UTF8
+        """What the bytes are in that a source of here gives."""
+        self._streams: RecentlyUsed[str, ByteSource] = RecentlyUsed(CACHED_BYTES)
+
+    def is_stream(self, file: FileEntry) -> bool:
+        """Whether a file is read from its start on to reach a place in it, and how long it is only reading tells."""
+        return is_compressed(file.path) or self._converted is not None
+
+    def open(self, file: FileEntry) -> ByteSource:
+        """A source of a file, which nobody else moves."""
+        source = DecompressedBytes(self._files, file) if is_compressed(file.path) else PlainBytes(self._files, file)
+        return source if self._converted is None else ConvertedBytes(source, self._converted)
+
+    def get(self, file: FileEntry) -> ByteSource:
+        """The source of a file that this has kept from its last use."""
+        if not self.is_stream(file):
+            return PlainBytes(self._files, file)
+        found = self._streams.get(file.path)
+        if found is None:
+            found = self.open(file)
+            self._streams.put(file.path, found, found.weight)
+        return found
+
+    def close(self) -> None:
+        """Close all files."""
+        self._streams.close()
+        self._files.close()
 
 
 def is_compressed(path: str) -> bool:

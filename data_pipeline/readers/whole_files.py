@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from data_pipeline.encodings import UTF8, to_utf8
 from data_pipeline.files import FileEntry
-from data_pipeline.readers.bad_records import EMPTY, BadRecords
+from data_pipeline.readers.bad_records import DAMAGED, EMPTY, BadRecords
 from data_pipeline.readers.base import ENDLESS, Block, Span, no_records
 from data_pipeline.readers.extract import TOO_LONG, decode
-from data_pipeline.readers.separated import BOM, DAMAGED
+from data_pipeline.readers.separated import BOM
 from data_pipeline.readers.storage import DecompressedBytes, Files, PlainBytes, is_compressed
 
 
 class FileReader:
     """One record a file. What can be had of a damaged compressed file is no whole document, so it is left out."""
 
-    def __init__(self, files: Files, bad: BadRecords, max_bytes: int) -> None:
-        """`max_bytes`: a longer text is a bad record."""
+    def __init__(self, files: Files, bad: BadRecords, max_bytes: int, encoding: str = UTF8) -> None:
+        """`max_bytes`: a longer text is a bad record; `encoding`: what the files are in."""
         self._files = files
         self._bad = bad
         self._max_bytes = max_bytes
+        self._encoding = encoding
 
     def read(self, file: FileEntry, span: Span, position: int) -> Block:
         def note(position: int, reason: str, detail: str) -> None:
@@ -34,6 +36,8 @@ class FileReader:
         if len(data) > self._max_bytes:
             note(0, TOO_LONG, f"more than data.max_document_bytes ({self._max_bytes})")
             return no_records(None)
+        if self._encoding != UTF8:
+            data = to_utf8(data, self._encoding)
         text = decode(data.removeprefix(BOM), 0, note)
         if not text or text.isspace():
             self._bad.dropped[EMPTY] += 1

@@ -19,6 +19,17 @@ def window_bytes(head: bytes) -> int:
         return 1 << 20
 
 
+def frame_content(head: bytes) -> int | None:
+    """The decompressed bytes that a frame says it has, from its first 18 bytes; None where they do not tell."""
+    import zstandard
+
+    try:
+        content = zstandard.frame_content_size(head)
+    except zstandard.ZstdError:
+        return None
+    return content if content >= 0 else None
+
+
 def frame_at(read: Callable[[int, int], bytes], offset: int) -> tuple[int, int]:
     """The last frame that surely starts at or before a decompressed offset.
 

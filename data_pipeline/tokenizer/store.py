@@ -13,6 +13,7 @@ from typing import Any
 
 from data_pipeline.config import DataConfig, TokenizerConfig
 from data_pipeline.errors import FULL, UserError, writing
+from data_pipeline.first_bytes import LOOKED_AT, require_contents
 from data_pipeline.tokenizer.base import META_FILE, StoredTokenizer, Tokenizer
 from data_pipeline.tokenizer.bytes_tokenizer import BytesTokenizer
 from data_pipeline.tokenizer.conventions import Conventions
@@ -246,9 +247,11 @@ def _read(path: Path, fix: str, where: str = "") -> bytes:
         # A pipe would be waited for without end, and /dev/zero read without end.
         if path.exists() and not path.is_file() and not path.is_dir():
             raise UserError(f"{where}{path} is no regular file but a pipe, a device or a socket; {fix}")
-        return path.read_bytes()
+        contents = path.read_bytes()
     except OSError as error:
         raise UserError(f"{where}cannot read {path}: {error.strerror}; {fix}") from None
+    require_contents(path, contents[:LOOKED_AT], where)
+    return contents
 
 
 def _publish(tokenizer: StoredTokenizer, directory: Path) -> None:

@@ -4,6 +4,7 @@ import hashlib
 import json
 from typing import Any
 
+from data_pipeline.encodings import UTF8
 from data_pipeline.errors import UserError
 from llmscale.config.root import RunConfig
 from llmscale.config.shell import override_word
@@ -21,6 +22,12 @@ def identity(config: RunConfig) -> dict[str, Any]:
     whole = config.model_dump(mode="json")
     kept: dict[str, Any] = {name: whole[name] for name in ("model", "objective", "optimizer", "schedule")}
     kept["data"] = {key: value for key, value in whole["data"].items() if key not in _FREE_DATA_KEYS}
+    for source in kept["data"]["sources"]:
+        # Unset, UTF-8 is read as well, but files in another encoding are refused: the samples are the same.
+        if source["encoding"] in (None, UTF8):
+            del source["encoding"]
+        if source["escape"] is None:
+            del source["escape"]
     kept["run"] = {"seed": whole["run"]["seed"]}
     kept["train"] = {key: whole["train"][key] for key in ("global_batch", "batch_ramp", "init_from", "epochs")}
     if config.schedule.name == "cosine" and config.train.epochs is None:

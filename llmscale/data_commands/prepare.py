@@ -48,6 +48,8 @@ def prepare_data(
             roles=roles,
             begins_from=config.train.init_from,
         )
+        for warning in outcome.warnings:
+            shown.note(warning)
     return outcome.message
 
 

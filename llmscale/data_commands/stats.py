@@ -57,6 +57,9 @@ def text_statistics(path: Path, overrides: tuple[str, ...], max_bytes: int) -> d
                 {"source": label, "size": size, "whole": whole, **found.figures(), "dropped": dict(corpus.dropped)}
             )
             corpus.dropped.clear()
+            # What else was dropped stands in the table.
+            for warning in corpus.take_counts().warnings(threshold=1.0):
+                progress.console.print(warning, highlight=False, markup=False, soft_wrap=True)
             total += found
     about = {"kind": tokenizer.kind, "vocab_size": tokenizer.vocab_size, "digest": tokenizer.digest}
     extent = {"size": sum(row["size"] for row in rows), "whole": all(row["whole"] for row in rows)}

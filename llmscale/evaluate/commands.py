@@ -53,6 +53,8 @@ def evaluate_files(
         )
         figures = evaluate(lambda part: float(loss(trained.model, part)[0]), documents, batch)
     assert figures is not None
+    for warning in documents.met.warnings(data.bad_record_warning):
+        click.echo(warning, err=True)
     if as_json:
         row = {"checkpoint": str(trained.checkpoint.path), **figures, "dropped": documents.dropped}
         click.echo(json.dumps(strict(row), allow_nan=False))

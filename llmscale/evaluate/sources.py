@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from data_pipeline.config import SourceConfig
 from data_pipeline.errors import UserError
 from data_pipeline.fields import TextField
+from data_pipeline.readers.looking import TEXT_KINDS
 from llmscale.config import RunConfig
 
 KINDS = tuple(kind for kind in get_args(SourceConfig.model_fields["kind"].annotation) if kind != "datasets")
@@ -33,13 +34,15 @@ class Given(NamedTuple):
     kind: str | None = None
     field: str | None = None
     target_field: str | None = None
+    encoding: str | None = None
 
 
 def evaluation_sources(config: RunConfig, files: tuple[str, ...], given: Given) -> list[SourceConfig]:
     """A source for each file or pattern.
 
     Args:
-        config: of the run; its sources say which fields hold texts, where the command line does not.
+        config: of the run; its sources say which fields hold texts, and in which encoding, where the command line
+            does not.
         files: paths or patterns.
 
     Raises:
@@ -57,6 +60,7 @@ def evaluation_sources(config: RunConfig, files: tuple[str, ...], given: Given) 
 
 def _source(config: RunConfig, pattern: str, given: Given, pairs: bool) -> SourceConfig:
     kind = given.kind or _kind(config, pattern, pairs or given.field is not None)
+    common = {"kind": kind, "paths": [pattern], "encoding": _encoding(config, kind, pattern, given)}
     if kind in _WITHOUT_FIELDS:
         named = [
             f"--{name.replace('_', '-')}" for name in ("field", "target_field") if getattr(given, name) is not None
@@ -70,9 +74,8 @@ def _source(config: RunConfig, pattern: str, given: Given, pairs: bool) -> Sourc
                 f"--data {pattern} is text without fields, but a model of objective seq2seq is evaluated on pairs; give"
                 f" JSON lines, CSV, TSV, Parquet or Arrow (or set --kind to what it is)"
             )
-        return _made({"kind": kind, "paths": [pattern]})
-    settings = _fields(config, kind, pattern, given, pairs)
-    return _made({**settings, "kind": kind, "paths": [pattern]})
+        return _made(common)
+    return _made({**_fields(config, kind, pattern, given, pairs), **common})
 
 
 def _kind(config: RunConfig, pattern: str, fields: bool) -> str:
@@ -82,6 +85,19 @@ def _kind(config: RunConfig, pattern: str, fields: bool) -> str:
     if kind in ("csv", "tsv") and not fields and all(source.kind != kind for source in _own(config)):
         return "text"
     return kind
+
+
+def _encoding(config: RunConfig, kind: str, pattern: str, given: Given) -> str | None:
+    """The encoding that is given, else that of the run's sources of the kind; None where they differ."""
+    if given.encoding is not None:
+        if kind not in TEXT_KINDS:
+            raise UserError(
+                f"--data {pattern} has kind {kind}, which has no encoding of its own; leave out --encoding, or set"
+                f" --kind"
+            )
+        return given.encoding
+    own = {source.encoding for source in _own(config) if source.kind == kind}
+    return own.pop() if len(own) == 1 else None
 
 
 def _own(config: RunConfig) -> list[SourceConfig]:
@@ -121,7 +137,7 @@ def _fields(config: RunConfig, kind: str, pattern: str, given: Given, pairs: boo
 
 def _reading(source: SourceConfig, *, same: bool) -> dict[str, Any]:
     """The part of a source's settings that another file is read by: of another kind of file, its fields alone."""
-    about = {"paths", "exclude", "kind", "name", "subset", "split", "label", "weight", "epochs"}
+    about = {"paths", "exclude", "kind", "encoding", "name", "subset", "split", "label", "weight", "epochs"}
     settings = source.model_dump(exclude=about)
     return settings if same else {name: settings[name] for name in ("field", "target_field", "defaults")}
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import UserError
+from data_pipeline.first_bytes import require_contents_at
 
 CONFIG = "config.json"
 GENERATION = "generation_config.json"
@@ -30,6 +31,7 @@ def read_json(path: Path, fix: str) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; {fix}") from None
     except (ValueError, RecursionError) as error:
+        require_contents_at(path)
         raise UserError(f"{path} is not JSON ({error}); {fix}") from None
     if not isinstance(found, dict):
         raise UserError(f"{path} holds a JSON {type(found).__name__} where an object is needed; {fix}")

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from data_pipeline.errors import UserError
+from data_pipeline.first_bytes import require_contents_at
 from llmscale.exchange.files import read_json, write_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -121,6 +122,7 @@ class TensorFolder:
         return self._open[file]
 
     def _damaged(self, file: str, error: Exception) -> UserError:
+        require_contents_at(self.folder / file)
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         return UserError(f"cannot read {self.folder / file}: {reason}; download it again")
 

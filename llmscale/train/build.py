@@ -344,6 +344,8 @@ def build_evaluation(config: RunConfig, run: RunDirectory) -> EvaluationSet | No
         written = build_evaluation_set(config.data, run.tokenizer, run.cache, **how)
         if written.dropped:
             _tell(f"reading the documents to evaluate on dropped or mended: {by_reason(written.dropped)}")
+        for warning in written.met.warnings(config.data.bad_record_warning):
+            _tell(warning)
         return written.directory.name
 
     name = on_rank_zero(write)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from data_pipeline.readers.bad_records import DAMAGED, loss_text
 from data_pipeline.records import RecordWriter
 from llmscale.engine.distributed import World
 from llmscale.train.callbacks import Callback, StepResult
@@ -46,14 +47,19 @@ class DataReporter(Callback):
         with RecordWriter(self._folder / f"rank-{self._world.rank:05d}.jsonl", trainer.attempt) as writer:
             for record in fresh:
                 writer.write({"step": trainer.step, **record._asdict()})
+        for record in fresh:
+            if record.reason == DAMAGED:
+                self._warn(f"warning: {loss_text(record.path, record.detail)}")
         count, records = trainer.loader.bad_count, trainer.loader.records
         rate = count / max(1, records)
         if rate > self._warning and not self._warned:
             self._warned = True
-            text = (
+            self._warn(
                 f"warning: rank {self._world.rank} found {count} bad records among {records}"
                 f" ({rate:.1%}; data.bad_record_warning is {self._warning:.1%}), the first: {found[0].place}"
                 f" ({found[0].reason}); {'all' if count == self._listed else self._listed} are listed in {self._folder}"
             )
-            logging.getLogger("llmscale").warning(text)
-            print(text, file=sys.stderr, flush=True)
+
+    def _warn(self, text: str) -> None:
+        logging.getLogger("llmscale").warning(text)
+        print(text, file=sys.stderr, flush=True)

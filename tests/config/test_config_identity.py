@@ -62,6 +62,7 @@ IDENTITY: dict[str, Any] = {
     "data.sources.delimiter": "==",
     "data.sources.quote": "",
     "data.sources.escape": "\\",
+    "data.sources.encoding": "gb18030",
     "data.sources.target_field": "summary",
     "data.sources.defaults": {"text": ""},
     "data.sources.label": "a",

@@ -161,19 +161,35 @@ CASES = {
         ":5",
         "cut short",
     ),
-    "no Zstandard": Bad("a.jsonl.zst", b"plain text", JSONL, [], "compressed file is damaged", ":1", "damaged: "),
+    "no Zstandard behind the mark": Bad(
+        "a.jsonl.zst",
+        b"\x28\xb5\x2f\xfdplain text",
+        JSONL,
+        [],
+        "compressed file is damaged",
+        ":1",
+        "damaged: ",
+    ),
     "a compressed document cut short": Bad(
         "a.txt.gz", gzip.compress(b"text" * 99)[:-9], {}, [], "compressed file is damaged", " (byte 0)", "cut short"
     ),
 }
 
 
+SOUND = {".txt.gz": gzip.compress(b"sound"), ".jsonl.zst": zstandard.compress(b'{"text": "sound"}')}
+"""A sound file by suffix."""
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_a_bad_record_is_skipped_and_noted(tmp_path: Path, name: str) -> None:
     bad = CASES[name]
     (tmp_path / bad.name).write_bytes(bad.data)
+    # A source without any record is refused.
+    if not bad.kept:
+        suffix = bad.name[1:]
+        (tmp_path / f"b{suffix}").write_bytes(SOUND[suffix])
     found = corpus(tmp_path, bad.source)
-    assert read(found) == bad.kept
+    assert read(found) == (bad.kept or ["sound"])
     assert found.dropped == {bad.reason: 1}
     [noted] = found.take_bad()
     assert (noted.reason, noted.path) == (bad.reason, str(tmp_path / bad.name))
@@ -187,6 +203,8 @@ def test_a_bad_record_can_end_the_run(tmp_path: Path, name: str) -> None:
     bad = CASES[name]
     path = tmp_path / bad.name
     path.write_bytes(bad.data)
+    if not bad.kept:
+        (tmp_path / f"b{bad.name[1:]}").write_bytes(SOUND[bad.name[1:]])
     found = corpus(tmp_path, bad.source, on_bad_record="fail")
     with pytest.raises(UserError) as caught:
         read(found)

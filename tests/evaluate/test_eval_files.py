@@ -233,6 +233,44 @@ def test_a_table_is_plain_text_where_neither_the_run_nor_the_command_has_fields(
     assert figures(capsys, model.path, "--data", path, "--kind", "csv")["documents"] == 2
 
 
+def test_files_in_other_encodings_are_read_as_the_runs_own_or_as_is_said(
+    trained: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = trained("pairs")
+    source = {**PAIRS, "kind": "csv", "encoding": "cp932", "delimiter": "|", "quote": "'", "escape": "\\"}
+    run = checkpoint(model.folder / "imported", model.folder / "encoded", SEQ2SEQ, [source])
+    # The second byte of these is a bar or a backslash.
+    pairs = [("ポ|ソ", "'表'"), ("ポポ", "能\\ソ"), ("x", "ー\nソ")] * 3
+    for encoding, name in (("cp932", "table.csv"), ("utf-8", "other.csv")):
+        with open(model.folder / name, "w", newline="", encoding=encoding) as file:
+            writer = csv.writer(file, delimiter="|", quotechar="'", escapechar="\\")
+            writer.writerows([("question", "answer"), *pairs])
+            # A record of three fields.
+            file.write("a|b|c\n")
+    nats, count = reference_loss(model.theirs, pairs)
+    for options in (("table.csv",), ("other.csv", "--encoding", "utf-8")):
+        assert command("eval", run, "--data", model.folder / options[0], *options[1:], "--json") == 0
+        said = capsys.readouterr()
+        found = json.loads(said.out.splitlines()[-1])
+        assert (found["tokens"], found["dropped"]) == (count, {"malformed row": 1})
+        assert found["loss"] == pytest.approx(nats / count, rel=2e-6)
+        warning = f"1 bad records among 10 (10.0%; data.bad_record_warning is 1.0%): 1 malformed row ({model.folder}"
+        assert warning in said.err
+    assert command("eval", run, "--data", model.folder / "other.csv") == 2
+    assert "other.csv is UTF-8, not cp932; set --encoding to utf-8" in capsys.readouterr().err
+    # A run that says nothing of an encoding.
+    (model.folder / "table.jsonl").write_bytes(
+        "".join(f'{{"question": "今日は、いい天気{i}", "answer": "です"}}\n' for i in range(9)).encode("cp932")
+    )
+    assert command("eval", model.path, "--data", model.folder / "table.jsonl") == 2
+    refused = capsys.readouterr().err
+    assert "but probably cp932 (Shift JIS)" in refused
+    assert "set --encoding to cp932" in refused
+    found = figures(capsys, model.path, "--data", model.folder / "table.jsonl", "--encoding", "sjis")
+    nats, count = reference_loss(model.theirs, [(f"今日は、いい天気{i}", "です") for i in range(9)])
+    assert found["loss"] == pytest.approx(nats / count, rel=2e-6)
+
+
 MISTAKES: dict[str, tuple[str, str, tuple[str, ...], str]] = {
     "text": ("pairs", "a.txt", (), "is text without fields, but a model of objective seq2seq is evaluated on pairs"),
     "other fields": ("pairs", "plain.jsonl", (), "plain.jsonl has no field 'question' but 'text'"),
@@ -242,6 +280,13 @@ MISTAKES: dict[str, tuple[str, str, tuple[str, ...], str]] = {
     "fields of tokens": ("causal", "odd.idx", ("--field", "text"), "has kind tokens, which has no fields; leave out"),
     "fields of text": ("causal", "a.txt", ("--field", "text"), "has kind text, which has no fields; leave out --field"),
     "another kind": ("causal", "a.txt", ("--kind", "json"), "--kind is 'json', but must be one of text, jsonl"),
+    "an encoding of tokens": (
+        "causal",
+        "odd.idx",
+        ("--encoding", "gbk"),
+        "which has no encoding of its own; leave out",
+    ),
+    "no encoding": ("causal", "a.txt", ("--encoding", "no"), "a.txt: Python knows no text encoding 'no'; name one"),
     "a bad template": ("joined", "plain.jsonl", ("--field", "{text"), "is not a valid template"),
 }
 
@@ -256,6 +301,8 @@ def test_what_cannot_be_evaluated_is_said_in_a_sentence(
     (model.folder / "a.txt").write_text("text")
     tokenizer = load_tokenizer(model.folder / "tokenizer")
     materialise([Document(i, 0, i, "text") for i in range(3)], tokenizer, model.folder / "odd", digest="")
+    # What making the model has said.
+    capsys.readouterr()
     assert command("eval", model.path, "--data", model.folder / file, *options) == 2
     [sentence] = capsys.readouterr().err.splitlines()
     assert message in sentence

@@ -30,6 +30,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "blank.txt").write_text("\n  \n" * 50)
     (folder / "small.txt").write_text("a few words\n")
     (folder / "bad.jsonl").write_text('{"body": 1}\n')
+    (folder / "array.jsonl").write_text(json.dumps([{"text": "x" * 400}] * 3600))
+    (folder / "lists.jsonl").write_text('{"text": ["a", "b"]}\n' * 9)
+    (folder / "gbk.txt").write_bytes("今天\n".encode("gbk") * 99)
     (folder / "corrupt.model").write_bytes(b"\x0a\x0bnot a model")
     (folder / "broken.yaml").write_text("run: [1,\n  b: }")
     (folder / "list.yaml").write_text("- 1\n")
@@ -121,11 +124,24 @@ def test_a_real_process_says_it_too(folder: Path) -> None:
 DATA_MISTAKES = {
     "a missing file": (r"data\.sources\[0\]\.paths: no file matches none\.txt", "data.sources.0.paths=[none.txt]"),
     "an empty corpus": (
-        r"data\.sources holds no text: its 1 files are empty; add",
+        r"data\.sources\[0\] holds no text: its 1 files \(.*\) are empty, or have no rows; add",
         "data.sources.0.paths=[empty.txt]",
     ),
+    "one JSON array": (
+        r"array\.jsonl is one JSON array and not JSON lines",
+        "data.sources.0={kind: jsonl, paths: [array.jsonl]}",
+    ),
+    "lists in place of texts": (
+        r"data\.sources\[0\] holds no text: of 9 records in lists\.jsonl none .* at lists\.jsonl:1: 'text' is a list",
+        "data.sources.0={kind: jsonl, paths: [lists.jsonl]}",
+    ),
+    "one source of two without text": (
+        r"data\.sources\[1\] holds no text: of 9 records in lists\.jsonl",
+        "data.sources=[{paths: ['text-*.txt']}, {kind: jsonl, paths: [lists.jsonl]}]",
+    ),
+    "another encoding": (r"gbk\.txt is not utf-8 but probably gb18030", "data.sources.0.paths=[gbk.txt]"),
     "blank lines only": (
-        r"lane 0 holds only 0 tokens, less than one sample \(32\)",
+        r"data\.sources\[0\] holds no text: of 100 records in blank\.txt none was kept \(100 empty\); add",
         "data.sources.0.paths=[blank.txt]",
         "data.lanes=1",
     ),
@@ -244,7 +260,10 @@ COMMAND_MISTAKES = {
         "trained",
         "--data",
         "blank.txt",
-    ): r"the documents to evaluate on hold no text; name other files in --data",
+    ): r"--data\[0\] holds no text: of 1 records in blank\.txt none was kept \(1 empty\); add",
+    ("eval", "trained", "--data", "array.jsonl"): r"array\.jsonl is one JSON array and not JSON lines",
+    ("eval", "trained", "--data", "lists.jsonl"): r"--data\[0\] holds no text: .*'text' is a list, not a string",
+    ("eval", "trained", "--data", "text-0.txt", "--data", "gbk.txt"): r"gbk\.txt is not utf-8 but probably gb18030",
     ("eval", "trained", "--data", "bad.jsonl"): r"bad\.jsonl has no field 'text' but 'body'",
     ("generate", "folder", "--prompt", "x"): r"folder holds no checkpoint yet; give",
     ("generate", "trained", "--prompt", "x" * 80): r"prompt has 81 tokens, but the model's context is 64; shorten",

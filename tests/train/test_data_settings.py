@@ -130,7 +130,12 @@ def test_what_is_left_out_of_an_evaluation_is_said(folder: Path) -> None:
     said = "dropped or mended: 3 no text in the field, 3 not JSON"
     assert f"reading the documents to evaluate on {said}\n" in train(folder, "train.steps=1").stderr
     command = ("eval", "run", "--data", "held.jsonl")
-    assert f"(3 documents, 72 bytes, 75 tokens; {said})" in run(*command, cwd=folder).stdout
+    evaluated = run(*command, cwd=folder)
+    assert f"(3 documents, 72 bytes, 75 tokens; {said})" in evaluated.stdout
+    assert evaluated.stderr == (
+        "warning: 6 bad records among 9 (66.7%; data.bad_record_warning is 1.0%): 3 no text in the field, 3 not JSON"
+        " (held.jsonl: 3 no text in the field, 3 not JSON)\n"
+    )
     figures = json.loads(run(*command, "--json", cwd=folder).stdout)
     assert (figures["documents"], figures["dropped"]) == (3, {"no text in the field": 3, "not JSON": 3})
 
