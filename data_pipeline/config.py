@@ -20,28 +20,36 @@ class SourceConfig(Section):
     files, as `llmscale data prepare`, Megatron-LM and GPT-NeoX write them."""
     paths: list[str] = []
     """Files or glob patterns (`**` crosses folders), relative to the working directory, or URLs that fsspec opens such
-    as `s3://bucket/*.jsonl`. As in a shell, patterns leave out names that begin with a dot; the name of a file that is
-    there stands for itself. `{python_stdlib}` stands for the folder of this Python installation's standard library."""
+    as `s3://bucket/*.jsonl`. As in a shell, patterns leave out names that begin with a dot; the name of a file or
+    folder that is there stands for itself, whatever characters it has. `{python_stdlib}` stands for the folder of this
+    Python installation's standard library."""
     exclude: list[str] = []
     """Path components to leave out: a file is skipped when any folder or file name on its path below the pattern's
     fixed part matches one of these patterns (such as `__pycache__` or `*.min.js`)."""
     document: Literal["file", "line"] = "file"
     """What one document is, for kind text without a `delimiter`."""
     delimiter: str | None = Field(default=None, min_length=1)
-    """For kind text: what stands between documents, such as `<|endoftext|>`; everything else belongs to them."""
+    """For kind text: what stands between documents, such as `<|endoftext|>`; everything else belongs to them. For csv
+    and tsv: the one character between fields, such as `;`; a comma and a tab where not given."""
     encoding: str | None = None
     """For kinds text, jsonl, csv and tsv: the encoding of the files, by a name that Python knows, such as `gb18030`
     (GBK), `big5`, `cp1252` or `utf-16`. UTF-8 where not given; then a file that is in something else is refused. With
     `utf-8` written down it is read all the same, and invalid bytes are replaced by U+FFFD. Files in UTF-16, UTF-32 or
     an encoding with states are not cut into spans, just as compressed ones are not."""
     quote: str = Field(default='"', max_length=1)
-    """For csv and tsv: the character around fields that hold separators or newlines. Empty: quotes are ordinary
-    characters, as in many TSV files, and every newline ends a row."""
+    """For csv and tsv: the character around fields that hold separators or newlines; within them, two of it stand for
+    one. Empty, and so for tsv where it is not given: quotes are ordinary characters, and every newline ends a row."""
+    escape: str | None = Field(default=None, min_length=1, max_length=1)
+    """For csv and tsv: the character that takes the special meaning from the one behind it, such as a backslash, within
+    quotes and without; it is not part of the text itself. By default there is none."""
     field: str = "text"
     """The field that holds the text, for all kinds but text; or a template such as `"{title}\\n{body}"` that is filled
     from several fields."""
     target_field: str | None = None
     """The field, or a template, that holds the target text of a pair (objective seq2seq), for all kinds but text."""
+    defaults: dict[str, str] = {}
+    """The text of a field that a record lacks or has as null, by the field's name, such as `{input: ""}`. A record
+    without a field that has no default is a bad one. Records that a default was used for are counted."""
     name: str | None = None
     """For kind datasets: a hub name, or a builder such as `json` or `text` together with `paths`."""
     subset: str | None = None
@@ -62,7 +70,32 @@ class SourceConfig(Section):
     def _known_encoding(cls, encoding: str | None) -> str | None:
         return None if encoding is None else normal_name(encoding)
 
+    @model_validator(mode="after")
+    def _fields_that_can_be_told_apart(self) -> "SourceConfig":
+        if self.kind == "tsv" and "quote" not in self.model_fields_set:
+            # Not by way of the input, so that it stays known that nobody asked for it.
+            self.__dict__["quote"] = ""
+        if self.kind not in ("csv", "tsv"):
+            if self.escape is not None:
+                raise ValueError(f"escape is {self.escape!r}, but kind {self.kind} has no escapes; leave it out")
+            return self
+        if self.delimiter is not None and len(self.delimiter) > 1:
+            raise ValueError(f"delimiter is {self.delimiter!r}, but kind {self.kind} needs one character; give one")
+        special = {"delimiter": self.delimiter or DELIMITERS[self.kind], "quote": self.quote, "escape": self.escape}
+        names: dict[str, str] = {}
+        for name, character in special.items():
+            if not character:
+                continue
+            if character in "\r\n\0":
+                raise ValueError(f"{name} is {character!r}, which ends a row; give another character")
+            if character in names:
+                raise ValueError(f"{names[character]} and {name} are both {character!r}; give two characters")
+            names[character] = name
+        return self
 
+
+DELIMITERS = {"csv": ",", "tsv": "\t"}
+"""What stands between the fields of a row, by kind."""
 ROLES = ("bos", "eos", "pad", "unk", "cls", "sep", "mask", "fim_prefix", "fim_middle", "fim_suffix")
 """Roles of special tokens, besides sentinel_0, sentinel_1 and so on."""
 
@@ -172,8 +205,8 @@ class DataConfig(Section):
     """A record that is longer is a bad one."""
     on_bad_record: Literal["skip", "fail"] = "skip"
     """What to do about a record that cannot be used as it is (malformed, too long, without the field): skip counts it
-    and notes its place, and replaces invalid UTF-8 by U+FFFD; fail stops with its path and line. Empty records
-    are never bad ones, and a file that cannot be read at all always stops the run."""
+    and notes its place, and replaces invalid UTF-8 and lone surrogates by U+FFFD; fail stops with its path and line.
+    Empty records are never bad ones, and a file that cannot be read at all always stops the run."""
     bad_record_warning: float = Field(default=0.01, ge=0, le=1)
     """Fraction of bad records above which the run warns."""
     shuffle_buffer: int = Field(default=4096, ge=0, le=1 << 30)

@@ -21,6 +21,11 @@ class UserError(ValueError):
     """Every rank meets the same mistake, so that rank 0 alone reports it; set to False where only one rank does."""
 
 
+def setting(where: str, name: str) -> str:
+    """What a message calls a setting of a source at a place of the config, or of the command line."""
+    return f"--{name.replace('_', '-')}" if where.startswith("--") else f"{where}.{name}"
+
+
 def first_line(error: BaseException) -> str:
     """What an error of a library says, in one line, with what caused it where that says something else."""
     line = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -26,6 +26,7 @@ from data_pipeline.indexed_samples import fill_rows, make_view
 from data_pipeline.objective_config import CausalObjective, ObjectiveConfig
 from data_pipeline.objectives import Objective, build_objective
 from data_pipeline.readers import BadCounts
+from data_pipeline.samples import require_targets
 from data_pipeline.sources import Corpus, Document
 from data_pipeline.tokenizer import Tokenizer, load_tokenizer
 from data_pipeline.tokenizer.conventions import Frame, plain_frame
@@ -145,6 +146,8 @@ def build_evaluation_set(
     """
     tokenizer = load_tokenizer(tokenizer_dir)
     made = _objective(config, tokenizer, objective, seed)
+    if made.unit == "pair":
+        _require_targets(config, where)
     frame = made.frame or plain_frame(tokenizer)
     parts = _heldout_parts(config, tokenizer, where)
     for part in parts:
@@ -181,6 +184,18 @@ def _objective(config: DataConfig, tokenizer: Tokenizer, objective: ObjectiveCon
     if isinstance(objective, CausalObjective):
         objective = objective.model_copy(update={"fim_rate": 0.0})
     return build_objective(objective, tokenizer, config.sequence_length, seed)
+
+
+def _require_targets(config: DataConfig, where: str) -> None:
+    """Raise UserError unless all that is evaluated on has targets."""
+    if config.holdout > 0:
+        require_targets(config)
+    for index, source in enumerate(config.evaluation):
+        if source.target_field is None and source.kind != "tokens":
+            raise UserError(
+                f"objective.name is seq2seq, but {where}[{index}] has no target_field; name the field that holds the"
+                f" target text"
+            )
 
 
 def training_documents(config: DataConfig, tokenizer: Tokenizer) -> Iterator[str]:
@@ -234,12 +249,19 @@ class _Tokens:
         return BadCounts()
 
     def texts(self, tokenizer: Tokenizer) -> Iterator[str]:
-        return (tokenizer.decode(self.shards.document(i)) for i in range(self.shards.document_count))
+        documents = (self.shards.known(i, tokenizer.vocab_size) for i in range(self.shards.document_count))
+        return map(tokenizer.decode, documents)
 
     def tokens(self, tokenizer: Tokenizer, pairs: bool, frame: Frame) -> Iterator[tuple[list[np.ndarray], int]]:
         step = 2 if pairs else 1
+        odd = [dataset for dataset in self.shards.datasets if dataset.document_count % step]
+        if odd:
+            raise UserError(
+                f"{odd[0].prefix} has {odd[0].document_count} documents, which are no pairs of a text and a target;"
+                f" name tokens that were prepared of sources with a target_field"
+            )
         for first in range(0, self.shards.document_count, step):
-            arrays = [self.shards.document(first + i).astype(np.int32) for i in range(step)]
+            arrays = [self.shards.known(first + i, tokenizer.vocab_size).astype(np.int32) for i in range(step)]
             yield arrays, len(tokenizer.decode(arrays[-1]).encode())
 
 

@@ -91,27 +91,48 @@ def _expand(pattern: str) -> str:
 
 
 def _local_matches(expanded: str, pattern: str, where: str) -> list[tuple[str, str]]:
-    """Sorted (name, path) of one pattern. The name of a file that is there stands for itself, whatever is in it."""
+    """Sorted (name, path) of one pattern."""
     # A link to nothing is a match too, which is reported when it is opened: a shard left out would change the data.
     if os.path.isfile(expanded) or _leads_nowhere(expanded):
         return [(os.path.basename(expanded), expanded)]
     if os.path.exists(expanded) and not os.path.isdir(expanded):
         raise UserError(f"{where}.paths: {pattern} is no regular file but a pipe, a device or a socket; name a file")
-    found = glob.glob(expanded, recursive=True)
+    found = local_paths(expanded)
     paths = [path for path in found if os.path.isfile(path) or _leads_nowhere(path)]
     last = expanded.rstrip("/").rpartition("/")[2]
     folders = [path for path in found if os.path.isdir(path)] if last.strip("*?") else []
     if folders:
         raise UserError(
-            f"{where}.paths: {folders[0] if glob.has_magic(expanded) else pattern} is a folder;"
+            f"{where}.paths: {pattern if os.path.isdir(expanded) else folders[0]} is a folder;"
             f" write {pattern.rstrip('/')}/**/* for its files"
         )
     if not paths:
         raise UserError(
             f"{where}.paths: no file matches {pattern} (from folder {os.getcwd()}); correct the path or pattern"
         )
-    fixed = _fixed_part(expanded)
+    fixed = _fixed_part(expanded, os.path.lexists)
     return sorted((os.path.relpath(path, fixed).replace(os.sep, "/"), path) for path in paths)
+
+
+def local_paths(pattern: str) -> list[str]:
+    """The files and folders that a pattern matches, in no order. As far as it names what is there, it stands for that,
+    whatever characters the names have."""
+    return glob.glob(_escaped(pattern, os.path.lexists), recursive=True)
+
+
+def _literal_parts(pattern: str, exists: Callable[[str], bool]) -> int:
+    """How many of a pattern's leading components stand for themselves."""
+    parts = pattern.split("/")
+    for i, part in enumerate(parts):
+        if glob.has_magic(part) and not exists("/".join(parts[: i + 1])):
+            return i
+    return len(parts)
+
+
+def _escaped(pattern: str, exists: Callable[[str], bool]) -> str:
+    """A pattern of which no character has a special meaning in components that stand for themselves."""
+    parts, literal = pattern.split("/"), _literal_parts(pattern, exists)
+    return "/".join([*map(glob.escape, parts[:literal]), *parts[literal:]])
 
 
 def _leads_nowhere(path: str) -> bool:
@@ -122,7 +143,11 @@ def _remote_matches(url: str, where: str) -> list[tuple[str, str]]:
     """Sorted (name, URL) of one pattern on a remote file system."""
     try:
         system, pattern = file_system(url)
-        found = system.glob(pattern, detail=True) if glob.has_magic(pattern) else {pattern: system.info(pattern)}
+        if _literal_parts(pattern, system.exists) == pattern.count("/") + 1:
+            found = {pattern: system.info(pattern)}
+        else:
+            found = system.glob(_escaped(pattern, system.exists), detail=True)
+        fixed = _fixed_part(pattern, system.exists)
     except FileNotFoundError:
         found = {}
     except Exception as error:  # every file system raises its own
@@ -132,7 +157,6 @@ def _remote_matches(url: str, where: str) -> list[tuple[str, str]]:
         if any(info["type"] == "directory" for info in found.values()):
             raise UserError(f"{where}.paths: {url} is a folder; write {url.rstrip('/')}/**/* for its files")
         raise UserError(f"{where}.paths: no file matches {url}; correct the URL or pattern")
-    fixed = _fixed_part(pattern)
     return sorted((os.path.relpath(path, fixed), system.unstrip_protocol(path)) for path in files)
 
 
@@ -143,15 +167,16 @@ def _without(exclude: list[str], named: list[tuple[str, str]], pattern: str, whe
     return kept
 
 
-def _fixed_part(pattern: str) -> str:
-    """The folder above the first component with a wildcard, or above the file."""
+def _fixed_part(pattern: str, exists: Callable[[str], bool]) -> str:
+    """The folder above the first component that is a pattern, or above the file."""
     parts = pattern.split("/")
-    fixed = next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts) - 1)
+    fixed = min(_literal_parts(pattern, exists), len(parts) - 1)
     return "/".join(parts[:fixed]) or ("/" if pattern.startswith("/") else ".")
 
 
 def _excluded(name: str, exclude: list[str]) -> bool:
-    return any(fnmatch.fnmatchcase(part, pattern) for part in name.split("/") for pattern in exclude)
+    parts = name.split("/")
+    return any(part == pattern or fnmatch.fnmatchcase(part, pattern) for part in parts for pattern in exclude)
 
 
 def _entry(index: int, path: str, name: str, look: Look) -> FileEntry:

@@ -8,6 +8,7 @@ of a file after some malformed lines.
 
 from __future__ import annotations
 
+import glob
 import itertools
 from collections.abc import Iterator
 from typing import Any
@@ -52,7 +53,8 @@ class StreamedDataset:
                 source.subset,
                 split=source.split,
                 streaming=True,
-                **({"data_files": [file.path for file in local]} if local else {}),
+                # The library takes names for patterns.
+                **({"data_files": [glob.escape(file.path) for file in local]} if local else {}),
                 # The default turns every string of a column into JSON where one row holds an object.
                 **({"on_mixed_types": None} if source.name == "json" else {}),
             )

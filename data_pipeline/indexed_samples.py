@@ -13,7 +13,7 @@ from data_pipeline.counter_random import uniforms
 from data_pipeline.cursor import open_cursor
 from data_pipeline.errors import UserError
 from data_pipeline.indexed.permutation import Permutation
-from data_pipeline.indexed.shards import Shards
+from data_pipeline.indexed.shards import Shards, are_known
 from data_pipeline.indexed.views import Chunks, Examples, Windows, end_tokens
 from data_pipeline.mixture import Mixture
 from data_pipeline.objectives import Arrays, Objective
@@ -96,20 +96,21 @@ class IndexedSamples:
         else:
             # A sample lends its shape to rows that are all fill.
             arrays, digests = self._objective.arrays([self._views[0].sample(0, 0)], [0]), np.empty(0, np.uint64)
-        self._require_known(arrays, real)
         missing = len(numbers) - len(real)
         if missing:
             arrays = fill_rows(arrays, len(real), missing)
             digests = np.concatenate([digests, np.zeros(missing, dtype=np.uint64)])
         return Chunk(arrays, digests, np.empty((len(numbers), 0), dtype=np.int64))
 
-    def _require_known(self, arrays: Arrays, numbers: Sequence[int]) -> None:
-        highest = max(int(arrays[name].max()) for name in ("tokens", "targets", "encoder_inputs") if name in arrays)
-        if highest >= self._vocab_size:
-            raise UserError(
-                f"data.sources hold token {highest} among samples {numbers[0]} to {numbers[-1]}, but the tokenizer has"
-                f" only {self._vocab_size} tokens; set data.tokenizer to the one that the tokens were made with"
-            )
+    def _require_known(self, samples: Sequence[Sample], numbers: Sequence[int]) -> None:
+        """Raise UserError for an id that is not in the vocabulary, before anything looks it up."""
+        for sample, k in zip(samples, numbers, strict=True):
+            if not are_known(sample.tokens, self._vocab_size):
+                shards = self._groups[self._mixture.place(k)[0]]
+                # The target of a pair has no piece of its own.
+                more = [sample.pieces[0].document + 1] if self._objective.unit == "pair" else []
+                for document in [*(piece.document for piece in sample.pieces), *more]:
+                    shards.known(document, self._vocab_size)
 
     def sources(self, samples: int) -> dict[str, int]:
         return dict(zip(self._mixture.labels, self._mixture.counts(samples), strict=True))
@@ -124,6 +125,7 @@ class IndexedSamples:
 
     def _rows(self, numbers: Sequence[int]) -> tuple[Arrays, np.ndarray]:
         samples = self.samples(numbers)
+        self._require_known(samples, numbers)
         digests = [sample_digest(sample, k) for sample, k in zip(samples, numbers, strict=True)]
         # Some windows are short, so that all must say what counts: chunks of several workers are put together.
         return with_weights(self._objective.arrays(samples, numbers)), np.array(digests, dtype=np.uint64)
@@ -141,6 +143,8 @@ class IndexedSamples:
             for group in present:
                 rows = np.flatnonzero(plan.groups == group)
                 tokens[rows], sizes[rows] = windows[group].gather(plan.indices[rows])
+        if not are_known(tokens, self._vocab_size):
+            self._require_known(self.samples(numbers), numbers)
         arrays: Arrays = {"tokens": tokens}
         known: Iterable[Any] = tokens
         if sizes.min() < self._objective.length:
@@ -234,7 +238,7 @@ class WindowView:
 
     def sample(self, index: int, number: int) -> Sample:
         row = np.array([index])
-        tokens, lengths = self.windows.gather(row, dtype=np.int32)
+        tokens, lengths = self.windows.gather(row)
         length = int(lengths[0])
         held = self.windows.documents(row)
         sizes = np.bincount(self.windows.segments(row)[0, :length]).tolist()
@@ -244,7 +248,7 @@ class WindowView:
             _piece(self.shards, document, start, size)
             for document, start, size in zip(documents, starts, sizes, strict=True)
         ]
-        return Sample(tokens[0, :length], tuple(pieces))
+        return Sample(_narrow(tokens[0, :length]), tuple(pieces))
 
     def _documents(self, first: int, last: int, count: int) -> list[int]:
         """The documents from first to last that have tokens."""
@@ -278,9 +282,9 @@ class SentenceView:
         part = second.tokens[:room]
         pieces = [_piece(self.shards, first.document, first.offset, len(first.tokens))]
         if second.document == first.document and label == 1:
-            return Sample(first.tokens.astype(np.int32), tuple(pieces), len(first.tokens), -1)
+            return Sample(_narrow(first.tokens), tuple(pieces), len(first.tokens), -1)
         pieces.append(_piece(self.shards, second.document, second.offset, len(part)))
-        tokens = np.concatenate([first.tokens, part]).astype(np.int32)
+        tokens = _narrow(np.concatenate([first.tokens, part]))
         return Sample(tokens, tuple(pieces), len(first.tokens), label)
 
 
@@ -298,7 +302,7 @@ class PairView:
     def sample(self, index: int, number: int) -> Sample:
         where = _piece(self.shards, 2 * index, 0, 0)
         ends = self._ends[where.file]
-        source, target = (part[: len(part) - ends].astype(np.int32) for part in self.examples.get(index))
+        source, target = (_narrow(part[: len(part) - ends]) for part in self.examples.get(index))
         tokens = np.concatenate([source, target])
         return Sample(tokens, (where._replace(length=len(tokens)),), len(source))
 
@@ -322,6 +326,12 @@ def make_view(shards: Shards, objective: Objective, seed: int) -> View:
 def _piece(shards: Shards, document: int, start: int, length: int) -> Piece:
     where = shards.locate(np.array(document))
     return Piece(document, int(where.shard), int(where.local), start, length)
+
+
+def _narrow(tokens: np.ndarray) -> np.ndarray:
+    """Ids as int32; those that it cannot hold stay as they are, since they would be others, and are refused later."""
+    narrow = tokens.astype(np.int32)
+    return narrow if tokens.itemsize <= 4 or np.array_equal(narrow, tokens) else tokens.astype(np.int64)
 
 
 def fill_rows(arrays: Arrays, kept: int, missing: int) -> Arrays:

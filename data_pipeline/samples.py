@@ -14,6 +14,7 @@ from data_pipeline.lanes import Lanes, LaneState
 from data_pipeline.objectives import Arrays, Objective
 from data_pipeline.packing import Origin, Sample
 from data_pipeline.readers import BadRecord
+from data_pipeline.readers.bad_records import VERSION
 from data_pipeline.readers.kinds import Survey
 from data_pipeline.sources import Corpus
 from data_pipeline.tokenizer import Tokenizer
@@ -123,6 +124,7 @@ class StreamSamples:
             "holdout": config.holdout,
             "seed": seed,
             "tokenizer": tokenizer.digest[:16],
+            "reading": VERSION,
         }
 
     def make(self, numbers: Sequence[int]) -> Chunk:
@@ -160,6 +162,10 @@ class StreamSamples:
         return [Origin(files[piece.file].path, piece.position, piece.start - 1) for piece in sample.pieces]
 
     def open(self, cursor: dict[str, Any], first_sample: int, lanes: Sequence[int]) -> None:
+        self.corpus.read_as(cursor["settings"].get("reading", 1))
+        if "reading" not in cursor["settings"]:
+            # A run that began before there were versions goes on as it began.
+            del self.settings["reading"]
         found = open_cursor(cursor, self, self.settings, first_sample, lanes)
         self.lanes.states = {
             (lane, group): LaneState(*state) for lane, states in found.items() for group, *state in states

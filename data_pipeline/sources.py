@@ -237,6 +237,10 @@ class Corpus:
         file = self.files[document.file]
         return self._held_out(file.name if self._is_whole_file(file) else f"{file.name}:{document.position}")
 
+    def read_as(self, version: int) -> None:
+        """Take records as a version of the reading did (see `BadRecords.version`), for a run that began with it."""
+        self._bad.version = version
+
     def close(self) -> None:
         """Close all files; reading opens them again. Call it before a fork, since a child would share their offsets."""
         for reader in self._readers:
@@ -312,8 +316,11 @@ class Corpus:
             (
                 *(source.kind, source.document, source.delimiter, source.quote, source.field, source.target_field),
                 limit,
-                # Left out where it is UTF-8, as all text was before there was a choice.
+                # Settings that came later count where they are used, so that earlier runs keep their digest; UTF-8 is
+                # what all text was before there was a choice.
                 *([source.encoding] if source.encoding not in (None, UTF8) else []),
+                *([f"escape {source.escape}"] if source.escape is not None else []),
+                *(f"default {item}" for item in sorted(source.defaults.items())),
             )
             for source in self.sources
         ]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import glob
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from data_pipeline.config import DataConfig
 from data_pipeline.errors import UserError
+from data_pipeline.files import local_paths
 from data_pipeline.indexed.format import idx_path
 from data_pipeline.indexed.materialise import materialise, read_json
 from data_pipeline.indexed.shards import Shards
@@ -146,7 +146,7 @@ def prepared_prefixes(paths: Sequence[str], where: str, tokenizer: Tokenizer) ->
     prefixes: list[str] = []
     for pattern in paths:
         bare = pattern.removesuffix(".idx").removesuffix(".bin")
-        found = sorted(path.removesuffix(".idx") for path in glob.glob(str(idx_path(bare)), recursive=True))
+        found = sorted(path.removesuffix(".idx") for path in local_paths(str(idx_path(bare))))
         if not found:
             raise UserError(f"{where}.paths: no file matches {bare}.idx; give the prefix of .bin and .idx files")
         prefixes += [prefix for prefix in found if prefix not in prefixes]

@@ -133,14 +133,24 @@ def schema() -> None:
 
 @cli.command("eval")
 @click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.option("--data", "files", multiple=True, required=True, help="Text file or glob to evaluate on; repeatable.")
+@click.option("--data", "files", multiple=True, required=True, help="File or glob to evaluate on; repeatable.")
+@click.option("--kind", help="What the files are: text, jsonl, csv, tsv, parquet, arrow or tokens.  [default: by name]")
+@click.option("--field", help="Field of the texts, or a template.  [default: the run's own]")
+@click.option("--target-field", help="Field of the targets of pairs, or a template.  [default: the run's own]")
+@click.option("--encoding", help="Encoding of text, jsonl, csv and tsv, such as gb18030.  [default: the run's own]")
 @click.option("--batch", type=click.IntRange(min=1), default=8, show_default=True, help="Samples of a forward pass.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def evaluate(checkpoint: Path, files: tuple[str, ...], batch: int, as_json: bool) -> None:
-    """Loss, perplexity and bits per byte of CHECKPOINT (or a run directory) on given files."""
-    from llmscale.evaluate.commands import evaluate_files
+def evaluate(checkpoint: Path, files: tuple[str, ...], batch: int, as_json: bool, **given: str | None) -> None:
+    """Loss, perplexity and bits per byte of CHECKPOINT (or a run directory) on given files.
 
-    evaluate_files(checkpoint, files, batch, as_json)
+    A text file is one document; of other files, each record is one. A model of objective seq2seq is evaluated on pairs.
+    """
+    from llmscale.evaluate.commands import evaluate_files
+    from llmscale.evaluate.sources import KINDS, Given
+
+    if given["kind"] not in (None, *KINDS):
+        raise UserError(f"--kind is {given['kind']!r}, but must be one of {', '.join(KINDS)}")
+    evaluate_files(checkpoint, files, batch, as_json, Given(**given))
 
 
 def _generation(command: Any) -> Any:
@@ -174,7 +184,9 @@ def _generation(command: Any) -> Any:
 @cli.command()
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("--prompt", "prompts", multiple=True, help="Text to continue, or to read as the source; repeatable.")
-@click.option("--prompts", "file", type=click.Path(path_type=Path), help="A file with a prompt a line.")
+@click.option(
+    "--prompts", "file", type=click.Path(path_type=Path), help="A file with a prompt a line; empty lines are none."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object a line: prompt, text, tokens, finish.")
 @_generation
 @click.option("--beams", type=int, help="Hypotheses of beam search.  [default: the model's, or 1: none]")

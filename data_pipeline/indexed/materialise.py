@@ -51,8 +51,8 @@ class TokenizedText(NamedTuple):
     @property
     def counts(self) -> Counts:
         """What it adds to the numbers of its set."""
-        size = len(self.document.text.encode(errors="surrogatepass"))
-        size += len((self.document.target or "").encode(errors="surrogatepass"))
+        texts = [self.document.text, self.document.target or ""][: len(self.arrays)]
+        size = sum(len(text.encode(errors="surrogatepass")) for text in texts)
         return Counts(1, sum(map(len, self.arrays)), size)
 
 
@@ -62,22 +62,23 @@ def tokenized(
     """Documents in batches of up to 256 (fewer when they are long), in order.
 
     Args:
-        documents: all of them pairs (with `target`), or none.
+        documents: with targets, where pairs are asked for.
         tokenizer: must have an eos.
-        pairs: which of the two.
+        pairs: whether to store targets; a target that is not wanted is left out.
         frame: the special tokens around each text; when not given, eos behind it.
 
     Raises:
-        ValueError: a document is a pair where it should not be, or the other way round.
+        ValueError: a document without target where pairs are asked for.
     """
     frame = frame or plain_frame(tokenizer)
     begin, end = np.array(frame.begin, dtype=np.int32), np.array(frame.end, dtype=np.int32)
     for batch in _batches(documents):
         texts: list[str] = []
         for document in batch:
-            if (document.target is not None) != pairs:
-                raise ValueError(f"the document at {document.position} of file {document.file} fits not pairs={pairs}")
-            texts += [document.text] if document.target is None else [document.text, document.target]
+            if pairs and document.target is None:
+                where = f"the document at {document.position} of file {document.file}"
+                raise ValueError(f"{where} has no target, but pairs=True")
+            texts += [document.text, document.target or ""] if pairs else [document.text]
         arrays = [np.concatenate([begin, ids, end]) for ids in tokenizer.encode_batch(texts)]
         step = 2 if pairs else 1
         yield [TokenizedText(document, arrays[i * step : (i + 1) * step]) for i, document in enumerate(batch)]

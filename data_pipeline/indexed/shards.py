@@ -78,6 +78,25 @@ class Shards:
         shard, local = self.locate(np.array(number))
         return self.datasets[int(shard)].document(int(local))
 
+    def known(self, number: int, vocab_size: int) -> np.ndarray:
+        """The same of a document all of whose ids are in a vocabulary.
+
+        Raises:
+            UserError: names the file, the place and the value of the first id that is not.
+        """
+        tokens = self.document(number)
+        if not are_known(tokens, vocab_size):
+            shard, local = self.locate(np.array(number))
+            dataset = self.datasets[int(shard)]
+            at = int(np.argmax((tokens < 0) | (tokens >= vocab_size)))
+            place = int(dataset.starts(local)) + at
+            raise UserError(
+                f"{bin_path(dataset.prefix)} holds id {tokens[at]} at token {place} of the file, in document"
+                f" {int(local)}, but the tokenizer has ids 0 to {vocab_size - 1}; set data.tokenizer to the one that"
+                f" the tokens were made with, or prepare them again"
+            )
+        return tokens
+
     def origin(self, number: int) -> tuple[str, int]:
         """The file that a document was made of and its position there; where the prefix does not say, its .bin file and
         the document's number in it."""
@@ -96,6 +115,16 @@ class Shards:
             record = read_json(Path(f"{prefix}.json")) or read_json(Path(prefix).with_name("meta.json"))
             self._names[shard] = record.get("files", []) if isinstance(record, dict) else []
         return self._names[shard]
+
+
+def are_known(tokens: np.ndarray, vocab_size: int) -> bool:
+    """Whether all ids, signed or not, are in range(vocab_size)."""
+    if not tokens.size:
+        return True
+    if vocab_size > np.iinfo(tokens.dtype).max:
+        return tokens.dtype.kind == "u" or int(tokens.min()) >= 0
+    # Without their sign, those below 0 are above all others.
+    return int(tokens.view(f"u{tokens.itemsize}").max()) < vocab_size
 
 
 def offsets(counts: Iterable[int]) -> np.ndarray:

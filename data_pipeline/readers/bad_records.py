@@ -17,9 +17,17 @@ COUNTED_BYTES = 1 << 30
 EMPTY = "empty"
 """The one reason to drop a record that does not make it a bad one."""
 MENDED = "invalid UTF-8 replaced"
-"""The one reason for which a bad record is kept: its invalid bytes are U+FFFD."""
+"""A reason for which a bad record is kept: its invalid bytes are U+FFFD."""
+SURROGATES = "lone surrogates replaced"
+"""Another: an escape of JSON that is half of a character is U+FFFD."""
+FILLED = "absent field filled"
+"""A default was used, which does not make a record a bad one."""
+KEPT = (MENDED, SURROGATES, FILLED)
+"""The reasons that are counted of records that are kept."""
 DAMAGED = "compressed file is damaged"
 """The one bad record that stands for many: all that come behind it in its file are lost."""
+VERSION = 2
+"""Of what is made of odd records. Before 2, JSON with lone surrogates or numbers beyond double precision was none."""
 _FILES_NAMED = 3
 
 
@@ -61,6 +69,8 @@ class BadRecords:
         self.count = 0
         """Bad records so far."""
         self.records_read = 0
+        self.version = VERSION
+        """A run keeps the one that it began with, so that its samples stay what they are."""
         self.by_file: dict[str, Counter[str]] = {}
         """Bad records by path and reason."""
         self.losses: dict[str, str] = {}

@@ -1,21 +1,25 @@
 """CSV and TSV files with a header row (RFC 4180): quoted fields may hold newlines, separators and doubled quotes.
 
-Whether a newline ends a record is known only from a record's start on. So where quotes are possible, spans begin at
-records, and an unknown position is reached by parsing from the span's start.
+Whether a newline ends a record is known only from a record's start on. So where quotes or escapes are possible, spans
+begin at records, and an unknown position is reached by parsing from the span's start.
 """
 
 from __future__ import annotations
 
+import codecs
 import csv
+import io
 import itertools
-from collections.abc import Iterator
-from typing import NamedTuple
+import re
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 
 from data_pipeline.encodings import UTF8
+from data_pipeline.errors import UserError
 from data_pipeline.files import FileEntry
 from data_pipeline.readers.bad_records import DAMAGED, EMPTY, MENDED, BadRecords, LineNumbers
 from data_pipeline.readers.base import BLOCK_BYTES, ENDLESS, Block, RecentlyUsed, Span, no_records, unreadable
-from data_pipeline.readers.extract import Extractor, Note, decode
+from data_pipeline.readers.extract import TOO_LONG, Extractor, Note, decode
 from data_pipeline.readers.separated import BOM
 from data_pipeline.readers.storage import ByteSource, ByteSources
 
@@ -24,6 +28,9 @@ SCANNED_BYTES = 1 << 26
 is more, each file is one span."""
 _KNOWN_STARTS = 1 << 16
 _LINE_COUNTERS = 16
+_SOUGHT_BYTES = 1 << 30
+"""How far the end of a row is sought that is too long."""
+_CHUNK_BYTES = 1 << 20
 MALFORMED = "malformed row"
 
 
@@ -32,7 +39,16 @@ class Dialect(NamedTuple):
 
     separator: str
     quote: str
-    """One character; empty where quotes are ordinary characters and every newline ends a record."""
+    """One character; empty where quotes are ordinary characters."""
+    escape: str = ""
+    """One character; empty where there is none."""
+    guessed: bool = False
+    """Whether nobody said that there are no quotes, so that a file that has them is refused."""
+
+    @property
+    def lines(self) -> bool:
+        """Whether every newline ends a record."""
+        return not (self.quote or self.escape)
 
 
 class Row(NamedTuple):
@@ -44,6 +60,8 @@ class Row(NamedTuple):
     problem: str
     mended: str = ""
     """Which of its bytes were not UTF-8."""
+    reason: str = MALFORMED
+    """As counted where there are no values."""
 
 
 class RowParser:
@@ -52,7 +70,9 @@ class RowParser:
     def __init__(self, dialect: Dialect, max_bytes: int, encoding: str = UTF8) -> None:
         self._dialect = dialect
         self._encoding = encoding
-        self._max_bytes = max_bytes
+        special = f"{dialect.separator}{dialect.quote}{dialect.escape}\r\n"
+        self._ordinary = re.compile(f"[^{re.escape(special)}]+")
+        self._filler = next(letter for letter in "wxyz" if letter not in special)
         # The limit is the process's; a smaller one would make a long text an error of its own.
         csv.field_size_limit(max(csv.field_size_limit(), max_bytes))
 
@@ -61,7 +81,7 @@ class RowParser:
 
         Args:
             base: offset of the first byte.
-            at_end: the file ends here, so that the last row needs no newline.
+            at_end: the file ends here, so that the last row needs no newline, and one without end is given up.
 
         Returns:
             Rows in order, and the offset of the first byte behind them.
@@ -83,32 +103,74 @@ class RowParser:
         while place < len(lines):
             for count, values, problem in self._parse(texts[place:]):
                 if problem == _UNFINISHED:
-                    # Only a row that the data start with may be given up, so that it never depends on those before it.
-                    if not at_end and (rows or ends[-1] - ends[place] <= self._max_bytes):
+                    if not at_end:
                         return rows, ends[place]
                     # What follows in `data` may be much more than a block.
-                    return [*rows, Row(ends[place], None, "a quote is not closed")], ends[place + 1]
+                    return [*rows, Row(ends[place], None, self.unclosed)], ends[place + 1]
                 details = (mended[line] for line in range(place, place + count) if line in mended)
                 rows.append(Row(ends[place], values, problem, next(details, "") if mended else ""))
                 place += count
         return rows, ends[place]
 
+    @property
+    def unclosed(self) -> str:
+        """What is wrong with a row that does not end before the file does."""
+        return "a quote is not closed" if self._dialect.quote else "its last line ends with the escape character"
+
+    def row_end(self, fetch: Callable[[int, int], bytes], start: int) -> int | None:
+        """The offset behind the row that begins at `start`, however long it is, without holding it in memory.
+
+        Args:
+            fetch: gives bytes by offset and size; fewer only at the end.
+
+        Returns:
+            None where it is no row, since its last quote is not closed or something stands behind one that is, or where
+            it has no end within 1 GiB.
+        """
+        end = start
+
+        def lines() -> Iterator[str]:
+            """Lines of which only what separates and quotes is kept, and a letter for what lies between."""
+            nonlocal end
+            decoder = codecs.getincrementaldecoder(self._encoding)("replace")
+            place, line = start, ""
+            while place - start < _SOUGHT_BYTES and (data := fetch(place, _CHUNK_BYTES)):
+                for piece in io.BytesIO(data):
+                    line += self._ordinary.sub(self._filler, decoder.decode(piece))
+                    place += len(piece)
+                    if piece.endswith(b"\n"):
+                        end = place
+                        yield line
+                        line = ""
+            if line and place - start < _SOUGHT_BYTES:
+                end = place
+                yield line
+
+        try:
+            next(self._reader(lines()))
+        except (csv.Error, StopIteration):
+            return None
+        return end
+
     def _parse(self, texts: list[str]) -> Iterator[tuple[int, list[str] | None, str]]:
         """Lines taken and values of each row; of the first bad row one line and the reason, and then no more."""
-        reader = csv.reader(
-            texts,
-            delimiter=self._dialect.separator,
-            quotechar=self._dialect.quote or None,
-            quoting=csv.QUOTE_MINIMAL if self._dialect.quote else csv.QUOTE_NONE,
-            strict=True,
-        )
-        taken = 0
+        reader, taken = self._reader(texts), 0
         try:
             for values in reader:
                 yield reader.line_num - taken, values, ""
                 taken = reader.line_num
         except csv.Error as error:
             yield 1, None, str(error)
+
+    def _reader(self, lines: Iterable[str]) -> Any:
+        return csv.reader(
+            lines,
+            delimiter=self._dialect.separator,
+            quotechar=self._dialect.quote or None,
+            escapechar=self._dialect.escape or None,
+            quoting=csv.QUOTE_MINIMAL if self._dialect.quote else csv.QUOTE_NONE,
+            strict=True,
+        )
 
 
 _UNFINISHED = "unexpected end of data"
@@ -121,8 +183,8 @@ class DelimitedReader:
         self._sources = sources
         self._extractor = extractor
         self._bad = bad
+        self._dialect = dialect
         self._parser = RowParser(dialect, extractor.max_bytes, sources.encoding)
-        self._quoted = bool(dialect.quote)
         self._headers: dict[str, list[str]] = {}
         self._starts: RecentlyUsed[tuple[str, int], bool] = RecentlyUsed(_KNOWN_STARTS)
         self._lines: RecentlyUsed[str, LineNumbers] = RecentlyUsed(_LINE_COUNTERS)
@@ -134,13 +196,15 @@ class DelimitedReader:
             UserError: a file without header row, or whose header lacks a field.
         """
         plain = sum(file.size for file in files if not self._sources.is_stream(file))
-        cut = not self._quoted or plain <= SCANNED_BYTES
+        cut = self._dialect.lines or plain <= SCANNED_BYTES
         spans = []
         for index, file in enumerate(files):
             if not file.size:
                 continue
             first, header = self.read_header(file)
             self._extractor.fields.require(header, file.path)
+            if self._dialect.guessed:
+                self._require_unquoted(file, first, header)
             if self._sources.is_stream(file):
                 spans.append(Span(index, first, ENDLESS, file.size))
             elif first < file.size:
@@ -150,16 +214,18 @@ class DelimitedReader:
 
     def read(self, file: FileEntry, span: Span, position: int) -> Block:
         source = self._sources.get(file)
-        known = self._quoted and (position == span.start or self._starts.take((file.path, position)) is not None)
+        known = not self._dialect.lines and (
+            position == span.start or self._starts.take((file.path, position)) is not None
+        )
         start = position if known else self._next_start(file, source, span, position)
         if start is None or start >= span.stop:
             return no_records(None)
         rows, end = self._rows(source, start)
-        if not rows and source.problem is not None:
-            self._note(file)(start, DAMAGED, source.problem)
         next_position = end if end < span.stop and rows else None
         if next_position is not None:
             self._starts.put((file.path, next_position), True)
+        elif source.problem is not None:
+            self._note(file)(start, DAMAGED, source.problem)
         return self._block(file, [row for row in rows if row.start < span.stop], next_position)
 
     def close(self) -> None:
@@ -170,20 +236,35 @@ class DelimitedReader:
         """The offset behind the header row, and the names in it."""
         source = self._sources.get(file)
         skip = len(BOM) if source.fetch(0, 3) == BOM else 0
-        size = BLOCK_BYTES
+        size, limit = BLOCK_BYTES, self._extractor.max_bytes
         while True:
             data = source.fetch(skip, size)
             rows, end = self._parser.rows(data, skip, len(data) < size)
-            if rows or len(data) < size:
+            if rows or len(data) < size or len(data) > limit:
                 break
             size *= 2
         if not rows or not rows[0].values:
-            problem = source.problem or (rows[0].problem if rows else "") or "its first line is empty"
+            empty = "its first line is empty" if rows else f"no row ends within data.max_document_bytes ({limit})"
+            problem = source.problem or (rows[0].problem if rows else "") or empty
             raise unreadable(file.path, f"it has no header row: {problem}")
         names = rows[0].values
         # UTF-8's mark is taken off above; GB 18030 has one too.
         names[0] = names[0].removeprefix("\ufeff")
         return (rows[1].start if len(rows) > 1 else end), names
+
+    def _require_unquoted(self, file: FileEntry, first: int, header: list[str]) -> None:
+        """Raise UserError where texts at the file's beginning are quoted, and nobody said how to take that: the way of
+        spreadsheets and pandas, who quote what holds quotes, or literally."""
+        rows, _ = self._rows(self._sources.get(file), first)
+        places = [place for place, name in enumerate(header) if name in self._extractor.fields.names]
+        cells = [row.values[at] for row in rows if row.values and len(row.values) == len(header) for at in places]
+        cell = next(filter(_holds_doubled_quotes, cells), None)
+        if cell is not None:
+            meant = cell[1:].removesuffix('"').replace('""', '"')
+            raise UserError(
+                f"{file.path} has the text {cell[:40]}, whose quotes may be the format's or its own; set quote of the"
+                f" source to '\"' to read it as {meant[:40]}, or to '' to keep it as it is"
+            )
 
     def _rows(self, source: ByteSource, start: int) -> tuple[list[Row], int]:
         """About a block of rows from a record's start on, and where the next one starts."""
@@ -194,14 +275,22 @@ class DelimitedReader:
             rows, end = self._parser.rows(data, start, ended and source.problem is None)
             if rows or ended:
                 return rows, end
+            # Only a row that the data start with is given up, so that it never depends on those before it.
             if len(data) > limit:
-                behind = _behind_newline(source, start + len(data))
-                return [Row(start, None, f"more than data.max_document_bytes ({limit})")], behind or ENDLESS
+                return self._long_row(source, start)
             size *= 2
+
+    def _long_row(self, source: ByteSource, start: int) -> tuple[list[Row], int]:
+        """What `_rows` gives where a row is longer than a document may be: none of its lines is a row of its own."""
+        end = self._parser.row_end(source.fetch, start)
+        if end is None:
+            return [Row(start, None, self._parser.unclosed)], _behind_newline(source, start) or ENDLESS
+        problem = f"{end - start} bytes, more than data.max_document_bytes ({self._extractor.max_bytes})"
+        return [Row(start, None, problem, reason=TOO_LONG)], end
 
     def _next_start(self, file: FileEntry, source: ByteSource, span: Span, position: int) -> int | None:
         """The first record's start at or after a position that may be none; None at the file's end."""
-        if self._quoted:
+        if not self._dialect.lines:
             start = span.start
             while start < position:
                 rows, end = self._rows(source, start)
@@ -213,7 +302,7 @@ class DelimitedReader:
 
     def _edges(self, file: FileEntry, first: int, limit: int) -> list[int]:
         """Where the spans of a file begin and end."""
-        if not self._quoted:
+        if self._dialect.lines:
             count = -(-(file.size - first) // limit)
             return [first + (file.size - first) * i // count for i in range(count + 1)]
         source, edges, place = self._sources.get(file), [first], first
@@ -238,7 +327,7 @@ class DelimitedReader:
             if row.values:
                 note(row.start, MALFORMED, f"{len(row.values)} fields where the header has {len(header)}")
             elif row.values is None:
-                note(row.start, MALFORMED, row.problem)
+                note(row.start, row.reason, row.problem)
             else:
                 self._bad.dropped[EMPTY] += 1
         columns = {
@@ -262,6 +351,12 @@ class DelimitedReader:
             self._bad.note(reason, file.path, position, detail, lines=lines)
 
         return note
+
+
+def _holds_doubled_quotes(cell: str) -> bool:
+    """Whether a field, or its part on a line, looks like one that was put in quotes since it holds a quote."""
+    inner = cell[1:].replace('""', "")
+    return cell[:1] == '"' and len(inner) < len(cell) - 1 and '"' not in inner.removesuffix('"')
 
 
 def _behind_newline(source: ByteSource, place: int) -> int | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from data_pipeline.encodings import UTF8
 from data_pipeline.fields import Fields, TextField
-from data_pipeline.readers.bad_records import EMPTY, MENDED, BadRecords
+from data_pipeline.readers.bad_records import EMPTY, FILLED, MENDED, BadRecords
 from data_pipeline.readers.base import Block
 
 Note = Callable[[int, str, str], None]
@@ -29,10 +29,12 @@ class Extractor:
     def columns(
         self, positions: Sequence[int], columns: Mapping[str, Sequence[Any]], note: Note, next_position: int | None
     ) -> Block:
-        """A block of records that are given by column."""
+        """A block of records that are given by column; one that all of them lack may be left out."""
         self.bad.records_read += len(positions)
+        columns = {name: columns.get(name) or [None] * len(positions) for name in self.fields.names}
+        filled = any(value is None for name in self.fields.defaults for value in columns[name])
         texts, targets = ([self._column(field, columns) for field in self.fields.both] + [None])[:2]
-        if all(self.usable(column) for column in (texts, targets) if column is not None):
+        if not filled and all(self.usable(column) for column in (texts, targets) if column is not None):
             return Block(list(texts or ()), positions, next_position, targets)  # type: ignore[arg-type]
         rows = zip(*(columns[name] for name in self.fields.names), strict=True)
         records = (dict(zip(self.fields.names, row, strict=True)) for row in rows)
@@ -58,12 +60,17 @@ class Extractor:
         kept: list[int] = []
         both: list[list[str]] = [[] for _ in self.fields.both]
         for position, record in zip(positions, records, strict=True):
-            texts = [self._text(position, field, record, note) for field in self.fields.both]
+            texts = [self._text(position, field, record, note) for field in self.fields.both[:1]]
+            # A pair that lacks both texts is one bad record.
+            if texts != [None]:
+                texts += [self._text(position, field, record, note) for field in self.fields.both[1:]]
             if None in texts:
                 continue
             if not all(text and not text.isspace() for text in texts if text is not None):
                 self.bad.dropped[EMPTY] += 1
                 continue
+            if self.fields.uses_default(record):
+                self.bad.dropped[FILLED] += 1
             kept.append(position)
             for column, text in zip(both, texts, strict=True):
                 column.append(text or "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import orjson
 
@@ -12,7 +13,7 @@ from data_pipeline.encodings import UTF8, to_utf8
 from data_pipeline.errors import UserError
 from data_pipeline.fields import Fields
 from data_pipeline.files import FileEntry
-from data_pipeline.readers.separated import BOM
+from data_pipeline.readers.separated import BOM, json_value
 from data_pipeline.readers.storage import ByteSource, ByteSources
 
 HEAD_BYTES = 1 << 20
@@ -45,7 +46,7 @@ def require_json_lines(sources: ByteSources, file: FileEntry, fields: Fields, lo
     for line in _lines(source, longest):
         try:
             converted = line if sources.encoding == UTF8 else to_utf8(line, sources.encoding)
-            record = orjson.loads(converted.removeprefix(BOM))
+            record = _value(converted.removeprefix(BOM))
         except orjson.JSONDecodeError:
             continue
         if not isinstance(record, dict):
@@ -91,10 +92,15 @@ _COMMAS = "has a comma behind each object; take them off (sed 's/,$//' IN > OUT 
 
 def _is_json(line: bytes) -> bool:
     try:
-        orjson.loads(line)
+        _value(line)
     except orjson.JSONDecodeError:
         return False
     return True
+
+
+def _value(line: bytes) -> Any:
+    """As the reader of the lines takes it."""
+    return json_value(line, 0, lambda *noted: None)
 
 
 def _first_value(data: bytes, complete: bool) -> tuple[bool, bool]:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_pipeline.config import SourceConfig
+from data_pipeline.config import DELIMITERS, SourceConfig
 from data_pipeline.encodings import UTF8, cuts_at_newlines, later_bytes
 from data_pipeline.errors import UserError
 from data_pipeline.fields import Fields
@@ -135,14 +135,18 @@ def _require_fitting(source: SourceConfig, where: str) -> None:
         raise UserError(
             f"{where}.target_field is {source.target_field!r}, but kind text has no fields; use jsonl or csv"
         )
-    if source.delimiter is not None and (source.kind != "text" or source.document == "line"):
+    separated = source.kind in DELIMITERS or (source.kind == "text" and source.document == "file")
+    if source.kind == "text" and source.defaults:
+        raise UserError(f"{where}.defaults is {source.defaults}, but kind text has no fields; leave it out")
+    if source.delimiter is not None and not separated:
         what = f"kind {source.kind}" if source.kind != "text" else "document: line"
         raise UserError(f"{where}.delimiter is {source.delimiter!r}, but {where} has {what}; leave out one of the two")
     _require_encoding(source, where)
 
 
 def _require_encoding(source: SourceConfig, where: str) -> None:
-    """Refuse an encoding of what is no text, or in which the delimiter cannot be told from parts of characters."""
+    """Refuse an encoding of what is no text, one that lacks a character that tells fields or documents apart, or one in
+    which a delimiter of documents, which are cut before they are decoded, may be part of other characters."""
     encoding = source.encoding
     if encoding is None:
         return
@@ -150,15 +154,19 @@ def _require_encoding(source: SourceConfig, where: str) -> None:
         raise UserError(
             f"{where}.encoding is {encoding}, but kind {source.kind} has no encoding of its own; leave it out"
         )
-    if source.delimiter is None:
+    special = {"delimiter": source.delimiter}
+    if source.kind in DELIMITERS:
+        special |= {"quote": source.quote, "escape": source.escape}
+    for name, characters in special.items():
+        try:
+            (characters or "").encode(encoding)
+        except UnicodeEncodeError:
+            raise UserError(
+                f"{where}.{name} is {characters!r}, which {encoding} has no bytes for; correct one of the two"
+            ) from None
+    if source.delimiter is None or source.kind in DELIMITERS or encoding == UTF8 or not cuts_at_newlines(encoding):
         return
-    try:
-        mark = source.delimiter.encode(encoding)
-    except UnicodeEncodeError:
-        raise UserError(
-            f"{where}.delimiter is {source.delimiter!r}, which {encoding} has no bytes for; correct one of the two"
-        ) from None
-    if encoding != UTF8 and cuts_at_newlines(encoding) and mark[0] in later_bytes(encoding):
+    if source.delimiter.encode(encoding)[0] in later_bytes(encoding):
         raise UserError(
             f"{where}.delimiter is {source.delimiter!r}, whose first byte is part of other characters in {encoding} as"
             f" well; convert the files to UTF-8, or use another delimiter"
@@ -192,7 +200,9 @@ def _jsonl(source: SourceConfig, files: list[FileEntry], settings: ReadSettings,
 
 
 def _delimited(source: SourceConfig, files: list[FileEntry], settings: ReadSettings, extractor: Extractor) -> _Opened:
-    dialect = Dialect("\t" if source.kind == "tsv" else ",", source.quote)
+    delimiter = source.delimiter or DELIMITERS[source.kind]
+    asked = "quote" in source.model_fields_set
+    dialect = Dialect(delimiter, source.quote, source.escape or "", guessed=not (source.quote or asked))
     sources = ByteSources(Files(), source.encoding or UTF8)
     reader = DelimitedReader(sources, dialect, extractor, extractor.bad)
     return lambda: reader.spans(files, _span_limit(files, settings)), reader

@@ -15,7 +15,7 @@ from data_pipeline.encodings import (
     mostly_invalid,
     wide_encoding,
 )
-from data_pipeline.errors import UserError
+from data_pipeline.errors import UserError, setting
 from data_pipeline.first_bytes import other_format, page, pointer
 
 TEXT_KINDS = ("text", "jsonl", "csv", "tsv")
@@ -156,9 +156,12 @@ class Look:
         raise self._error(path, f"is not {encoding} but probably {likely}; {self._set(found.encoding)}")
 
     def _set(self, encoding: str | None) -> str:
+        option = setting(self._where, "encoding")
         if encoding is None:
-            return f"leave out {self._where}.encoding, or name it in a source of its own"
-        return f"set {self._where}.encoding to {encoding}, or convert it to UTF-8"
+            # Of a command line, it may be the run's.
+            leave_out = f"leave out {option}" if option.startswith(self._where + ".") else f"set {option} to {UTF8}"
+            return f"{leave_out}, or name it in a source of its own"
+        return f"set {option} to {encoding}, or convert it to UTF-8"
 
 
 _LATER = bytes(range(0x80, 0xC0))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from data_pipeline.readers.bad_records import EMPTY, BadRecords, by_reason
+from data_pipeline.errors import setting
+from data_pipeline.readers.bad_records import EMPTY, KEPT, BadRecords, by_reason
 from data_pipeline.readers.extract import NO_TEXT, TOO_LONG
 
 _NAMED = 2
@@ -25,7 +26,8 @@ def nothing_kept(files: Sequence[str], bad: BadRecords, where: str) -> str:
     first = bad.noted[0] if bad.noted else None
     detail = f": {first.detail}" if first is not None and first.detail else ""
     example = f", the first at {first.place}{detail}" if first is not None else ""
-    most = max(bad.dropped, key=lambda reason: bad.dropped[reason])
+    # What was repaired is among what cleaning dropped.
+    most = max(bad.dropped, key=lambda reason: (reason not in KEPT, bad.dropped[reason]))
     return f"of {bad.records_read:,} records in {named} none was kept ({reasons}{example}); {_fix(most, detail, where)}"
 
 
@@ -33,7 +35,7 @@ def _fix(reason: str, detail: str, where: str) -> str:
     if reason == TOO_LONG or "max_document_bytes" in detail:
         return "raise data.max_document_bytes"
     if reason == NO_TEXT:
-        return f"set {where}.field to the field that holds the text, or convert the file"
+        return f"set {setting(where, 'field')} to the field that holds the text, or convert the file"
     if reason == EMPTY:
         return "add documents, or leave the source out"
     # Cleaning counts under "STEP: RULE".

@@ -28,7 +28,8 @@ class ParquetReader(TableReader):
                 first += parquet.metadata.row_group(group).num_rows
                 group += 1
             count = rows_per_block(span.stop - span.start, span.size)
-            names = self._extractor.fields.names
+            present = parquet.schema_arrow.names
+            names = [name for name in self._extractor.fields.names if name in present]
             for batch in parquet.iter_batches(count, [group], names, use_threads=False):
                 yield Rows(first, batch)
                 first += batch.num_rows

@@ -10,13 +10,15 @@ from __future__ import annotations
 import functools
 import io
 import itertools
-from typing import Protocol
+import json
+import re
+from typing import Any, Protocol
 
 import orjson
 
 from data_pipeline.encodings import UTF8, to_utf8
 from data_pipeline.files import FileEntry
-from data_pipeline.readers.bad_records import DAMAGED, EMPTY, BadRecords, LineNumbers
+from data_pipeline.readers.bad_records import DAMAGED, EMPTY, SURROGATES, VERSION, BadRecords, LineNumbers
 from data_pipeline.readers.base import BLOCK_BYTES, ENDLESS, Block, RecentlyUsed, Span, no_records
 from data_pipeline.readers.extract import TOO_LONG, Extractor, Note, decode, is_too_long, usable
 from data_pipeline.readers.storage import ByteSource, ByteSources
@@ -198,18 +200,53 @@ class JsonParser:
                 self._extractor.bad.dropped[EMPTY] += 1
                 continue
             try:
-                record = orjson.loads(piece)
+                record = json_value(piece, position, note, self._extractor.bad.version)
             except orjson.JSONDecodeError as error:
-                # Bytes that are not UTF-8 are mended only where the rest is JSON.
-                try:
-                    record = orjson.loads(piece.decode(errors="replace"))
-                except orjson.JSONDecodeError:
-                    note(position, NOT_JSON, f"{error.msg}, column {error.colno}")
-                    continue
-                decode(piece, position, note)
+                note(position, NOT_JSON, f"{error.msg}, column {error.colno}")
+                continue
             kept.append(position)
             records.append(record)
         return self._extractor.records(kept, records, note, next_position)
+
+
+_ESCAPES = re.compile(r"\\u[dD][89abAB]..\\u[dD][c-fC-F]..|(\\u[dD][89a-fA-F][0-9a-fA-F]{2})|\\.", re.DOTALL)
+"""Escapes of JSON: a pair of surrogates, a lone one (the group), and any other."""
+
+
+def json_value(piece: bytes, position: int, note: Note, version: int = VERSION) -> Any:
+    """The value of a line, repaired where it must be, which is noted; raises JSONDecodeError for what is no JSON."""
+    try:
+        return orjson.loads(piece)
+    except orjson.JSONDecodeError:
+        record = _repaired(piece, position, note, version)
+        if record is None:
+            raise
+        return record
+
+
+def _repaired(piece: bytes, position: int, note: Note, version: int) -> Any:
+    """A JSON value that orjson does not take as it is, once bytes that are not UTF-8 and lone surrogates are U+FFFD,
+    which is noted; None for what is no JSON even then. Numbers may be of any size, as JSON has it."""
+    text = piece.decode(errors="replace")
+    whole = _ESCAPES.sub(lambda escape: "\\ufffd" if escape[1] else escape[0], text) if version > 1 else text
+    try:
+        record = orjson.loads(whole)
+    except orjson.JSONDecodeError:
+        if version == 1:
+            return None
+        try:
+            record = json.loads(whole, parse_int=float, parse_constant=_no_json)
+        except (ValueError, RecursionError):
+            return None
+    if text.encode() != piece:
+        decode(piece, position, note)
+    elif whole != text:
+        note(position, SURROGATES, "an escape stands for half of a character")
+    return record
+
+
+def _no_json(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")
 
 
 class SeparatedReader:

@@ -80,6 +80,7 @@ class TableReader(ABC):
         columns = {
             name: values_of(batch.column(batch.schema.get_field_index(name)), position, note)
             for name in self._extractor.fields.names
+            if name in batch.schema.names
         }
         positions = list(range(position, position + batch.num_rows))
         return self._extractor.columns(positions, columns, note, next_position)
@@ -89,16 +90,31 @@ def values_of(column: Any, position: int, note: Note) -> list[Any]:
     """An Arrow column as Python values; binary ones as UTF-8, mended where that is invalid."""
     import pyarrow
 
-    kind = column.type.value_type if pyarrow.types.is_dictionary(column.type) else column.type
-    if not (pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind)):
+    kinds = pyarrow.types
+    kind = column.type.value_type if kinds.is_dictionary(column.type) else column.type
+    if not any(fits(kind) for fits in (kinds.is_binary, kinds.is_large_binary, kinds.is_binary_view)):
         try:
             return column.to_pylist()
         except UnicodeDecodeError:
-            column = column.cast(pyarrow.large_binary())
+            column = as_bytes(column)
     return [
         decode(value, row, note) if isinstance(value, bytes) else value
         for row, value in enumerate(column.to_pylist(), position)
     ]
+
+
+def as_bytes(column: Any) -> Any:
+    """An Arrow column of strings as one of bytes, without copying; another one as it is."""
+    import pyarrow
+
+    if pyarrow.types.is_dictionary(column.type):
+        return pyarrow.DictionaryArray.from_arrays(column.indices, as_bytes(column.dictionary))
+    plain = {
+        pyarrow.string(): pyarrow.binary(),
+        pyarrow.large_string(): pyarrow.large_binary(),
+        pyarrow.string_view(): pyarrow.binary_view(),
+    }
+    return column.view(plain.get(column.type, column.type))
 
 
 def require_texts(schema: Any, fields: Fields, path: str) -> None:
@@ -109,6 +125,8 @@ def require_texts(schema: Any, fields: Fields, path: str) -> None:
     fields.require(schema.names, path)
     for field in fields.both:
         for name in field.names:
+            if name not in schema.names:
+                continue
             kind = schema.field(name).type
             kind = kind.value_type if kinds.is_dictionary(kind) else kind
             text = (
@@ -117,6 +135,7 @@ def require_texts(schema: Any, fields: Fields, path: str) -> None:
                 kinds.is_string_view,
                 kinds.is_binary,
                 kinds.is_large_binary,
+                kinds.is_binary_view,
             )
             if not any(fits(kind) for fits in (*text, kinds.is_null)):
                 raise UserError(

@@ -7,6 +7,7 @@ from collections.abc import Collection
 from typing import Any
 
 from data_pipeline.errors import UserError
+from data_pipeline.lines import file_lines
 
 
 def read_json(contents: bytes, name: str, fix: str) -> dict[str, Any]:
@@ -86,5 +87,4 @@ def _text(contents: bytes, name: str, fix: str) -> str:
 
 
 def _lines(contents: bytes, name: str, fix: str) -> list[str]:
-    """Lines without their ends. Only newlines end lines: tokens may be other separators that Unicode knows."""
-    return [line.removesuffix("\r") for line in _text(contents, name, fix).removesuffix("\n").split("\n")]
+    return file_lines(_text(contents, name, fix))

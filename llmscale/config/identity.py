@@ -26,6 +26,8 @@ def identity(config: RunConfig) -> dict[str, Any]:
         # Unset, UTF-8 is read as well, but files in another encoding are refused: the samples are the same.
         if source["encoding"] in (None, UTF8):
             del source["encoding"]
+        if source["escape"] is None:
+            del source["escape"]
     kept["run"] = {"seed": whole["run"]["seed"]}
     kept["train"] = {key: whole["train"][key] for key in ("global_batch", "batch_ramp", "init_from", "epochs")}
     if config.schedule.name == "cosine" and config.train.epochs is None:

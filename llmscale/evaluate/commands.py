@@ -9,23 +9,30 @@ from pathlib import Path
 import click
 import torch
 
-from data_pipeline.config import DataConfig, SourceConfig
+from data_pipeline.config import DataConfig
 from data_pipeline.evaluation_set import build_evaluation_set
 from data_pipeline.readers import by_reason
 from data_pipeline.records import strict
 from llmscale.checkpoint.model import load_model
 from llmscale.evaluate.heldout import evaluate
+from llmscale.evaluate.sources import Given, evaluation_sources
 from llmscale.objectives import build_loss
 
 
-def evaluate_files(checkpoint: Path, files: tuple[str, ...], batch: int, as_json: bool) -> None:
-    """Print the held-out figures of a checkpoint on text files, each file a document (jsonl: each line's `text`).
+def evaluate_files(
+    checkpoint: Path,
+    files: tuple[str, ...],
+    batch: int,
+    as_json: bool,
+    given: Given = Given(),  # noqa: B008
+) -> None:
+    """Print the held-out figures of a checkpoint on files: on what `evaluation_sources` takes them for.
 
     Raises:
-        UserError: no intact checkpoint, or no such file.
+        UserError: no intact checkpoint, no such file, or files that the model's objective cannot be evaluated on.
     """
     trained = load_model(checkpoint)
-    sources = [_source(pattern) for pattern in files]
+    sources = evaluation_sources(trained.config, files, given)
     data = DataConfig(
         sources=sources,
         evaluation=sources,
@@ -59,8 +66,3 @@ def evaluate_files(checkpoint: Path, files: tuple[str, ...], batch: int, as_json
         f" ({figures['documents']} documents, {figures['bytes']:,} bytes, {figures['tokens']:,} tokens"
         f"{'; dropped or mended: ' if dropped else ''}{dropped})"
     )
-
-
-def _source(pattern: str) -> SourceConfig:
-    name = pattern.removesuffix(".gz").removesuffix(".zst")
-    return SourceConfig(kind="jsonl" if name.endswith(".jsonl") else "text", paths=[pattern])

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from data_pipeline.errors import UserError, writing
+from data_pipeline.objective_config import PairsObjective
 from data_pipeline.tokenizer.base import StoredTokenizer
 from llmscale.checkpoint.manifest import TOKENIZER, RunState
 from llmscale.checkpoint.whole import write_whole
@@ -300,6 +301,9 @@ def _run_config(source: _Source, tokenizer: StoredTokenizer, settings: dict[str,
         "encoder": {"name": "masked", "next_sentence": model.next_sentence},
         "encoder_decoder": {"name": "denoising" if "sentinel_0" in tokenizer.special else "seq2seq"},
     }
+    if objectives[model.architecture]["name"] == "seq2seq":
+        length = PairsObjective().target_length
+        objectives[model.architecture]["target_length"] = min(length, model.max_positions)
     data = {
         "sources": [{"kind": "text", "paths": ["corpus/*.txt"]}],
         "tokenizer": settings,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -103,6 +104,9 @@ def chat(checkpoint: Path, system: str | None, options: Mapping[str, Any], templ
     dialogue = Dialogue(generator, template, settings, system)
     print(f"using {words}; /reset begins anew, /quit ends", file=sys.stderr, flush=True)
     asking = sys.stdin.isatty()
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        # A message ends at a newline, not at a carriage return in it.
+        sys.stdin.reconfigure(newline="\n")
     while True:
         if asking:
             print("> ", end="", file=sys.stderr, flush=True)

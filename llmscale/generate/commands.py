@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from data_pipeline.errors import UserError
+from data_pipeline.lines import file_lines
 from data_pipeline.tokenizer import Tokenizer
 from data_pipeline.tokenizer.conventions import conventions_of
 from llmscale.checkpoint.model import load_model
@@ -80,13 +81,13 @@ def settings_for(options: Mapping[str, Any], tokenizer: Tokenizer) -> Settings:
 
 
 def _lines(path: Path) -> list[str]:
-    """The prompts of a file.
+    """The prompts of a file: its lines, without empty ones.
 
     Raises:
         UserError: it cannot be read, is no text or has no prompts.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = file_lines(path.read_bytes().decode("utf-8-sig"))
     except OSError as error:
         raise UserError(f"--prompts: cannot read {path}: {error.strerror}; name a text file") from None
     except UnicodeDecodeError:

@@ -61,8 +61,10 @@ IDENTITY: dict[str, Any] = {
     "data.sources.document": "line",
     "data.sources.delimiter": "==",
     "data.sources.quote": "",
+    "data.sources.escape": "\\",
     "data.sources.encoding": "gb18030",
     "data.sources.target_field": "summary",
+    "data.sources.defaults": {"text": ""},
     "data.sources.label": "a",
     "data.sources.weight": 7.0,
     "data.sources.epochs": 7.0,
@@ -175,6 +177,7 @@ WHOLE = (
 )
 # What other settings must say before these may be set.
 NEEDS: dict[str, dict[str, Any]] = {
+    "data.sources.escape": {"data.sources.kind": "csv"},
     "model.encoder_layers": {"model.architecture": "encoder_decoder"},
     "model.attention_pattern": {"model.window": 4},
     "model.shared_norm": {"model.parallel_residual": True},

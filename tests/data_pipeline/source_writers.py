@@ -91,7 +91,7 @@ def _table(delimiter: str, kind: str) -> Callable[[Path, list[str]], dict[str, A
             writer.writeheader()
             writer.writerows(rows)
             (folder / f"{name}.{kind}").write_text(text.getvalue(), encoding="utf-8", newline="")
-        return {"kind": kind, "paths": [f"{folder}/*.{kind}"]}
+        return {"kind": kind, "quote": '"', "paths": [f"{folder}/*.{kind}"]}
 
     return make
 

@@ -187,9 +187,74 @@ def test_every_encoding_that_is_cut_at_newlines_may_be() -> None:
         assert not cuts_at_newlines(name)
 
 
+DIALECTS: dict[str, dict[str, str]] = {
+    # A backslash, a bar and a quote of ASCII are second bytes of characters.
+    "escapes": {"kind": "csv", "escape": "\\"},
+    "escapes without quotes": {"kind": "tsv", "escape": "\\", "quote": ""},
+    "bars": {"kind": "csv", "delimiter": "|", "quote": "'"},
+    "quoted tsv": {"kind": "tsv", "quote": '"'},
+    "characters of the encoding": {"kind": "csv", "delimiter": "、", "quote": "。"},
+}
+
+
+@pytest.mark.parametrize("encoding", ["gb18030", "big5", "cp932", "utf-16", "iso2022_jp"])
+@pytest.mark.parametrize("name", DIALECTS)
+def test_every_dialect_is_found_in_the_decoded_text(
+    tmp_path: Path, name: str, encoding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("data_pipeline.readers.delimited.BLOCK_BYTES", 61)
+    source = DIALECTS[name]
+    quote, escape = source.get("quote", '"'), source.get("escape")
+    form: dict[str, Any] = {
+        "delimiter": source.get("delimiter", "\t" if source["kind"] == "tsv" else ","),
+        "quotechar": quote or None,
+        "quoting": csv.QUOTE_MINIMAL if quote else csv.QUOTE_NONE,
+        "escapechar": escape,
+        "lineterminator": "\n",
+    }
+    texts = [
+        text + ["", f"\n{quote}x", f"{form['delimiter']}y", "\\z"][i % 4] for i, text in enumerate(records(encoding))
+    ]
+    # Rows that are too long, with the last byte of a character in front of what ends them.
+    last = WORDS[encoding].split(" ")[0]
+    texts[5] = texts[11] = f"\n{quote}{last}{form['delimiter']}" * 100 + last
+    file = io.StringIO()
+    csv.writer(file, **form).writerows([["n", "text"], *([str(i), text] for i, text in enumerate(texts))])
+    path = tmp_path / "a"
+    path.write_bytes(file.getvalue().encode(encoding))
+    decoded = path.read_bytes().decode(encoding)
+    assert [row["text"] for row in csv.DictReader(io.StringIO(decoded), **form)] == texts
+    (tmp_path / "a.gz").write_bytes(gzip.compress(path.read_bytes()))
+    expected = [text for i, text in enumerate(texts) if i not in (5, 11)]
+    options: dict[str, Any] = {"max_document_bytes": 300, "span_bytes": 200}
+    for file_name in ("a", "a.gz"):
+        found = corpus(tmp_path / file_name, {**source, "encoding": encoding}, **options)
+        parts = [read_span(found, number) for number in range(len(found.spans))]
+        assert [document.text for part in parts for document in part] == expected
+        assert found.dropped == {"too long": 2}
+        for number, documents in enumerate(parts):
+            for i in range(0, len(documents), 5):
+                fresh = corpus(tmp_path / file_name, {**source, "encoding": encoding}, **options)
+                assert read_span(fresh, number, documents[i].position) == documents[i:]
+
+
+@pytest.mark.parametrize(("encoding", "text"), [("gb18030", "今天天气很好"), ("utf-16", "今天")])
+def test_quotes_of_tsv_that_nobody_named_are_seen_in_every_encoding(tmp_path: Path, encoding: str, text: str) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(f'n\ttext\n1\t"{text}""x"""\n'.encode(encoding))
+    with pytest.raises(UserError, match=f'{text}""x.*set quote of the source'):
+        corpus(path, {"kind": "tsv", "encoding": encoding})
+    for quote, expected in (('"', f'{text}"x"'), ("", f'"{text}""x"""')):
+        found = corpus(path, {"kind": "tsv", "encoding": encoding, "quote": quote})
+        assert [document.text for document in found.documents()] == [expected]
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [
+        ({"kind": "csv", "quote": "“", "encoding": "big5", "delimiter": "é"}, r"delimiter is 'é', which big5 has no"),
+        ({"kind": "csv", "quote": "“", "encoding": "latin-1"}, r"quote is '“', which iso8859-1 has no bytes for"),
+        ({"kind": "tsv", "escape": "§", "encoding": "cp866"}, r"escape is '§', which cp866 has no bytes for"),
         ({"kind": "parquet", "encoding": "gbk"}, r"\[0\]\.encoding is gbk, but kind parquet has no encoding"),
         (
             {"delimiter": "|", "encoding": "gbk"},

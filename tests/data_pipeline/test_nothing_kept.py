@@ -23,6 +23,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.indexed.format import IndexedDataset
 from data_pipeline.indexed.writer import IndexedWriter
 from data_pipeline.objective_config import CausalObjective
+from data_pipeline.readers.storage import PlainBytes
 from data_pipeline.sources import Corpus
 from data_pipeline.tokenizer import BytesTokenizer
 from data_pipeline.training_samples import open_samples
@@ -360,6 +361,57 @@ def test_the_share_that_a_zstandard_file_lost_is_told(tmp_path: Path) -> None:
     [warning] = found.take_counts().warnings(1.0)
     [share] = [int(word.strip("(").rstrip("%")) for word in warning.split() if word.endswith("%")]
     assert abs(share / 100 - (1 - kept / len(text))) < 0.01
+
+
+@pytest.mark.parametrize("row", ['"never closed\n' + "more\n" * 40_000, '"long\n' + "x" * 200_000 + '",1\n'])
+def test_a_damaged_table_is_named_whatever_its_last_row_is(tmp_path: Path, row: str) -> None:
+    """A row that is too long or has no end is another reason beside it."""
+    whole = gzip.compress(f"text,n\nfirst,0\n{row}".encode(), 0)
+    (tmp_path / "a.csv.gz").write_bytes(whole[:-3])
+    found = corpus(tmp_path / "a.csv.gz", {"kind": "csv"}, max_document_bytes=100_000)
+    assert [document.text for document in found.documents()] == ["first"]
+    [warning] = found.take_counts().warnings(1.0)
+    assert "a.csv.gz is cut short" in warning
+
+
+@pytest.mark.parametrize("data", ['"text,n\n' + "a,1\n" * 200_000, "x" * 800_000])
+def test_a_header_without_end_is_not_read_to_the_end(
+    tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched: list[int] = []
+    fetch = PlainBytes.fetch
+
+    def counted(self: PlainBytes, offset: int, size: int) -> bytes:
+        fetched.append(size)
+        return fetch(self, offset, size)
+
+    monkeypatch.setattr(PlainBytes, "fetch", counted)
+    path = tmp_path / "a.csv"
+    path.write_text(data)
+    assert "it has no header row" in refusal(path, {"kind": "csv"}, max_document_bytes=100_000)
+    assert max(fetched) < 300_000
+
+
+def test_json_that_needs_repair_is_judged_as_it_is_read(tmp_path: Path) -> None:
+    odd = [*LINES[:3], '{"text": "half \\ud83d", "n": 1e999}']
+    path = tmp_path / "a.jsonl"
+    for data in ("[" + ", ".join(odd) + "]", "[\n" + ",\n".join(odd) + "\n]"):
+        path.write_text(data)
+        assert "is one JSON array" in refusal(path, {"kind": "jsonl"})
+    path.write_text("".join(f"{odd[3]},\n" for _ in range(9)))
+    assert "comma behind" in refusal(path, {"kind": "jsonl"})
+    path.write_text("\n".join(odd[3:] * 9))
+    assert read(path, {"kind": "jsonl"}) == ["half \ufffd"] * 9
+    assert "has no field 'body' but 'text', 'n'" in refusal(path, {"kind": "jsonl", "field": "body"})
+
+
+def test_what_was_repaired_or_filled_is_not_why_nothing_was_kept(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"a": "\\ud83d"}\n' * 5)
+    source = {"kind": "jsonl", "field": "{a}{b}", "defaults": {"b": "x"}}
+    says = refusal(path, source, cleaning=[LengthStep(step="length", min=1000)])
+    assert "5 absent field filled, 5 length: too short, 5 lone surrogates replaced" in says
+    assert says.endswith("relax data.cleaning")
 
 
 def test_prepared_tokens_without_any_are_no_source(tmp_path: Path) -> None:

@@ -328,7 +328,7 @@ def test_a_template_serves_for_both_texts_of_a_pair(tmp_path: Path, name: str) -
     [
         ({"target_field": "x"}, r"sources\[0\]\.target_field is 'x', but kind text has no fields"),
         ({"delimiter": "x", "document": "line"}, r"delimiter is 'x', but .* has document: line; leave out"),
-        ({"delimiter": "x", "kind": "csv"}, r"delimiter is 'x', but .* has kind csv"),
+        ({"delimiter": "x", "kind": "jsonl"}, r"delimiter is 'x', but .* has kind jsonl"),
         ({"kind": "csv", "field": "{text[0]}"}, r"'text\[0\]' is no plain field name"),
         ({"kind": "csv", "field": "{text} {}"}, r"'' is no plain field name"),
         (

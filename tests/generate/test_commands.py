@@ -38,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def rows_of(done: Finished) -> list[dict[str, object]]:
     assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    return [json.loads(line) for line in done.stdout.rstrip("\n").split("\n")]
 
 
 @pytest.mark.parametrize("name", ["decoder", "spans", "pairs", "joined"])
@@ -54,6 +54,21 @@ def test_one_prompt_several_and_json(folder: Path, name: str) -> None:
     heads = ("xy", "ab", "a longer one") if name == "decoder" else ("", "", "")
     expected = [f"--- {n + 1}\n{head}{row['text']}\n" for n, (head, row) in enumerate(zip(heads, rows, strict=True))]
     assert several == "".join(expected)
+
+
+PROMPT_FILES: dict[bytes, list[str]] = {
+    "a\u2028b\nc\fd\n".encode(): ["a\u2028b", "c\fd"],
+    "\ufeffab\r\n\r\n\n cd \x85\x1c\v".encode(): ["ab", " cd \x85\x1c\v"],
+    "one\rtwo\u2029\n\ufeffthree".encode(): ["one\rtwo\u2029", "\ufeffthree"],
+    b"\xef\xbb\xbf\xef\xbb\xbfx\n \n": ["\ufeffx", " "],
+}
+
+
+@pytest.mark.parametrize("data", PROMPT_FILES, ids=repr)
+def test_only_newlines_end_a_prompt(folder: Path, data: bytes) -> None:
+    (folder / "odd.txt").write_bytes(data)
+    rows = rows_of(run("generate", "decoder", "--prompts", "odd.txt", "--json", "--max-new-tokens", "1", cwd=folder))
+    assert [row["prompt"] for row in rows] == PROMPT_FILES[data]
 
 
 def test_all_options_reach_the_generation(folder: Path) -> None:
