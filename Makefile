@@ -18,7 +18,7 @@ test: $(VENV)/.installed-test  ## Run the tests that are not slow
 	$(PARALLEL) -m "not slow and not alone"
 	$(BIN)/python -m pytest -m "not slow and alone"
 
-test-slow: $(VENV)/.installed-test  ## Run the slow tests
+test-slow: $(VENV)/.installed-oracles  ## Install what slow tests compare with, and run them
 	$(PARALLEL) -m "slow and not alone"
 	$(BIN)/python -m pytest -m "slow and alone"
 
@@ -52,10 +52,14 @@ $(VENV)/.installed-test: $(VENV)/.installed
 	@$(INSTALL) --editable '.[test]'
 	@touch $@
 
+$(VENV)/.installed-oracles: $(VENV)/.installed-test
+	@$(INSTALL) --editable '.[oracles]'
+	@touch $@
+
 constraints: $(VENV)/.installed  ## Bring constraints.txt up to date; torch and deepspeed stay where they are
 	@grep -E '^(torch|deepspeed)==' constraints.txt > constraints.pinned
 	@{ grep '^#' constraints.txt; \
-	   $(BIN)/uv pip compile pyproject.toml --extra test --universal --python-version 3.10 --quiet \
+	   $(BIN)/uv pip compile pyproject.toml --extra test --extra oracles --universal --python-version 3.10 --quiet \
 	     --no-header --no-annotate --constraint constraints.pinned | grep -vE '^(nvidia-|cuda-|triton)'; \
 	   echo "uv==$$($(BIN)/uv --version | cut -d' ' -f2)"; } > constraints.new
 	@mv constraints.new constraints.txt && rm constraints.pinned
