@@ -126,7 +126,7 @@ def assemble(
 def _run(trainer: Trainer, stack: contextlib.ExitStack) -> None:
     config, run, lead = trainer.config, trainer.run, trainer.world.rank == 0
     records = stack.enter_context(RecordWriter(run.metrics, trainer.attempt, continues=trainer.step)) if lead else None
-    trackers = start_trackers(config, run) if lead else []
+    trackers = start_trackers(config, run, trainer.step) if lead else []
     progress = stack.enter_context(Progress(config.train.steps, trainer.step, config.logging.interval, shown=lead))
     trainer.train(
         [
