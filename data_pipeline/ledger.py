@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from data_pipeline.config import DataConfig
 from data_pipeline.cursor import LedgerSum
+from data_pipeline.disk import parse_json, read_file
 from data_pipeline.errors import UserError, writing
 from data_pipeline.objective_config import CausalObjective, ObjectiveConfig
 from data_pipeline.packing import Origin, Sample
@@ -130,7 +131,7 @@ def _nearest_snapshot(run_dir: Path, sample: int) -> dict[str, Any] | None:
         try:
             if int(path.stem.removeprefix("cursor-")) > sample:
                 continue
-            cursor = json.loads(path.read_bytes())
+            cursor = parse_json(read_file(path))
             check = cursor.pop("check", None)
             if check in (None, _check_of(cursor)) and cursor["next_sample"] <= sample:
                 return cursor

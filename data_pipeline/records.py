@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
+from data_pipeline.disk import parse_json, read_file, unlinked
 from data_pipeline.errors import writing
 
 _START = "continues"
@@ -37,7 +38,7 @@ class RecordWriter:
         self.path = Path(path)
         self.attempt = attempt
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(self.path, "ab+", buffering=0)  # noqa: SIM115
+        self._file = open(self.path, "ab+", buffering=0, opener=unlinked)  # noqa: SIM115
         self._torn = self._ends_torn()
         if continues is not None:
             self.write({"step": continues, _START: True})
@@ -138,7 +139,7 @@ def extent_of(path: str | Path) -> Extent:
 def _whole_rows(path: str | Path, key: str) -> list[dict[str, Any]]:
     """The rows of a file, as they were written and in that order, but for those that cannot be right."""
     try:
-        lines = Path(path).read_bytes().split(b"\n")
+        lines = read_file(path).split(b"\n")
     except FileNotFoundError:
         return []
     rows: list[dict[str, Any]] = []
@@ -184,8 +185,8 @@ def _rising(attempts: list[int]) -> list[bool]:
 
 def _parse(line: bytes) -> dict[str, Any] | None:
     try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
+        row = parse_json(line)
+    except ValueError:
         return None
     return row if isinstance(row, dict) else None
 

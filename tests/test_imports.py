@@ -16,7 +16,7 @@ PACKAGES = ("launcher", "llmscale", "data_pipeline")
 # entry covers everything below it.
 MAY_IMPORT = {
     "data_pipeline": set(),
-    "launcher": {"llmscale.config", "llmscale.plan", "llmscale.legality", "data_pipeline.errors"},
+    "launcher": {"llmscale.config", "llmscale.plan", "llmscale.legality", "data_pipeline.errors", "data_pipeline.disk"},
     "llmscale.families": set(),
     "llmscale.config": {"llmscale.families", "data_pipeline"},
     "llmscale.legality": {"llmscale.config", "data_pipeline"},

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from data_pipeline.disk import parse_json, read_file
 from data_pipeline.errors import UserError, writing
 from data_pipeline.indexed.format import IndexedDataset, token_dtype
 from data_pipeline.indexed.writer import IndexedWriter, temporary_path
@@ -142,7 +143,7 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """What a JSON file holds; None where it is missing or damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(read_file(path))
     except (OSError, ValueError):
         return None
 

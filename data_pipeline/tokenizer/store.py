@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.config import DataConfig, TokenizerConfig
+from data_pipeline.disk import parse_json, read_file, temporary_folder
 from data_pipeline.errors import FULL, UserError, writing
 from data_pipeline.tokenizer.base import META_FILE, StoredTokenizer, Tokenizer
 from data_pipeline.tokenizer.bytes_tokenizer import BytesTokenizer
@@ -163,7 +162,7 @@ def _named_beside(settings: TokenizerConfig) -> dict[str, str]:
     if path is None or not path.is_file():
         return {}
     try:
-        found = json.loads(_read(path, "repair it or remove it"))
+        found = parse_json(_read(path, "repair it or remove it"))
         named = {role: found.get(f"{role}_token") for role in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")}
     except (ValueError, AttributeError):
         raise UserError(f"{path} is not a JSON object; repair it or remove it") from None
@@ -234,10 +233,7 @@ def _read_given(settings: TokenizerConfig) -> dict[str, bytes] | None:
 
 def _read(path: Path, fix: str, where: str = "") -> bytes:
     try:
-        # A pipe would be waited for without end, and /dev/zero read without end.
-        if path.exists() and not path.is_file() and not path.is_dir():
-            raise UserError(f"{where}{path} is no regular file but a pipe, a device or a socket; {fix}")
-        return path.read_bytes()
+        return read_file(path)
     except OSError as error:
         raise UserError(f"{where}cannot read {path}: {error.strerror}; {fix}") from None
 
@@ -245,7 +241,7 @@ def _read(path: Path, fix: str, where: str = "") -> bytes:
 def _publish(tokenizer: StoredTokenizer, directory: Path) -> None:
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
-        temporary = tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent)
+        temporary = temporary_folder(directory.parent, f".{directory.name}-")
     except OSError as error:
         if error.errno in FULL:
             raise
@@ -253,7 +249,6 @@ def _publish(tokenizer: StoredTokenizer, directory: Path) -> None:
     try:
         with writing(directory):
             tokenizer.save(temporary)
-            os.chmod(temporary, 0o755)
             os.rename(temporary, directory)
     except OSError:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -267,7 +262,7 @@ def _publish(tokenizer: StoredTokenizer, directory: Path) -> None:
 def _read_meta(directory: str | Path) -> dict[str, Any] | None:
     path = Path(directory) / META_FILE
     try:
-        meta = json.loads(path.read_bytes())
+        meta = parse_json(read_file(path))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:

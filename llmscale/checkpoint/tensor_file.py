@@ -108,6 +108,6 @@ class FiniteCheck:
             for key, entry in entries.items():
                 if key != "__metadata__" and entry["data_offsets"][0] <= offset < entry["data_offsets"][1]:
                     return shown_key(key)
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             pass  # not what we wrote, which the file's SHA-256 says
         return "a tensor"

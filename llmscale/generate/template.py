@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from data_pipeline.disk import parse_json, read_file, read_text
 from data_pipeline.errors import UserError
 from data_pipeline.tokenizer import Tokenizer
 from llmscale.config import ModelConfig
@@ -147,11 +148,11 @@ def _template_in(folder: Path) -> tuple[str | None, Path]:
     path = folder / TEMPLATE_FILE
     try:
         if path.is_file():
-            return path.read_text(encoding="utf-8"), path
+            return read_text(path), path
         path = folder / SETTINGS_FILE
         if not path.is_file():
             return None, path
-        found: Any = json.loads(path.read_text(encoding="utf-8")).get("chat_template")
+        found: Any = parse_json(read_file(path)).get("chat_template")
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"{path} cannot be read ({error}); repair it or remove it") from None
     if isinstance(found, list):  # several by name
