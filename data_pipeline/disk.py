@@ -7,8 +7,11 @@ import json
 import os
 import secrets
 import stat
+import threading
 from pathlib import Path
 from typing import Any
+
+from data_pipeline.errors import writing
 
 NO_REGULAR_FILE = "it is no regular file but a pipe, a device or a socket"
 
@@ -20,13 +23,18 @@ def read_file(path: str | Path) -> bytes:
         OSError: it cannot be opened, or is something else; `strerror` says which.
     """
     # A pipe without a writer is opened at once then, and a regular file is not concerned.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # a socket
+            raise OSError(errno.ENXIO, NO_REGULAR_FILE, str(path)) from None
+        raise
     with open(descriptor, "rb") as file:
         kind = os.fstat(descriptor).st_mode
         if stat.S_ISDIR(kind):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         if not stat.S_ISREG(kind):
-            raise OSError(errno.EINVAL, NO_REGULAR_FILE, str(path))
+            raise OSError(errno.ENXIO, NO_REGULAR_FILE, str(path))
         return file.read()
 
 
@@ -75,15 +83,40 @@ def temporary_folder(parent: str | Path, prefix: str) -> Path:
         return path
 
 
+def replace_file(path: Path, data: bytes, durable: bool = False) -> None:
+    """Write a file so that others see the old one or the new; `durable` forces its content to the disk first.
+
+    A link at `path` is replaced, not followed. Raises OSError that names the file.
+    """
+    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}-{threading.get_ident()}")
+    try:
+        with writing(path):
+            with open(temporary, "wb", opener=unlinked) as file:
+                file.write(data)
+                if durable:
+                    file.flush()
+                    os.fsync(file.fileno())
+            temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
 def unlinked(path: str | Path, flags: int) -> int:
     """An `opener` for `open` that does not follow a link at `path`, so that nothing outside is overwritten.
 
     Raises:
-        OSError: as `os.open`; ELOOP where it is a link.
+        OSError: as `os.open`; ELOOP where it is a link, ENXIO where it is a pipe or a device.
     """
     try:
-        return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise OSError(errno.ENXIO, NO_REGULAR_FILE, str(path))
+        return descriptor
     except OSError as error:
+        if error.errno == errno.ENXIO:
+            raise OSError(errno.ENXIO, NO_REGULAR_FILE, str(path)) from None
         if error.errno == errno.ELOOP:
             raise OSError(errno.ELOOP, "it is a symbolic link, which is not followed", str(path)) from None
         raise

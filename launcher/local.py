@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
+from data_pipeline.disk import unlinked
 from data_pipeline.errors import UserError
 from llmscale.config import load_config
 from llmscale.legality import require_legal
@@ -65,6 +66,8 @@ def run_ranks(command: Sequence[str], nproc: int, logs: Path, grace_seconds: flo
         failure that rank 0 has not explained itself comes with one sentence on stderr: the rank, how it ended, its log.
     """
     try:
+        if logs.is_symlink():
+            raise UserError(f"{logs} is a symbolic link, which is not followed; remove it")
         logs.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
@@ -75,7 +78,7 @@ def run_ranks(command: Sequence[str], nproc: int, logs: Path, grace_seconds: flo
     with _caught_signals() as caught, contextlib.ExitStack() as files:
         try:
             for rank in range(nproc):
-                log = files.enter_context(_log_path(logs, rank).open("ab")) if rank else None
+                log = files.enter_context(open(_log_path(logs, rank), "ab", opener=unlinked)) if rank else None
                 ranks.append(_start(command, _variables(rank, nproc, port), log))
             failures = _wait(ranks, caught, grace_seconds)
         finally:

@@ -58,7 +58,7 @@ MAY_IMPORT = {
         "llmscale.config",
         "data_pipeline",
     },
-    "llmscale.report": {"llmscale.config", "data_pipeline.records", "data_pipeline.errors"},
+    "llmscale.report": {"llmscale.config", "data_pipeline.records", "data_pipeline.errors", "data_pipeline.disk"},
     "llmscale.train": {
         "llmscale.engine",
         "llmscale.checkpoint",

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_pipeline.disk import parse_json, read_file
+from data_pipeline.disk import parse_json, read_file, unlinked
 from data_pipeline.errors import UserError, writing
 from data_pipeline.indexed.format import IndexedDataset, token_dtype
 from data_pipeline.indexed.writer import IndexedWriter, temporary_path
@@ -132,7 +132,7 @@ def write_json(path: Path, value: Any) -> None:
     temporary = temporary_path(path)
     with writing(path):
         # A file name that is not UTF-8 holds lone surrogates, which JSON can only escape.
-        with open(temporary, "w", encoding="utf-8", errors="backslashreplace") as file:
+        with open(temporary, "w", encoding="utf-8", errors="backslashreplace", opener=unlinked) as file:
             json.dump(value, file, indent=1, ensure_ascii=False)
             file.write("\n")
             file.flush()

@@ -195,7 +195,7 @@ class Checkpoint:
         try:
             size = path.stat().st_size
             if not path.is_file():
-                raise OSError(errno.EINVAL, NO_REGULAR_FILE)
+                raise OSError(errno.ENXIO, NO_REGULAR_FILE)
             if size != entry.bytes:
                 return f"{path} has {size} bytes instead of {entry.bytes}"
             # Buffered, so that no chunk but the last is short.

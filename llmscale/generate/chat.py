@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TextIO
 
 from data_pipeline.errors import UserError
+from data_pipeline.terminal import for_stream, visible
 from llmscale.checkpoint.model import load_model
 from llmscale.generate.generator import Generator
 from llmscale.generate.prompts import Context, reading_of, room_for
@@ -52,7 +53,7 @@ class Dialogue:
             shown = piece.text if begun else piece.text.lstrip()
             begun = begun or bool(shown)
             answer += shown
-            output.write(shown)
+            output.write(for_stream(shown, output))
             output.flush()
         output.write("\n")
         output.flush()
@@ -106,4 +107,4 @@ def chat(checkpoint: Path, system: str | None, settings: Settings) -> None:
             try:
                 dialogue.ask(text, sys.stdout)
             except UserError as error:
-                print(f"llmscale: {error}", file=sys.stderr, flush=True)
+                print(visible(f"llmscale: {error}"), file=sys.stderr, flush=True)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
 from data_pipeline.errors import UserError
+from data_pipeline.terminal import for_stream
 from llmscale.checkpoint.model import load_model
 from llmscale.generate.generator import Generator
 from llmscale.generate.prompts import reading_of
@@ -36,7 +38,7 @@ def generate_texts(
     if len(prompts) == 1 and not as_json:
         echoed = not continues
         for piece in generator.stream(prompts, settings):
-            click.echo(piece.text if echoed else prompts[0] + piece.text, nl=False)
+            _echo(piece.text if echoed else prompts[0] + piece.text, nl=False)
             echoed = True
         click.echo()
         return
@@ -49,10 +51,14 @@ def generate_texts(
             completion, prompt = done.pop(shown), prompts[shown]
             if as_json:
                 row = {"prompt": prompt, "text": completion.text, "tokens": len(completion.tokens)}
-                click.echo(json.dumps({**row, "finish": completion.finish}, ensure_ascii=False))
+                _echo(json.dumps({**row, "finish": completion.finish}, ensure_ascii=False))
             else:
-                click.echo(f"--- {shown + 1}\n{prompt if continues else ''}{completion.text}")
+                _echo(f"--- {shown + 1}\n{prompt if continues else ''}{completion.text}")
             shown += 1
+
+
+def _echo(text: str, nl: bool = True) -> None:
+    click.echo(for_stream(text, sys.stdout), nl=nl)
 
 
 def _lines(path: Path) -> list[str]:

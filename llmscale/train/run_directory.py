@@ -7,7 +7,6 @@ import errno
 import fcntl
 import hashlib
 import json
-import os
 import re
 import shutil
 import threading
@@ -17,8 +16,8 @@ from itertools import count, islice
 from pathlib import Path
 from typing import Any, Literal
 
-from data_pipeline.disk import parse_json, read_file, read_text, unlinked
-from data_pipeline.errors import UserError, writing
+from data_pipeline.disk import parse_json, read_file, read_text, replace_file, unlinked
+from data_pipeline.errors import UserError
 from data_pipeline.records import Extent, extent_of, strict
 from llmscale.checkpoint import CorruptCheckpoint, find_checkpoints
 from llmscale.checkpoint.manifest import read_manifest
@@ -285,18 +284,8 @@ class RunDirectory:
 
 def write_text(path: Path, text: str) -> None:
     """Replace a file atomically: a reader sees the old text or the new."""
-    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}-{threading.get_ident()}")
-    try:
-        with writing(path):
-            # A file name that is not UTF-8 holds lone surrogates, which JSON can only escape.
-            with open(temporary, "w", encoding="utf-8", errors="backslashreplace", opener=unlinked) as handle:
-                handle.write(text)
-                handle.flush()
-                os.fsync(handle.fileno())
-            os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+    # A file name that is not UTF-8 holds lone surrogates, which JSON can only escape.
+    replace_file(path, text.encode(errors="backslashreplace"), durable=True)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -8,9 +8,11 @@ import sys
 
 import torch
 
+from data_pipeline.disk import unlinked
 from data_pipeline.errors import UserError
 from data_pipeline.ledger import LedgerWriter
 from data_pipeline.records import RecordWriter
+from data_pipeline.terminal import visible
 from llmscale.checkpoint import CheckpointError
 from llmscale.config import RunConfig, flatten
 from llmscale.engine.allocator import keep_large_blocks
@@ -185,7 +187,9 @@ def _layout(grid: RankGrid) -> str:
 def _log_to_file(run: RunDirectory, world: World) -> None:
     """Everything that is logged by libraries and by us goes to a file of this rank."""
     run.logs.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(run.logs / f"rank-{world.rank:05d}.log")
+    handler = logging.StreamHandler(
+        open(run.logs / f"rank-{world.rank:05d}.log", "a", opener=unlinked)  # noqa: SIM115 - open until the end
+    )
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     # A log that cannot be written, on a full disk say, must not bury the reason under its own tracebacks.
     logging.raiseExceptions = False
@@ -197,4 +201,4 @@ def _log_to_file(run: RunDirectory, world: World) -> None:
 def _say(world: World, text: str) -> None:
     logging.getLogger("llmscale").info(text)
     if world.rank == 0:
-        print(text, file=sys.stderr, flush=True)
+        print(visible(text), file=sys.stderr, flush=True)
