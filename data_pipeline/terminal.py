@@ -15,6 +15,11 @@ def visible(text: str) -> str:
     return _CONTROLS.sub(lambda found: _escape(found[0]), text)
 
 
+def visible_json(text: str) -> str:
+    r"""JSON with `\u009b` for each control character that JSON itself lets stand, so that it says the same."""
+    return _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
 def for_stream(text: str, stream: Any) -> str:
     """Text as `stream` should get it: `visible` on a terminal, unchanged in a file or a pipe."""
     return visible(text) if stream.isatty() else text

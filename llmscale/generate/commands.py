@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from data_pipeline.errors import UserError
-from data_pipeline.terminal import for_stream
+from data_pipeline.terminal import for_stream, visible_json
 from llmscale.checkpoint.model import load_model
 from llmscale.generate.generator import Generator
 from llmscale.generate.prompts import reading_of
@@ -51,7 +51,8 @@ def generate_texts(
             completion, prompt = done.pop(shown), prompts[shown]
             if as_json:
                 row = {"prompt": prompt, "text": completion.text, "tokens": len(completion.tokens)}
-                _echo(json.dumps({**row, "finish": completion.finish}, ensure_ascii=False))
+                text = json.dumps({**row, "finish": completion.finish}, ensure_ascii=False)
+                click.echo(visible_json(text) if sys.stdout.isatty() else text)
             else:
                 _echo(f"--- {shown + 1}\n{prompt if continues else ''}{completion.text}")
             shown += 1
