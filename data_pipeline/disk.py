@@ -13,11 +13,13 @@ from typing import Any
 
 from data_pipeline.errors import writing
 
+_HANDED = ("/dev/fd/", "/dev/stdin", "/proc/self/fd/")
+"""What a shell names its pipes by, as in `llmscale train <(make_config)`: they have a writer, who ends."""
 NO_REGULAR_FILE = "it is no regular file but a pipe, a device or a socket"
 
 
 def read_file(path: str | Path) -> bytes:
-    """The contents of a regular file: a pipe would be waited for without end, and /dev/zero read without end.
+    """The contents of a regular file, or of a pipe that the shell has handed over: another pipe would be waited for without end, and /dev/zero read without end.
 
     Raises:
         OSError: it cannot be opened, or is something else; `strerror` says which.
@@ -33,8 +35,9 @@ def read_file(path: str | Path) -> bytes:
         kind = os.fstat(descriptor).st_mode
         if stat.S_ISDIR(kind):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-        if not stat.S_ISREG(kind):
+        if not stat.S_ISREG(kind) and not str(path).startswith(_HANDED):
             raise OSError(errno.ENXIO, NO_REGULAR_FILE, str(path))
+        os.set_blocking(descriptor, True)
         return file.read()
 
 

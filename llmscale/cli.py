@@ -14,7 +14,6 @@ from typing import Any
 import click
 
 from data_pipeline.errors import FULL, UserError
-from data_pipeline.terminal import for_stream, visible
 
 USER_MISTAKE = 2
 """Exit code for a mistake that the user can mend: one sentence on stderr, no traceback."""
@@ -415,10 +414,14 @@ def _mistakes_explained() -> Iterator[None]:
 
 
 def _echo(text: str) -> None:
+    from data_pipeline.terminal import for_stream
+
     click.echo(for_stream(text, sys.stdout))
 
 
 def _complain(message: str) -> None:
+    from data_pipeline.terminal import visible
+
     where = f"rank {_rank()}: " if _rank() else ""
     with contextlib.suppress(OSError):  # a terminal that is closed changes no exit code
         print(visible(f"llmscale: {where}{message}"), file=sys.stderr, flush=True)

@@ -55,6 +55,15 @@ def test_pipes_are_neither_read_nor_written(tmp_path: Path) -> None:
     assert read_records(tmp_path / "missing") == []
 
 
+def test_a_pipe_of_the_shell_is_read() -> None:
+    """As bash names that of `<(...)`."""
+    read, write = os.pipe()
+    os.write(write, b"run: {}")
+    os.close(write)
+    assert read_file(f"/dev/fd/{read}") == b"run: {}"
+    os.close(read)
+
+
 class _Terminal:
     def __init__(self, terminal: bool) -> None:
         self.terminal = terminal
