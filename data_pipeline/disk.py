@@ -19,26 +19,29 @@ NO_REGULAR_FILE = "it is no regular file but a pipe, a device or a socket"
 
 
 def read_file(path: str | Path) -> bytes:
-    """The contents of a regular file, or of a pipe that the shell has handed over: another pipe would be waited for without end, and /dev/zero read without end.
+    """The contents of a regular file, or of a pipe that the shell has handed over.
+
+    Another pipe would be waited for without end, and /dev/zero read without end.
 
     Raises:
         OSError: it cannot be opened, or is something else; `strerror` says which.
     """
-    # A pipe without a writer is opened at once then, and a regular file is not concerned.
     try:
+        # A pipe without a writer is opened at once then, and a regular file is not concerned.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         if error.errno == errno.ENXIO:  # a socket
             raise OSError(errno.ENXIO, NO_REGULAR_FILE, str(path)) from None
         raise
-    with open(descriptor, "rb") as file:
-        kind = os.fstat(descriptor).st_mode
-        if stat.S_ISDIR(kind):
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-        if not stat.S_ISREG(kind) and not str(path).startswith(_HANDED):
-            raise OSError(errno.ENXIO, NO_REGULAR_FILE, str(path))
+    kind = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(kind) or (str(path).startswith(_HANDED) and not stat.S_ISDIR(kind)):
         os.set_blocking(descriptor, True)
-        return file.read()
+        with open(descriptor, "rb") as file:
+            return file.read()
+    os.close(descriptor)
+    if stat.S_ISDIR(kind):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    raise OSError(errno.ENXIO, NO_REGULAR_FILE, str(path))
 
 
 def read_text(path: str | Path) -> str:
