@@ -17,7 +17,7 @@ TEXT = "a\x1b]0;title\x07\x9b2J\n中"
 
 
 class _Generator:
-    def __init__(self, *_: Any) -> None:
+    def __init__(self, *_: Any, raw: bool = False) -> None:
         self.config = SimpleNamespace(architecture="decoder")
         self.reading = "text"
 
@@ -35,9 +35,10 @@ def test_escapes_are_shown_on_a_terminal_only(
     trained = SimpleNamespace(model=None, tokenizer=None, config=SimpleNamespace(objective=None))
     monkeypatch.setattr(commands, "load_model", lambda _: trained)
     monkeypatch.setattr(commands, "reading_of", lambda _: None)
+    monkeypatch.setattr(commands, "settings_for", lambda *_: None)
     monkeypatch.setattr(commands, "Generator", _Generator)
     monkeypatch.setattr(sys, "stdout", output)
-    commands.generate_texts(Path("x"), prompts, None, as_json, None)  # type: ignore[arg-type]
+    commands.generate_texts(Path("x"), prompts, None, as_json, {})  # type: ignore[arg-type]
     written = output.getvalue()
     if terminal:
         assert all(character.isprintable() or character == "\n" for character in written)
