@@ -224,6 +224,9 @@ def test_another_launch_or_job_in_the_shell_is_not_handed_on(login, monkeypatch)
         (["--nodes=3"], ["-n6"], ["--nodes=3"]),
         (["--nodes=2"], ["--nodes=2"], ["--ntasks-per-node=1"]),
         ([], ["-N2-4"], []),
+        ([], ["-N", "2", "--tasks-per-node=4"], []),
+        (["--nodes=2"], ["--ntasks-per-n", "3"], ["--nodes=2"]),
+        (["--nodes=2"], ["--gpus-per-n=a100:8"], ["--nodes=2", "--ntasks-per-node=8"]),
     ],
 )
 def test_how_many_ranks_there_are_is_said_once(login, before, options, ranks):
@@ -241,6 +244,7 @@ def test_how_many_ranks_there_are_is_said_once(login, before, options, ranks):
         (["--nodes=2"], ["--nodes=4"], ["--nodes is 2, but 4"]),
         (["--ntasks-per-node=2"], ["--ntasks-per-node", "4"], ["--ntasks-per-node is 2, but 4"]),
         (["--time=10"], ["-t", "20"], ["--time is 10, but 20"]),
+        (["--ntasks-per-node=2"], ["--tasks-per-node", "4"], ["--ntasks-per-node is 2, but 4"]),
         (["--nodes=2", "--ntasks-per-node=2"], ["-n", "5"], ["--ntasks=5", "2 nodes x 2 ranks are 4"]),
         (["--nodes=2"], ["--gpus=5"], ["--gpus=5", "2 nodes"]),
         ([], ["--wrap=hostname"], ["--wrap"]),
@@ -290,6 +294,7 @@ def test_a_missing_sbatch_is_named(login, monkeypatch):
 
 def test_options_are_read_as_getopt_reads_them():
     words = ["-HN2", "-t", "10", "--mem", "8G", "--exclusive", "--exclusive=user", "--outp=x", "-oy", "--sig=USR1@9"]
+    words += ["--kill-on-invalid-dep", "yes", "--tasks-per-n", "2", "--ntasks=4"]
     assert given_options(words) == {
         "nodes": "2",
         "time": "10",
@@ -297,6 +302,9 @@ def test_options_are_read_as_getopt_reads_them():
         "exclusive": "user",
         "output": "y",
         "signal": "USR1@9",
+        "kill-on-invalid-dep": "yes",
+        "ntasks-per-node": "2",
+        "ntasks": "4",
     }
 
 
