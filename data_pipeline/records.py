@@ -96,7 +96,7 @@ def read_records(path: str | Path, key: str = "step") -> list[dict[str, Any]]:
     Several rows of one step by one attempt (training and evaluation) are all kept. Lines that are torn, damaged, not
     JSON, or without `key` and `attempt` are left out. A missing file has no rows.
     """
-    return _counted(_whole_rows(path, key), key)
+    return _counted(_whole_rows(path, key)[0], key)
 
 
 def _counted(rows: list[dict[str, Any]], key: str) -> list[dict[str, Any]]:
@@ -123,24 +123,28 @@ class Extent(NamedTuple):
     """The newest attempt that wrote to it; 0 where none did."""
     continued: int
     """The largest step from which an attempt says that it continued."""
+    damaged: int
+    """Lines that are left out since they are damaged or torn."""
 
 
 def extent_of(path: str | Path) -> Extent:
     """How far the records of a run go. A missing file has none."""
-    rows = _whole_rows(path, "step")
+    rows, damaged = _whole_rows(path, "step")
     return Extent(
         max((row["step"] for row in _counted(rows, "step")), default=0),
         max((row["attempt"] for row in rows), default=0),
         max((row["step"] for row in rows if _START in row), default=0),
+        damaged,
     )
 
 
-def _whole_rows(path: str | Path, key: str) -> list[dict[str, Any]]:
-    """The rows of a file, as they were written and in that order, but for those that cannot be right."""
+def _whole_rows(path: str | Path, key: str) -> tuple[list[dict[str, Any]], int]:
+    """The rows of a file, as they were written and in that order, but for those that cannot be right; and how many
+    these are."""
     try:
         lines = Path(path).read_bytes().split(b"\n")
     except FileNotFoundError:
-        return []
+        return [], 0
     rows: list[dict[str, Any]] = []
     checked: list[bool] = []
     for row in map(_parse, lines):
@@ -151,7 +155,8 @@ def _whole_rows(path: str | Path, key: str) -> list[dict[str, Any]]:
             rows.append(row)
             checked.append(check is not None)
     in_order = _rising([row["attempt"] for row in rows])
-    return [row for row, sure, fits in zip(rows, checked, in_order, strict=True) if sure or fits]
+    whole = [row for row, sure, fits in zip(rows, checked, in_order, strict=True) if sure or fits]
+    return whole, sum(1 for line in lines if line) - len(whole)
 
 
 def _checksum(row: dict[str, Any]) -> str:

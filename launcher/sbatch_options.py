@@ -29,7 +29,7 @@ _FLAGS = {
 """Long options without a value, or with one that only `=` can give."""
 
 _SHORTENED = {
-    **{name: 3 for name in ("array", "chdir", "job-name", "output", "signal", "wrap")},
+    **dict.fromkeys(("array", "chdir", "job-name", "output", "signal", "wrap"), 3),
     **{"gpus-per-node": 10, "ntasks-per-node": 12, "ntasks-per-gpu": 12, "tasks-per-node": 3},
 }
 """Long names that callers ask about and that getopt takes by their beginnings, and of how many letters at least."""
@@ -54,7 +54,8 @@ def given_options(options: Sequence[str]) -> dict[str, str]:
             )
         if word.startswith("--"):
             name, equals, value = word[2:].partition("=")
-            name = next((full for full, least in _SHORTENED.items() if len(name) >= least and full.startswith(name)), name)
+            shortened = (full for full, least in _SHORTENED.items() if len(name) >= least and full.startswith(name))
+            name = next(shortened, name)
             name = _ALIASES.get(name, name)
             takes = not equals and name not in _FLAGS
         else:
