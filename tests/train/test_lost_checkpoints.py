@@ -88,8 +88,9 @@ def emptied_without_outcome(run: Path) -> None:
     """Only the records tell that a checkpoint was due."""
     emptied(run)
     (run / "checkpoints" / "latest").unlink()
-    outcome = run / "outcome.json"
-    outcome.write_bytes(outcome.read_bytes().replace(b'"attempt": 1', b'"attempt": 5'))
+    text = (run / "outcome.json").read_text()
+    assert '"attempt": 1' in text
+    (run / "outcome.json").write_text(text.replace('"attempt": 1', '"attempt": 5'))
 
 
 def emptied_before_this_version(run: Path) -> None:
