@@ -113,6 +113,8 @@ def test_stdout_is_the_number_and_stderr_how_to_go_on(login):
         (["--output=logs/%x-%j.out"], "logs/run-7-4711.out"),
         (["-o", "a b/%A.txt", "-J", "mine"], "'a b/4711.txt'"),
         (["--array=0-3%1"], "slurm-4711_*.log"),
+        (["-D", "/scratch/mine"], "/scratch/mine/slurm-4711.log"),
+        (["--chdir=/scratch/mine", "-o", "/logs/%j"], "/logs/4711"),
     ],
 )
 def test_the_log_to_follow_is_the_jobs(login, options, log):

@@ -239,6 +239,8 @@ def test_a_shorter_lead_is_heard(node, how, monkeypatch):
         ("UNLIMITED", None),
         ("infinite", None),
         ("0", None),
+        ("00:00:00", None),
+        ("0-0", None),
     ],
 )
 def test_time_limits_as_sbatch_writes_them(text, seconds):
