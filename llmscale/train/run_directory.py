@@ -237,7 +237,7 @@ class RunDirectory:
         aside = self._free_aside()
         aside.mkdir()
         for path in (self.checkpoints, self.ledger, self.path / "ledger", self.metrics, self.summary_file, self.report):
-            if path.exists():
+            if os.path.lexists(path):
                 path.rename(aside / path.name)
         self.checkpoints.mkdir()
         self.saved = 0

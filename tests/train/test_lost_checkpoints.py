@@ -70,6 +70,12 @@ def gone(run: Path) -> None:
     shutil.rmtree(run / "checkpoints")
 
 
+def elsewhere(run: Path) -> None:
+    """A link to what is not mounted."""
+    gone(run)
+    (run / "checkpoints").symlink_to(run / "not" / "mounted")
+
+
 def emptied(run: Path) -> None:
     for path in (run / "checkpoints").glob("step-*"):
         shutil.rmtree(path)
@@ -113,7 +119,7 @@ def without_manifests(run: Path) -> None:
 
 MADE_ANEW = ("outcome.json", "config.yaml", "logs/rank-00000.log")
 LOSSES = (
-    *(gone, emptied, emptied_and_forgotten, emptied_without_outcome, emptied_before_this_version),
+    *(gone, elsewhere, emptied, emptied_and_forgotten, emptied_without_outcome, emptied_before_this_version),
     *(damaged, without_manifests),
 )
 
