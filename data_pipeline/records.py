@@ -131,15 +131,18 @@ class Extent(NamedTuple):
     """The newest attempt that wrote to it; 0 where none did."""
     continued: int
     """The largest step from which an attempt says that it continued."""
+    damaged: int
+    """Lines that are left out since they are damaged or torn."""
 
 
 def extent_of(path: str | Path) -> Extent:
     """How far the records of a run go. A missing file has none."""
-    rows, _ = _whole_rows(path, "step")
+    rows, damaged = _whole_rows(path, "step")
     return Extent(
         max((row["step"] for row in _counted(rows, "step")), default=0),
         max((row["attempt"] for row in rows), default=0),
         max((row["step"] for row in rows if _START in row), default=0),
+        damaged,
     )
 
 

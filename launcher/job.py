@@ -19,6 +19,7 @@ from typing import Any
 
 from data_pipeline.errors import UserError
 from launcher.local import SAVED, USER_ERROR
+from launcher.sbatch_options import gpu_count
 from launcher.time_limit import require_room
 from llmscale.config import load_config, resolve_directory
 from llmscale.distributed.wire import TOKEN
@@ -89,8 +90,8 @@ def layout(environment: Mapping[str, str], on_gpu: bool) -> tuple[int, list[str]
     nodes = int(environment["SLURM_JOB_NUM_NODES"])
     gpus = int(environment.get("SLURM_GPUS_ON_NODE") or 0) if on_gpu else 0
     per_node = int(environment.get("SLURM_NTASKS_PER_NODE") or gpus or 1)
-    total = environment.get("SLURM_GPUS", "").split(":")[-1]
-    if gpus and total.isdecimal() and int(total) != gpus * nodes:
+    total = gpu_count(environment["SLURM_GPUS"]) if environment.get("SLURM_GPUS") else 0
+    if gpus and total and total != gpus * nodes:
         raise UserError(
             f"the job has {total} GPUs, of which {gpus} on the first of {nodes} nodes; give sbatch --gpus-per-node, or"
             " --ntasks for the number of ranks"

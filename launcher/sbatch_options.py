@@ -22,14 +22,19 @@ _FLAG_LETTERS = "hHIkOQRsvVW"
 
 _FLAGS = {
     *("contiguous", "disable-stdout-job-info", "exclusive", "get-user-env", "help", "hold", "ignore-pbs"),
-    *("kill-on-invalid-dep", "nice", "no-bell", "no-kill", "no-requeue", "no-shell", "overcommit", "oversubscribe"),
+    *("nice", "no-bell", "no-kill", "no-requeue", "no-shell", "overcommit", "oversubscribe"),
     *("parsable", "propagate", "quiet", "reboot", "requeue", "share", "spread-job", "test-only", "usage"),
     *("use-min-nodes", "verbose", "version", "wait"),
 }
 """Long options without a value, or with one that only `=` can give."""
 
-_SHORTENED = ("array", "chdir", "job-name", "output", "signal", "wrap")
-"""Long names that callers ask about and that getopt takes by their beginnings."""
+_SHORTENED = {
+    **dict.fromkeys(("array", "chdir", "job-name", "output", "signal", "wrap"), 3),
+    **{"gpus-per-node": 10, "ntasks-per-node": 12, "ntasks-per-gpu": 12, "tasks-per-node": 3},
+}
+"""Long names that callers ask about and that getopt takes by their beginnings, and of how many letters at least."""
+
+_ALIASES = {"tasks-per-node": "ntasks-per-node"}
 
 
 def given_options(options: Sequence[str]) -> dict[str, str]:
@@ -49,7 +54,9 @@ def given_options(options: Sequence[str]) -> dict[str, str]:
             )
         if word.startswith("--"):
             name, equals, value = word[2:].partition("=")
-            name = next((full for full in _SHORTENED if len(name) > 2 and full.startswith(name)), name)
+            shortened = (full for full, least in _SHORTENED.items() if len(name) >= least and full.startswith(name))
+            name = next(shortened, name)
+            name = _ALIASES.get(name, name)
             takes = not equals and name not in _FLAGS
         else:
             name, value = _short(word[1:])
@@ -81,9 +88,9 @@ def gpus_per_node(given: Mapping[str, str], environment: Mapping[str, str], node
         return given.get(option, environment.get(f"SBATCH_{option.upper().replace('-', '_')}", ""))
 
     if per_node := asked("gpus-per-node"):
-        return sum(_count(kind) for kind in per_node.split(","))
+        return gpu_count(per_node)
     if total := asked("gpus"):
-        gpus = sum(_count(kind) for kind in total.split(","))
+        gpus = gpu_count(total)
         if gpus % nodes:
             raise UserError(
                 f"--gpus={total} is no multiple of the {nodes} nodes; give --gpus-per-node, or say --ntasks-per-node"
@@ -91,6 +98,11 @@ def gpus_per_node(given: Mapping[str, str], environment: Mapping[str, str], node
         return gpus // nodes
     kinds = [kind.removeprefix("gres/") for kind in asked("gres").split(",")]
     return sum(_count(kind[3:].lstrip(":")) for kind in kinds if re.match(r"gpu\b", kind))
+
+
+def gpu_count(kinds: str) -> int:
+    """GPUs of `8`, `a100:8`, `a100` or several of these: `a100:4,h100:4`."""
+    return sum(map(_count, kinds.split(",")))
 
 
 def _count(kind: str) -> int:

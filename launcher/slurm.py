@@ -128,7 +128,8 @@ def prepare(request: Request) -> Submission:
         options.append(f"--output={log}")
     path = os.path.abspath(request.config) if "chdir" in given else request.config
     arguments = [f"--python={sys.executable}", f"--lead={lead}", path, *request.overrides]
-    return Submission([*options, *request.options], arguments, environment, name, log or "slurm-%j.log")
+    log = os.path.join(given.get("chdir", ""), log or "slurm-%j.log")
+    return Submission([*options, *request.options], arguments, environment, name, log)
 
 
 def run_name(config: RunConfig) -> str:

@@ -33,7 +33,9 @@ def limit_seconds(text: str) -> int | None:
     else:
         hours, minutes, seconds = {1: [0, *numbers, 0], 2: [0, *numbers], 3: numbers}[len(numbers)]
     total = ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
-    return -(-total // 60) * 60
+    return (
+        -(-total // 60) * 60 or None
+    )  # "A time limit of zero requests that no time limit be imposed" (sbatch's manual)
 
 
 def lead_seconds(option: str) -> int:

@@ -88,6 +88,9 @@ def open_run(
         if not run.candidates() and not from_scratch:
             run.require_checkpoint([])
         stack.enter_context(run.locked())
+        if from_scratch and run.saved and not run.checkpoints.is_dir():
+            # A file, or a link to what is not mounted, say, where the folder is to be made.
+            mended.append(f"what there was of {run.path} is now in {run.set_aside()}")
         run.create(config)
         for sentence in mended:
             warn(sentence)

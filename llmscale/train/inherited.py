@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from data_pipeline.errors import UserError
 from data_pipeline.tokenizer.chat_files import carry_chat
+from llmscale.checkpoint.members import own_checkpoints, recorded_identity
 from llmscale.checkpoint.reader import Checkpoint
 from llmscale.checkpoint.store import find_checkpoints
 from llmscale.config import RunConfig
@@ -34,7 +37,11 @@ def _begun_from(config: RunConfig) -> Checkpoint | None:
     """The checkpoint of `train.init_from`, which is verified where its weights are read; None without a good one."""
     if config.train.init_from is None:
         return None
+    directory = Path(config.train.init_from)
     try:
-        return Checkpoint(find_checkpoints(config.train.init_from)[0])
-    except (IndexError, UserError):
+        if find_checkpoints(directory) == [directory]:
+            return Checkpoint(directory)
+        own = next(own_checkpoints(directory, recorded_identity(directory)), None)
+        return None if own is None else Checkpoint(own[0])
+    except UserError:
         return None  # that is said there, too

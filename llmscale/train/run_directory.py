@@ -7,6 +7,7 @@ import errno
 import fcntl
 import hashlib
 import json
+import os
 import re
 import shutil
 import threading
@@ -118,6 +119,7 @@ class RunDirectory:
         mended = []
         if self.outcome_file.exists() and not self.outcome():
             mended.append(f"{self.outcome_file} is damaged; the records and checkpoints say which attempt this is")
+        mended += self._lost_records(current)
         if recorded is None or identity(recorded) != current:
             # A checkpoint knows better, since every bit of it is checked.
             said = identity(recorded) if recorded is not None else None
@@ -141,6 +143,21 @@ class RunDirectory:
             return load_config(self.config_file), ""
         except UserError as error:
             return None, f"damaged ({error})"
+
+    def _lost_records(self, run: Identity) -> list[str]:
+        """What the records lack, in sentences: damaged lines, and steps that a checkpoint has seen."""
+        lost = []
+        for path in (self.ledger, self.metrics):
+            if damaged := self._extent(path).damaged:
+                lost.append(f"{path} has {damaged} damaged line(s), which are left out")
+        last = self._extent(self.ledger).last
+        newest = next((manifest.step for _, manifest in own_checkpoints(self.checkpoints, run)), 0)
+        if newest > last:
+            lost.append(
+                f"{self.ledger} ends at step {last}, but a checkpoint is of step {newest}; nothing tells what"
+                f" the steps between were trained on"
+            )
+        return lost
 
     def _holds_only_own(self) -> bool:
         """Whether everything in the folder may be what a start of a run made, or a launcher before it."""
@@ -179,7 +196,15 @@ class RunDirectory:
         with contextlib.suppress(OSError, ValueError):
             latest = int(read_text(self.checkpoints / LATEST).strip().removeprefix("step-"))
         continued = max(ledger.continued, metrics.continued)
-        return max(outcome.get("saved", 0), ended, latest, continued, self._damaged_step(identity(config)))
+        due = 0 if "saved" in outcome or self.candidates() else self._due(trained, config)
+        return max(outcome.get("saved", 0), ended, latest, continued, due, self._damaged_step(identity(config)))
+
+    def _due(self, trained: int, config: RunConfig) -> int:
+        """The newest step up to `trained` whose checkpoint should be there; 0 where the first was being written."""
+        interval = (self._recorded_config()[0] or config).checkpoint.interval
+        if not interval or any(self.checkpoints.glob(".tmp-*")):
+            return 0
+        return trained - trained % interval
 
     def _damaged_step(self, run: Identity) -> int:
         """The step after which the newest checkpoint is named, damaged or not, that is no stranger."""
@@ -215,7 +240,7 @@ class RunDirectory:
         aside = self._free_aside()
         aside.mkdir()
         for path in (self.checkpoints, self.ledger, self.path / "ledger", self.metrics, self.summary_file, self.report):
-            if path.exists():
+            if os.path.lexists(path):
                 path.rename(aside / path.name)
         self.checkpoints.mkdir()
         self.saved = 0

@@ -62,7 +62,13 @@ def train(config: RunConfig, flag: PreemptionFlag, from_scratch: bool = False) -
         flag.expect_no_step(others=world.size > 1)
         attempt = build.open_run(config, run, stack, from_scratch)
         if attempt is None:
-            _say(world, f"{run.path} is finished: all {run.outcome()['step']} steps are done, see {run.summary_file}")
+            step = run.outcome()["step"]
+            gone = (
+                ""
+                if run.newest_step() == step
+                else f"; but {run.checkpoints} has no checkpoint of step {step} any more"
+            )
+            _say(world, f"{run.path} is finished: all {step} steps are done, see {run.summary_file}{gone}")
             return 0
 
         def preempted() -> None:

@@ -113,6 +113,8 @@ def test_stdout_is_the_number_and_stderr_how_to_go_on(login):
         (["--output=logs/%x-%j.out"], "logs/run-7-4711.out"),
         (["-o", "a b/%A.txt", "-J", "mine"], "'a b/4711.txt'"),
         (["--array=0-3%1"], "slurm-4711_*.log"),
+        (["-D", "/scratch/mine"], "/scratch/mine/slurm-4711.log"),
+        (["--chdir=/scratch/mine", "-o", "/logs/%j"], "/logs/4711"),
     ],
 )
 def test_the_log_to_follow_is_the_jobs(login, options, log):
@@ -224,6 +226,9 @@ def test_another_launch_or_job_in_the_shell_is_not_handed_on(login, monkeypatch)
         (["--nodes=3"], ["-n6"], ["--nodes=3"]),
         (["--nodes=2"], ["--nodes=2"], ["--ntasks-per-node=1"]),
         ([], ["-N2-4"], []),
+        ([], ["-N", "2", "--tasks-per-node=4"], []),
+        (["--nodes=2"], ["--ntasks-per-n", "3"], ["--nodes=2"]),
+        (["--nodes=2"], ["--gpus-per-n=a100:8"], ["--nodes=2", "--ntasks-per-node=8"]),
     ],
 )
 def test_how_many_ranks_there_are_is_said_once(login, before, options, ranks):
@@ -241,6 +246,7 @@ def test_how_many_ranks_there_are_is_said_once(login, before, options, ranks):
         (["--nodes=2"], ["--nodes=4"], ["--nodes is 2, but 4"]),
         (["--ntasks-per-node=2"], ["--ntasks-per-node", "4"], ["--ntasks-per-node is 2, but 4"]),
         (["--time=10"], ["-t", "20"], ["--time is 10, but 20"]),
+        (["--ntasks-per-node=2"], ["--tasks-per-node", "4"], ["--ntasks-per-node is 2, but 4"]),
         (["--nodes=2", "--ntasks-per-node=2"], ["-n", "5"], ["--ntasks=5", "2 nodes x 2 ranks are 4"]),
         (["--nodes=2"], ["--gpus=5"], ["--gpus=5", "2 nodes"]),
         ([], ["--wrap=hostname"], ["--wrap"]),
@@ -290,6 +296,7 @@ def test_a_missing_sbatch_is_named(login, monkeypatch):
 
 def test_options_are_read_as_getopt_reads_them():
     words = ["-HN2", "-t", "10", "--mem", "8G", "--exclusive", "--exclusive=user", "--outp=x", "-oy", "--sig=USR1@9"]
+    words += ["--kill-on-invalid-dep", "yes", "--tasks-per-n", "2", "--ntasks=4"]
     assert given_options(words) == {
         "nodes": "2",
         "time": "10",
@@ -297,6 +304,9 @@ def test_options_are_read_as_getopt_reads_them():
         "exclusive": "user",
         "output": "y",
         "signal": "USR1@9",
+        "kill-on-invalid-dep": "yes",
+        "ntasks-per-node": "2",
+        "ntasks": "4",
     }
 
 

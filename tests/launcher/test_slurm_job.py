@@ -177,6 +177,7 @@ def test_arguments_arrive_unharmed(node):
         ({"SLURM_NTASKS_PER_NODE": "2"}, 4, ["--ntasks=4", "--ntasks-per-node=2"]),
         ({"SLURM_GPUS_ON_NODE": "8"}, 16, ["--ntasks=16", "--ntasks-per-node=8"]),
         ({"SLURM_GPUS_ON_NODE": "3", "SLURM_GPUS": "a100:6"}, 6, ["--ntasks=6", "--ntasks-per-node=3"]),
+        ({"SLURM_GPUS_ON_NODE": "3", "SLURM_GPUS": "a100:4,h100:2"}, 6, ["--ntasks=6", "--ntasks-per-node=3"]),
     ],
 )
 def test_one_rank_for_each_gpu_or_node_where_nobody_has_said(given, ranks, options):
@@ -238,6 +239,8 @@ def test_a_shorter_lead_is_heard(node, how, monkeypatch):
         ("UNLIMITED", None),
         ("infinite", None),
         ("0", None),
+        ("00:00:00", None),
+        ("0-0", None),
     ],
 )
 def test_time_limits_as_sbatch_writes_them(text, seconds):

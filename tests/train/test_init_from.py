@@ -2,6 +2,7 @@
 along with them."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -102,3 +103,8 @@ def test_a_drawn_head_is_recorded_until_a_step_trains_it(tmp_path: Path) -> None
     [trained] = find_checkpoints(tmp_path / "run")
     assert drawn_tensors(parsed, Resume(Checkpoint(trained))) == []
     assert drawn_tensors(parsed, Resume(Checkpoint(tmp_path / "ours"))) == drawn
+
+    # A copy under another number is no checkpoint of the run, whose weights are not taken either.
+    shutil.copytree(tmp_path / "ours", tmp_path / "run" / "checkpoints" / "step-99999999")
+    onward = load_config(tmp_path / "config.yaml", ["train.init_from=" + str(tmp_path / "run")])
+    assert drawn_tensors(onward, Resume()) == []

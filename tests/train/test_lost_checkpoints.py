@@ -70,6 +70,12 @@ def gone(run: Path) -> None:
     shutil.rmtree(run / "checkpoints")
 
 
+def elsewhere(run: Path) -> None:
+    """A link to what is not mounted."""
+    gone(run)
+    (run / "checkpoints").symlink_to(run / "not" / "mounted")
+
+
 def emptied(run: Path) -> None:
     for path in (run / "checkpoints").glob("step-*"):
         shutil.rmtree(path)
@@ -84,6 +90,22 @@ def emptied_and_forgotten(run: Path) -> None:
         file.write('{"step": 6, "continues": true, "attempt": 2}\n{"step": 7, "attempt": 2}\n')
 
 
+def emptied_without_outcome(run: Path) -> None:
+    """Only the records tell that a checkpoint was due."""
+    emptied(run)
+    (run / "checkpoints" / "latest").unlink()
+    text = (run / "outcome.json").read_text()
+    assert '"attempt": 1' in text
+    (run / "outcome.json").write_text(text.replace('"attempt": 1', '"attempt": 5'))
+
+
+def emptied_before_this_version(run: Path) -> None:
+    """Whose outcome.json did not say what was saved."""
+    emptied(run)
+    (run / "checkpoints" / "latest").unlink()
+    (run / "outcome.json").write_text('{"outcome": "running", "time": 1.5, "attempt": 1}')
+
+
 def damaged(run: Path) -> None:
     for path in (run / "checkpoints").glob("step-*/rank-*"):
         path.write_bytes(path.read_bytes()[:-5])
@@ -96,7 +118,10 @@ def without_manifests(run: Path) -> None:
 
 
 MADE_ANEW = ("outcome.json", "config.yaml", "logs/rank-00000.log")
-LOSSES = (gone, emptied, emptied_and_forgotten, damaged, without_manifests)
+LOSSES = (
+    *(gone, elsewhere, emptied, emptied_and_forgotten, emptied_without_outcome, emptied_before_this_version),
+    *(damaged, without_manifests),
+)
 
 
 def test_a_run_that_lost_its_checkpoints_is_refused_until_it_is_told_to_begin_anew(folder: Path) -> None:
@@ -129,6 +154,15 @@ def test_what_was_never_saved_may_begin_anew(folder: Path) -> None:
     [done] = train(folder, "young")
     assert done.returncode == 0, done.stderr
     assert_same_as_good(folder, "young")
+
+
+def test_a_first_save_that_was_cut_short_is_no_loss(folder: Path) -> None:
+    shutil.copytree(folder / "stopped", folder / "cut")
+    emptied_before_this_version(folder / "cut")
+    (folder / "cut" / "checkpoints" / ".tmp-step-00000003-attempt-1-save-1").mkdir()
+    [done] = train(folder, "cut")
+    assert done.returncode == 0, done.stderr
+    assert_same_as_good(folder, "cut")
 
 
 def test_from_scratch_forgets_no_intact_checkpoint(folder: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.records import read_records
+from data_pipeline.records import extent_of, read_records
 from llmscale.data_commands.ledger import ledger_step
 from tests.tiny_run import write_tiny_run
 from tests.train.forked import run_many
@@ -119,6 +119,27 @@ def test_each_with_the_damage_that_tells_least(folder: Path) -> None:
         (folder / name / file).unlink()
         names[name] = file
     assert_goes_on(folder, names)
+
+
+def test_rows_that_are_lost_are_counted_and_said(folder: Path) -> None:
+    runs = {name: folder / f"rows-{name}" for name in ("whole", "bits", "zeros", "gone")}
+    for run in runs.values():
+        shutil.copytree(folder / "stopped", run)
+    lines = (runs["bits"] / "ledger.jsonl").read_bytes().splitlines(keepends=True)
+    lines[2], lines[4] = lines[2].replace(b'"attempt": 1', b'"attempt": 3'), lines[4][:30] + b"\n"
+    (runs["bits"] / "ledger.jsonl").write_bytes(b"".join(lines))
+    (runs["zeros"] / "ledger.jsonl").write_bytes(b"\0" * 4096)
+    (runs["gone"] / "ledger.jsonl").unlink()
+    damaged = {name: extent_of(run / "ledger.jsonl").damaged for name, run in runs.items()}
+    assert damaged == {"whole": 0, "bits": 2, "zeros": 1, "gone": 0}
+    names = [f"rows-{name}" for name in ("bits", "gone")]
+    done = run_many([("train", "config.yaml", *SETTINGS, f"run.directory={name}") for name in names], folder)
+    for each, says in zip(
+        done, ("has 2 damaged line(s)", "ends at step 0, but a checkpoint is of step 6"), strict=True
+    ):
+        assert each.returncode == 0, each.stderr
+        assert says in each.stderr
+    assert "warning" not in done[1].stderr.replace(f"warning: {names[1]}/ledger.jsonl ends", "")
 
 
 def test_a_digit_of_an_attempt_hides_no_row(tmp_path: Path) -> None:
