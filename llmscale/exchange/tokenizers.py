@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from data_pipeline.tokenizer.recognition import what_it_is
 from data_pipeline.tokenizer.roles import role_text
 from data_pipeline.tokenizer.store import open_tokenizer
 from llmscale.config import ModelConfig
+from llmscale.exchange.added_tokens import add_tokens, read_added
 from llmscale.exchange.conventions import template_of, with_template, written_flags
 from llmscale.exchange.files import read_json, write_json
 from llmscale.exchange.sentencepiece_model import SPACE, as_library_tokenizer, user_symbols
@@ -73,11 +75,17 @@ def import_tokenizer(
     place = other or folder
     settings = _settings_of(place)
     made = open_tokenizer(TokenizerConfig(**settings))
-    special = _special(place, values, made)
-    appended = _appended(place, values, made)
-    settings["special"] = special
-    config = DataConfig(sources=[{"paths": ["-"]}], tokenizer=settings)  # type: ignore[list-item, arg-type]
-    tokenizer = prepare_tokenizer(config, destination, roles=appended)
+    with tempfile.TemporaryDirectory() as folder_of_json:
+        contents = _with_added(place, values, made)
+        if contents is not None:
+            path = Path(folder_of_json) / "tokenizer.json"
+            path.write_text(contents, encoding="utf-8")
+            settings = {"kind": "huggingface", "path": str(path)}
+            made = open_tokenizer(TokenizerConfig(**settings))
+        settings["special"] = _special(place, values, made)
+        appended = _appended(place, values, made)
+        config = DataConfig(sources=[{"paths": ["-"]}], tokenizer=settings)  # type: ignore[list-item, arg-type]
+        tokenizer = prepare_tokenizer(config, destination, roles=appended)
     assert isinstance(tokenizer, StoredTokenizer)
     return Imported(tokenizer, _kept_settings(tokenizer, final), made.notes)
 
@@ -128,6 +136,24 @@ def _settings_of(place: Path) -> dict[str, Any]:
 
 def _named(path: Path) -> dict[str, Any]:
     return read_json(path, "repair it or remove it") if path.is_file() else {}
+
+
+def _with_added(place: Path, values: Mapping[str, Any], made: StoredTokenizer) -> str | None:
+    """A tokenizer.json of vocabulary files and the tokens that the directory adds to them; None where it adds none.
+
+    Raises:
+        UserError: no tokenizer.json splits text as the files do, or the tokens do not follow the vocabulary.
+    """
+    if made.kind in ("bytes", "huggingface"):
+        return None
+    backend = _backend(made)
+    sentinels = {role_text(role) for role in _appended(place, values, made)}
+    added = read_added(place, backend.get_vocab())
+    if all(text in sentinels for _, text, _ in added):
+        return None
+    _add_roles(backend, made)
+    _require_same(backend, made)
+    return str(add_tokens(backend, added, place, plain=made.kind == "sentencepiece").to_str())
 
 
 def _special(place: Path, values: Mapping[str, Any], made: StoredTokenizer) -> dict[str, str]:
