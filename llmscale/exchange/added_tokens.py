@@ -1,4 +1,5 @@
-"""Tokens that a Hugging Face directory adds to the vocabulary files of its tokenizer, such as `<|im_end|>`."""
+"""What a Hugging Face directory says of its tokenizer beside the vocabulary files: tokens that it adds to them, such as
+`<|im_end|>`, and a class that cuts text by rules of its own."""
 
 from __future__ import annotations
 
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
 _FILE = "added_tokens.json"
 _SETTINGS = "tokenizer_config.json"
 _NAMES = "special_tokens_map.json"
+_QWEN2 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""How Qwen2's and Qwen3's tokenizer cuts text into words."""
 _FLAGS = ("lstrip", "rstrip", "single_word", "normalized", "special")
 
 
@@ -70,6 +75,23 @@ def add_tokens(
                 f" AutoTokenizer writes"
             )
     return backend
+
+
+def cut_as(backend: tokenizers.Tokenizer, name: str) -> bool:
+    """Give GPT-2's tokenizer the rules of another of transformers' classes that has such files; whether it has any."""
+    from tokenizers import Regex, normalizers, pre_tokenizers
+
+    if name not in ("Qwen2Tokenizer", "GPTNeoXTokenizer"):
+        return False
+    backend.normalizer = normalizers.NFC()
+    if name == "Qwen2Tokenizer":
+        backend.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(Regex(_QWEN2), "isolated"),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        )
+    return True
 
 
 def _object(path: Path) -> dict[str, Any]:

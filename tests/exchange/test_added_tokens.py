@@ -68,6 +68,30 @@ def test_added_tokens_are_read_and_written(kind: str, layout: str, tmp_path: Pat
     assert (back.eos_token, back.convert_tokens_to_ids(START)) == (END, first)
 
 
+@pytest.mark.parametrize("name", ["Qwen2Tokenizer", "GPTNeoXTokenizer", "CodeGenTokenizer"])
+def test_a_class_cuts_the_words_of_vocabulary_files(name: str, tmp_path: Path) -> None:
+    write_model(tmp_path / "hf", "gpt2")
+    edit(tmp_path / "hf" / "tokenizer_config.json", tokenizer_class=name)
+    import_directory(tmp_path / "hf", tmp_path / "ours")
+    tokenizer = load_model(tmp_path / "ours").tokenizer
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
+    for text in (" The caf\u00e9's 3.5 m\u00b2", "x 12345  \n\n  y", "I'LL (it's)\r\n", "e\u0301"):
+        assert tokenizer.encode(text) == theirs(text).input_ids, text
+
+
+def test_tokens_beside_a_tokenizer_json(tmp_path: Path) -> None:
+    """Read where they follow the vocabulary and the model has rows for them; else a note says so."""
+    folder = tmp_path / "hf"
+    write_model(folder, "llama3")
+    for number, expected in ((402, 402), (640, 401)):
+        table = {str(number): {"content": END, "special": True}}
+        edit(folder / "tokenizer_config.json", added_tokens_decoder=table, eos_token=END if number == 402 else "</s>")
+        notes = import_directory(folder, tmp_path / str(number))
+        tokenizer = load_model(tmp_path / str(number)).tokenizer
+        assert (tokenizer.special["eos"], tokenizer.vocab_size) == (expected, 403 if number == 402 else 402)
+        assert [END in note for note in notes[1:]] == ([] if number == 402 else [True])
+
+
 def test_sentinels_of_t5_are_no_added_tokens(tmp_path: Path) -> None:
     folder = tmp_path / "hf"
     write_model(folder, "t5")
