@@ -24,7 +24,7 @@ _FLAGS = ("lstrip", "rstrip", "single_word", "normalized", "special")
 
 
 def read_added(place: Path, known: Mapping[str, int]) -> list[tuple[int, str, dict[str, bool]]]:
-    """Id, text and flags of each token that the vocabulary lacks, by increasing id: those of `added_tokens_decoder` in
+    """Id, text and flags of each token behind the vocabulary, by increasing id: those of `added_tokens_decoder` in
     tokenizer_config.json, else those of added_tokens.json, as transformers reads them.
 
     Args:
@@ -36,6 +36,7 @@ def read_added(place: Path, known: Mapping[str, int]) -> list[tuple[int, str, di
     settings, names, old = (_object(place / name) for name in (_SETTINGS, _NAMES, _FILE))
     path = place / (_SETTINGS if settings.get("added_tokens_decoder") else _FILE)
     special = set(_texts([value for table in (settings, names) for value in table.values()]))
+    last = max(known.values(), default=-1)
     found = []
     try:
         entries = settings.get("added_tokens_decoder") or {number: {"content": text} for text, number in old.items()}
@@ -45,7 +46,8 @@ def read_added(place: Path, known: Mapping[str, int]) -> list[tuple[int, str, di
                 raise TypeError(f"{number!r:.40} is {text!r:.40}")
             flags = {"special": text in special, "normalized": text not in special}
             flags |= {key: bool(entry[key]) for key in _FLAGS if key in entry}
-            if text not in known:
+            # An id within the vocabulary is the same token in another spelling, such as with spaces for marks.
+            if text not in known and int(number) > last:
                 found.append((int(number), text, flags))
     except (AttributeError, TypeError, ValueError, KeyError) as error:
         raise UserError(f"{path} does not say which tokens are added ({error}); repair it") from None
