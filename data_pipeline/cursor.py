@@ -79,6 +79,23 @@ def merge_cursors(cursors: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {**first, "lanes": dict(sorted(lanes.items(), key=lambda item: int(item[0])))}
 
 
+def require_form(cursor: Mapping[str, Any]) -> None:
+    """Raise ValueError unless a cursor of this version has the form that `make_cursor` gives it.
+
+    One of another version is left to `open_cursor`, which says so.
+    """
+    if cursor.get("version") != VERSION:
+        return
+    kinds = {"next_sample": int, "settings": dict, "source": str, "lanes": dict}
+    for key, kind in kinds.items():
+        if type(cursor.get(key)) is not kind:
+            raise ValueError(f"the data cursor has no {key}")
+    for lane, states in cursor["lanes"].items():
+        rows = states if isinstance(states, list) and lane.isdecimal() and lane.isascii() else [None]
+        if not all(isinstance(row, list) and all(type(n) is int and -1 <= n < 2**63 for n in row) for row in rows):
+            raise ValueError(f"the data cursor has no state of lane {lane!r}")
+
+
 def open_cursor(
     cursor: dict[str, Any], files: Files, settings: Mapping[str, Any], first_sample: int, lanes: Sequence[int]
 ) -> dict[int, list[list[int]]]:

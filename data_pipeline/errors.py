@@ -43,4 +43,4 @@ def writing(path: str | Path) -> Iterator[None]:
     except OSError as error:
         # numpy reports a short write without any errno.
         number = error.errno or errno.ENOSPC
-        raise OSError(number, os.strerror(number), error.filename or str(path)) from None
+        raise OSError(number, error.strerror or os.strerror(number), error.filename or str(path)) from None

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -17,6 +16,7 @@ import numpy as np
 
 from data_pipeline.batch import Batch, make_batch
 from data_pipeline.config import DataConfig
+from data_pipeline.disk import parse_json, read_file, temporary_folder
 from data_pipeline.errors import UserError, writing
 from data_pipeline.indexed.format import IndexedDataset, token_dtype
 from data_pipeline.indexed.materialise import tokenized
@@ -64,7 +64,7 @@ def _sha256(path: Path) -> str:
 
 
 def _read_size(directory: Path) -> _Size:
-    return _Size(**json.loads((directory / "meta.json").read_bytes()))
+    return _Size(**parse_json(read_file(directory / "meta.json")))
 
 
 def _is_whole(directory: Path) -> bool:
@@ -162,7 +162,7 @@ def build_evaluation_set(
     directory = Path(cache) / f"evaluation-{key.hexdigest()[:16]}"
     damaged = directory.exists() and not _is_whole(directory)
     if damaged:
-        away = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+        away = temporary_folder(directory.parent, f".{directory.name}-")
         directory.rename(away / directory.name)
         shutil.rmtree(away, ignore_errors=True)
     if not directory.exists():
@@ -307,7 +307,7 @@ def _write(
     """Write documents.bin, .idx and meta.json; the folder appears whole or not at all."""
     size, dropped, met = _Size(), Counter[str](), BadCounts()
     directory.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+    temporary = temporary_folder(directory.parent, f".{directory.name}-")
     try:
         with writing(directory), IndexedWriter(temporary / PREFIX, token_dtype(tokenizer.vocab_size)) as writer:
             if frame.lead:

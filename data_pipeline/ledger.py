@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from data_pipeline.config import DataConfig
 from data_pipeline.cursor import LedgerSum
+from data_pipeline.disk import parse_json, read_file, unlinked
 from data_pipeline.errors import UserError, writing
 from data_pipeline.objective_config import CausalObjective, ObjectiveConfig
 from data_pipeline.packing import Origin, Sample
@@ -49,7 +50,8 @@ class LedgerWriter:
         path = self._snapshots / f"cursor-{cursor['next_sample']:012d}.json"
         temporary = path.with_suffix(".tmp")
         with writing(path):
-            temporary.write_text(json.dumps({**cursor, "check": _check_of(cursor)}, separators=(",", ":")))
+            with open(temporary, "w", opener=unlinked) as file:
+                file.write(json.dumps({**cursor, "check": _check_of(cursor)}, separators=(",", ":")))
             os.replace(temporary, path)
 
     def close(self) -> None:
@@ -92,6 +94,8 @@ def replay(
     if row is None:
         have = f"it has steps {rows[0]['step']} to {rows[-1]['step']}" if rows else "it is empty"
         raise UserError(f"the ledger of {run_dir} has no step {step}: {have}")
+    if not _is_row(row):
+        raise UserError(f"the ledger of {run_dir} has a damaged row of step {step}; restore {run_dir}/ledger.jsonl")
     tokenizer = load_tokenizer(tokenizer_dir)
     source = open_samples(config, tokenizer, objective, seed=seed, cache=cache, epochs=epochs)
     samples = list(_samples(Path(run_dir), source, config.lanes, row))
@@ -107,6 +111,12 @@ def replay(
             tokens = sample.tokens[place : place + piece.length].tolist()
             yield SeenPiece(k, origin, tokens)
             place += piece.length
+
+
+def _is_row(row: dict[str, Any]) -> bool:
+    """Whether a row says which samples its step saw."""
+    first, last = row.get("first_sample"), row.get("last_sample")
+    return type(first) is int and type(last) is int and 0 <= first <= last and isinstance(row.get("sum"), str)
 
 
 def _samples(run_dir: Path, source: Samples, lanes: int, row: dict[str, Any]) -> Iterator[tuple[int, Sample]]:
@@ -130,7 +140,7 @@ def _nearest_snapshot(run_dir: Path, sample: int) -> dict[str, Any] | None:
         try:
             if int(path.stem.removeprefix("cursor-")) > sample:
                 continue
-            cursor = json.loads(path.read_bytes())
+            cursor = parse_json(read_file(path))
             check = cursor.pop("check", None)
             if check in (None, _check_of(cursor)) and cursor["next_sample"] <= sample:
                 return cursor
@@ -161,7 +171,7 @@ def first_difference(run_a: str | Path, run_b: str | Path) -> Difference | None:
     """
     ledgers = []
     for run in (run_a, run_b):
-        rows = {row["step"]: row for row in read_records(Path(run) / "ledger.jsonl")}
+        rows = {row["step"]: row for row in read_records(Path(run) / "ledger.jsonl") if _is_row(row)}
         if not rows:
             raise UserError(f"{run} has no ledger (ledger.jsonl); give a run directory")
         ledgers.append(rows)

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
+from data_pipeline.disk import parse_json, read_file, unlinked
 from data_pipeline.errors import writing
 
 _START = "continues"
@@ -37,7 +38,7 @@ class RecordWriter:
         self.path = Path(path)
         self.attempt = attempt
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(self.path, "ab+", buffering=0)  # noqa: SIM115
+        self._file = open(self.path, "ab+", buffering=0, opener=unlinked)  # noqa: SIM115
         self._torn = self._ends_torn()
         if continues is not None:
             self.write({"step": continues, _START: True})
@@ -96,7 +97,14 @@ def read_records(path: str | Path, key: str = "step") -> list[dict[str, Any]]:
     Several rows of one step by one attempt (training and evaluation) are all kept. Lines that are torn, damaged, not
     JSON, or without `key` and `attempt` are left out. A missing file has no rows.
     """
-    return _counted(_whole_rows(path, key), key)
+    return read_counted_records(path, key)[0]
+
+
+def read_counted_records(path: str | Path, key: str = "step") -> tuple[list[dict[str, Any]], int]:
+    """`read_records`, and how many lines were left out as damaged or of another kind; a line that is still being
+    written does not count."""
+    rows, damaged = _whole_rows(path, key)
+    return _counted(rows, key), damaged
 
 
 def _counted(rows: list[dict[str, Any]], key: str) -> list[dict[str, Any]]:
@@ -127,7 +135,7 @@ class Extent(NamedTuple):
 
 def extent_of(path: str | Path) -> Extent:
     """How far the records of a run go. A missing file has none."""
-    rows = _whole_rows(path, "step")
+    rows, _ = _whole_rows(path, "step")
     return Extent(
         max((row["step"] for row in _counted(rows, "step")), default=0),
         max((row["attempt"] for row in rows), default=0),
@@ -135,12 +143,13 @@ def extent_of(path: str | Path) -> Extent:
     )
 
 
-def _whole_rows(path: str | Path, key: str) -> list[dict[str, Any]]:
-    """The rows of a file, as they were written and in that order, but for those that cannot be right."""
+def _whole_rows(path: str | Path, key: str) -> tuple[list[dict[str, Any]], int]:
+    """The rows of a file, as they were written and in that order, but for those that cannot be right, and how many
+    lines are none."""
     try:
-        lines = Path(path).read_bytes().split(b"\n")
+        lines = read_file(path).split(b"\n")
     except FileNotFoundError:
-        return []
+        return [], 0
     rows: list[dict[str, Any]] = []
     checked: list[bool] = []
     for row in map(_parse, lines):
@@ -151,7 +160,8 @@ def _whole_rows(path: str | Path, key: str) -> list[dict[str, Any]]:
             rows.append(row)
             checked.append(check is not None)
     in_order = _rising([row["attempt"] for row in rows])
-    return [row for row, sure, fits in zip(rows, checked, in_order, strict=True) if sure or fits]
+    kept = [row for row, sure, fits in zip(rows, checked, in_order, strict=True) if sure or fits]
+    return kept, max(0, sum(bool(line.strip()) for line in lines[:-1]) - len(kept))
 
 
 def _checksum(row: dict[str, Any]) -> str:
@@ -184,11 +194,11 @@ def _rising(attempts: list[int]) -> list[bool]:
 
 def _parse(line: bytes) -> dict[str, Any] | None:
     try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
+        row = parse_json(line)
+    except ValueError:
         return None
     return row if isinstance(row, dict) else None
 
 
 def _counts(row: dict[str, Any], key: str) -> bool:
-    return all(isinstance(row.get(name), int) for name in (key, "attempt"))
+    return all(type(row.get(name)) is int and 0 <= row[name] < 2**53 for name in (key, "attempt"))

@@ -7,8 +7,10 @@ from typing import NoReturn
 
 import yaml
 
+from data_pipeline.disk import read_text
 from data_pipeline.errors import UserError
 from llmscale.config import load_config
+from llmscale.config.yaml_files import load_yaml
 from llmscale.legality import require_legal, require_possible
 
 
@@ -38,7 +40,7 @@ def launch_accelerate(config: str, overrides: tuple[str, ...], config_file: str)
 def _ranks(config_file: Path) -> int | None:
     """The number of ranks in an Accelerate config; None where it gives none."""
     try:
-        settings = yaml.safe_load(config_file.read_text(encoding="utf-8"))
+        settings = load_yaml(read_text(config_file))
     except FileNotFoundError:
         raise UserError(
             f"no Accelerate config {config_file}; configs/accelerate/cpu.yaml is one to start from"

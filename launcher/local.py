@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
+from data_pipeline.disk import unlinked
 from data_pipeline.errors import UserError
 from data_pipeline.records import read_records
 from launcher.environment import STEP_TASKS
@@ -98,6 +99,8 @@ def run_ranks(
         failure that rank 0 has not explained itself comes with one sentence on stderr: the rank, how it ended, its log.
     """
     try:
+        if logs.is_symlink():
+            raise UserError(f"{logs} is a symbolic link, which is not followed; remove it")
         logs.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
@@ -109,7 +112,7 @@ def run_ranks(
     with _caught_signals() as caught, contextlib.ExitStack() as files:
         try:
             for rank in range(nproc):
-                log = files.enter_context(_log_path(logs, rank).open("ab")) if rank else None
+                log = files.enter_context(open(_log_path(logs, rank), "ab", opener=unlinked)) if rank else None
                 ranks.processes.append(_start(command, _variables(rank, nproc, port, token), log))
             _wait(ranks, caught, grace_seconds, save_seconds)
         finally:

@@ -22,7 +22,7 @@ INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells give it."""
 _BARRED = (
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR),
-    *(errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
+    *(errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP, errno.ENXIO),
 )
 
 
@@ -233,7 +233,7 @@ def data_tokenizer(config: Path, overrides: tuple[str, ...], output: Path | None
     from llmscale.data_commands.tokenizer import make_tokenizer
 
     for line in make_tokenizer(config, overrides, output):
-        click.echo(line)
+        _echo(line)
 
 
 @data.command("stats")
@@ -293,10 +293,10 @@ def data_ledger(run: Path, step: int | None, other: Path | None) -> None:
         raise UserError("data ledger needs --step N or --diff RUN; give either")
     if step is not None:
         for line in ledger_step(run, step):
-            click.echo(line)
+            _echo(line)
     if other is not None:
         same, sentence = ledger_difference(run, other)
-        click.echo(sentence)
+        _echo(sentence)
         sys.exit(0 if same else FAILED)
 
 
@@ -314,7 +314,7 @@ def import_model(folder: Path, out: Path, tokenizer: Path | None, allow_pickle: 
 
     lines = import_directory(folder, out, allow_pickle=allow_pickle, tokenizer=tokenizer, new_head=new_head)
     for line in lines:
-        click.echo(line)
+        _echo(line)
 
 
 @cli.command("export")
@@ -329,7 +329,7 @@ def export_model(checkpoint: Path, folder: Path, dtype: str, shard_size: str, no
 
     lines = export_checkpoint(checkpoint, folder, dtype=dtype, shard_size=shard_size, with_tokenizer=not no_tokenizer)
     for line in lines:
-        click.echo(line)
+        _echo(line)
 
 
 @cli.group()
@@ -343,7 +343,7 @@ def checkpoint_show(path: Path) -> None:
     """What a checkpoint holds."""
     from llmscale.checkpoint.commands import show
 
-    click.echo(show(path))
+    _echo(show(path))
 
 
 @checkpoint.command("verify")
@@ -356,7 +356,7 @@ def checkpoint_verify(path: Path, layout: str | None) -> None:
     """
     from llmscale.checkpoint.commands import verify
 
-    click.echo(verify(path))
+    _echo(verify(path))
     if layout is not None:
         from llmscale.parity.layouts import parse_layout
         from llmscale.parity.reload import reload
@@ -400,7 +400,9 @@ def report(runs: tuple[Path, ...], output: Path | None) -> None:
     from llmscale.report import write_report
 
     paths = write_report(list(runs), output)
-    click.echo(paths.page)
+    if paths.skipped:
+        _complain(f"warning: {paths.skipped:,} damaged record(s) of the runs are left out of the report")
+    _echo(str(paths.page))
 
 
 def _adopt_local_rank(local_rank: int | None) -> None:
@@ -441,11 +443,19 @@ def _mistakes_explained() -> Iterator[None]:
         sys.exit(FAILED)
 
 
+def _echo(text: str) -> None:
+    from data_pipeline.terminal import for_stream
+
+    click.echo(for_stream(text, sys.stdout))
+
+
 def _complain(message: str) -> None:
+    from data_pipeline.terminal import visible
+
     rank = _rank()
     where = f"rank {rank}: " if rank else ""
     with contextlib.suppress(OSError):  # a terminal that is closed changes no exit code
-        print(f"llmscale: {where}{message}", file=sys.stderr, flush=True)
+        print(visible(f"llmscale: {where}{message}"), file=sys.stderr, flush=True)
 
 
 def _rank() -> int:

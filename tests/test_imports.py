@@ -22,6 +22,7 @@ MAY_IMPORT = {
         "llmscale.legality",
         "llmscale.distributed",
         "llmscale.train.run_directory",
+        "data_pipeline.disk",
         "data_pipeline.errors",
         "data_pipeline.records",
     },
@@ -68,7 +69,7 @@ MAY_IMPORT = {
         "llmscale.config",
         "data_pipeline",
     },
-    "llmscale.report": {"llmscale.config", "data_pipeline.records", "data_pipeline.errors"},
+    "llmscale.report": {"llmscale.config", "data_pipeline.records", "data_pipeline.errors", "data_pipeline.disk"},
     "llmscale.train": {
         "llmscale.distributed",
         "llmscale.engine",

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from data_pipeline.disk import parse_json, read_file, unlinked
 from data_pipeline.errors import UserError, writing
 from data_pipeline.indexed.format import IndexedDataset, token_dtype
 from data_pipeline.indexed.writer import IndexedWriter, temporary_path
@@ -139,7 +140,7 @@ def write_json(path: Path, value: Any) -> None:
     temporary = temporary_path(path)
     with writing(path):
         # A file name that is not UTF-8 holds lone surrogates, which JSON can only escape.
-        with open(temporary, "w", encoding="utf-8", errors="backslashreplace") as file:
+        with open(temporary, "w", encoding="utf-8", errors="backslashreplace", opener=unlinked) as file:
             json.dump(value, file, indent=1, ensure_ascii=False)
             file.write("\n")
             file.flush()
@@ -150,7 +151,7 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """What a JSON file holds; None where it is missing or damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(read_file(path))
     except (OSError, ValueError):
         return None
 

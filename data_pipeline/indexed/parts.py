@@ -17,6 +17,7 @@ import numpy as np
 
 from data_pipeline.cleaning.deduplication import Signer, without_duplicates
 from data_pipeline.config import DataConfig
+from data_pipeline.disk import unlinked
 from data_pipeline.errors import UserError, writing
 from data_pipeline.indexed.format import bin_path, idx_path, token_dtype
 from data_pipeline.indexed.materialise import Counts, read_json, tokenized, write_json, write_tokenized
@@ -238,7 +239,7 @@ def _publish(files: PartFiles, writers: dict[str, IndexedWriter], marker: dict[s
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
     """One process at a time, by a file at `path`; the system frees the lock of a killed one."""
-    with writing(path), open(path, "w") as file:
+    with writing(path), open(path, "a", opener=unlinked) as file:
         # File systems without locks: what follows may then be done twice, with the same result.
         with contextlib.suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX)
@@ -249,7 +250,7 @@ def save_array(path: Path, array: np.ndarray) -> None:
     """Write a .npy file, which appears whole or not at all; raises OSError that names it."""
     temporary = temporary_path(path)
     with writing(path):
-        with open(temporary, "wb") as file:
+        with open(temporary, "wb", opener=unlinked) as file:
             np.save(file, array, allow_pickle=False)
             file.flush()
             os.fsync(file.fileno())

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.disk import parse_json, read_text
 from data_pipeline.errors import UserError, writing
 
 TEMPLATE_FILE = "chat_template.jinja"
@@ -193,7 +194,7 @@ def read_template(path: Path) -> str:
         UserError: it cannot be read.
     """
     try:
-        return path.read_text(encoding="utf-8")
+        return read_text(path)
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise UserError(f"{path} cannot be read ({reason}); repair it or remove it") from None
@@ -204,7 +205,7 @@ def _read_object(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        found = json.loads(read_template(path))
+        found = parse_json(read_template(path))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({error}); repair it or remove it") from None
     if not isinstance(found, dict):

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.config import DataConfig, TokenizerConfig
+from data_pipeline.disk import parse_json, read_file, temporary_folder
 from data_pipeline.errors import FULL, UserError, writing
 from data_pipeline.first_bytes import LOOKED_AT, require_contents
 from data_pipeline.tokenizer.base import META_FILE, RULES, StoredTokenizer, Tokenizer
@@ -204,7 +203,7 @@ def _roles_of_copy(tokenizer: StoredTokenizer, settings: TokenizerConfig) -> dic
     copy has, so that it stays the same tokenizer when more names of roles become known."""
     own = dict(tokenizer.special)
     try:
-        meta = json.loads(_read(Path(settings.path or "").with_name(META_FILE), "restore it"))
+        meta = parse_json(_read(Path(settings.path or "").with_name(META_FILE), "restore it"))
         kept = {role: token for role, token in meta["special"].items() if role not in meta["appended"]}
         tokenizer.assign_roles(kept, meta["appended"])
         return kept if tokenizer.digest == meta["digest"] else own
@@ -223,7 +222,7 @@ def _named_beside(settings: TokenizerConfig) -> dict[str, str]:
     if path is None or not path.is_file():
         return {}
     try:
-        found = json.loads(_read(path, "repair it or remove it"))
+        found = parse_json(_read(path, "repair it or remove it"))
         named = {role: found.get(f"{role}_token") for role in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")}
     except (ValueError, AttributeError):
         raise UserError(f"{path} is not a JSON object; repair it or remove it") from None
@@ -300,10 +299,7 @@ def _read_given(settings: TokenizerConfig) -> dict[str, bytes] | None:
 
 def _read(path: Path, fix: str, where: str = "") -> bytes:
     try:
-        # A pipe would be waited for without end, and /dev/zero read without end.
-        if path.exists() and not path.is_file() and not path.is_dir():
-            raise UserError(f"{where}{path} is no regular file but a pipe, a device or a socket; {fix}")
-        contents = path.read_bytes()
+        contents = read_file(path)
     except OSError as error:
         raise UserError(f"{where}cannot read {path}: {error.strerror}; {fix}") from None
     require_contents(path, contents[:LOOKED_AT], where)
@@ -313,7 +309,7 @@ def _read(path: Path, fix: str, where: str = "") -> bytes:
 def _publish(tokenizer: StoredTokenizer, directory: Path) -> None:
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
-        temporary = tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent)
+        temporary = temporary_folder(directory.parent, f".{directory.name}-")
     except OSError as error:
         if error.errno in FULL:
             raise
@@ -321,7 +317,6 @@ def _publish(tokenizer: StoredTokenizer, directory: Path) -> None:
     try:
         with writing(directory):
             tokenizer.save(temporary)
-            os.chmod(temporary, 0o755)
             os.rename(temporary, directory)
     except OSError:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -335,7 +330,7 @@ def _publish(tokenizer: StoredTokenizer, directory: Path) -> None:
 def _read_meta(directory: str | Path) -> dict[str, Any] | None:
     path = Path(directory) / META_FILE
     try:
-        meta = json.loads(path.read_bytes())
+        meta = parse_json(read_file(path))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:

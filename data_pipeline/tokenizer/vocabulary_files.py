@@ -6,7 +6,7 @@ import json
 from collections.abc import Collection
 from typing import Any
 
-from data_pipeline.errors import UserError
+from data_pipeline.errors import UserError, first_line
 from data_pipeline.lines import file_lines
 
 
@@ -25,6 +25,8 @@ def read_json(contents: bytes, name: str, fix: str) -> dict[str, Any]:
         found = json.loads(_text(contents, name, fix), object_pairs_hook=without_duplicates)
     except json.JSONDecodeError as error:
         raise UserError(f"{name} is not JSON ({error.msg} at line {error.lineno}); {fix}") from None
+    except ValueError as error:  # an integer of thousands of digits
+        raise UserError(f"{name} is not JSON ({first_line(error)}); {fix}") from None
     except RecursionError:
         raise UserError(f"{name} is JSON that is nested too deeply; {fix}") from None
     if not isinstance(found, dict):

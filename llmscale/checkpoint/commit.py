@@ -15,6 +15,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.disk import replace_file
 from llmscale.checkpoint.errors import CheckpointError
 from llmscale.checkpoint.geometry import boxes, take
 from llmscale.checkpoint.manifest import (
@@ -29,7 +30,7 @@ from llmscale.checkpoint.manifest import (
     TensorEntry,
     encode,
 )
-from llmscale.checkpoint.store import discard, poll, sync_folder, write_atomically, write_durably
+from llmscale.checkpoint.store import discard, poll, sync_folder, write_durably
 
 MergeCursors = Callable[[Sequence[dict[str, Any]]], dict[str, Any]]
 
@@ -168,7 +169,7 @@ def abandon(temporary: Path, reason: str, alone: bool) -> None:
         path.unlink(missing_ok=True)
     if not alone:
         with suppress(OSError):
-            write_atomically(failure_note(temporary), reason.encode())
+            replace_file(failure_note(temporary), reason.encode())
     discard(temporary)
 
 

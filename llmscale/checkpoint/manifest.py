@@ -2,11 +2,14 @@
 
 import hashlib
 import json
+from collections.abc import Iterable, Mapping
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from data_pipeline.disk import parse_json, read_file
 from data_pipeline.errors import UserError
 from llmscale.checkpoint.errors import CorruptCheckpoint
 from llmscale.checkpoint.fragments import Piece
@@ -16,6 +19,11 @@ FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 CURSOR = "cursor.json"
 TOKENIZER = "tokenizer"
+_DEEPEST = 40
+"""Most levels of what the run says of itself, of which others make JSON and YAML again."""
+
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Shape = Annotated[tuple[Count, ...], Field(max_length=32)]
 
 
 class _Record(BaseModel):
@@ -25,16 +33,16 @@ class _Record(BaseModel):
 class FileEntry(_Record):
     """A file of the checkpoint."""
 
-    bytes: int = Field(ge=0)
+    bytes: Count
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
 
 
 class TensorEntry(_Record):
     """A global tensor: its shape, and for each kind (weight, exp_avg, ...) the pieces that hold it."""
 
-    shape: tuple[int, ...]
+    shape: Shape
     kinds: dict[str, list[Piece]]
-    shapes: dict[str, tuple[int, ...]] = {}
+    shapes: dict[str, Shape] = {}
     """Shapes of the kinds that are not of the tensor's own, such as Adafactor's row and column statistics."""
 
     def shape_of(self, kind: str) -> tuple[int, ...]:
@@ -53,7 +61,7 @@ class RankRecord(_Record):
 class RunState(_Record):
     """What rank 0 says about the run; everything must be JSON."""
 
-    samples: int = Field(ge=0)
+    samples: Count
     """Global samples consumed."""
     progress: dict[str, Any] = {}
     """Other counts of the training loop, such as tokens."""
@@ -70,16 +78,23 @@ class RunState(_Record):
     drawn: list[str] = []
     """Tensors of the head that `llmscale import --new-head` drew and that no step has trained since."""
 
+    @model_validator(mode="after")
+    def _shallow(self) -> "RunState":
+        said = (self.progress, self.optimizer, self.schedule, self.rng, self.config, self.identity)
+        if any(_deeper(value, _DEEPEST) for value in said):
+            raise ValueError(f"what it says of the run is nested more than {_DEEPEST} levels deep")
+        return self
+
 
 class Manifest(RunState):
     """The whole manifest."""
 
-    format_version: int
-    step: int = Field(ge=0)
+    format_version: Annotated[int, Field(ge=1)]
+    step: Count
     """Finished optimizer steps."""
-    attempt: int = Field(ge=0)
+    attempt: Count
     """Which start of the run wrote it."""
-    world: int = Field(ge=1)
+    world: Annotated[int, Field(ge=1, lt=2**31)]
     """Ranks that wrote it."""
     versions: dict[str, str]
     """Versions of python, torch, deepspeed, safetensors and llmscale."""
@@ -92,6 +107,8 @@ class Manifest(RunState):
         for file in self.files:
             if Path(file).is_absolute() or ".." in Path(file).parts:
                 raise ValueError(f"file name {file!r} leaves the checkpoint")
+            if not file.isprintable() or not Path(file).parts:
+                raise ValueError(f"{file!r} is no name of a file")
         for name, entry in self.tensors.items():
             for kind, pieces in entry.kinds.items():
                 for piece in pieces:
@@ -101,6 +118,11 @@ class Manifest(RunState):
                         check_range(entry.shape_of(kind), piece.offsets, piece.sizes, piece.start, piece.end)
                     except ValueError as error:
                         raise ValueError(f"{kind} of {name}: {error}") from None
+                    # So that nothing larger than the files is ever asked for.
+                    if (piece.end - piece.start) * 4 > self.files[piece.file].bytes:
+                        raise ValueError(f"{kind} of {name} has a piece that is larger than {piece.file}")
+                if sum(piece.end - piece.start for piece in pieces) < prod(entry.shape_of(kind)):
+                    raise ValueError(f"{kind} of {name} is larger than its pieces")
         return self
 
 
@@ -119,14 +141,20 @@ def read_manifest(folder: Path) -> Manifest:
         CorruptCheckpoint: missing, cut short, changed or inconsistent.
         UserError: written in a newer format.
     """
-    path = folder / MANIFEST
     try:
-        raw = json.loads(path.read_bytes())
+        return _read(folder / MANIFEST)
+    except RecursionError:
+        raise CorruptCheckpoint(f"{folder / MANIFEST} is nested too deep") from None
+
+
+def _read(path: Path) -> Manifest:
+    try:
+        raw = parse_json(read_file(path), unique=True)
     except OSError as error:
         raise CorruptCheckpoint(f"cannot read {path}: {error.strerror}") from None
     except ValueError as error:
         raise CorruptCheckpoint(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(raw, dict) or not isinstance(raw.get("format_version"), int):
+    if not isinstance(raw, dict) or type(raw.get("format_version")) is not int:
         raise CorruptCheckpoint(f"{path} has no format_version")
     digest = raw.pop("sha256", None)
     if raw["format_version"] > FORMAT_VERSION and digest == _digest(raw):
@@ -138,10 +166,18 @@ def read_manifest(folder: Path) -> Manifest:
         raise CorruptCheckpoint(f"{path} was changed or damaged: its SHA-256 is not the one it records")
     try:
         return Manifest.model_validate(raw)
+    except UnicodeEncodeError:  # half a surrogate pair where pydantic wants text
+        raise CorruptCheckpoint(f"{path} holds text that is no Unicode") from None
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(str(part) for part in problem["loc"])
         raise CorruptCheckpoint(f"{path}: {where or 'contents'}: {problem['msg']}") from None
+
+
+def _deeper(value: Any, levels: int) -> bool:
+    """Whether a JSON value has more than so many levels of lists and objects."""
+    within: Iterable[Any] = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    return levels < 0 or any(_deeper(child, levels - 1) for child in within if isinstance(child, dict | list))
 
 
 def _digest(body: dict[str, Any]) -> str:

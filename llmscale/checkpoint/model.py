@@ -42,7 +42,8 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> TrainedM
     tokenizer = load_tokenizer(checkpoint.tokenizer)
     with torch.device("meta"):
         model = Transformer(config.model, config.model.vocabulary(tokenizer.vocab_size))
-    model.to_empty(device=device)
+    require_tensors(checkpoint, {name: tuple(parameter.shape) for name, parameter in model.named_parameters()})
+    model.to_empty(device=device)  # which takes memory
     load_weights(model, checkpoint)
     return TrainedModel(model.eval(), tokenizer, config, checkpoint)
 

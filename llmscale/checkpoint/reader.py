@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
-import json
 import logging
 from collections.abc import Callable, Sequence
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_pipeline.errors import UserError
+from data_pipeline.disk import NO_REGULAR_FILE, parse_json, read_file
+from data_pipeline.errors import UserError, first_line
 from llmscale.checkpoint.errors import CorruptCheckpoint
 from llmscale.checkpoint.fragments import Piece
 from llmscale.checkpoint.geometry import Box, boxes, check_range, flat_index, strides, take
@@ -137,10 +138,18 @@ class Checkpoint:
         Raises:
             CorruptCheckpoint: its file is missing or damaged.
         """
+        if CURSOR not in self.manifest.files:
+            raise CorruptCheckpoint(f"{self.path} has no {CURSOR}")
         problem = self._check(CURSOR, lambda _: None)
         if problem:
             raise CorruptCheckpoint(problem)
-        return json.loads((self.path / CURSOR).read_bytes())
+        try:
+            found = parse_json(read_file(self.path / CURSOR))
+        except (OSError, ValueError) as error:
+            raise CorruptCheckpoint(f"{self.path / CURSOR} cannot be read: {first_line(error)}") from None
+        if not isinstance(found, dict):
+            raise CorruptCheckpoint(f"{self.path / CURSOR} holds no object")
+        return found
 
     @property
     def tokenizer(self) -> Path:
@@ -185,6 +194,8 @@ class Checkpoint:
         finite = FiniteCheck() if name.endswith(".safetensors") else None
         try:
             size = path.stat().st_size
+            if not path.is_file():
+                raise OSError(errno.ENXIO, NO_REGULAR_FILE)
             if size != entry.bytes:
                 return f"{path} has {size} bytes instead of {entry.bytes}"
             # Buffered, so that no chunk but the last is short.
@@ -230,9 +241,11 @@ class Checkpoint:
         path = self.path / piece.file
         try:
             if piece.file not in self._open:
+                if path.exists() and not path.is_file():
+                    raise CorruptCheckpoint(f"{path} is no regular file")
                 self._open[piece.file] = safe_open(path, framework="pt")
             data = self._open[piece.file].get_slice(piece.key)[...]
-        except (OSError, SafetensorError) as error:
+        except (OSError, ValueError, TypeError, SafetensorError) as error:
             raise CorruptCheckpoint(f"cannot read {path}: {error}") from None
         if data.numel() != piece.end - piece.start:
             raise CorruptCheckpoint(f"{piece.key} in {path} has {data.numel()} elements, not {piece.end - piece.start}")

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_pipeline.disk import replace_file, unlinked
 from data_pipeline.errors import UserError
 from llmscale.checkpoint.manifest import MANIFEST, FileEntry
 
@@ -60,21 +61,11 @@ def find_checkpoints(directory: str | Path) -> list[Path]:
 
 def write_durably(path: Path, data: bytes) -> FileEntry:
     """Write a file and force it to the disk."""
-    with open(path, "wb") as file:
+    with open(path, "wb", opener=unlinked) as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
     return FileEntry(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
-
-
-def write_atomically(path: Path, data: bytes, durable: bool = False) -> None:
-    """Write a file so that others see all of it or nothing; `durable` forces its content to the disk first."""
-    part = path.with_name(f".tmp-{path.name}")
-    if durable:
-        write_durably(part, data)
-    else:
-        part.write_bytes(data)
-    part.replace(path)
 
 
 def sync_folder(path: Path) -> None:
@@ -119,7 +110,7 @@ def publish(temporary: Path, step: int) -> Path:
             replaced.rename(final)
         raise
     try:
-        write_atomically(directory / LATEST, f"{final.name}\n".encode(), durable=True)
+        replace_file(directory / LATEST, f"{final.name}\n".encode(), durable=True)
     except OSError as error:
         _log.warning("step %d is saved, but %s could not be replaced: %s", step, directory / LATEST, error)
     sync_folder(directory)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from data_pipeline.disk import unlinked
 from llmscale.checkpoint.errors import NotFiniteError
 from llmscale.checkpoint.manifest import FileEntry
 
@@ -34,7 +35,7 @@ def write_safetensors(path: Path, tensors: dict[str, torch.Tensor]) -> FileEntry
     """
     digest = hashlib.sha256()
     size = 0
-    with open(path, "wb", buffering=0) as file:
+    with open(path, "wb", buffering=0, opener=unlinked) as file:
         for chunk in _chunks(tensors):
             digest.update(chunk)
             size += len(chunk)
@@ -108,6 +109,6 @@ class FiniteCheck:
             for key, entry in entries.items():
                 if key != "__metadata__" and entry["data_offsets"][0] <= offset < entry["data_offsets"][1]:
                     return shown_key(key)
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             pass  # not what we wrote, which the file's SHA-256 says
         return "a tensor"

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from data_pipeline.disk import replace_file
 from data_pipeline.errors import UserError
 from llmscale.checkpoint import commit
 from llmscale.checkpoint.commit import MergeCursors, merge_disjoint, rank_name
@@ -30,7 +31,6 @@ from llmscale.checkpoint.store import (
     publish,
     set_aside,
     step_name,
-    write_atomically,
 )
 from llmscale.checkpoint.tensor_file import write_safetensors
 
@@ -191,7 +191,7 @@ class CheckpointWriter:
                     f" optimizer.clip in a new run (train.init_from)"
                 ) from None
         record = RankRecord(tensors=save.tensors, files=entries, cursor=save.cursor)
-        write_atomically(temporary / f"{rank_name(self._rank)}.json", record.model_dump_json().encode())
+        replace_file(temporary / f"{rank_name(self._rank)}.json", record.model_dump_json().encode())
         if save.state is None:
             commit.await_commit(temporary, self._timeout)
             return
@@ -248,7 +248,7 @@ class CheckpointWriter:
             return
         for name in save.files:
             (save.temporary / name).unlink(missing_ok=True)
-        write_atomically(save.temporary / f"{rank_name(self._rank)}.failed", reason.encode())
+        replace_file(save.temporary / f"{rank_name(self._rank)}.failed", reason.encode())
 
 
 def _snapshot(

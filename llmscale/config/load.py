@@ -9,8 +9,13 @@ from typing import Any, Literal, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from data_pipeline.errors import UserError
+from data_pipeline.disk import read_text
+from data_pipeline.errors import UserError, first_line
 from llmscale.config.root import RunConfig
+from llmscale.config.yaml_files import BoundedLoader, load_yaml
+
+_SHOWN = 200
+"""Most characters of a value in a message."""
 
 
 def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:
@@ -39,7 +44,7 @@ def dump_config(config: RunConfig) -> str:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = load_yaml(read_text(path))
     except FileNotFoundError:
         near = sorted(str(other) for other in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         hint = f"; this folder has {', '.join(near[:5])}" if near else ""
@@ -50,7 +55,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise UserError(f"{path} is not valid YAML{where}: {getattr(error, 'problem', None) or error}") from None
+        problem = getattr(error, "problem", None) or first_line(error)
+        raise UserError(f"{path} is not valid YAML{where}: {problem}") from None
     if not isinstance(raw, dict):
         raise UserError(f"{path} must hold sections such as 'model:' and 'data:', but holds {type(raw).__name__}")
     return raw
@@ -61,9 +67,12 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     if not equals or not key:
         raise UserError(f"override '{override}' is not of the form dotted.key=value, such as train.steps=100")
     try:
-        value = yaml.load(text, _OverrideLoader)
-    except yaml.YAMLError:
-        raise UserError(f"override '{override}': '{text}' is not a valid YAML value; quote it") from None
+        value = load_yaml(text, _OverrideLoader)
+    except yaml.YAMLError as error:
+        reason = getattr(error, "problem", None) or first_line(error)
+        raise UserError(
+            f"override '{_cut(override)}': '{_cut(text)}' is not a valid YAML value ({reason}); quote it"
+        ) from None
     node: Any = raw
     *parents, last = key.split(".")
     for part in parents:
@@ -76,7 +85,7 @@ def _apply(raw: dict[str, Any], override: str) -> None:
         raise UserError(f"override '{override}': '{'.'.join(parents)}' is a value, not a section")
 
 
-class _OverrideLoader(yaml.SafeLoader):
+class _OverrideLoader(BoundedLoader):
     """YAML in which a line break within a text stays one, where YAML would fold it to a space: in an override it was
     typed for its own sake."""
 
@@ -132,7 +141,12 @@ def _explain(error: ValidationError) -> str:
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "value_error":
         return f"{dotted + ': ' if dotted else ''}{message}{more}"
-    return f"'{dotted}' is {problem['input']!r}, but {message[0].lower()}{message[1:]}{more}"
+    return f"'{dotted}' is {_cut(repr(problem['input']))}, but {message[0].lower()}{message[1:]}{more}"
+
+
+def _cut(text: str) -> str:
+    """A value as messages show it: a page of it helps nobody."""
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def _explain_tag(dotted: str, problem: Any) -> str:

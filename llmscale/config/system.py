@@ -124,7 +124,7 @@ class LoggingConfig(Section):
     interval: Count = Field(default=10, ge=1)
     """Steps between rows of metrics.jsonl."""
     trackers: list[Literal["tensorboard", "wandb", "mlflow"]] = []
-    """Experiment trackers to feed through accelerate; each must be installed."""
+    """Experiment trackers to feed; each must be installed. None changes what is trained."""
     ledger_snapshot_interval: Count = Field(default=100, ge=1)
     """Steps between cursor snapshots beside the ledger: the most that `llmscale data ledger` has to replay."""
     profile_start: Count = Field(default=0, ge=0)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.disk import parse_json, read_file, temporary_folder
 from data_pipeline.errors import UserError
 from data_pipeline.first_bytes import require_contents_at
 
@@ -25,7 +24,7 @@ def read_json(path: Path, fix: str) -> dict[str, Any]:
         UserError: the file cannot be read, or holds something else.
     """
     try:
-        found = json.loads(path.read_bytes())
+        found = parse_json(read_file(path))
     except FileNotFoundError:
         raise UserError(f"there is no {path}; {fix}") from None
     except OSError as error:
@@ -63,12 +62,11 @@ def new_folder(path: Path) -> Iterator[Path]:
     require_free(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".tmp-{path.name}-", dir=path.parent))
+        temporary = temporary_folder(path.parent, f".tmp-{path.name}-")
     except OSError as error:
         raise UserError(f"cannot make {path}: {error.strerror}; name a folder that you may write") from None
     try:
         yield temporary
-        os.chmod(temporary, 0o755)
         require_free(path)
         temporary.rename(path)
     except BaseException:

@@ -23,6 +23,11 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """What tensors can be written as, by the name on the command line."""
 _NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64"}
 _CHUNK = 16 << 20
+_SAFE = ".safetensors"
+_PICKLED = (
+    "and a pickle can run code when it is read; save the model as safetensors, or give --allow-pickle to read the"
+    " tensors alone"
+)
 
 
 class TensorFolder:
@@ -35,6 +40,7 @@ class TensorFolder:
     def __init__(self, folder: Path, allow_pickle: bool = False) -> None:
         self.folder = folder
         self._open: dict[str, Any] = {}
+        self._allow_pickle = allow_pickle
         self._files = self._found(allow_pickle)
 
     @property
@@ -61,6 +67,8 @@ class TensorFolder:
             tensor = held[name] if isinstance(held, dict) else held.get_tensor(name)
         except Exception as error:
             raise self._damaged(self._files[name], error) from None
+        if not isinstance(tensor, Tensor):
+            raise self._damaged(self._files[name], TypeError(f"{name} in it is no tensor"))
         if tensor.dtype not in _NAMES:
             raise UserError(
                 f"{name} in {self.folder / self._files[name]} is {tensor.dtype}, but llmscale reads fp32, bf16, fp16"
@@ -86,10 +94,7 @@ class TensorFolder:
             if (folder / single).is_file():
                 return dict.fromkeys(self._keys(single), single)
         if any((folder / name).is_file() for name in (PICKLE, PICKLE_INDEX)):
-            raise UserError(
-                f"{folder} has its tensors in {PICKLE} only, and a pickle can run code when it is read; save the model"
-                f" as safetensors, or give --allow-pickle to read the tensors alone"
-            )
+            raise UserError(f"{folder} has its tensors in {PICKLE} only, {_PICKLED}")
         raise UserError(f"{folder} has neither {SINGLE} nor {INDEX}; give a folder with a model's tensors")
 
     def _by_index(self, path: Path) -> dict[str, str]:
@@ -99,6 +104,8 @@ class TensorFolder:
         for file in sorted(set(found.values())):
             if Path(file).name != file:
                 raise UserError(f"{path} names the file {file!r}, which is not in the folder; download it again")
+            if not file.endswith(_SAFE) and not self._allow_pickle:
+                raise UserError(f"{path} names the file {file!r}, {_PICKLED}")
             if not (self.folder / file).is_file():
                 count = sum(other == file for other in found.values())
                 raise UserError(
@@ -112,15 +119,20 @@ class TensorFolder:
         return found
 
     def _keys(self, file: str) -> list[str]:
-        return list(self._handle(file).keys())
+        names = list(self._handle(file).keys())
+        if not all(isinstance(name, str) for name in names):
+            raise self._damaged(file, ValueError("it holds no tensors by their names"))
+        return names
 
     def _handle(self, file: str) -> Any:
         if file not in self._open:
             try:
-                if file.endswith(".bin"):
+                if not file.endswith(_SAFE):
                     path = self.folder / file
                     mapped = zipfile.is_zipfile(path)  # older files cannot be mapped
                     self._open[file] = torch.load(path, weights_only=True, map_location="cpu", mmap=mapped)
+                    if not isinstance(self._open[file], dict):
+                        raise ValueError("it holds no tensors by their names")
                 else:
                     from safetensors import safe_open
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from data_pipeline.errors import UserError
+from data_pipeline.terminal import for_stream, visible
 from llmscale.checkpoint.model import load_model
 from llmscale.generate.commands import settings_for
 from llmscale.generate.generator import Generator
@@ -57,7 +58,7 @@ class Dialogue:
             shown = piece.text if begun else piece.text.lstrip()
             begun = begun or bool(shown)
             answer += shown
-            output.write(shown)
+            output.write(for_stream(shown, output))
             output.flush()
         output.write("\n")
         output.flush()
@@ -123,4 +124,4 @@ def chat(checkpoint: Path, system: str | None, options: Mapping[str, Any], templ
             except UserError as error:
                 if isinstance(error, TemplateFault) and not (error.refusal and dialogue.turns):
                     raise
-                print(f"llmscale: {error}", file=sys.stderr, flush=True)
+                print(visible(f"llmscale: {error}"), file=sys.stderr, flush=True)

@@ -12,6 +12,7 @@ import click
 
 from data_pipeline.errors import UserError
 from data_pipeline.lines import file_lines
+from data_pipeline.terminal import for_stream, visible, visible_json
 from data_pipeline.tokenizer import Tokenizer
 from data_pipeline.tokenizer.conventions import conventions_of
 from llmscale.checkpoint.model import load_model
@@ -51,7 +52,7 @@ def generate_texts(
     if len(prompts) == 1 and not as_json:
         echoed = not continues
         for piece in generator.stream(prompts, settings):
-            click.echo(piece.text if echoed else prompts[0] + piece.text, nl=False)
+            _echo(piece.text if echoed else prompts[0] + piece.text, nl=False)
             echoed = True
         click.echo()
         return
@@ -64,9 +65,10 @@ def generate_texts(
             completion, prompt = done.pop(shown), prompts[shown]
             if as_json:
                 row = {"prompt": prompt, "text": completion.text, "tokens": len(completion.tokens)}
-                click.echo(json.dumps({**row, "finish": completion.finish}, ensure_ascii=False))
+                text = json.dumps({**row, "finish": completion.finish}, ensure_ascii=False)
+                click.echo(visible_json(text) if sys.stdout.isatty() else text)
             else:
-                click.echo(f"--- {shown + 1}\n{prompt if continues else ''}{completion.text}")
+                _echo(f"--- {shown + 1}\n{prompt if continues else ''}{completion.text}")
             shown += 1
 
 
@@ -76,8 +78,12 @@ def settings_for(options: Mapping[str, Any], tokenizer: Tokenizer) -> Settings:
     lacking = unmet(kept.generation) if kept is not None else []
     if lacking:
         text = f"note: the model's generation_config.json asks for {', '.join(lacking)}, which llmscale does not do"
-        print(text, file=sys.stderr, flush=True)
+        print(visible(text), file=sys.stderr, flush=True)
     return settings_of(options, tokenizer)
+
+
+def _echo(text: str, nl: bool = True) -> None:
+    click.echo(for_stream(text, sys.stdout), nl=nl)
 
 
 def _lines(path: Path) -> list[str]:

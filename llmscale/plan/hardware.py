@@ -38,14 +38,15 @@ very cards of this table; "NCCL" is NVIDIA/nccl on GitHub, src/graph/tuning.cc (
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from data_pipeline.disk import parse_json, read_text
 from data_pipeline.errors import UserError
+from llmscale.config.yaml_files import load_yaml
 
 
 @dataclass(frozen=True)
@@ -129,6 +130,10 @@ def hardware_named(name: str, calibration: Path | None = None) -> Hardware:
     return row if calibration is None else calibrated(row, calibration)
 
 
+_MOST = 1e30
+"""A figure above it is a mistake, and so is one that is not finite."""
+
+
 def calibrated(row: Hardware, path: Path) -> Hardware:
     """`row` with the fields of a calibration file: a JSON or YAML mapping from names of `Hardware` to numbers.
 
@@ -142,8 +147,9 @@ def calibrated(row: Hardware, path: Path) -> Hardware:
             raise UserError(f"{path}: '{key}' is no figure of the hardware; it knows {', '.join(sorted(known))}")
         if key in ("name", "source"):
             continue
-        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-            raise UserError(f"{path}: '{key}' is {value!r}, but must be a number above 0, in bytes, operations or s")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= _MOST:
+            shown = repr(value)[:100] if not isinstance(value, int) or value.bit_length() < 1000 else "a huge integer"
+            raise UserError(f"{path}: '{key}' is {shown}, but must be a number above 0, in bytes, operations or s")
         if key.endswith("_fraction") and value > 1:
             raise UserError(f"{path}: '{key}' is {value}, but is a fraction of the peak; give at most 1")
     return replace(row, **({"source": str(path), "published": None} | given))
@@ -151,12 +157,12 @@ def calibrated(row: Hardware, path: Path) -> Hardware:
 
 def _mapping(path: Path) -> dict[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise UserError(f"cannot read calibration file {path}: {reason}; give a JSON or YAML file") from None
     try:
-        given = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        given = parse_json(text) if path.suffix == ".json" else load_yaml(text)
     except (ValueError, yaml.YAMLError):
         raise UserError(
             f"{path} is neither valid JSON nor YAML; give a mapping such as 'matmul_fraction: 0.8'"

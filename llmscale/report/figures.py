@@ -5,6 +5,7 @@ Figures are built without pyplot, so nothing global is left behind. matplotlib c
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from data_pipeline.disk import replace_file
 from data_pipeline.errors import UserError
 from llmscale.report.curves import settled_limits, smooth, thin
 from llmscale.report.record import TERMS, RunRecord, Series
@@ -164,7 +166,9 @@ def draw_all(runs: list[RunRecord]) -> dict[str, Figure]:
 def save_png(figure: Figure, path: Path) -> None:
     """Write `figure` at a size that fits slides and documents."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, format="png", dpi=200)
+    with io.BytesIO() as picture:
+        figure.savefig(picture, format="png", dpi=200)
+        replace_file(path, picture.getvalue())
 
 
 class _Canvas:
@@ -341,7 +345,7 @@ def _compare_by_tokens(runs: list[RunRecord]) -> bool:
 def _baseline_losses(run: RunRecord) -> dict[str, float]:
     """The baselines of summary.json in nats per token: bits per byte x ln 2 x held-out bytes / tokens."""
     evaluation = run.summary.get("evaluation") or {}
-    if not evaluation.get("tokens") or not evaluation.get("bytes"):
+    if not (evaluation.get("tokens", 0) > 0 and evaluation.get("bytes", 0) > 0):  # NaN included
         return {}
     per_bit = math.log(2) * evaluation["bytes"] / evaluation["tokens"]
     baselines = run.summary.get("baselines") or {}

@@ -185,7 +185,7 @@ def _figures(run: RunRecord) -> dict[str, str]:
 def _rate(run: RunRecord) -> str | None:
     rates = run.metrics["tokens_per_second"].finite().value
     rate = run.summary.get("tokens_per_second") or (sorted(rates)[len(rates) // 2] if len(rates) else None)
-    return None if rate is None else f"{_count(round(rate))} tokens/s"
+    return None if rate is None or not math.isfinite(rate) else f"{_count(round(rate))} tokens/s"
 
 
 def _number(value: float | None, digits: int = 4) -> str | None:
@@ -196,7 +196,7 @@ def _number(value: float | None, digits: int = 4) -> str | None:
 
 def _count(value: float | None) -> str | None:
     """Whole numbers with narrow spaces between thousands, large ones with a suffix."""
-    if value is None or math.isnan(value):
+    if value is None or not math.isfinite(value):
         return None
     for size, suffix in ((1e12, " T"), (1e9, " B"), (1e6, " M")):
         if value >= size:
@@ -205,7 +205,7 @@ def _count(value: float | None) -> str | None:
 
 
 def _duration(seconds: float | None) -> str | None:
-    if seconds is None:
+    if seconds is None or not math.isfinite(seconds):
         return None
     whole = round(seconds)
     days, hours, minutes = whole // 86400, whole // 3600 % 24, whole // 60 % 60
@@ -238,7 +238,10 @@ def _settings(run: RunRecord, named: bool) -> str:
     )
 
 
-def _lines(value: Any) -> str:
-    if isinstance(value, dict):
-        return "\n".join(f"{key}: {_lines(child)}" for key, child in value.items())
-    return value if isinstance(value, str) else json.dumps(value) if value is not None else ""
+def _lines(value: Any, levels: int = 5) -> str:
+    if isinstance(value, dict) and levels:
+        return "\n".join(f"{key}: {_lines(child, levels - 1)}" for key, child in value.items())
+    try:
+        return value if isinstance(value, str) else json.dumps(value) if value is not None else ""
+    except RecursionError:
+        return "..."

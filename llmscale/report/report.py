@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from data_pipeline.disk import replace_file
 from data_pipeline.errors import UserError
 from llmscale.report.figures import FIGURES, draw_all, loss_figure, require_matplotlib, save_png, style
 from llmscale.report.page import render_page
@@ -22,6 +23,8 @@ class ReportPaths:
     gradient_norm: Path
     terms: dict[str, Path] = field(default_factory=dict)
     """Pictures of the loss's other terms by their names, where a run has any."""
+    skipped: int = 0
+    """Damaged records of the runs, which are left out."""
 
 
 def write_report(runs: list[Path], output: Path | None = None) -> ReportPaths:
@@ -43,10 +46,10 @@ def write_report(runs: list[Path], output: Path | None = None) -> ReportPaths:
         for name, figure in figures.items():
             save_png(figure, pictures[name])
         page = render_page(records, figures)
-    (folder / "report.html").write_text(page, encoding="utf-8")
+    replace_file(folder / "report.html", page.encode(errors="backslashreplace"))
     fixed = {name: path for name, path in pictures.items() if name in FIGURES}
     terms = {name: path for name, path in pictures.items() if name not in FIGURES}
-    return ReportPaths(page=folder / "report.html", **fixed, terms=terms)
+    return ReportPaths(page=folder / "report.html", **fixed, terms=terms, skipped=sum(run.skipped for run in records))
 
 
 def loss_curve(run: Path, path: Path) -> None:

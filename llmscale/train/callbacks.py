@@ -127,7 +127,8 @@ class Evaluator(Callback):
     def on_start(self, trainer: Trainer) -> None:
         # A preemption signal may have cut the evaluation of the step short that the run continues from.
         rows = [row for row in read_records(trainer.run.metrics) if row["step"] == trainer.step]
-        self._done = broadcast_object(next((row["evaluation"] for row in rows if "evaluation" in row), None))
+        held = (row["evaluation"] for row in rows if isinstance(row.get("evaluation"), dict))
+        self._done = broadcast_object(next(held, None))
         if trainer.step and self._done is None:
             self._evaluate_if_due(trainer)
 

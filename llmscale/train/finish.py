@@ -18,6 +18,7 @@ from rich.text import Text
 from data_pipeline.errors import UserError
 from data_pipeline.evaluation_set import heldout_documents, training_documents
 from data_pipeline.records import read_records
+from data_pipeline.terminal import for_stream
 from llmscale.checkpoint.model import load_model
 from llmscale.evaluate.baselines import Baselines, unigram_bits_per_byte, xz_bits_per_byte
 from llmscale.generate import Generator, Settings, reading_of
@@ -30,10 +31,15 @@ SAMPLE_TOKENS = 64
 """Tokens of each generated sample."""
 
 
+def _is_training(row: dict[str, Any]) -> bool:
+    """Whether a row is of a step and has its numbers, as one that a tool has changed may not."""
+    return "loss" in row and isinstance(row.get("tokens_per_second"), int | float)
+
+
 def finish(trainer: Trainer) -> None:
     """Write summary.json and the loss curve, and show the result and what to do next."""
     config, run = trainer.config, trainer.run
-    rows = [row for row in read_records(run.metrics) if "loss" in row]
+    rows = [row for row in read_records(run.metrics) if _is_training(row)]
     summary: dict[str, Any] = {
         "steps": trainer.step,
         "loss": rows[-1]["loss"] if rows else None,
@@ -135,8 +141,8 @@ def _show(trainer: Trainer, summary: dict[str, Any], picture: str | None) -> Non
         console.print(table)
     for sample in summary["samples"]:
         console.rule("sample")
-        console.print(sample["prompt"], style="bold", end="", markup=False)
-        console.print(sample["text"], markup=False)
+        console.print(for_stream(sample["prompt"], sys.stdout), style="bold", end="", markup=False)
+        console.print(for_stream(sample["text"], sys.stdout), markup=False)
         console.rule()
     show_next(str(run), picture, trainer.config.model.architecture)
 

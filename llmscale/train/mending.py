@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import tempfile
 from pathlib import Path
 
+from data_pipeline.disk import read_file, temporary_folder
 from data_pipeline.errors import UserError, writing
 from data_pipeline.tokenizer import load_tokenizer
 from data_pipeline.tokenizer.base import META_FILE
@@ -46,17 +46,16 @@ def mend_tokenizer(run: RunDirectory, config: RunConfig) -> str | None:
 
 def _is(path: Path, entry: FileEntry) -> bool:
     try:
-        return path.stat().st_size == entry.bytes and hashlib.sha256(path.read_bytes()).hexdigest() == entry.sha256
+        return path.stat().st_size == entry.bytes and hashlib.sha256(read_file(path)).hexdigest() == entry.sha256
     except OSError:
         return False
 
 
 def _replace(folder: Path, files: list[Path]) -> None:
     """Fill a folder anew; a kill half-way leaves it missing at most."""
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    temporary = temporary_folder(folder.parent, f".{folder.name}-")
     try:
         with writing(folder):
-            temporary.chmod(0o755)
             for path in files:
                 shutil.copyfile(path, temporary / path.name)
             discard(folder)

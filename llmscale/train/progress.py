@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
+from data_pipeline.terminal import visible
 from llmscale.train.callbacks import StepResult
 
 
@@ -76,9 +77,9 @@ class Progress:
         if not self._shown:
             return
         if self._bar is not None:
-            self._bar.console.print(text, highlight=False, markup=False)
+            self._bar.console.print(visible(text), highlight=False, markup=False)
         else:
-            print(text, file=sys.stderr, flush=True)
+            print(visible(text), file=sys.stderr, flush=True)
 
 
 def _duration(seconds: float) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from data_pipeline.cursor import require_form
 from llmscale.checkpoint import Checkpoint, CorruptCheckpoint
 from llmscale.checkpoint.members import Identity, why_stranger
 from llmscale.config import RunConfig, identity
@@ -52,18 +53,7 @@ def find_resume(run: RunDirectory, config: RunConfig, from_scratch: bool = False
     for path in candidates:
         problem = next((found for found in gather_objects(_problem(path, identity(config))) if found), None)
         if problem is None:
-            checkpoint = Checkpoint(path)
-            state = checkpoint.manifest
-            return Resume(
-                checkpoint,
-                state.step,
-                state.samples,
-                int(state.progress["tokens"]),
-                int(state.progress["skipped_steps"]),
-                float(state.progress["seconds"]),
-                checkpoint.cursor(),
-                skipped,
-            )
+            return resume_from(Checkpoint(path), skipped)
         skipped.append(problem)
 
     def begin_anew() -> list[str]:
@@ -74,12 +64,47 @@ def find_resume(run: RunDirectory, config: RunConfig, from_scratch: bool = False
     return Resume(skipped=skipped + on_rank_zero(begin_anew))
 
 
+def resume_from(checkpoint: Checkpoint, skipped: list[str]) -> Resume:
+    """What a run continues with after a checkpoint.
+
+    Raises:
+        CorruptCheckpoint: it does not say what a training loop needs, whatever its digests say.
+    """
+    state = checkpoint.manifest
+    try:
+        counts = {key: state.progress[key] for key in ("tokens", "skipped_steps", "seconds")} | {
+            "steps": state.optimizer["steps"]
+        }
+    except KeyError as error:
+        raise CorruptCheckpoint(f"{checkpoint.path}: its manifest lacks the number of {error.args[0]}") from None
+    for key, value in counts.items():
+        whole = type(value) is int or (key == "seconds" and type(value) is float)
+        if not whole or not 0 <= value < 2**63:
+            raise CorruptCheckpoint(f"{checkpoint.path}: its manifest has {value!r} for the number of {key}")
+    cursor = checkpoint.cursor()
+    try:
+        require_form(cursor)
+    except ValueError as error:
+        raise CorruptCheckpoint(f"{checkpoint.path}: {error}") from None
+    return Resume(
+        checkpoint,
+        state.step,
+        state.samples,
+        counts["tokens"],
+        counts["skipped_steps"],
+        float(counts["seconds"]),
+        cursor,
+        skipped,
+    )
+
+
 def _problem(path: Path, own: Identity) -> str | None:
     try:
         checkpoint = Checkpoint(path)
         stranger = why_stranger(path, checkpoint.manifest, own)
         if stranger is None:
             checkpoint.verify(share=(dist.get_rank(), dist.get_world_size()))
+            resume_from(checkpoint, [])
     except CorruptCheckpoint as error:
         return str(error)
     return stranger

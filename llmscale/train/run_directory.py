@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
-import os
 import re
 import shutil
 import threading
@@ -16,7 +16,8 @@ from itertools import count, islice
 from pathlib import Path
 from typing import Any, Literal
 
-from data_pipeline.errors import UserError, writing
+from data_pipeline.disk import parse_json, read_file, read_text, replace_file, unlinked
+from data_pipeline.errors import UserError
 from data_pipeline.records import Extent, extent_of, strict
 from llmscale.checkpoint import CorruptCheckpoint, find_checkpoints
 from llmscale.checkpoint.manifest import read_manifest
@@ -35,7 +36,7 @@ from llmscale.config import (
 Outcome = Literal["running", "done", "preempted", "failed"]
 
 _OWN = re.compile(
-    r"config\.yaml|(metrics|ledger)\.jsonl|(outcome|summary)\.json|ledger|checkpoints|tokenizer|cache|logs|quarantine"
+    r"config\.yaml|(metrics|ledger)\.jsonl|(outcome|summary|trackers)\.json|ledger|checkpoints|tokenizer|cache|logs|quarantine"
     r"|report|profile|aside-\d+|\.lock|\.shared-.*|\.tmp-.*|\.tokenizer-.*"
 )
 """What a run names its files and folders."""
@@ -57,6 +58,7 @@ class RunDirectory:
         self.report = self.path / "report"
         self.outcome_file = self.path / "outcome.json"
         self.summary_file = self.path / "summary.json"
+        self.trackers_file = self.path / "trackers.json"
         self.saved = 0
         """The newest step that was saved, as far as this start knows."""
         self._recorded: tuple[Outcome, dict[str, Any]] | None = None
@@ -66,8 +68,8 @@ class RunDirectory:
     def outcome(self) -> dict[str, Any]:
         """The last recorded outcome; empty before the first start, and where the file is damaged."""
         try:
-            found = json.loads(self.outcome_file.read_bytes())
-        except (OSError, ValueError, RecursionError):
+            found = parse_json(read_file(self.outcome_file))
+        except (OSError, ValueError):
             return {}
         if not isinstance(found, dict):
             return {}
@@ -175,7 +177,7 @@ class RunDirectory:
         ended = outcome.get("step", 0) if outcome.get("outcome") in ("done", "preempted") else 0
         latest = 0
         with contextlib.suppress(OSError, ValueError):
-            latest = int((self.checkpoints / LATEST).read_text().strip().removeprefix("step-"))
+            latest = int(read_text(self.checkpoints / LATEST).strip().removeprefix("step-"))
         continued = max(ledger.continued, metrics.continued)
         return max(outcome.get("saved", 0), ended, latest, continued, self._damaged_step(identity(config)))
 
@@ -232,6 +234,8 @@ class RunDirectory:
         if self.config_file.exists() and not self.has_progress() and self._recorded_config()[0] != config:
             for folder in (self.tokenizer, self.cache):
                 discard(folder)
+        if self.logs.is_symlink():
+            raise UserError(f"{self.logs} is a symbolic link, which is not followed; remove it")
         for folder in (self.path, self.checkpoints, self.logs):
             folder.mkdir(parents=True, exist_ok=True)
         write_text(self.config_file, dump_config(config))
@@ -265,7 +269,14 @@ class RunDirectory:
     def locked(self) -> Iterator[None]:
         """Hold the run while training; a second trainer on it is refused. A killed process lets go by itself."""
         self.path.mkdir(parents=True, exist_ok=True)
-        with open(self.path / ".lock", "w") as handle:
+        with contextlib.ExitStack() as stack:
+            try:
+                # A link there is not followed, and what the file held, which is nothing, is left.
+                handle = stack.enter_context(open(self.path / ".lock", "a", opener=unlinked))
+            except OSError as error:
+                if error.errno not in (errno.ELOOP, errno.ENXIO):
+                    raise
+                raise UserError(f"cannot lock {self.path / '.lock'}: {error.strerror}; remove it") from None
             try:
                 # Unlike flock's, it is not shared with loader workers, which outlive a killed trainer for seconds.
                 fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -281,18 +292,8 @@ class RunDirectory:
 
 def write_text(path: Path, text: str) -> None:
     """Replace a file atomically: a reader sees the old text or the new."""
-    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}-{threading.get_ident()}")
-    try:
-        with writing(path):
-            # A file name that is not UTF-8 holds lone surrogates, which JSON can only escape.
-            with open(temporary, "w", encoding="utf-8", errors="backslashreplace") as handle:
-                handle.write(text)
-                handle.flush()
-                os.fsync(handle.fileno())
-            os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+    # A file name that is not UTF-8 holds lone surrogates, which JSON can only escape.
+    replace_file(path, text.encode(errors="backslashreplace"), durable=True)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -8,9 +8,11 @@ import sys
 
 import torch
 
+from data_pipeline.disk import unlinked
 from data_pipeline.errors import UserError, first_line
 from data_pipeline.ledger import LedgerWriter
 from data_pipeline.records import RecordWriter
+from data_pipeline.terminal import visible
 from llmscale.checkpoint import CheckpointError
 from llmscale.config import RunConfig, flatten
 from llmscale.engine.allocator import keep_large_blocks
@@ -136,7 +138,7 @@ def assemble(
 def _run(trainer: Trainer, stack: contextlib.ExitStack) -> None:
     config, run, lead = trainer.config, trainer.run, trainer.world.rank == 0
     records = stack.enter_context(RecordWriter(run.metrics, trainer.attempt, continues=trainer.step)) if lead else None
-    trackers = start_trackers(config, run) if lead else []
+    trackers = start_trackers(config, run, trainer.step) if lead else []
     progress = stack.enter_context(Progress(config.train.steps, trainer.step, config.logging.interval, shown=lead))
     trainer.train(
         [
@@ -195,7 +197,9 @@ def _layout(grid: RankGrid) -> str:
 def _log_to_file(run: RunDirectory, world: World) -> None:
     """Everything that is logged by libraries and by us goes to a file of this rank."""
     run.logs.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(run.logs / f"rank-{world.rank:05d}.log")
+    handler = logging.StreamHandler(
+        open(run.logs / f"rank-{world.rank:05d}.log", "a", opener=unlinked)  # noqa: SIM115 - open until the end
+    )
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     # A log that cannot be written, on a full disk say, must not bury the reason under its own tracebacks.
     logging.raiseExceptions = False
@@ -207,4 +211,4 @@ def _log_to_file(run: RunDirectory, world: World) -> None:
 def _say(world: World, text: str) -> None:
     logging.getLogger("llmscale").info(text)
     if world.rank == 0:
-        print(text, file=sys.stderr, flush=True)
+        print(visible(text), file=sys.stderr, flush=True)

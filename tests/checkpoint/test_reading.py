@@ -133,11 +133,11 @@ def test_what_no_rank_gave_is_noticed(data: st.DataObject) -> None:
         manifest = Checkpoint(path).manifest
         kept = [p for p in manifest.tensors["t"].kinds["weight"] if Range(p.offsets, p.sizes, p.start, p.end) != lost]
         rewrite(path, manifest, {"t": TensorEntry(shape=shape, kinds={"weight": kept})})
-        checkpoint = Checkpoint(path)
-        with pytest.raises(CorruptCheckpoint, match=r"lacks elements .* of weight of t"):
-            checkpoint.full("t")
+        # Noticed when it is opened, where no other piece makes up for the number of elements, else when it is read.
+        with pytest.raises(CorruptCheckpoint, match=r"lacks elements .* of weight of t|weight of t is larger than its"):
+            Checkpoint(path).full("t")
         with pytest.raises(CorruptCheckpoint, match="weight of t"):
-            checkpoint.read("t", "weight", lost.offsets, lost.sizes, lost.start, lost.end)
+            Checkpoint(path).read("t", "weight", lost.offsets, lost.sizes, lost.start, lost.end)
 
 
 def rewrite(path: Path, manifest: Manifest, tensors: dict[str, TensorEntry]) -> None:

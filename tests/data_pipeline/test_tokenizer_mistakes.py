@@ -76,6 +76,9 @@ def test_files_that_are_no_tokenizer(tmp_path: Path, kind: str, contents: bytes)
     assert str(path) in refusal(tmp_path, kind=kind, path=str(path))
 
 
+NO_FILE = "it is no regular file but a pipe, a device or a socket"
+
+
 @pytest.mark.parametrize("kind", NO_TOKENIZER)
 def test_pipes_and_devices_are_refused_unread(tmp_path: Path, kind: str) -> None:
     pipe, link, words = (tmp_path / name for name in ("pipe", "link", "vocab.json"))
@@ -83,9 +86,9 @@ def test_pipes_and_devices_are_refused_unread(tmp_path: Path, kind: str) -> None
     link.symlink_to(pipe)
     words.write_text("{}")
     for path in (Path("/dev/null"), pipe, link, Path("/dev/zero")):
-        said = f"data.tokenizer.path: {path} is no regular file but a pipe, a device or a socket; name a readable file"
+        said = f"data.tokenizer.path: cannot read {path}: {NO_FILE}; name a readable file"
         assert refusal(tmp_path, kind=kind, path=str(path), merges=str(words)) == said
-    said = f"data.tokenizer.merges: {pipe} is no regular file but a pipe, a device or a socket; name a readable file"
+    said = f"data.tokenizer.merges: cannot read {pipe}: {NO_FILE}; name a readable file"
     assert refusal(tmp_path, kind="gpt2", path=str(words), merges=str(pipe)) == said
 
 
