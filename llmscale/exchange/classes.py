@@ -101,7 +101,7 @@ def _problem(table: HuggingFace, error: ValidationError) -> str:
     names = {**_THEIRS, **{setting: key for key, setting, _ in table.fields}}
     for setting, keys in (("dropout", table.dropout), ("attention_dropout", table.attention_dropout)):
         names[setting] = " and ".join(keys)
-    wrong = problem["msg"].replace("Input should", "should")
+    wrong = problem["msg"].replace("Input should", "should").removeprefix("Value error, ")
     return f"{names.get(ours, ours)} is {problem['input']!r:.60}, but {wrong}"
 
 

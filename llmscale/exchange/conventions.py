@@ -111,7 +111,7 @@ def _frame(
     if tokenizer.kind == "wordpiece":
         # BERT's tokenizer, whatever the model.
         return tuple(special[role] for role in ("cls",) if role in special), (special.get("sep", special["eos"]),)
-    if tokenizer.kind == "huggingface":
+    if tokenizer.kind == "huggingface" and (place / "tokenizer.json").is_file():
         begin, end = template_of(_library(tokenizer))
         # Earlier versions of transformers put the begin token there by this flag, whatever the template. An end token
         # would close a prompt that is to be continued: only a template is believed to want that.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from data_pipeline.tokenizer.recognition import what_it_is
 from data_pipeline.tokenizer.roles import role_text
 from data_pipeline.tokenizer.store import open_tokenizer
 from llmscale.config import ModelConfig
+from llmscale.exchange.added_tokens import add_tokens, cut_as, read_added
 from llmscale.exchange.conventions import template_of, with_template, written_flags
 from llmscale.exchange.files import read_json, write_json
 from llmscale.exchange.sentencepiece_model import SPACE, as_library_tokenizer, user_symbols
@@ -35,6 +37,8 @@ _KINDS = (
     ("sentencepiece", "tokenizer.model"),
 )
 _SETTINGS = "tokenizer_config.json"
+_CLASSES = {**dict.fromkeys(("qwen3", "qwen3_moe"), "Qwen2Tokenizer"), "gpt_neox": "GPTNeoXTokenizer"}
+"""What reads the vocab.json of a directory that names no class, by model_type, where that is not GPT-2's."""
 _PROBES = (
     "The quick brown fox jumps over the lazy dog.",
     " Two  spaces, a tab\tand\nnew lines\n\n    def main(argument: int = 10) -> None:\n",
@@ -73,13 +77,19 @@ def import_tokenizer(
     place = other or folder
     settings = _settings_of(place)
     made = open_tokenizer(TokenizerConfig(**settings))
-    special = _special(place, values, made)
-    appended = _appended(place, values, made)
-    settings["special"] = special
-    config = DataConfig(sources=[{"paths": ["-"]}], tokenizer=settings)  # type: ignore[list-item, arg-type]
-    tokenizer = prepare_tokenizer(config, destination, roles=appended)
+    with tempfile.TemporaryDirectory() as folder_of_json:
+        contents, notes = _with_added(place, values, made)
+        if contents is not None:
+            path = Path(folder_of_json) / "tokenizer.json"
+            path.write_text(contents, encoding="utf-8")
+            settings = {"kind": "huggingface", "path": str(path)}
+            made = open_tokenizer(TokenizerConfig(**settings))
+        settings["special"] = _special(place, values, made)
+        appended = _appended(place, values, made)
+        config = DataConfig(sources=[{"paths": ["-"]}], tokenizer=settings)  # type: ignore[list-item, arg-type]
+        tokenizer = prepare_tokenizer(config, destination, roles=appended)
     assert isinstance(tokenizer, StoredTokenizer)
-    return Imported(tokenizer, _kept_settings(tokenizer, final), made.notes)
+    return Imported(tokenizer, _kept_settings(tokenizer, final), [*made.notes, *notes])
 
 
 def _import_own(folder: Path, destination: Path, final: Path) -> Imported:
@@ -128,6 +138,34 @@ def _settings_of(place: Path) -> dict[str, Any]:
 
 def _named(path: Path) -> dict[str, Any]:
     return read_json(path, "repair it or remove it") if path.is_file() else {}
+
+
+def _with_added(place: Path, values: Mapping[str, Any], made: StoredTokenizer) -> tuple[str | None, list[str]]:
+    """A tokenizer.json of vocabulary files with the tokens that the directory adds to them and the class's own rules
+    of cutting text, None where the files say all; and sentences on what is left out.
+
+    Raises:
+        UserError: no tokenizer.json splits text as the files do, or the tokens do not follow the vocabulary.
+    """
+    if made.kind == "bytes":
+        return None, []
+    backend = _backend(made)
+    sentinels = {role_text(role) for role in _appended(place, values, made)}
+    listed = read_added(place, backend.get_vocab())
+    rows = values.get("vocab_size")
+    added = [token for token in listed if not isinstance(rows, int) or token[0] < rows]
+    if made.kind == "huggingface" and any(number != made.vocab_size + i for i, (number, _, _) in enumerate(added)):
+        added = []  # transformers goes by tokenizer.json for ids
+    left = ", ".join(repr(text) for _, text, _ in listed[len(added) :])
+    notes = [f"{place} lists added tokens for which its model or vocabulary has no place: {left:.200}"] if left else []
+    name = str(_named(place / _SETTINGS).get("tokenizer_class") or _CLASSES.get(str(values.get("model_type")), ""))
+    own = made.kind == "gpt2" and cut_as(backend, name.removesuffix("Fast"))
+    if not own and all(text in sentinels for _, text, _ in added):
+        return None, notes
+    _add_roles(backend, made)
+    if not own:
+        _require_same(backend, made)
+    return str(add_tokens(backend, added, place, plain=made.kind == "sentencepiece").to_str()), notes
 
 
 def _special(place: Path, values: Mapping[str, Any], made: StoredTokenizer) -> dict[str, str]:

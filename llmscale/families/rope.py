@@ -26,7 +26,7 @@ def read_rope(settings: Settings, base: float, positions: int) -> dict[str, Any]
         "rotary_scaling": _scaling(settings, given, positions),
     }
     for place in (given, settings):
-        if (part := place.take("partial_rotary_factor", 1.0)) != 1.0:
+        if (part := place.take("partial_rotary_factor", 1.0, null=1.0)) != 1.0:
             key = place.where("partial_rotary_factor")
             raise Unsupported(f"{key} is {part}, but this class rotates all channels; remove it")
     _note_unread(settings, given)

@@ -69,6 +69,7 @@ HEADS: list[Values] = [
     {"sliding_window": 5, "use_sliding_window": True, "layer_types": SLIDING},
     {"mlp_only_layers": None},
     {"partial_rotary_factor": 1.0},
+    {"partial_rotary_factor": None},
 ]
 T5_FUNCTIONS = ["relu", "gelu", "gelu_new", "silu", "swish", "gelu_fast", "gelu_accurate", "gelu_python_tanh"]
 T5_GATED = ["gelu", "silu", "relu", "gelu_new", "gelu_python", "gelu_fast"]
@@ -125,7 +126,7 @@ BOTH: dict[str, list[Values]] = {
 }
 """Changes of a case's config.json that transformers reads."""
 QUICK: dict[str, list[Values]] = {
-    "llama": [{**NO_ROPE, **ROPE[number]} for number in (0, 4, 5, 11, 13)],
+    "llama": [*({**NO_ROPE, **ROPE[number]} for number in (0, 4, 5, 11, 13)), HEADS[-1]],
     "gpt_neox": [{**NO_ROPE, "rotary_pct": 0.4, "rotary_emb_base": 300, "rope_theta": 9.0}],
     "t5_v1_1": functions(["silu", "relu"], "gated-"),
     "t5": functions(["silu"]),
@@ -279,6 +280,7 @@ SENTENCES: list[tuple[str, Values, str]] = [
     ("llama", {"hidden_size": 10**30}, f"hidden_size is {10**30}, but should be less than or"),
     ("llama", {"num_hidden_layers": 10_000}, "holds 30 tensors, too few for the 10000 layers of its config.json"),
     ("mixtral", {"num_local_experts": 2**20}, "too few for the 3 layers with 1048576 experts of its config.json"),
+    ("mixtral", {"num_experts_per_tok": 9}, "but per_token (9) exceeds count (5) experts; repair it"),
     ("llama", {"num_hidden_layers": True}, "num_hidden_layers is True, but must be a whole number; repair it"),
     ("llama", {"mlp_bias": "yes"}, "mlp_bias is 'yes', but must be true or false; repair it"),
     ("llama", {"architectures": "LlamaForCausalLM"}, "architectures is 'LlamaForCausalLM', but llmscale reads"),
