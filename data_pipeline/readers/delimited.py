@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
-from data_pipeline.encodings import UTF8
+from data_pipeline.encodings import UTF8, decodes, guess, shown_in
 from data_pipeline.errors import UserError
 from data_pipeline.files import FileEntry
 from data_pipeline.readers.bad_records import DAMAGED, EMPTY, MENDED, BadRecords, LineNumbers
@@ -202,7 +202,7 @@ class DelimitedReader:
             if not file.size:
                 continue
             first, header = self.read_header(file)
-            self._extractor.fields.require(header, file.path)
+            self._require_fields(file, header)
             if self._dialect.guessed:
                 self._require_unquoted(file, first, header)
             if self._sources.is_stream(file):
@@ -252,6 +252,35 @@ class DelimitedReader:
         names[0] = names[0].removeprefix("\ufeff")
         return (rows[1].start if len(rows) > 1 else end), names
 
+    def _require_fields(self, file: FileEntry, header: list[str]) -> None:
+        """Raise UserError where the header lacks a field, with what it needs to be read as where that can be told."""
+        try:
+            self._extractor.fields.require(header, file.path)
+        except UserError as error:
+            raise UserError(self._header_problem(file, header) or str(error)) from None
+
+    def _header_problem(self, file: FileEntry, header: list[str]) -> str | None:
+        """Why a header seems to lack fields that it has in another encoding or dialect; None where it has not."""
+        missing = set(self._extractor.fields.names) - set(header)
+        says = f"{file.path} has the header {', '.join(map(repr, header))[:80]}; set"
+        if any("\ufffd" in name for name in header):
+            data = self._sources.get(file).fetch(0, BLOCK_BYTES).partition(b"\n")[0]
+            found = None if decodes(data, self._sources.encoding) else guess(data)
+            if found is not None:
+                likely = shown_in(found, data)
+                return (
+                    f"the header of {file.path} is not {self._sources.encoding} but probably {likely}; set encoding of"
+                    f" the source to {found.encoding}, or convert it to UTF-8"
+                )
+        if not self._dialect.quote and missing & {name[1:-1] for name in header if name[:1] == name[-1:] == '"'}:
+            return f"""{says} quote of the source to '"', since its names are quoted"""
+        for separator in (",", ";", "\t", "|"):
+            if separator != self._dialect.separator and missing & {
+                name.strip('"') for name in (header[0] if len(header) == 1 else "").split(separator)
+            }:
+                return f"{says} delimiter of the source to {separator!r}"
+        return None
+
     def _require_unquoted(self, file: FileEntry, first: int, header: list[str]) -> None:
         """Raise UserError where texts at the file's beginning are quoted, and nobody said how to take that: the way of
         spreadsheets and pandas, who quote what holds quotes, or literally."""
@@ -259,6 +288,8 @@ class DelimitedReader:
         places = [place for place, name in enumerate(header) if name in self._extractor.fields.names]
         cells = [row.values[at] for row in rows if row.values and len(row.values) == len(header) for at in places]
         cell = next(filter(_holds_doubled_quotes, cells), None)
+        if len(cells) > 1 and all(len(cell) > 1 and cell[0] == cell[-1] == '"' for cell in cells):
+            cell = cells[0]
         if cell is not None:
             meant = cell[1:].removesuffix('"').replace('""', '"')
             raise UserError(
