@@ -219,8 +219,12 @@ def _letters(pattern: str, weight: float = 0.75) -> Callable[[str], float]:
 
 
 def _alphabet(lower: str, upper: str) -> Callable[[str], float]:
-    """Words of an alphabet apart from ASCII's, in lower case but for the first letter, or in capitals."""
-    return _letters(f"(?<![A-Za-z{lower}{upper}])(?:[{upper}]?[{lower}]+|[{upper}]+)(?![A-Za-z{lower}{upper}])")
+    """Words of an alphabet apart from ASCII's, in lower case but for the first letter, or in capitals, which are less
+    likely: in one encoding of Cyrillic there are the small letters where another has the capitals."""
+    before, behind = f"(?<![A-Za-z{lower}{upper}])", f"(?![A-Za-z{lower}{upper}])"
+    words = _letters(f"{before}[{upper}]?[{lower}]+{behind}")
+    capitals = _letters(f"{before}[{upper}]+{behind}", 0.7)
+    return lambda text: words(text) + capitals(text)
 
 
 def _accents(letters: str, most: int = 2) -> Callable[[str], float]:
