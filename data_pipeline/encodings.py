@@ -18,6 +18,10 @@ MARKS = {
     b"\xfe\xff": "utf-16",
 }
 """Byte order marks, besides UTF-8's; the longer ones first, since one begins like another."""
+_SWITCHES = ((b"\x1b$B", "iso2022_jp_2"), (b"\x1b$@", "iso2022_jp_2"), (b"\x1b$)C", "iso2022_kr"))
+"""What ISO-2022 switches to Japanese and Korean with, besides which its text is ASCII."""
+_SHOWN = 24
+"""Characters of a file that a message shows in the encoding that it is probably in."""
 _LEAST_SCORE = 0.5
 _NO_FILES = ("idna", "punycode", "unicode_escape", "raw_unicode_escape", "unicode-escape", "raw-unicode-escape")
 """Codecs of texts that no file is in as a whole."""
@@ -63,6 +67,15 @@ def cuts_at_newlines(encoding: str) -> bool:
 
 _VARYING = b"\\~"
 """At their places some Japanese encodings have the yen sign and the overline."""
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text has no half of a character, such as Python makes of arguments that are not UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def decodes(data: bytes, encoding: str, *, complete: bool = True) -> bool:
@@ -134,6 +147,14 @@ def wide_encoding(data: bytes) -> str | None:
     return found if 20 * strange <= len(text) else None
 
 
+def switching_encoding(data: bytes) -> str | None:
+    """The encoding of bytes of ASCII that switch to other characters by escape sequences; None where they do not."""
+    for switch, encoding in _SWITCHES:
+        if switch in data and decodes(data, encoding, complete=False):
+            return encoding
+    return None
+
+
 class Guess(NamedTuple):
     """What bytes probably are."""
 
@@ -151,6 +172,12 @@ def guess(data: bytes) -> Guess | None:
     scores = [(_score(data, candidate), candidate) for candidate in _CANDIDATES]
     best, found = max(scores, key=lambda scored: scored[0])
     return found.guess if best >= _LEAST_SCORE else None
+
+
+def shown_in(found: Guess, data: bytes) -> str:
+    """The encoding that bytes are probably in, with their first characters in it."""
+    shown = " ".join(data.decode(found.encoding, errors="replace").split())[:_SHOWN]
+    return f"{found.encoding} ({found.known_as}), in which it has {shown!r}"
 
 
 class _Candidate(NamedTuple):
@@ -192,8 +219,12 @@ def _letters(pattern: str, weight: float = 0.75) -> Callable[[str], float]:
 
 
 def _alphabet(lower: str, upper: str) -> Callable[[str], float]:
-    """Words of an alphabet apart from ASCII's, in lower case but for the first letter, or in capitals."""
-    return _letters(f"(?<![A-Za-z{lower}{upper}])(?:[{upper}]?[{lower}]+|[{upper}]+)(?![A-Za-z{lower}{upper}])")
+    """Words of an alphabet apart from ASCII's, in lower case but for the first letter, or in capitals, which are less
+    likely: in one encoding of Cyrillic there are the small letters where another has the capitals."""
+    before, behind = f"(?<![A-Za-z{lower}{upper}])", f"(?![A-Za-z{lower}{upper}])"
+    words = _letters(f"{before}[{upper}]?[{lower}]+{behind}")
+    capitals = _letters(f"{before}[{upper}]+{behind}", 0.7)
+    return lambda text: words(text) + capitals(text)
 
 
 def _accents(letters: str, most: int = 2) -> Callable[[str], float]:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from data_pipeline.config import SourceConfig
+from data_pipeline.encodings import is_unicode
 from data_pipeline.errors import UserError, setting
 
 WIDEST = 1_000_000
@@ -99,6 +100,10 @@ class Fields:
         self.target = TextField(target, where, "target_field", self.defaults) if target else None
         self.both = [self.text] if self.target is None else [self.text, self.target]
         self.names = list(dict.fromkeys(name for field in self.both for name in field.names))
+        for option, text in (("field", source.field), ("target_field", target or ""), *self.defaults.items()):
+            if not is_unicode(text):
+                place = f"{where}.defaults.{option}" if option in self.defaults else setting(where, option)
+                raise UserError(f"{place} is {text!a}, which has half of a character; write a whole one")
         unused = [name for name in self.defaults if name not in self.names]
         if unused:
             raise UserError(

@@ -13,7 +13,7 @@ _LFS = re.compile(rb"version https?://(?:git-lfs\.github\.com|hawser\.github\.co
 _ANNEX = re.compile(rb"(?:\.git|\.\.)?/?(?:[^\0\n]{0,200}/)?annex/objects/[^\0\n]+\n?")
 _PROLOG = re.compile(rb"<\?xml[^>]*>\s*", re.IGNORECASE)
 _PAGE = re.compile(rb"<(?:!doctype\s+html|html|head)[\s>]", re.IGNORECASE)
-_STORE_ERROR = re.compile(rb"<Error>\s*<Code>")
+_STORE_ERROR = re.compile(rb"<Error(?:\s[^>]*)?>\s*<Code>")
 _FORMATS = (
     (b"\x1f\x8b", "a gzip file"),
     (b"\x28\xb5\x2f\xfd", "a Zstandard file"),
@@ -38,6 +38,8 @@ _FORMATS = (
 
 def pointer(head: bytes) -> str | None:
     """What a file is that only says where its contents are, and what to do; None for all others."""
+    # Editors and copying may have put a mark or newlines in front.
+    head = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if _LFS.match(head):
         return "is a pointer of Git LFS and not the file itself; run `git lfs pull` where it was cloned"
     if len(head) < LOOKED_AT and _ANNEX.fullmatch(head):

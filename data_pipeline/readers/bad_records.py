@@ -27,7 +27,8 @@ KEPT = (MENDED, SURROGATES, FILLED)
 DAMAGED = "compressed file is damaged"
 """The one bad record that stands for many: all that come behind it in its file are lost."""
 VERSION = 2
-"""Of what is made of odd records. Before 2, JSON with lone surrogates or numbers beyond double precision was none."""
+"""Of what is made of odd records. Before 2, JSON with lone surrogates or numbers beyond double precision was none, and
+no row had a carriage return outside of quotes."""
 _FILES_NAMED = 3
 
 

@@ -14,11 +14,11 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
-from data_pipeline.encodings import UTF8
 from data_pipeline.errors import UserError
 from data_pipeline.files import FileEntry
 from data_pipeline.readers.bad_records import DAMAGED, EMPTY, MENDED, BadRecords, LineNumbers
 from data_pipeline.readers.base import BLOCK_BYTES, ENDLESS, Block, RecentlyUsed, Span, no_records, unreadable
+from data_pipeline.readers.dialect import Dialect, header_problem
 from data_pipeline.readers.extract import TOO_LONG, Extractor, Note, decode
 from data_pipeline.readers.separated import BOM
 from data_pipeline.readers.storage import ByteSource, ByteSources
@@ -32,23 +32,6 @@ _SOUGHT_BYTES = 1 << 30
 """How far the end of a row is sought that is too long."""
 _CHUNK_BYTES = 1 << 20
 MALFORMED = "malformed row"
-
-
-class Dialect(NamedTuple):
-    """How fields are told apart."""
-
-    separator: str
-    quote: str
-    """One character; empty where quotes are ordinary characters."""
-    escape: str = ""
-    """One character; empty where there is none."""
-    guessed: bool = False
-    """Whether nobody said that there are no quotes, so that a file that has them is refused."""
-
-    @property
-    def lines(self) -> bool:
-        """Whether every newline ends a record."""
-        return not (self.quote or self.escape)
 
 
 class Row(NamedTuple):
@@ -67,11 +50,12 @@ class Row(NamedTuple):
 class RowParser:
     """Cuts bytes into rows."""
 
-    def __init__(self, dialect: Dialect, max_bytes: int, encoding: str = UTF8) -> None:
+    def __init__(self, dialect: Dialect, max_bytes: int, encoding: str, bad: BadRecords) -> None:
         self._dialect = dialect
         self._encoding = encoding
         special = f"{dialect.separator}{dialect.quote}{dialect.escape}\r\n"
         self._ordinary = re.compile(f"[^{re.escape(special)}]+")
+        self._bad = bad
         self._filler = next(letter for letter in "wxyz" if letter not in special)
         # The limit is the process's; a smaller one would make a long text an error of its own.
         csv.field_size_limit(max(csv.field_size_limit(), max_bytes))
@@ -98,6 +82,10 @@ class RowParser:
                 mended[at] = detail
 
             texts = [decode(line, i, note, self._encoding) for i, line in enumerate(lines)]
+        # Before version 2, a row with a carriage return outside of quotes was none.
+        returns = self._bad.version > 1 and data.count(b"\r") != data.count(b"\r\n")
+        if returns:
+            texts = [_RETURN.sub(_KEPT_RETURN, text) for text in texts]
         rows: list[Row] = []
         place = 0
         while place < len(lines):
@@ -108,7 +96,8 @@ class RowParser:
                     # What follows in `data` may be much more than a block.
                     return [*rows, Row(ends[place], None, self.unclosed)], ends[place + 1]
                 details = (mended[line] for line in range(place, place + count) if line in mended)
-                rows.append(Row(ends[place], values, problem, next(details, "") if mended else ""))
+                texts_of_row = _with_returns(values) if returns and values else values
+                rows.append(Row(ends[place], texts_of_row, problem, next(details, "") if mended else ""))
                 place += count
         return rows, ends[place]
 
@@ -140,11 +129,11 @@ class RowParser:
                     place += len(piece)
                     if piece.endswith(b"\n"):
                         end = place
-                        yield line
+                        yield _RETURN.sub(self._filler, line)
                         line = ""
             if line and place - start < _SOUGHT_BYTES:
                 end = place
-                yield line
+                yield _RETURN.sub(self._filler, line)
 
         try:
             next(self._reader(lines()))
@@ -173,6 +162,16 @@ class RowParser:
         )
 
 
+_RETURN = re.compile(r"\r(?!\n?\Z)")
+"""A carriage return that ends no line."""
+_KEPT_RETURN = "\udc0d"
+"""Stands for one while Python's reader, which allows them within quotes only, has the line; no decoded text has it."""
+
+
+def _with_returns(values: list[str]) -> list[str]:
+    return [value.replace(_KEPT_RETURN, "\r") for value in values]
+
+
 _UNFINISHED = "unexpected end of data"
 
 
@@ -184,7 +183,7 @@ class DelimitedReader:
         self._extractor = extractor
         self._bad = bad
         self._dialect = dialect
-        self._parser = RowParser(dialect, extractor.max_bytes, sources.encoding)
+        self._parser = RowParser(dialect, extractor.max_bytes, sources.encoding, bad)
         self._headers: dict[str, list[str]] = {}
         self._starts: RecentlyUsed[tuple[str, int], bool] = RecentlyUsed(_KNOWN_STARTS)
         self._lines: RecentlyUsed[str, LineNumbers] = RecentlyUsed(_LINE_COUNTERS)
@@ -202,7 +201,7 @@ class DelimitedReader:
             if not file.size:
                 continue
             first, header = self.read_header(file)
-            self._extractor.fields.require(header, file.path)
+            self._require_fields(file, header)
             if self._dialect.guessed:
                 self._require_unquoted(file, first, header)
             if self._sources.is_stream(file):
@@ -252,6 +251,17 @@ class DelimitedReader:
         names[0] = names[0].removeprefix("\ufeff")
         return (rows[1].start if len(rows) > 1 else end), names
 
+    def _require_fields(self, file: FileEntry, header: list[str]) -> None:
+        """Raise UserError where the header lacks a field, with what it needs to be read as where that can be told."""
+        fields = self._extractor.fields
+        try:
+            fields.require(header, file.path)
+        except UserError as error:
+            line = self._sources.get(file).fetch(0, BLOCK_BYTES).partition(b"\n")[0]
+            missing = set(fields.names) - set(header)
+            found = header_problem(header, missing, line, self._dialect, self._sources.encoding)
+            raise (error if found is None else UserError(f"{file.path} {found}")) from None
+
     def _require_unquoted(self, file: FileEntry, first: int, header: list[str]) -> None:
         """Raise UserError where texts at the file's beginning are quoted, and nobody said how to take that: the way of
         spreadsheets and pandas, who quote what holds quotes, or literally."""
@@ -259,6 +269,8 @@ class DelimitedReader:
         places = [place for place, name in enumerate(header) if name in self._extractor.fields.names]
         cells = [row.values[at] for row in rows if row.values and len(row.values) == len(header) for at in places]
         cell = next(filter(_holds_doubled_quotes, cells), None)
+        if len(cells) > 1 and all(len(cell) > 1 and cell[0] == cell[-1] == '"' for cell in cells):
+            cell = cells[0]
         if cell is not None:
             meant = cell[1:].removesuffix('"').replace('""', '"')
             raise UserError(

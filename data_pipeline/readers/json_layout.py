@@ -69,7 +69,7 @@ def _layout(text: bytes, complete: bool) -> str | None:
         lines.pop()
     full = list(itertools.islice((line.strip() for line in lines if line.strip()), _JUDGED_LINES))
     bad = [line for line in full if not _is_json(line)]
-    if len(full) == 1 and complete and full[0].startswith(b"[") and not bad:
+    if len(full) == 1 and complete and full[0].startswith(b"[") and _is_python_json(full[0]):
         return _ARRAY
     if 2 * len(bad) <= len(full):
         return None
@@ -77,7 +77,7 @@ def _layout(text: bytes, complete: bool) -> str | None:
     if over_lines and text.lstrip().startswith(b"["):
         # Behind an array nothing else may come; records that are arrays stand on a line each.
         return None if rest else _ARRAY
-    if 2 * sum(line.endswith(b",") and _is_json(line[:-1]) for line in full) > len(full):
+    if 2 * sum(line[:1] + line[-1:] == b"{," and _is_python_json(line[:-1]) for line in full) > len(full):
         return _COMMAS
     return _PRETTY if over_lines else None
 
@@ -95,6 +95,15 @@ def _is_json(line: bytes) -> bool:
         _value(line)
     except orjson.JSONDecodeError:
         return False
+    return True
+
+
+def _is_python_json(line: bytes) -> bool:
+    """Whether a line is JSON as Python writes it, who has NaN and Infinity as well."""
+    try:
+        json.loads(line.decode(errors="replace"), parse_int=float)
+    except (ValueError, RecursionError):
+        return _is_json(line)
     return True
 
 
@@ -123,7 +132,7 @@ def _is_array(text: bytes, source: ByteSource, longest: int) -> bool:
     too long for a record."""
     line = text.strip()
     ended = b"\n" in text.lstrip()
-    if not line.startswith(b"[") or b"\n" in line or (ended and not _is_json(line)):
+    if not line.startswith(b"[") or b"\n" in line or (ended and not _is_python_json(line)):
         return False
     place = HEAD_BYTES
     while ended or place <= longest:

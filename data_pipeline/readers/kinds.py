@@ -18,7 +18,8 @@ from data_pipeline.hub import DatasetReader, StreamedDataset
 from data_pipeline.readers.arrow import ArrowReader, arrow_spans
 from data_pipeline.readers.bad_records import BadRecords
 from data_pipeline.readers.base import Reader, Span
-from data_pipeline.readers.delimited import DelimitedReader, Dialect
+from data_pipeline.readers.delimited import DelimitedReader
+from data_pipeline.readers.dialect import Dialect
 from data_pipeline.readers.extract import Extractor
 from data_pipeline.readers.json_layout import require_json_lines
 from data_pipeline.readers.looking import TEXT_KINDS, Look

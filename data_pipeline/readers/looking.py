@@ -13,6 +13,8 @@ from data_pipeline.encodings import (
     decodes,
     guess,
     mostly_invalid,
+    shown_in,
+    switching_encoding,
     wide_encoding,
 )
 from data_pipeline.errors import UserError, setting
@@ -25,8 +27,6 @@ _SUFFIXES = {"a gzip file": ".gz", "a Zstandard file": ".zst"}
 _SKIPPABLE = bytes(range(0x50, 0x60))
 """First bytes of Zstandard's skippable frames."""
 _ZSTD_INPUT = 1 << 12
-_SHOWN = 24
-"""Characters of a file that a message shows in the encoding that it is probably in."""
 
 
 class Look:
@@ -120,7 +120,7 @@ class Look:
             raise self._error(path, f"is UTF-8, as its byte order mark says, not {self._encoding}; {self._set(None)}")
         if wide is not None or "\0" in (self._source.delimiter or ""):
             return
-        found = wide_encoding(head)
+        found = wide_encoding(head) or (switching_encoding(head) if self._source.encoding is None else None)
         if found is not None:
             raise self._error(path, f"is probably {found.upper()}; {self._set(found)}")
         if 10 * head.count(0) >= len(head):
@@ -151,8 +151,7 @@ class Look:
             raise self._error(
                 path, f"is not {encoding}, and in no other encoding that is known here; convert it or exclude it"
             )
-        shown = " ".join(sample.decode(found.encoding, errors="replace").split())[:_SHOWN]
-        likely = f"{found.encoding} ({found.known_as}), in which it has {shown!r}"
+        likely = shown_in(found, sample)
         raise self._error(path, f"is not {encoding} but probably {likely}; {self._set(found.encoding)}")
 
     def _set(self, encoding: str | None) -> str:

@@ -99,7 +99,7 @@ def prepare_tokenizer(
         else:
             if progress is not None:
                 progress(f"training a {settings.train.model} tokenizer of {settings.train.vocab_size} tokens")
-            made = SentencePieceTokenizer(train_sentencepiece(config), "the trained tokenizer")
+            made = SentencePieceTokenizer(train_sentencepiece(config, progress), "the trained tokenizer")
             made.trained = settings.train.model_dump()
         _give_roles(made, settings, roles)
         for note in made.notes if progress is not None else ():

@@ -6,7 +6,7 @@ import io
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from data_pipeline.config import DataConfig
 from data_pipeline.errors import UserError
@@ -20,11 +20,12 @@ INDENTS = 12
 """Most pieces for a newline with its indentation; each must occur once in 20,000 characters."""
 
 
-def train_sentencepiece(config: DataConfig) -> bytes:
+def train_sentencepiece(config: DataConfig, progress: Callable[[str], None] | None = None) -> bytes:
     """Contents of a `.model` file, trained on an even sample of the training documents (never the held-out ones).
 
     Newlines may stand inside pieces, and the commonest newline-and-indentation runs become pieces of their own:
     on Python sources 3.70 bytes a token, where sentences cut at newlines give 3.37. The same files give the same model.
+    `progress` is told of damaged files and of many bad records.
 
     Raises:
         UserError: too little text, or a vocabulary smaller than the characters it must cover.
@@ -32,7 +33,10 @@ def train_sentencepiece(config: DataConfig) -> bytes:
     import sentencepiece
 
     settings = config.tokenizer.train
-    chunks = list(sample_text(Corpus.training(config), settings.max_bytes))
+    corpus = Corpus.training(config)
+    chunks = list(sample_text(corpus, settings.max_bytes))
+    for warning in corpus.take_counts().warnings(config.bad_record_warning) if progress is not None else ():
+        progress(warning)  # type: ignore[misc]
     # SentencePiece uses the tab as its own boundary and would skip the whole sentence; tabs are byte tokens instead.
     sentences = [part for chunk in chunks for part in chunk.split("\t") if part]
     model = io.BytesIO()

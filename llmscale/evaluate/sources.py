@@ -16,6 +16,7 @@ KINDS = tuple(kind for kind in get_args(SourceConfig.model_fields["kind"].annota
 """Kinds that files can have."""
 _ENDINGS = {
     ".jsonl": "jsonl",
+    ".json": "jsonl",
     ".ndjson": "jsonl",
     ".csv": "csv",
     ".tsv": "tsv",

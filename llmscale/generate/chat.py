@@ -14,7 +14,7 @@ from data_pipeline.terminal import for_stream, visible
 from llmscale.checkpoint.model import load_model
 from llmscale.generate.commands import settings_for
 from llmscale.generate.generator import Generator
-from llmscale.generate.prompts import Context, reading_of, room_for
+from llmscale.generate.prompts import Context, reading_of, require_unicode, room_for
 from llmscale.generate.rendering import TemplateFault
 from llmscale.generate.settings import Settings
 from llmscale.generate.template import Message, Template, template_of
@@ -44,8 +44,9 @@ class Dialogue:
             How many of the oldest turns were dropped to make room.
 
         Raises:
-            UserError: the message alone exceeds the context; it is not kept.
+            UserError: the message is no Unicode, or alone exceeds the context; it is not kept.
         """
+        require_unicode(text, "the message")
         kept = [*self.turns, Message("user", text)]
         context, room = self._fit(kept)
         dropped = len(self.turns) + 1 - len(kept)
@@ -94,6 +95,7 @@ def chat(checkpoint: Path, system: str | None, options: Mapping[str, Any], templ
         UserError: no intact checkpoint, a model that cannot answer, or a chat template that fails or refuses the first
             message of a dialogue.
     """
+    require_unicode(system or "", "--system")
     trained = load_model(checkpoint)
     reading = reading_of(trained.config.objective)
     generator = Generator(trained.model, trained.tokenizer, reading)
@@ -106,8 +108,8 @@ def chat(checkpoint: Path, system: str | None, options: Mapping[str, Any], templ
     print(f"using {words}; /reset begins anew, /quit ends", file=sys.stderr, flush=True)
     asking = sys.stdin.isatty()
     if isinstance(sys.stdin, io.TextIOWrapper):
-        # A message ends at a newline, not at a carriage return in it.
-        sys.stdin.reconfigure(newline="\n")
+        # A message ends at a newline, not at a carriage return in it; one that is not UTF-8 does not end the dialogue.
+        sys.stdin.reconfigure(newline="\n", errors="surrogateescape")
     while True:
         if asking:
             print("> ", end="", file=sys.stderr, flush=True)

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from data_pipeline.errors import UserError
+from data_pipeline.first_bytes import LOOKED_AT, pointer
 from data_pipeline.lines import file_lines
 from data_pipeline.terminal import for_stream, visible, visible_json
 from data_pipeline.tokenizer import Tokenizer
@@ -93,7 +94,10 @@ def _lines(path: Path) -> list[str]:
         UserError: it cannot be read, is no text or has no prompts.
     """
     try:
-        lines = file_lines(path.read_bytes().decode("utf-8-sig"))
+        data = path.read_bytes()
+        if (is_pointer := pointer(data[:LOOKED_AT])) is not None:
+            raise UserError(f"--prompts: {path} {is_pointer}")
+        lines = file_lines(data.decode("utf-8-sig"))
     except OSError as error:
         raise UserError(f"--prompts: cannot read {path}: {error.strerror}; name a text file") from None
     except UnicodeDecodeError:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from data_pipeline.encodings import is_unicode
 from data_pipeline.errors import UserError
 from data_pipeline.objective_config import ObjectiveConfig, PairsObjective, PrefixObjective
 from data_pipeline.tokenizer import Tokenizer, conventions
@@ -51,6 +52,12 @@ def require_generative(config: ModelConfig) -> None:
         )
 
 
+def require_unicode(text: str, name: str) -> None:
+    """Raise UserError for a text, called `name`, of an argument or a line whose bytes are not UTF-8."""
+    if not is_unicode(text):
+        raise UserError(f"{name} is {text[:40]!a}, whose bytes are not UTF-8; write it in UTF-8")
+
+
 def contexts_of(
     prompts: Sequence[str], tokenizer: Tokenizer, config: ModelConfig, reading: Reading, *, raw: bool = False
 ) -> list[Context]:
@@ -60,12 +67,15 @@ def contexts_of(
         raw: put no special token around prompts; else those by which the model was trained.
 
     Raises:
-        UserError: an empty prompt where a source text is needed, or where there would be nothing to read.
+        UserError: an empty prompt where a source text is needed, or where there would be nothing to read; one that is
+            no Unicode.
     """
     two = config.architecture == "encoder_decoder"
     begin, end = conventions.text_frame(tokenizer, source=two or reading == "source")
     if raw:
         begin = end = []
+    for number, prompt in enumerate(prompts):
+        require_unicode(prompt, _name(number, len(prompts)))
     found = []
     for number, tokens in enumerate(tokenizer.encode_batch(prompts)):
         if (two or reading == "source") and not len(tokens):

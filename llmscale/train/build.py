@@ -29,6 +29,7 @@ from llmscale.config import RunConfig
 from llmscale.config.training import require_schedule_fits
 from llmscale.engine.distributed import World
 from llmscale.engine.engine import resolve_dtype
+from llmscale.generate.prompts import require_unicode
 from llmscale.legality import data_parallel_size
 from llmscale.model import Transformer
 from llmscale.model.experts import ExpertLinear
@@ -172,6 +173,7 @@ def build_tokenizer(config: RunConfig, run: RunDirectory) -> Tokenizer:
             f" set model.vocab_size={tokenizer.vocab_size} or more, or leave it out"
         )
     for index, prompt in enumerate(config.logging.sample_prompts):
+        require_unicode(prompt, f"logging.sample_prompts.{index}")
         length, around = len(tokenizer.encode(prompt)), sum(map(len, text_frame(tokenizer, source=False)))
         needed, room = length + max(around, 1) + 1, config.model.max_positions
         if not length and (config.model.architecture == "encoder_decoder" or config.objective.name == "seq2seq"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import subprocess
 import sys
@@ -203,3 +204,14 @@ def test_mistakes_are_one_sentence(tmp_path: Path, command: str) -> None:
             done = run("tokenizer", path, "-o", tmp_path / output)
             assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
             assert message in done.stderr
+
+
+def test_a_damaged_file_is_told_where_a_tokenizer_is_trained_of_it(tmp_path: Path) -> None:
+    source = write_jsonl(tmp_path / "a", texts(300))
+    rows = "".join(json.dumps({"text": text}) + "\n" for text in texts(3000, seed=1))
+    (tmp_path / "a" / "cut.jsonl.gz").write_bytes(gzip.compress(rows.encode())[:2000])
+    source["paths"] = [f"{tmp_path}/a/*"]
+    done = run("tokenizer", write_config(tmp_path, {"train": {"vocab_size": 400}}, source))
+    assert done.exit_code == 0, done.output
+    [warning] = [line for line in done.stderr.splitlines() if line.startswith("warning")]
+    assert f"{tmp_path}/a/cut.jsonl.gz is cut short" in warning

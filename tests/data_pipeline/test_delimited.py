@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -230,3 +231,74 @@ def test_files_of_earlier_runs_keep_their_digest(tmp_path: Path, monkeypatch: py
 def test_characters_that_tell_nothing_apart_are_refused(source: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         config(**source)
+
+
+@pytest.mark.parametrize("encoding", ["gbk", "cp932", "cp1252", "koi8_r"])
+@pytest.mark.parametrize("kind", ["csv", "tsv"])
+def test_a_header_in_another_encoding_than_ascii_rows_is_told(tmp_path: Path, kind: str, encoding: str) -> None:
+    names = {"gbk": "编号 正文", "cp932": "ひづけ なまえ", "cp1252": "numéro créé", "koi8_r": "номер текст"}[
+        encoding
+    ].split()
+    separator = "," if kind == "csv" else "\t"
+    rows = [names, *([str(i), f"plain text {i}"] for i in range(50))]
+    path = tmp_path / f"a.{kind}"
+    path.write_bytes("".join(separator.join(row) + "\n" for row in rows).encode(encoding))
+    source = {"kind": kind, "paths": [str(path)], "field": names[1]}
+    with pytest.raises(UserError, match=f"{path} has a header that is not utf-8 but probably") as caught:
+        Corpus([SourceConfig.model_validate(source)])
+    named = str(caught.value).partition("encoding of the source to ")[2].partition(",")[0]
+    found = Corpus([SourceConfig.model_validate({**source, "encoding": named})])
+    assert [document.text for document in found.documents()] == [row[1] for row in rows[1:]]
+
+
+@pytest.mark.parametrize(
+    ("kind", "data", "setting", "value"),
+    [
+        ("tsv", '"id"\t"text"\n3\t"a b"\n4\t"c"\n', "quote", '"'),
+        ("tsv", 'id\ttext\n3\t"a b"\n4\t"c"\n', "quote", '"'),
+        ("csv", "id;text\n3;a b\n4;c\n", "delimiter", ";"),
+        ("csv", "id\ttext\n3\ta b\n4\tc\n", "delimiter", "\t"),
+        ("tsv", "id,text\n3,a b\n4,c\n", "delimiter", ","),
+        ("csv", "id|text\n3|a b\n4|c\n", "delimiter", "|"),
+    ],
+)
+def test_the_dialect_of_a_file_is_told_by_its_first_rows(
+    tmp_path: Path, kind: str, data: str, setting: str, value: str
+) -> None:
+    path = tmp_path / "a"
+    path.write_text(data)
+    source: dict[str, Any] = {"kind": kind, "paths": [str(path)]}
+    with pytest.raises(UserError, match=rf"set {setting} of the source to {re.escape(repr(value))}"):
+        Corpus([SourceConfig.model_validate(source)])
+    found = Corpus([SourceConfig.model_validate({**source, setting: value})])
+    assert [document.text for document in found.documents()] == ["a b", "c"]
+
+
+RETURNS = ["a\rb", "\rc", "d\r\re", 'f"g"\rh', "last\r"]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("quote", ["", '"'])
+def test_carriage_returns_within_a_text_end_no_row(tmp_path: Path, quote: str, end: str) -> None:
+    path = tmp_path / "a"
+    rows = ["n\ttext\tz", *(f"{i}\t{text}\tz" for i, text in enumerate(RETURNS))]
+    rows += [f'9\t"x{end}\ry"\tz'] * bool(quote)
+    path.write_bytes(end.join(rows).encode())
+    source = SourceConfig(kind="tsv", paths=[str(path)], quote=quote)
+    for span_bytes in (1 << 20, 9):
+        found = Corpus([source], span_bytes=span_bytes)
+        assert [d.text for d in found.documents()] == [*RETURNS, *[f"x{end}\ry"] * bool(quote)]
+        assert found.dropped == {}
+    # Such rows were none before, and still are in runs that began then.
+    found.read_as(1)
+    assert [d.text for d in found.documents()] == [f"x{end}\ry"] * bool(quote)
+    # A row that is too long is one record, whatever is in it.
+    path.write_bytes(f"n\ttext{end}1\t{'long' * 999}\rx{end}2\ty{end}".encode())
+    found = Corpus([source], max_document_bytes=300)
+    assert ([d.text for d in found.documents()], found.dropped) == (["y"], {"too long": 1})
+
+
+def test_rows_that_end_at_carriage_returns_alone_are_told(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("n,text\r1,a\r2,b\r", newline="")
+    with pytest.raises(UserError, match="carriage returns alone"):
+        Corpus([SourceConfig(kind="csv", paths=[str(tmp_path / "a")])])

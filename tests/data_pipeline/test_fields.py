@@ -265,3 +265,10 @@ def test_pairs_to_evaluate_on_need_targets(tmp_path: Path, place: str) -> None:
     data = config(*(sources if place == "sources" else sources[:1]), **held)
     with pytest.raises(UserError, match=rf"seq2seq, but data\.{place}[\[.]1\]? has no target_field; name the field"):
         build_evaluation_set(data, bytes_tokenizer(tmp_path), tmp_path / "cache", objective=PairsObjective())
+
+
+@pytest.mark.parametrize("source", [{"field": "{a}\ud83d"}, {"field": "{a}{b}", "defaults": {"b": "\udcff"}}])
+def test_texts_of_the_config_that_are_no_unicode_are_refused(tmp_path: Path, source: dict[str, Any]) -> None:
+    (tmp_path / "a.jsonl").write_text('{"a": "x"}\n')
+    with pytest.raises(UserError, match=r"data\.sources\[0\]\.(field|defaults\.b) is .*half of a character"):
+        corpus(tmp_path / "a.jsonl", {"kind": "jsonl", **source})

@@ -77,6 +77,25 @@ def test_a_link_into_an_annex_without_its_file(tmp_path: Path) -> None:
         corpus(tmp_path / "a.txt", {})
 
 
+@pytest.mark.parametrize("before", ["\ufeff", "\n", "\ufeff\r\n \n"])
+def test_marks_and_newlines_hide_no_pointer(tmp_path: Path, before: str) -> None:
+    for name in ("a.txt", "b.txt", "a.jsonl", "a.csv"):
+        assert "git lfs pull" in refusal(tmp_path / name, before.encode() + LFS, KINDS[name])
+    data = b'<?xml version="1.0"?><Error xmlns="x">\n<Code>NoSuchKey</Code></Error>'
+    assert "error message of a storage" in refusal(tmp_path / "a.txt", data, {})
+
+
+@pytest.mark.parametrize(("encoding", "text"), [("iso2022_jp", "今日はいい天気 a"), ("iso2022_kr", "안녕하세요 a")])
+def test_encodings_that_switch_states_are_told_by_their_escapes(tmp_path: Path, encoding: str, text: str) -> None:
+    data = f"{text}\nplain\n".encode(encoding)
+    message = refusal(tmp_path / "a.txt", data, KINDS["a.txt"])
+    named = message.partition("encoding to ")[2].partition(",")[0]
+    assert read(tmp_path / "a.txt", {**KINDS["a.txt"], "encoding": named}) == [text, "plain"]
+    # Escapes that colour a terminal are text.
+    (tmp_path / "a.txt").write_bytes(b"\x1b[31mred\x1b[0m $B\n")
+    assert read(tmp_path / "a.txt", KINDS["a.txt"]) == ["\x1b[31mred\x1b[0m $B"]
+
+
 def test_what_only_mentions_them_is_text(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     texts = [

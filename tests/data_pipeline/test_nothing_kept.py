@@ -57,6 +57,8 @@ ARRAYS = {
     "an object a line": "[\n" + ",\n".join(LINES) + "\n]\n",
     "an object a line, brackets beside them": "[" + ",\n".join(LINES) + "]",
     "two objects": "[\n" + ",\n".join(LINES[:2]) + "\n]",
+    "one line with NaN": json.dumps([*ROWS, {"text": float("nan"), "n": float("-inf")}]),
+    "one line of many blocks with NaN": json.dumps([{"text": "x" * 400, "n": float("nan")}] * 8000),
     "commas in front": "[" + LINES[0] + "\n" + "".join(f",{line}\n" for line in LINES[1:]) + "]",
     "indented": json.dumps(ROWS, indent=2),
     "indented by tabs": json.dumps(ROWS, indent="\t"),
@@ -106,6 +108,9 @@ def test_other_layouts_are_told(tmp_path: Path, kind: str) -> None:
         "commas but the last": ",\n".join(LINES),
     }[kind]
     path.write_text(data)
+    # Values of an object that is one list after another have commas as well.
+    (tmp_path / "b.jsonl").write_text(json.dumps({"text": ["x"] * 99}, indent=1))
+    assert "over several lines" in refusal(tmp_path / "b.jsonl", {"kind": "jsonl"})
     assert ("comma behind" if "commas" in kind else "over several lines") in refusal(path, {"kind": "jsonl"})
 
 

@@ -188,6 +188,8 @@ def test_fields_may_be_named_and_long_texts_are_cut_as_in_training(
     nats, count = reference_loss(model.theirs, [(f"{a}!", "y") for a, _ in LONG])
     assert found["loss"] == pytest.approx(nats / count, rel=2e-6)
     renamed = path.rename(path.with_suffix(".json"))
+    assert figures(capsys, model.path, "--data", renamed)["documents"] == len(LONG)
+    renamed = renamed.rename(path.with_suffix(".txt"))
     assert figures(capsys, model.path, "--data", renamed, "--kind", "jsonl")["documents"] == len(LONG)
 
 

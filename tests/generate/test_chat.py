@@ -159,13 +159,14 @@ def test_the_command_with_piped_input(folder: Path) -> None:
         command = [sys.executable, "-m", "llmscale", "chat", "run", "--max-new-tokens", "6", "--temperature", "0"]
         return subprocess.run(
             command, cwd=folder, input=text, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True,
-            text=True, timeout=60, errors="replace", check=False,
+            text=True, timeout=60, errors="surrogateescape", check=False,
         )  # fmt: skip
 
-    talked = talk(f"hello\n\n{'x' * 100}\n/reset\nhello\n/quit\nnever\n")
+    talked = talk(f"hello\n\n{'x' * 100}\nbad \udcff\n/reset\nhello\n/quit\nnever\n")
     assert talked.returncode == 0, talked.stderr
     assert "using the default chat template; /reset begins anew, /quit ends" in talked.stderr
     assert "the message takes 118 tokens, but the model's context is 64; shorten it" in talked.stderr
+    assert r"the message is 'bad \udcff', whose bytes are not UTF-8; write it in UTF-8" in talked.stderr
     assert "(forgotten)" in talked.stderr
     assert "Traceback" not in talked.stderr
     half = talked.stdout[: len(talked.stdout) // 2]

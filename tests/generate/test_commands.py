@@ -21,6 +21,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "pairs.jsonl").write_text("\n".join(rows))
     (folder / "prompts.txt").write_text("ab\n\na longer one\n")
     (folder / "empty.txt").write_text("\n\n")
+    (folder / "pointer.txt").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 9\n")
     (folder / "binary.txt").write_bytes(b"\xff\xfe\x81")
     pairs = ("data.sources=[{kind: jsonl, paths: [pairs.jsonl], target_field: target}]", "data.lanes=2")
     two = ("model.architecture=encoder_decoder", "logging.sample_prompts=[ab]")
@@ -111,6 +112,8 @@ MISTAKES = {
     ("decoder",): r"generate needs a prompt; give --prompt TEXT or --prompts FILE",
     ("decoder", "--prompts", "none.txt"): r"--prompts: cannot read none\.txt: No such file or directory; name",
     ("decoder", "--prompts", "empty.txt"): r"--prompts: empty\.txt is empty; give a file with a prompt a line",
+    ("decoder", "--prompts", "pointer.txt"): r"--prompts: pointer\.txt is a pointer of Git LFS .* run `git lfs pull`",
+    ("decoder", "--prompt", "a\udcff"): r"the prompt is 'a\\udcff', whose bytes are not UTF-8; write it in UTF-8",
     ("decoder", "--prompts", "binary.txt"): r"--prompts: binary\.txt is not UTF-8 text; give",
     ("decoder", "--prompt", "x" * 80): r"the prompt has 81 tokens, but the model's context is 64; shorten",
     (
