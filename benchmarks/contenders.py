@@ -292,26 +292,21 @@ TRANSFORMERS = {"gpt2": _gpt2, "llama": _llama, "bert": _bert, "t5": _t5}
 
 
 def build_gemm_step(shape: Shape, *, own: bool = False) -> Step:
-    """Only the step's matrix products: what the machine can do at most, by torch.mm or as this project multiplies.
-
-    Those of torch.mm go into memory that is already there.
-    """
+    """Only the step's matrix products: what the machine can do at most, by torch.mm or as this project multiplies."""
     from llmscale.model.linear import outer, product
 
     work = []
     for rows, inner, outside in sorted(set(shape.products)):
         sizes = [(rows, inner), (outside, inner), (rows, outside)]
         factors = [torch.randn(size, device=shape.device).to(shape.torch_dtype) for size in sizes]
-        work.append((shape.products.count((rows, inner, outside)), factors, [torch.empty_like(f) for f in factors]))
+        work.append((shape.products.count((rows, inner, outside)), factors))
 
-    def by_torch(factors: list[Tensor], results: list[Tensor]) -> None:
-        (x, weight, gradient), (grad_x, grad_weight, out) = factors, results
-        torch.mm(x, weight.T, out=out)
-        torch.mm(gradient, weight, out=grad_x)
-        torch.mm(gradient.T, x, out=grad_weight)
+    def by_torch(x: Tensor, weight: Tensor, gradient: Tensor) -> None:
+        torch.mm(x, weight.T)
+        torch.mm(gradient, weight)
+        torch.mm(gradient.T, x)
 
-    def by_project(factors: list[Tensor], results: list[Tensor]) -> None:
-        x, weight, gradient = factors
+    def by_project(x: Tensor, weight: Tensor, gradient: Tensor) -> None:
         product(x, weight)
         product(gradient, weight.T)
         outer(gradient, x)
@@ -319,9 +314,9 @@ def build_gemm_step(shape: Shape, *, own: bool = False) -> Step:
     multiply = by_project if own else by_torch
 
     def step() -> float:
-        for count, factors, results in work:
+        for count, factors in work:
             for _ in range(count):
-                multiply(factors, results)
+                multiply(*factors)
         if shape.device != "cpu":
             torch.cuda.synchronize()
         return 0.0
