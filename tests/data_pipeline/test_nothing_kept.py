@@ -368,7 +368,9 @@ def test_the_share_that_a_zstandard_file_lost_is_told(tmp_path: Path) -> None:
     assert abs(share / 100 - (1 - kept / len(text))) < 0.01
 
 
-@pytest.mark.parametrize("row", ['"never closed\n' + "more\n" * 40_000, '"long\n' + "x" * 200_000 + '",1\n'])
+@pytest.mark.parametrize(
+    "row", ['"never closed\n' + "more\n" * 40_000, '"long\n' + "x" * 200_000 + '",1\n', '"' + "x" * 200_000]
+)
 def test_a_damaged_table_is_named_whatever_its_last_row_is(tmp_path: Path, row: str) -> None:
     """A row that is too long or has no end is another reason beside it."""
     whole = gzip.compress(f"text,n\nfirst,0\n{row}".encode(), 0)
