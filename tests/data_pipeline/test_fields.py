@@ -201,7 +201,8 @@ def test_any_text_survives_json_with_its_halves_replaced(
     tmp_path_factory: pytest.TempPathFactory, rows: list[str]
 ) -> None:
     path = tmp_path_factory.mktemp("json") / "a.jsonl"
-    lines = [json.dumps({"text": row, "n": math.pi}) for row in rows]
+    # A source without any text would be refused.
+    lines = [json.dumps({"text": row, "n": math.pi}) for row in ["sound", *rows]]
     path.write_text("".join(line + "\n" for line in lines))
     expected = [text for line in lines if (text := python_text(line)) and text.strip()]
     assert [text for text, _ in pairs(corpus(path, {"kind": "jsonl"}, span_bytes=30))] == expected
