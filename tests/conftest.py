@@ -1,8 +1,12 @@
 """What holds for every test."""
 
 import os
+import signal
 
 import pytest
+
+# As in a terminal: what is started under nohup ignores it, and so would all that tests start.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Several processes test at once: a thread each. Set before torch is imported.

@@ -7,6 +7,7 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import random
+import secrets
 import socket
 import time
 import traceback
@@ -38,8 +39,8 @@ def run_ranks(ranks: int, function: Callable[..., Any], *arguments: Any, timeout
         UserError: what a rank met.
         RuntimeError: a rank failed, with its traceback, died or hangs.
     """
-    port = free_port()
-    started = [_start(rank, ranks, port, function, arguments) for rank in range(ranks)]
+    port, token = free_port(), secrets.token_hex(16)
+    started = [_start(rank, ranks, port, token, function, arguments) for rank in range(ranks)]
     try:
         return _collect([pipe for _, pipe in started], time.monotonic() + timeout)
     except BaseException:
@@ -67,11 +68,11 @@ def free_port() -> int:
 
 
 def _start(
-    rank: int, ranks: int, port: int, function: Callable[..., Any], arguments: tuple[Any, ...]
+    rank: int, ranks: int, port: int, token: str, function: Callable[..., Any], arguments: tuple[Any, ...]
 ) -> tuple[Any, Any]:
     ours, theirs = _context.Pipe()
     # No daemon: a rank has loader workers of its own.
-    process = _context.Process(target=_rank, args=(theirs, rank, ranks, port, function, arguments), daemon=False)
+    process = _context.Process(target=_rank, args=(theirs, rank, ranks, port, token, function, arguments), daemon=False)
     process.start()
     theirs.close()
     return process, ours
@@ -100,7 +101,7 @@ def _collect(pipes: list[Any], end: float) -> list[Any]:
 
 
 def _rank(
-    pipe: Any, rank: int, ranks: int, port: int, function: Callable[..., Any], arguments: tuple[Any, ...]
+    pipe: Any, rank: int, ranks: int, port: int, token: str, function: Callable[..., Any], arguments: tuple[Any, ...]
 ) -> None:
     os.environ.update(
         RANK=str(rank),
@@ -109,6 +110,9 @@ def _rank(
         LOCAL_WORLD_SIZE=str(ranks),
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port),
+        # Somebody else may have taken the port meanwhile.
+        LLMSCALE_PORTS="16",
+        LLMSCALE_TOKEN=token,
     )
     with contextlib.suppress(BrokenPipeError):
         try:

@@ -35,7 +35,8 @@ class Memory:
     """Weights of other ranks, gathered at ZeRO 3 for the time of their use."""
     moment: str
     """When it is most: at the end of the forward pass, when the backward pass begins, reaches the first block or the
-    embedding, or reduces its first or last bucket, or (at ZeRO 3) weights come, or at the optimizer's step."""
+    embedding, or reduces its last bucket or (at ZeRO 2) its first one, or (at ZeRO 3) weights come, or at the
+    optimizer's step."""
 
     @property
     def total(self) -> int:
@@ -103,12 +104,12 @@ def _stage_memory(config: RunConfig, work: Workload, layout: Layout, stage: int,
         # Weights come in one buffer and are copied out of it; the head has not begun yet.
         fetched = element * min(_partitioned(config, counts, layout), PREFETCH_ELEMENTS)
         moments["gathering"] = (sizes.standing, kept - held.kept.get("head", 0), early, gathered + fetched)
-    # A full bucket is copied on its way into the gradients' sums: the first one while values are still held, the last
-    # one beside all sums.
+    if layout.zero_stage == 2:
+        # The room for this rank's share is taken when the first bucket is full, by when some of the values are gone.
+        moments["reduction"] = (sizes.reduced, left + held.again + held.block_backward, late, 0)
+    # The last bucket is copied on its way into the gradients' sums when these are complete.
     copies = _copies(layout, bucket, element, device) + (late if _contiguous(layout, device) else 0)
     narrow = element * bucket if sizes.narrow and not _contiguous(layout, device) else 0
-    if bucket < whole:
-        moments["reduction"] = (sizes.at_first_bucket(bucket) + narrow, left + sizes.values_last, copies, gathered)
     moments["last reduction"] = (max(sizes.settled, sizes.reduced) + narrow, 0, copies, gathered)
     found = [
         Memory(weights, gradients, optimizer, activations, buffers, theirs, name)
@@ -145,12 +146,6 @@ class Sizes:
         """While gradients of a micro batch are reduced at stage 2: its share, in fp32 beside that of earlier ones;
         where gradients are narrower than their sums, they are added at once."""
         return self.settled * (2 if self.layout.accumulation > 1 and not self.narrow else 1)
-
-    def at_first_bucket(self, bucket: int) -> int:
-        """When the first bucket of `bucket` elements is full, when stage 2 takes the room for this rank's share."""
-        if self.layout.zero_stage == 1 and self.layout.accumulation == 1:
-            return 0 if self.narrow else _FP32 * bucket
-        return self.reduced if self.layout.zero_stage == 2 else self.settled
 
     def all_but(self, missing: int) -> int:
         """When the last gradients to come, `missing` elements, are still missing."""
