@@ -77,7 +77,7 @@ def trained(name: str) -> bytes:
     return made.getvalue()
 
 
-@pytest.fixture(scope="module", params=[*TRAINED, *MADE])
+@pytest.fixture(scope="module", params=[*TRAINED, *(pytest.param(name, marks=pytest.mark.slow) for name in MADE)])
 def pair(request: pytest.FixtureRequest) -> tuple[sentencepiece.SentencePieceProcessor, tokenizers.Tokenizer]:
     """The library's own tokenizer, and what is written of it."""
     contents = trained(request.param)

@@ -75,8 +75,14 @@ def compile_whole(model: Transformer) -> CompileCounterWithBackend:
     return counter
 
 
-@pytest.mark.parametrize("padded", [False, True])
-@pytest.mark.parametrize("name", families.NAMES)
+# One of each kind of architecture in the fast tests; compiling takes long.
+FAST = ("gpt2", "bert", "t5_v1_1", "qwen3_moe")
+
+
+@pytest.mark.parametrize("padded", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in FAST else pytest.mark.slow) for name in families.NAMES]
+)
 def test_blocks_compile_whole_and_equal_ones_once(name: str, padded: bool) -> None:
     model = build(small(name), VOCAB, seed=1)
     expected = loss_of(model, padded)

@@ -18,7 +18,7 @@ WITHIN = 0.05
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize("family", ["gpt2", pytest.param("llama", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("data", "tensor", "positions", "count", "recompute", "dtype"),
     [
