@@ -18,7 +18,9 @@ from tests.tiny_run import write_tiny_run
 from tests.train.forked import Command, Finished, run
 from tests.train.runs import files_of, ledger, llmscale, metrics, start
 
-PROGRESS = re.compile(r"step \d+/\d+  |\S+: (starting|continuing at step)|skipping checkpoint ")
+PROGRESS = re.compile(
+    r"step \d+/\d+  |\S+: (starting|continuing at step)|skipping checkpoint |training a \w+ tokenizer of \d+ tokens"
+)
 
 
 @pytest.fixture(scope="module")
