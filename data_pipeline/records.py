@@ -164,7 +164,9 @@ def _whole_rows(path: str | Path, key: str) -> tuple[list[dict[str, Any]], int]:
             checked.append(check is not None)
     in_order = _rising([row["attempt"] for row in rows])
     kept = [row for row, sure, fits in zip(rows, checked, in_order, strict=True) if sure or fits]
-    return kept, max(0, sum(bool(line.strip()) for line in lines[:-1]) - len(kept))
+    # The last line may still be on its way.
+    unfinished = lines[-1].startswith(b"{") and _parse(lines[-1]) is None
+    return kept, sum(bool(line.strip()) for line in lines) - len(kept) - unfinished
 
 
 def _checksum(row: dict[str, Any]) -> str:
