@@ -191,8 +191,9 @@ class StoredTokenizer(ABC):
         }
         if self.conventions is not None:
             meta["conventions"] = self.conventions.as_json()
+        # An imported model's conventions may hold lone surrogates, which JSON can only escape.
         text = json.dumps(meta, indent=1, ensure_ascii=False) + "\n"
-        (Path(directory) / META_FILE).write_text(text, encoding="utf-8")
+        (Path(directory) / META_FILE).write_text(text, encoding="utf-8", errors="backslashreplace")
 
     @abstractmethod
     def _encode(self, texts: list[str]) -> list[np.ndarray]: ...

@@ -39,7 +39,9 @@ def read_json(path: Path, fix: str) -> dict[str, Any]:
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """A JSON file as people read it."""
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    # A config.json may hold lone surrogates, which JSON can only escape.
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def require_free(path: Path) -> None:

@@ -31,6 +31,8 @@ def _read(settings: Settings) -> dict[str, Any]:
     # transformers writes both, and reads the one that is spelled out layer by layer.
     settings.pass_over(["attention_types"])
     key, kinds = "attention_layers", settings.names("attention_layers")
+    if kinds is None and key in settings.values:
+        raise Unsupported(f"{key} is null, but transformers' class needs a list; give one, or remove the key")
     if kinds is None:
         key, kinds = "attention_types", _spelled_out(settings.take("attention_types", None, list), layers)
     if len(kinds) != layers or set(kinds) - {"global", "local"}:

@@ -16,6 +16,7 @@ from torch import Tensor
 from llmscale.checkpoint.fragments import Fragment
 from llmscale.config import RunConfig
 from llmscale.engine.distributed import broadcast_object, gather_to_lead, join, leave, read_world
+from llmscale.train.agreement import on_rank_zero
 from llmscale.train.run_directory import RunDirectory
 from llmscale.train.signals import PreemptionFlag
 from llmscale.train.start import assemble
@@ -53,7 +54,7 @@ def run_layout(config: RunConfig, steps: int, gradients: Path, reference: bool) 
     join(world)
     with contextlib.ExitStack() as stack:
         stack.callback(leave)
-        run.create(config)
+        on_rank_zero(lambda: run.create(config))
         trainer = assemble(config, run, world, 1, stack.enter_context(PreemptionFlag()), stack)
         for step in range(steps):
             seen: list[Fragment] = []
