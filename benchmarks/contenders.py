@@ -155,7 +155,7 @@ def build_bare_step(shape: Shape) -> Step:
 
 def build_engine_step(shape: Shape) -> Step:
     """This project's step through its engine (DeepSpeed ZeRO 1), as the trainer takes it."""
-    from llmscale.engine.distributed import join, read_world
+    from llmscale.distributed.process_group import join, read_world
     from llmscale.engine.engine import Engine
     from llmscale.objectives import build_loss
     from llmscale.parallel.grid import RankGrid

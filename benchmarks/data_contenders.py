@@ -25,7 +25,7 @@ from benchmarks.data_setup import MEGABYTE, OBJECTIVES, Setup, library_bpe, text
 from data_pipeline.config import DataConfig
 from data_pipeline.loader import TrainLoader
 from data_pipeline.objectives import build_objective
-from data_pipeline.sources import Corpus
+from data_pipeline.sources.corpus import Corpus
 from data_pipeline.tokenizer import load_tokenizer
 from data_pipeline.tokenizer.byte_pairs import fast_encoder
 from data_pipeline.tokenizer.hugging_face import CACHED_WORDS

@@ -21,7 +21,7 @@ from typing import Any
 import yaml
 
 from benchmarks.data_setup import Setup, log
-from data_pipeline.records import read_records
+from data_pipeline.base.records import read_records
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICKSTART = ROOT / "configs" / "quickstart.yaml"

@@ -18,10 +18,10 @@ import orjson
 import xxhash
 
 from data_pipeline.config import DataConfig
-from data_pipeline.indexed.format import token_dtype
-from data_pipeline.indexed.writer import IndexedWriter
-from data_pipeline.objective_config import CausalObjective, DenoisingObjective, MaskedObjective, ObjectiveConfig
+from data_pipeline.finite.format import token_dtype
+from data_pipeline.finite.writer import IndexedWriter
 from data_pipeline.objectives import required_roles
+from data_pipeline.objectives.config import CausalObjective, DenoisingObjective, MaskedObjective, ObjectiveConfig
 from data_pipeline.tokenizer import load_tokenizer, prepare_tokenizer
 
 MEGABYTE = 10**6

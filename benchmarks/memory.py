@@ -28,8 +28,8 @@ from torch.utils._pytree import tree_leaves
 from benchmarks.harness import machine
 from data_pipeline.batch import Batch
 from llmscale.config import RunConfig, parse_config
-from llmscale.engine import zero_state
-from llmscale.engine.distributed import all_reduce_sum, join, leave, read_world
+from llmscale.distributed.process_group import all_reduce_sum, join, leave, read_world
+from llmscale.engine.deepspeed import zero_state
 from llmscale.engine.engine import Engine, accumulation
 from llmscale.objectives import build_loss
 from llmscale.parallel import init

@@ -22,7 +22,7 @@ from rich.table import Table
 from benchmarks.harness import machine
 from benchmarks.memory import REPLICAS, config_of, start_on_rank
 from llmscale.config import RunConfig, parse_config
-from llmscale.engine.distributed import leave
+from llmscale.distributed.process_group import leave
 from llmscale.parity.ranks import run_ranks
 
 SETTINGS: list[tuple[int, dict[str, Any]]] = [

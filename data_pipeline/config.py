@@ -5,9 +5,9 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from data_pipeline.base.encodings import normal_name
+from data_pipeline.base.section import Section
 from data_pipeline.cleaning.config import CleaningStep, DeduplicationConfig
-from data_pipeline.encodings import normal_name
-from data_pipeline.section import Section
 
 
 class SourceConfig(Section):

@@ -9,16 +9,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from data_pipeline.base.durable import parse_json, read_file, unlinked
+from data_pipeline.base.errors import UserError, writing
+from data_pipeline.base.records import RecordWriter, read_records
 from data_pipeline.config import DataConfig
-from data_pipeline.cursor import LedgerSum
-from data_pipeline.disk import parse_json, read_file, unlinked
-from data_pipeline.errors import UserError, writing
-from data_pipeline.objective_config import CausalObjective, ObjectiveConfig
-from data_pipeline.packing import Origin, Sample
-from data_pipeline.records import RecordWriter, read_records
+from data_pipeline.objectives.config import CausalObjective, ObjectiveConfig
+from data_pipeline.objectives.packing import Origin, Sample
+from data_pipeline.open_samples import open_samples
 from data_pipeline.samples import Samples
+from data_pipeline.stream.cursor import LedgerSum
 from data_pipeline.tokenizer import load_tokenizer
-from data_pipeline.training_samples import open_samples
 
 
 class LedgerWriter:

@@ -15,17 +15,17 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from data_pipeline.base.errors import UserError
 from data_pipeline.batch import Batch, make_batch
 from data_pipeline.config import DataConfig
-from data_pipeline.cursor import LedgerSum, make_cursor, require_divisible
-from data_pipeline.errors import UserError
-from data_pipeline.objective_config import CausalObjective, ObjectiveConfig
-from data_pipeline.readers import BadRecord
-from data_pipeline.readers.bad_records import DAMAGED
-from data_pipeline.readers.kinds import Survey
+from data_pipeline.objectives.config import CausalObjective, ObjectiveConfig
+from data_pipeline.open_samples import open_samples
 from data_pipeline.samples import Chunk, Met, Samples
+from data_pipeline.sources.readers import BadRecord
+from data_pipeline.sources.readers.bad_records import DAMAGED
+from data_pipeline.sources.readers.kinds import Survey
+from data_pipeline.stream.cursor import LedgerSum, make_cursor, require_divisible
 from data_pipeline.tokenizer import load_tokenizer
-from data_pipeline.training_samples import open_samples
 
 CHUNK_BYTES = 1 << 22
 """Most bytes that a worker sends at once."""

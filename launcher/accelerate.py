@@ -7,11 +7,11 @@ from typing import NoReturn
 
 import yaml
 
-from data_pipeline.disk import read_text
-from data_pipeline.errors import UserError
+from data_pipeline.base.durable import read_text
+from data_pipeline.base.errors import UserError
 from llmscale.config import load_config
 from llmscale.config.yaml_files import load_yaml
-from llmscale.legality import require_legal, require_possible
+from llmscale.layout import require_legal, require_possible
 
 
 def launch_accelerate(config: str, overrides: tuple[str, ...], config_file: str) -> NoReturn:

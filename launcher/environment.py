@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Mapping, MutableMapping
 
-from data_pipeline.errors import UserError
+from data_pipeline.base.errors import UserError
 
 _FIRST_PORT = 20000
 """Below Linux's ephemeral ports (32768 and up), so that no outgoing connection holds the port by chance."""

@@ -17,13 +17,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from data_pipeline.errors import UserError
+from data_pipeline.base.errors import UserError
 from launcher.local import SAVED, USER_ERROR
 from launcher.sbatch_options import gpu_count
 from launcher.time_limit import require_room
 from llmscale.config import load_config, resolve_directory
 from llmscale.distributed.wire import TOKEN
-from llmscale.legality import require_legal
+from llmscale.layout import require_legal
 from llmscale.train.run_directory import RunDirectory, write_json
 
 STOPPED = 1

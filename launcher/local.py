@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from data_pipeline.disk import unlinked
-from data_pipeline.errors import UserError
-from data_pipeline.records import read_records
+from data_pipeline.base.durable import unlinked
+from data_pipeline.base.errors import UserError
+from data_pipeline.base.records import read_records
 from launcher.environment import STEP_TASKS
 from llmscale.config import load_config, resolve_directory
 from llmscale.distributed.ranks import LAUNCHER
-from llmscale.legality import require_legal
+from llmscale.layout import require_legal
 from llmscale.train.run_directory import RunDirectory
 
 GRACE_SECONDS = 25.0

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 
-from data_pipeline.errors import UserError
+from data_pipeline.base.errors import UserError
 
 _LETTERS = {
     "a": "array",

@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data_pipeline.errors import UserError
+from data_pipeline.base.errors import UserError
 from launcher.environment import RANK_VARIABLES
 from launcher.sbatch_options import given_options, gpus_per_node
 from launcher.time_limit import lead_seconds, limit_seconds, require_lead_below, script_lead
 from llmscale.config import RunConfig, load_config
-from llmscale.legality import require_legal, require_possible
+from llmscale.layout import require_legal, require_possible
 
 TEMPLATE = Path(__file__).with_name("train.sbatch")
 """The batch script, in a clone and in an installed package."""

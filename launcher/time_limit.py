@@ -5,7 +5,7 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-from data_pipeline.errors import UserError
+from data_pipeline.base.errors import UserError
 
 DEFAULT_LEAD = 60
 """Seconds between signal and limit where `--signal` names none (sbatch's manual)."""

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from llmscale.config import dump_config, load_config
-from llmscale.legality import given_ranks, require_legal
+from llmscale.layout import given_ranks, require_legal
 
 ROOT = Path(__file__).parents[1]
 # accelerate/ holds configs of `accelerate launch`, which are not run configs.

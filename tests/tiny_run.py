@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from data_pipeline.records import read_records
+from data_pipeline.base.records import read_records
 
 
 def write_tiny_run(folder: Path, **data: Any) -> Path:

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from data_pipeline.section import Section
+from data_pipeline.base.section import Section
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 NgramSize = Annotated[int, Field(ge=1, le=50)]

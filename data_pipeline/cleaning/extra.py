@@ -3,7 +3,7 @@
 import importlib
 from typing import Any
 
-from data_pipeline.errors import UserError
+from data_pipeline.base.errors import UserError
 
 
 def require(module: str, where: str) -> Any:

@@ -9,10 +9,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from data_pipeline.base.errors import UserError
 from data_pipeline.cleaning.config import GopherQualityStep, LanguageStep, LengthStep
 from data_pipeline.cleaning.extra import require
 from data_pipeline.cleaning.text import is_chinese, split_lines, split_words
-from data_pipeline.errors import UserError
 
 STOP_WORDS = frozenset(["the", "be", "to", "of", "and", "that", "have", "with"])
 CHINESE_STOP_WORDS = frozenset(

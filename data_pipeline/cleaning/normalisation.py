@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+from data_pipeline.base.unicode import normalize
 from data_pipeline.cleaning.config import ControlCharactersStep, UnicodeStep, WhitespaceStep
 from data_pipeline.cleaning.text import HAN, LINE_BREAK
-from data_pipeline.normal_form import normalize
 
 _FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3000: 0x20}
 _NONCHARACTERS = "\ufdd0-\ufdef" + "".join(chr(plane << 16 | low) for plane in range(17) for low in (0xFFFE, 0xFFFF))

@@ -21,7 +21,7 @@ from data_pipeline.cleaning.repetition import reject_repetition
 from data_pipeline.cleaning.text import blank
 
 if TYPE_CHECKING:
-    from data_pipeline.sources import Document
+    from data_pipeline.document import Document
 
 Cleaner = Callable[["Iterable[Document]"], "Iterator[Document]"]
 

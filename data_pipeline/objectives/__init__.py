@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from data_pipeline.errors import UserError
-from data_pipeline.objective_config import (
+from data_pipeline.base.errors import UserError
+from data_pipeline.objectives.causal import FIM_ROLES, Causal, Prefix
+from data_pipeline.objectives.config import (
     CausalObjective,
     DenoisingObjective,
     MaskedObjective,
@@ -11,7 +12,6 @@ from data_pipeline.objective_config import (
     PairsObjective,
     PrefixObjective,
 )
-from data_pipeline.objectives.causal import FIM_ROLES, Causal, Prefix
 from data_pipeline.objectives.denoising import Denoising, denoising_roles
 from data_pipeline.objectives.masked import Masked
 from data_pipeline.objectives.objective import Arrays, Objective

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from data_pipeline.counter_random import uniforms
-from data_pipeline.objective_config import CausalObjective, PrefixObjective
+from data_pipeline.base.random import uniforms
+from data_pipeline.objectives.config import CausalObjective, PrefixObjective
 from data_pipeline.objectives.objective import Arrays, Objective, filled, stack
-from data_pipeline.packing import OpenPacker, Sample, WindowPacker
+from data_pipeline.objectives.packing import OpenPacker, Sample, WindowPacker
 from data_pipeline.tokenizer import Tokenizer
-from data_pipeline.tokenizer.conventions import Frame, document_frame
+from data_pipeline.tokenizer.frame import Frame, document_frame
 
 FIM_ROLES = ("fim_prefix", "fim_middle", "fim_suffix")
 

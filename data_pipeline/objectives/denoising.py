@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from data_pipeline.counter_random import choose_each
-from data_pipeline.objective_config import DenoisingObjective
+from data_pipeline.base.random import choose_each
+from data_pipeline.objectives.config import DenoisingObjective
 from data_pipeline.objectives.objective import Arrays, Objective, decoder_inputs
-from data_pipeline.packing import OpenPacker, Sample, WindowPacker
+from data_pipeline.objectives.packing import OpenPacker, Sample, WindowPacker
 from data_pipeline.tokenizer import Tokenizer
-from data_pipeline.tokenizer.conventions import pad_token, start_token
+from data_pipeline.tokenizer.frame import pad_token, start_token
 
 
 class Denoising(Objective):

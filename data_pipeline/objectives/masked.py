@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from data_pipeline.counter_random import as_uniforms, seeds_of, split_mix, uniforms
-from data_pipeline.objective_config import MaskedObjective
+from data_pipeline.base.random import as_uniforms, seeds_of, split_mix, uniforms
+from data_pipeline.objectives.config import MaskedObjective
 from data_pipeline.objectives.objective import Arrays, Objective
-from data_pipeline.packing import OpenPacker, Sample, SentencePairPacker, WindowPacker
+from data_pipeline.objectives.packing import OpenPacker, Sample, SentencePairPacker, WindowPacker
 from data_pipeline.tokenizer import Tokenizer
 
 

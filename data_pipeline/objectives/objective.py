@@ -8,8 +8,8 @@ from typing import Literal
 
 import numpy as np
 
-from data_pipeline.packing import OpenPacker, Sample
-from data_pipeline.tokenizer.conventions import Frame
+from data_pipeline.objectives.packing import OpenPacker, Sample
+from data_pipeline.tokenizer.frame import Frame
 
 Arrays = dict[str, np.ndarray]
 """Rows of a `Batch` by field name, in integer or float types as small as they may be. `tokens` (C, T + 1) stands for

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from data_pipeline.objective_config import PairsObjective
+from data_pipeline.objectives.config import PairsObjective
 from data_pipeline.objectives.objective import Arrays, Objective, decoder_inputs, filled, stack
-from data_pipeline.packing import OpenPacker, PairPacker, Sample
+from data_pipeline.objectives.packing import OpenPacker, PairPacker, Sample
 from data_pipeline.tokenizer import Tokenizer
-from data_pipeline.tokenizer.conventions import pad_token, start_token, text_frame
+from data_pipeline.tokenizer.frame import pad_token, start_token, text_frame
 
 
 class Pairs(Objective):

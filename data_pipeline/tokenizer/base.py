@@ -12,7 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
-from data_pipeline.errors import UserError
+from data_pipeline.base.errors import UserError
 from data_pipeline.tokenizer.conventions import Conventions
 from data_pipeline.tokenizer.roles import role_text
 from data_pipeline.tokenizer.words import Words

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import orjson
 
-from data_pipeline.normal_form import holds_long_run
+from data_pipeline.base.unicode import holds_long_run
 from data_pipeline.tokenizer.added_tokens import around, matched_as_they_are
 from data_pipeline.tokenizer.cuts import tiktoken_cut
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.disk import parse_json, read_text
-from data_pipeline.errors import UserError, writing
+from data_pipeline.base.durable import parse_json, read_text
+from data_pipeline.base.errors import UserError, writing
 
 TEMPLATE_FILE = "chat_template.jinja"
 KEPT_FILE = "chat.json"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from data_pipeline.errors import UserError
+from data_pipeline.base.errors import UserError
 from data_pipeline.tokenizer.base import StoredTokenizer
 from data_pipeline.tokenizer.byte_pairs import (
     SPARED_BYTES,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.errors import UserError
+from data_pipeline.base.errors import UserError
 from data_pipeline.tokenizer.base import META_FILE, StoredTokenizer, Tokenizer
 from data_pipeline.tokenizer.conventions import Conventions
 

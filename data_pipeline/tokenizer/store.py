@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.base.durable import parse_json, read_file, temporary_folder
+from data_pipeline.base.errors import FULL, UserError, writing
 from data_pipeline.config import DataConfig, TokenizerConfig
-from data_pipeline.disk import parse_json, read_file, temporary_folder
-from data_pipeline.errors import FULL, UserError, writing
-from data_pipeline.first_bytes import LOOKED_AT, require_contents
+from data_pipeline.sources.first_bytes import LOOKED_AT, require_contents
 from data_pipeline.tokenizer.base import META_FILE, RULES, StoredTokenizer, Tokenizer
 from data_pipeline.tokenizer.bytes_tokenizer import BytesTokenizer
 from data_pipeline.tokenizer.conventions import Conventions

@@ -8,11 +8,12 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 
+from data_pipeline.base.errors import UserError
 from data_pipeline.config import DataConfig
-from data_pipeline.errors import UserError
-from data_pipeline.readers import Span
-from data_pipeline.readers.kinds import is_whole_file
-from data_pipeline.sources import Corpus, Document
+from data_pipeline.document import Document
+from data_pipeline.sources.corpus import Corpus
+from data_pipeline.sources.readers import Span
+from data_pipeline.sources.readers.kinds import is_whole_file
 
 CHUNK_CHARACTERS = 4000
 """Length of a training sentence: SentencePiece skips overlong ones."""

@@ -6,8 +6,8 @@ import json
 from collections.abc import Collection
 from typing import Any
 
-from data_pipeline.errors import UserError, first_line
-from data_pipeline.lines import file_lines
+from data_pipeline.base.errors import UserError, first_line
+from data_pipeline.base.lines import file_lines
 
 
 def read_json(contents: bytes, name: str, fix: str) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from math import prod
 from pathlib import Path
 
-from data_pipeline.errors import UserError
+from data_pipeline.base.errors import UserError
 from llmscale.checkpoint.members import recorded_identity, why_stranger
 from llmscale.checkpoint.reader import Checkpoint, Progress
 from llmscale.checkpoint.store import find_checkpoints

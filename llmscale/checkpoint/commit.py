@@ -15,7 +15,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.disk import replace_file
+from data_pipeline.base.durable import replace_file
 from llmscale.checkpoint.errors import CheckpointError
 from llmscale.checkpoint.geometry import boxes, take
 from llmscale.checkpoint.manifest import (

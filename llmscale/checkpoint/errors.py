@@ -1,6 +1,6 @@
 """What can go wrong with checkpoints."""
 
-from data_pipeline.errors import UserError
+from data_pipeline.base.errors import UserError
 
 
 class CheckpointError(RuntimeError):

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from data_pipeline.disk import parse_json, read_file
-from data_pipeline.errors import UserError
+from data_pipeline.base.durable import parse_json, read_file
+from data_pipeline.base.errors import UserError
 from llmscale.checkpoint.errors import CorruptCheckpoint
 from llmscale.checkpoint.fragments import Piece
 from llmscale.checkpoint.geometry import check_range

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.errors import UserError
+from data_pipeline.base.errors import UserError
 from llmscale.checkpoint.errors import CorruptCheckpoint
 from llmscale.checkpoint.manifest import Manifest, RunState, read_manifest
 from llmscale.checkpoint.store import find_checkpoints, step_name

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from data_pipeline.errors import UserError
+from data_pipeline.base.errors import UserError
 from data_pipeline.tokenizer import Tokenizer, load_tokenizer
 from llmscale.checkpoint.reader import Checkpoint, newest_intact
 from llmscale.config import RunConfig, parse_config

@@ -10,8 +10,8 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_pipeline.disk import NO_REGULAR_FILE, parse_json, read_file
-from data_pipeline.errors import UserError, first_line
+from data_pipeline.base.durable import NO_REGULAR_FILE, parse_json, read_file
+from data_pipeline.base.errors import UserError, first_line
 from llmscale.checkpoint.errors import CorruptCheckpoint
 from llmscale.checkpoint.fragments import Piece
 from llmscale.checkpoint.geometry import Box, boxes, check_range, flat_index, strides, take

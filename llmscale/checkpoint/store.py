@@ -16,8 +16,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_pipeline.disk import replace_file, unlinked
-from data_pipeline.errors import UserError
+from data_pipeline.base.durable import replace_file, unlinked
+from data_pipeline.base.errors import UserError
 from llmscale.checkpoint.manifest import MANIFEST, FileEntry
 
 LATEST = "latest"

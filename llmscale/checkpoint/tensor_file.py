@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from data_pipeline.disk import unlinked
+from data_pipeline.base.durable import unlinked
 from llmscale.checkpoint.errors import NotFiniteError
 from llmscale.checkpoint.manifest import FileEntry
 

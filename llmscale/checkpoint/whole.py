@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from data_pipeline.errors import UserError
+from data_pipeline.base.errors import UserError
 from llmscale.checkpoint import commit
 from llmscale.checkpoint.errors import NotFiniteError
 from llmscale.checkpoint.fragments import Piece

@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from data_pipeline.disk import replace_file
-from data_pipeline.errors import UserError
+from data_pipeline.base.durable import replace_file
+from data_pipeline.base.errors import UserError
 from llmscale.checkpoint import commit
 from llmscale.checkpoint.commit import MergeCursors, merge_disjoint, rank_name
 from llmscale.checkpoint.errors import CheckpointError, CorruptCheckpoint, NotFiniteError

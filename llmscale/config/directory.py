@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Mapping
 
-from data_pipeline.errors import UserError
+from data_pipeline.base.errors import UserError
 from llmscale.config.root import RunConfig
 
 _PLACEHOLDER = re.compile(r"\{(\w*)\}")

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from data_pipeline.errors import UserError
+from data_pipeline.base.errors import UserError
 
 _NUMBERS: dict[str, tuple[str, type]] = {
     "temperature": ("temperature", float),

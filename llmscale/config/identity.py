@@ -4,8 +4,8 @@ import hashlib
 import json
 from typing import Any
 
-from data_pipeline.encodings import UTF8
-from data_pipeline.errors import UserError
+from data_pipeline.base.encodings import UTF8
+from data_pipeline.base.errors import UserError
 from llmscale.config.root import RunConfig
 from llmscale.config.shell import override_word
 

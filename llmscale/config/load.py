@@ -9,8 +9,8 @@ from typing import Any, Literal, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from data_pipeline.disk import read_text
-from data_pipeline.errors import UserError, first_line
+from data_pipeline.base.durable import read_text
+from data_pipeline.base.errors import UserError, first_line
 from llmscale.config.root import RunConfig
 from llmscale.config.yaml_files import BoundedLoader, load_yaml
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from data_pipeline.section import Section
+from data_pipeline.base.section import Section
 from llmscale import families
 from llmscale.config.bounds import Count, Layers, Width
 

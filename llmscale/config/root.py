@@ -1,8 +1,8 @@
 """The whole config of a run."""
 
+from data_pipeline.base.section import Section
 from data_pipeline.config import DataConfig
-from data_pipeline.objective_config import CausalObjective, ObjectiveConfig
-from data_pipeline.section import Section
+from data_pipeline.objectives.config import CausalObjective, ObjectiveConfig
 from llmscale.config.model import ModelConfig
 from llmscale.config.system import (
     CheckpointConfig,

@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from data_pipeline.section import Section
+from data_pipeline.base.section import Section
 from llmscale.config.bounds import BigCount, Count
 
 

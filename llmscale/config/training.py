@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from data_pipeline.section import Section
+from data_pipeline.base.section import Section
 from llmscale.config.bounds import BigCount, Count
 
 DecayRate = Annotated[float, Field(ge=0, lt=1)]

@@ -8,7 +8,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.errors import UserError
+from data_pipeline.base.errors import UserError
 from data_pipeline.ledger import first_difference, replay
 from data_pipeline.tokenizer import load_tokenizer
 from llmscale.checkpoint.manifest import TOKENIZER

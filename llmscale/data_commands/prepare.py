@@ -10,9 +10,9 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from data_pipeline.indexed.prepare import Watcher, prepare
-from data_pipeline.indexed.workers import Report
 from data_pipeline.objectives import required_roles
+from data_pipeline.prepare.prepare import Watcher, prepare
+from data_pipeline.prepare.workers import Report
 from llmscale.config import load_config
 
 LINE_SECONDS = 30.0
@@ -32,7 +32,7 @@ def prepare_data(
     """Tokenise the sources of a config into `out`, with a progress bar on stderr; returns a sentence on what is done.
 
     Raises:
-        UserError: see `data_pipeline.indexed.prepare.prepare`.
+        UserError: see `data_pipeline.prepare.prepare.prepare`.
     """
     config = load_config(path, overrides)
     roles = required_roles(config.objective, config.data.sequence_length)

@@ -15,11 +15,11 @@ from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
+from data_pipeline.base.errors import UserError
 from data_pipeline.config import DataConfig, SourceConfig
-from data_pipeline.errors import UserError
-from data_pipeline.sources import Corpus
-from data_pipeline.statistics import TextStatistics, measure, sample_documents, source_spans
+from data_pipeline.sources.corpus import Corpus
 from data_pipeline.tokenizer import Tokenizer, prepare_tokenizer
+from data_pipeline.tokenizer.statistics import TextStatistics, measure, sample_documents, source_spans
 from llmscale.config import load_config
 from llmscale.data_commands.tokenizer import say
 

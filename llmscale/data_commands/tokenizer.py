@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data_pipeline.objectives import required_roles
-from data_pipeline.sources import Corpus
-from data_pipeline.statistics import sample_documents
+from data_pipeline.sources.corpus import Corpus
 from data_pipeline.tokenizer import Tokenizer, prepare_tokenizer
-from data_pipeline.tokenizer.conventions import conventions_of
+from data_pipeline.tokenizer.frame import conventions_of
+from data_pipeline.tokenizer.statistics import sample_documents
 from llmscale.config import load_config, resolve_directory
 
 SHOWN_CHARACTERS = 160

@@ -1,1 +1,1 @@
-"""How the processes of a run find each other: their places, their meeting, and word of one that dies. Without torch."""
+"""How the processes of a run find each other, agree, and hear of one that dies. Importing this imports no torch."""

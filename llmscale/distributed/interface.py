@@ -7,7 +7,7 @@ import socket
 
 import psutil
 
-from data_pipeline.errors import UserError
+from data_pipeline.base.errors import UserError
 from llmscale.distributed.wire import is_loopback, plain
 
 INTERFACE = "LLMSCALE_INTERFACE"

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from data_pipeline.errors import UserError
+from data_pipeline.base.errors import UserError
 from llmscale.distributed.interface import listening_address
 from llmscale.distributed.ranks import Place
 from llmscale.distributed.wire import Line, StrangerError, is_loopback, seconds_of

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from data_pipeline.errors import UserError
+from data_pipeline.base.errors import UserError
 
 LAUNCHER = "LLMSCALE_LAUNCHER"
 """Variable with `local` in ranks that `llmscale launch local` has started."""

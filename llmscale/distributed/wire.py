@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from data_pipeline.errors import UserError
+from data_pipeline.base.errors import UserError
 
 TOKEN = "LLMSCALE_TOKEN"
 """Variable with the secret that the ranks of one run share."""

@@ -17,12 +17,12 @@ from data_pipeline.batch import Batch
 from llmscale.checkpoint.fragments import Fragment
 from llmscale.config import RunConfig
 from llmscale.config.training import micro_batches
-from llmscale.engine import shims, zero_state
-from llmscale.engine.experts import experts_of_deepspeed, mark_experts
+from llmscale.engine.deepspeed import shims, zero_state
+from llmscale.engine.deepspeed.experts import experts_of_deepspeed, mark_experts
+from llmscale.engine.deepspeed.weights import held, partition, place
 from llmscale.engine.optimizers import build_optimizer, set_learning_rate
 from llmscale.engine.recompute import apply_recompute
 from llmscale.engine.schedule import learning_rate
-from llmscale.engine.weights import held, partition, place
 from llmscale.model import Dropout
 from llmscale.model.block import Block
 from llmscale.objectives import Loss

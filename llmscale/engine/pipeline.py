@@ -1,7 +1,7 @@
 """The training engine of a pipeline: each rank has one stage, and DeepSpeed sends hidden states between them.
 
 Every rank of a pipeline has the same micro batches, so that nothing but hidden states and their gradients travels.
-Written against DeepSpeed 0.19.8, as `llmscale.engine.shims` is.
+Written against DeepSpeed 0.19.8, as `llmscale.engine.deepspeed.shims` is.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from data_pipeline.batch import Batch
 from llmscale.config import RunConfig
-from llmscale.engine import shims, zero_state
+from llmscale.engine.deepspeed import shims, zero_state
 from llmscale.engine.engine import Engine, ObjectiveModule
 from llmscale.model import Transformer
 from llmscale.objectives import Loss

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data_pipeline.errors import UserError
+from data_pipeline.base.errors import UserError
 
 _BLOCK = 1 << 20
 """Tokens counted at a time: large enough that the vocabulary-sized result of np.bincount costs little."""

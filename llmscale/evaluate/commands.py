@@ -9,10 +9,10 @@ from pathlib import Path
 import click
 import torch
 
+from data_pipeline.base.records import strict
 from data_pipeline.config import DataConfig
-from data_pipeline.evaluation_set import build_evaluation_set
-from data_pipeline.readers import by_reason
-from data_pipeline.records import strict
+from data_pipeline.finite.heldout import build_evaluation_set
+from data_pipeline.sources.readers import by_reason
 from llmscale.checkpoint.model import load_model
 from llmscale.evaluate.heldout import evaluate
 from llmscale.evaluate.sources import Given, evaluation_sources

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from data_pipeline.batch import Batch
-from data_pipeline.evaluation_set import EvaluationSet
+from data_pipeline.finite.heldout import EvaluationSet
 
 Reduce = Callable[[list[float]], list[float]]
 

@@ -6,10 +6,10 @@ from typing import Any, NamedTuple, get_args
 
 from pydantic import ValidationError
 
+from data_pipeline.base.errors import UserError
 from data_pipeline.config import SourceConfig
-from data_pipeline.errors import UserError
-from data_pipeline.fields import TextField
-from data_pipeline.readers.looking import TEXT_KINDS
+from data_pipeline.sources.fields import TextField
+from data_pipeline.sources.readers.looking import TEXT_KINDS
 from llmscale.config import RunConfig
 
 KINDS = tuple(kind for kind in get_args(SourceConfig.model_fields["kind"].annotation) if kind != "datasets")

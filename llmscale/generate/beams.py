@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from data_pipeline.errors import UserError
+from data_pipeline.base.errors import UserError
 from llmscale.generate.prompts import Context
 from llmscale.generate.rules import Rules
 from llmscale.generate.sampling import penalized

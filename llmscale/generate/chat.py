@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
-from data_pipeline.errors import UserError
-from data_pipeline.terminal import for_stream, visible
+from data_pipeline.base.errors import UserError
+from data_pipeline.base.terminal import for_stream, visible
 from llmscale.checkpoint.model import load_model
 from llmscale.generate.commands import settings_for
 from llmscale.generate.generator import Generator

@@ -10,12 +10,12 @@ from typing import Any
 
 import click
 
-from data_pipeline.errors import UserError
-from data_pipeline.first_bytes import LOOKED_AT, pointer
-from data_pipeline.lines import file_lines
-from data_pipeline.terminal import for_stream, visible, visible_json
+from data_pipeline.base.errors import UserError
+from data_pipeline.base.lines import file_lines
+from data_pipeline.base.terminal import for_stream, visible, visible_json
+from data_pipeline.sources.first_bytes import LOOKED_AT, pointer
 from data_pipeline.tokenizer import Tokenizer
-from data_pipeline.tokenizer.conventions import conventions_of
+from data_pipeline.tokenizer.frame import conventions_of
 from llmscale.checkpoint.model import load_model
 from llmscale.config.generation import unmet
 from llmscale.generate.defaults import settings_of

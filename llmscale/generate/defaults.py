@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from data_pipeline.errors import UserError
+from data_pipeline.base.errors import UserError
 from data_pipeline.tokenizer import Tokenizer
-from data_pipeline.tokenizer.conventions import conventions_of
+from data_pipeline.tokenizer.frame import conventions_of
 from llmscale.config.generation import read_defaults
 from llmscale.generate.settings import Settings
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from data_pipeline.tokenizer import Tokenizer
-from data_pipeline.tokenizer.conventions import stop_tokens
+from data_pipeline.tokenizer.frame import stop_tokens
 from llmscale.generate.beams import beam_search
 from llmscale.generate.decode import batches, decode
 from llmscale.generate.packed import packed

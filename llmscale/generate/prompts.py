@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from data_pipeline.encodings import is_unicode
-from data_pipeline.errors import UserError
-from data_pipeline.objective_config import ObjectiveConfig, PairsObjective, PrefixObjective
-from data_pipeline.tokenizer import Tokenizer, conventions
+from data_pipeline.base.encodings import is_unicode
+from data_pipeline.base.errors import UserError
+from data_pipeline.objectives.config import ObjectiveConfig, PairsObjective, PrefixObjective
+from data_pipeline.tokenizer import Tokenizer, frame
 from llmscale.config import ModelConfig
 
 Reading = Literal["document", "prefix", "source"]
@@ -71,7 +71,7 @@ def contexts_of(
             no Unicode.
     """
     two = config.architecture == "encoder_decoder"
-    begin, end = conventions.text_frame(tokenizer, source=two or reading == "source")
+    begin, end = frame.text_frame(tokenizer, source=two or reading == "source")
     if raw:
         begin = end = []
     for number, prompt in enumerate(prompts):
@@ -105,7 +105,7 @@ def start_token(tokenizer: Tokenizer) -> int:
         UserError: the tokenizer has none.
     """
     try:
-        return conventions.start_token(tokenizer)
+        return frame.start_token(tokenizer)
     except KeyError:
         raise UserError(
             "the checkpoint's tokenizer has no pad token, which the decoder of an encoder_decoder starts from"

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.errors import UserError
+from data_pipeline.base.errors import UserError
 from llmscale.generate import template_worker
 
 SECONDS = 5.0

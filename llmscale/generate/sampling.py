@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from data_pipeline.counter_random import uniforms
+from data_pipeline.base.random import uniforms
 from llmscale.generate.settings import Settings
 
 

@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from data_pipeline.errors import UserError
+from data_pipeline.base.errors import UserError
 from data_pipeline.tokenizer import Tokenizer
-from data_pipeline.tokenizer.conventions import stop_tokens
+from data_pipeline.tokenizer.frame import stop_tokens
 
 LEAST_TEMPERATURE = 1e-6
 """Below it, logits divided by the temperature might leave the range of fp32."""

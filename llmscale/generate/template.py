@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
-from data_pipeline.errors import UserError
+from data_pipeline.base.errors import UserError
 from data_pipeline.tokenizer import Tokenizer
 from data_pipeline.tokenizer.chat_files import DEFAULT, ChatTemplates, read_chat, read_template
-from data_pipeline.tokenizer.conventions import text_frame
+from data_pipeline.tokenizer.frame import text_frame
 from data_pipeline.tokenizer.spelled import SpelledReader
 from llmscale.config import ModelConfig
 from llmscale.generate.prompts import Context, Reading, start_token

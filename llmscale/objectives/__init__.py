@@ -1,6 +1,6 @@
 """Losses, one file per objective: what a model must predict from a `Batch`."""
 
-from data_pipeline.objective_config import MaskedObjective, ObjectiveConfig
+from data_pipeline.objectives.config import MaskedObjective, ObjectiveConfig
 from llmscale.config import ModelConfig
 from llmscale.objectives.causal import CausalLoss
 from llmscale.objectives.encoder_decoder import EncoderDecoderLoss
@@ -11,7 +11,7 @@ __all__ = ["Loss", "build_loss"]
 
 
 def build_loss(objective: ObjectiveConfig, model: ModelConfig) -> Loss:
-    """The loss of an objective for a model that `llmscale.legality` lets it train."""
+    """The loss of an objective for a model that `llmscale.layout` lets it train."""
     experts = any(model.has_experts(layer) for layer in range(model.layers))
     match model.architecture:
         case "decoder":

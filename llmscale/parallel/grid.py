@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch.distributed as dist
 
-from data_pipeline.errors import UserError
+from data_pipeline.base.errors import UserError
 
 Axis = Literal["pipeline", "data", "sequence", "tensor"]
 AXES: tuple[Axis, ...] = ("pipeline", "data", "sequence", "tensor")

@@ -54,7 +54,7 @@ def build_hollow(
 ) -> Transformer:
     """As `build`, on the CPU, but of each parameter only its shape: all its elements are one in memory.
 
-    Whoever trains the model gives it values, at ZeRO 3 each rank a part of them (`llmscale.engine.weights`).
+    Whoever trains the model gives it values, at ZeRO 3 each rank a part of them (`llmscale.engine.deepspeed.weights`).
     """
     model, shards = _skeleton(config, vocab_size, grid, by_positions)
     model._apply(lambda tensor: torch.zeros((), dtype=tensor.dtype).expand(tensor.shape))

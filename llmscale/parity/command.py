@@ -12,7 +12,7 @@ from typing import get_args
 from rich.console import Console
 from rich.table import Table
 
-from data_pipeline.errors import UserError
+from data_pipeline.base.errors import UserError
 from llmscale.config import load_config
 from llmscale.parity.compare import OPTIMIZERS, Optimizer, Verdict, compare, prepared
 from llmscale.parity.layouts import parse_layout

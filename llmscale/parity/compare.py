@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from data_pipeline.errors import UserError
+from data_pipeline.base.errors import UserError
 from llmscale.config import RunConfig, parse_config
 from llmscale.parity.job import Figures, run_layout
 from llmscale.parity.layouts import Layout, parse_layout

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from llmscale.checkpoint.fragments import Fragment
 from llmscale.config import RunConfig
-from llmscale.engine.distributed import broadcast_object, gather_to_lead, join, leave, read_world
-from llmscale.train.agreement import on_rank_zero
+from llmscale.distributed.agreement import on_rank_zero
+from llmscale.distributed.process_group import broadcast_object, gather_to_lead, join, leave, read_world
 from llmscale.train.run_directory import RunDirectory
 from llmscale.train.signals import PreemptionFlag
 from llmscale.train.start import assemble

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from data_pipeline.errors import UserError
+from data_pipeline.base.errors import UserError
 from llmscale.config import RunConfig, known_keys, parse_config
-from llmscale.legality import require_legal
+from llmscale.layout import require_legal
 
 SHORT = {
     "dp": "parallel.data",

@@ -5,7 +5,7 @@ import gc
 import torch
 
 import llmscale.train.start  # noqa: F401
-from llmscale.engine import shims
+from llmscale.engine.deepspeed import shims
 
 torch.set_num_threads(1)
 shims.import_early(torch.device("cpu"))

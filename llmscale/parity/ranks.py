@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from data_pipeline.errors import UserError
+from data_pipeline.base.errors import UserError
 
 _GRACE = 2.0
 """Seconds that the processes have to end by themselves."""

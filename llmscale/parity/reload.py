@@ -6,12 +6,12 @@ from pathlib import Path
 
 import torch
 
-from data_pipeline.errors import UserError
+from data_pipeline.base.errors import UserError
 from data_pipeline.tokenizer import load_tokenizer
 from llmscale.checkpoint import Checkpoint
 from llmscale.checkpoint.reader import newest_intact
 from llmscale.config import RunConfig, parse_config
-from llmscale.engine.distributed import all_reduce_sum, gather_objects, join, leave, read_world
+from llmscale.distributed.process_group import all_reduce_sum, gather_objects, join, leave, read_world
 from llmscale.engine.pipeline import make_engine
 from llmscale.objectives import build_loss
 from llmscale.parallel import init

@@ -6,8 +6,8 @@ import json
 import re
 from pathlib import Path
 
-from data_pipeline.errors import UserError
-from llmscale import legality
+from data_pipeline.base.errors import UserError
+from llmscale import layout as layouts
 from llmscale.config import load_config
 from llmscale.plan.hardware import hardware_named
 from llmscale.plan.report import Plan, as_dict, show
@@ -35,10 +35,10 @@ def plan(
     gpu = hardware_named(hardware, calibration)
     limit = gpu.memory if gpu_memory is None else memory_size(gpu_memory)
     config = load_config(path, overrides)
-    legality.require_possible(config)
+    layouts.require_possible(config)
     planner = Planner(config, workload_of(config), gpu, limit)
-    ranks = gpus or legality.given_ranks(config.parallel)
-    problem = legality.problem(config, ranks)
+    ranks = gpus or layouts.given_ranks(config.parallel)
+    problem = layouts.problem(config, ranks)
     if gpus is None and problem is not None:
         raise UserError(problem.sentence)
     own = None if problem else planner.own(ranks)

@@ -44,8 +44,8 @@ from typing import Any
 
 import yaml
 
-from data_pipeline.disk import parse_json, read_text
-from data_pipeline.errors import UserError
+from data_pipeline.base.durable import parse_json, read_text
+from data_pipeline.base.errors import UserError
 from llmscale.config.yaml_files import load_yaml
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llmscale import legality
+from llmscale import layout as layouts
 from llmscale.config import RunConfig
 from llmscale.config.training import micro_batches
 
@@ -56,7 +56,7 @@ class Layout:
         return min(self.pipeline, self.accumulation)
 
 
-def layout_of(config: RunConfig, legal: legality.Layout, largest: int) -> Layout:
+def layout_of(config: RunConfig, legal: layouts.Layout, largest: int) -> Layout:
     """A legal layout of a run, with micro batches of at most `largest` samples."""
     data = legal.replicas
     micro, accumulation = micro_batches(max(config.train.global_batch // data, 1), largest)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from data_pipeline.errors import UserError
-from llmscale import legality
+from data_pipeline.base.errors import UserError
+from llmscale import layout as layouts
 from llmscale.config import RunConfig
-from llmscale.legality.facts import facts_of
-from llmscale.legality.nearest import divisors
+from llmscale.layout.facts import facts_of
+from llmscale.layout.nearest import divisors
 from llmscale.plan.blocks import software_of
 from llmscale.plan.hardware import Hardware
 from llmscale.plan.layout import Layout, layout_of
@@ -58,7 +58,7 @@ class Planner:
 
     def own(self, ranks: int) -> Forecast:
         """The config's own layout, whether it fits or not; it must be legal."""
-        layout = layout_of(self.config, legality.layout_of(self.config, ranks), self.config.train.micro_batch)
+        layout = layout_of(self.config, layouts.layout_of(self.config, ranks), self.config.train.micro_batch)
         step = self.forecaster().step(layout, self.config.train.global_batch)
         return Forecast(layout, memory(self.config, self.work, layout), step)
 
@@ -82,14 +82,14 @@ class Planner:
         # Of equally fast ones that which needs less memory.
         return sorted(found, key=lambda forecast: (round(forecast.step.seconds, 9), forecast.memory.total))
 
-    def _legal(self, ranks: int) -> Iterator[legality.Layout]:
+    def _legal(self, ranks: int) -> Iterator[layouts.Layout]:
         """Legal layouts whose tensor-parallel ranks share a node."""
         free = self.config.model_copy(update={"parallel": self.config.parallel.model_copy(update={"data": None})})
-        for legal in legality.legal_layouts(free, ranks):
+        for legal in layouts.legal_layouts(free, ranks):
             if legal.tensor <= self.gpu.gpus_per_node:
                 yield legal
 
-    def _fitting(self, legal: legality.Layout) -> Iterator[tuple[Layout, Memory]]:
+    def _fitting(self, legal: layouts.Layout) -> Iterator[tuple[Layout, Memory]]:
         """The layout with each size of micro batch that fits."""
         tried = set()
         for largest in sorted({*MICRO_BATCHES, self.config.train.micro_batch}):
@@ -103,7 +103,7 @@ class Planner:
             yield layout, needed
 
     def _refuse(self, ranks: int) -> None:
-        found = legality.problem(self.config.model_copy(update={"parallel": type(self.config.parallel)()}), ranks)
+        found = layouts.problem(self.config.model_copy(update={"parallel": type(self.config.parallel)()}), ranks)
         reason = found.sentence if found else "no layout is legal"
         raise UserError(f"--gpus is {ranks}, on which no layout is legal: {reason}")
 
@@ -133,8 +133,8 @@ class Planner:
         engine = self.config.engine.model_copy(update={"recompute": "block"})
         parallel = self.config.parallel.model_copy(update={"data": None})
         frugal = self.config.model_copy(update={"engine": engine, "parallel": parallel})
-        free = [field for field in legality.FREE if field != "recompute"]
-        for legal in legality.legal_layouts(frugal, ranks, free):
+        free = [field for field in layouts.FREE if field != "recompute"]
+        for legal in layouts.legal_layouts(frugal, ranks, free):
             if legal.tensor > self.gpu.gpus_per_node:
                 continue
             if self.fits(memory(self.config, self.work, layout_of(self.config, legal, 1))):

@@ -6,8 +6,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_pipeline.errors import UserError
-from data_pipeline.objective_config import (
+from data_pipeline.base.errors import UserError
+from data_pipeline.objectives.config import (
     CausalObjective,
     DenoisingObjective,
     MaskedObjective,

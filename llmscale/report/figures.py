@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from data_pipeline.disk import replace_file
-from data_pipeline.errors import UserError
+from data_pipeline.base.durable import replace_file
+from data_pipeline.base.errors import UserError
 from llmscale.report.curves import settled_limits, smooth, thin
 from llmscale.report.record import TERMS, RunRecord, Series
 

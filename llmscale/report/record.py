@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from data_pipeline.disk import parse_json, read_file
-from data_pipeline.errors import UserError
-from data_pipeline.records import read_counted_records
+from data_pipeline.base.durable import parse_json, read_file
+from data_pipeline.base.errors import UserError
+from data_pipeline.base.records import read_counted_records
 
 TERMS = {"router_loss": "Router loss", "next_sentence_loss": "Next-sentence loss"}
 """Terms of the loss besides that of the tokens, by their names in metrics.jsonl; few models have them."""

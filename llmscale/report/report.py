@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data_pipeline.disk import replace_file
-from data_pipeline.errors import UserError
+from data_pipeline.base.durable import replace_file
+from data_pipeline.base.errors import UserError
 from llmscale.report.figures import FIGURES, draw_all, loss_figure, require_matplotlib, save_png, style
 from llmscale.report.page import render_page
 from llmscale.report.record import read_runs

@@ -11,32 +11,32 @@ from typing import Any, TypeVar
 
 import torch
 
-from data_pipeline.cursor import merge_cursors
-from data_pipeline.errors import FULL, UserError
-from data_pipeline.evaluation_set import EvaluationSet, build_evaluation_set, open_evaluation_set
+from data_pipeline.base.errors import FULL, UserError
+from data_pipeline.finite.heldout import EvaluationSet, build_evaluation_set, open_evaluation_set
 from data_pipeline.loader import TrainLoader
 from data_pipeline.objectives import required_roles
-from data_pipeline.readers import by_reason
+from data_pipeline.open_samples import open_samples
 from data_pipeline.samples import Met
-from data_pipeline.sources import survey_sources
+from data_pipeline.sources.corpus import survey_sources
+from data_pipeline.sources.readers import by_reason
+from data_pipeline.stream.cursor import merge_cursors
 from data_pipeline.tokenizer import Tokenizer, load_tokenizer, prepare_tokenizer
-from data_pipeline.tokenizer.conventions import conventions_of, text_frame
+from data_pipeline.tokenizer.frame import conventions_of, text_frame
 from data_pipeline.tokenizer.inherited import inherited
-from data_pipeline.training_samples import open_samples
 from llmscale.checkpoint.store import Retention, clean
 from llmscale.checkpoint.writer import CheckpointWriter
 from llmscale.config import RunConfig
 from llmscale.config.training import require_schedule_fits
-from llmscale.engine.distributed import World
+from llmscale.distributed.agreement import on_rank_zero, tell, together, warn
+from llmscale.distributed.process_group import World
 from llmscale.engine.engine import resolve_dtype
 from llmscale.generate.prompts import require_unicode
-from llmscale.legality import data_parallel_size
+from llmscale.layout import data_parallel_size
 from llmscale.model import Transformer
 from llmscale.model.experts import ExpertLinear
 from llmscale.parallel import init
 from llmscale.parallel.grid import RankGrid
 from llmscale.parallel.init import Weights
-from llmscale.train.agreement import on_rank_zero, tell, together, warn
 from llmscale.train.inherited import inherit_templates
 from llmscale.train.initial import start_from
 from llmscale.train.mending import mend_tokenizer

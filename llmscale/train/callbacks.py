@@ -6,8 +6,8 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from data_pipeline.records import RecordWriter, read_records
-from llmscale.engine.distributed import broadcast_object, gather_objects
+from data_pipeline.base.records import RecordWriter, read_records
+from llmscale.distributed.process_group import broadcast_object, gather_objects
 
 if TYPE_CHECKING:
     from llmscale.train.progress import Progress

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from llmscale.config import RunConfig, load_config, resolve_directory
 from llmscale.distributed.ranks import planned_ranks
-from llmscale.legality import given_ranks, require_legal
+from llmscale.layout import given_ranks, require_legal
 from llmscale.train.trackers import require_trackers
 
 

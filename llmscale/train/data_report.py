@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_pipeline.readers.bad_records import DAMAGED, loss_text
-from data_pipeline.records import RecordWriter
-from llmscale.engine.distributed import World
+from data_pipeline.base.records import RecordWriter
+from data_pipeline.sources.readers.bad_records import DAMAGED, loss_text
+from llmscale.distributed.process_group import World
 from llmscale.train.callbacks import Callback, StepResult
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import logging
 import sys
 from typing import TYPE_CHECKING
 
-from data_pipeline.errors import UserError
+from data_pipeline.base.errors import UserError
 from llmscale.checkpoint.members import own_checkpoints
 from llmscale.config import RunConfig, identity, override_word
 from llmscale.train.callbacks import Callback, StepResult

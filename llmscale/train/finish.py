@@ -15,10 +15,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from data_pipeline.errors import UserError
-from data_pipeline.evaluation_set import heldout_documents, training_documents
-from data_pipeline.records import read_records
-from data_pipeline.terminal import for_stream
+from data_pipeline.base.errors import UserError
+from data_pipeline.base.records import read_records
+from data_pipeline.base.terminal import for_stream
+from data_pipeline.finite.heldout import heldout_documents, training_documents
 from llmscale.checkpoint.model import load_model
 from llmscale.evaluate.baselines import Baselines, unigram_bits_per_byte, xz_bits_per_byte
 from llmscale.generate import Generator, Settings, reading_of

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from data_pipeline.errors import UserError
+from data_pipeline.base.errors import UserError
 from data_pipeline.tokenizer.chat_files import carry_chat
 from llmscale.checkpoint.members import own_checkpoints, recorded_identity
 from llmscale.checkpoint.reader import Checkpoint

@@ -8,8 +8,8 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
+from llmscale.distributed.process_group import LostRankError, World, launcher_tells
 from llmscale.distributed.watch import Loss
-from llmscale.engine.distributed import LostRankError, World, launcher_tells
 from llmscale.train.run_directory import RunDirectory
 from llmscale.train.signals import PREEMPTED, PreemptionFlag
 

@@ -6,8 +6,8 @@ import hashlib
 import shutil
 from pathlib import Path
 
-from data_pipeline.disk import read_file, temporary_folder
-from data_pipeline.errors import UserError, writing
+from data_pipeline.base.durable import read_file, temporary_folder
+from data_pipeline.base.errors import UserError, writing
 from data_pipeline.tokenizer import load_tokenizer
 from data_pipeline.tokenizer.base import META_FILE
 from llmscale.checkpoint.manifest import TOKENIZER, FileEntry

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
-from data_pipeline.terminal import visible
+from data_pipeline.base.terminal import visible
 from llmscale.train.callbacks import StepResult
 
 

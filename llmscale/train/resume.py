@@ -9,15 +9,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from data_pipeline.cursor import require_form
+from data_pipeline.stream.cursor import require_form
 from llmscale.checkpoint import Checkpoint, CorruptCheckpoint
 from llmscale.checkpoint.members import Identity, why_stranger
 from llmscale.config import RunConfig, identity
-from llmscale.engine.distributed import broadcast_object, gather_objects
+from llmscale.distributed.agreement import on_rank_zero
+from llmscale.distributed.process_group import broadcast_object, gather_objects
 from llmscale.engine.engine import Engine
 from llmscale.engine.optimizers import adafactor
 from llmscale.parallel.shards import Shard
-from llmscale.train.agreement import on_rank_zero
 from llmscale.train.run_directory import RunDirectory
 
 

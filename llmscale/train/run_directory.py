@@ -17,9 +17,9 @@ from itertools import count, islice
 from pathlib import Path
 from typing import Any, Literal
 
-from data_pipeline.disk import parse_json, read_file, read_text, replace_file, unlinked
-from data_pipeline.errors import UserError
-from data_pipeline.records import Extent, extent_of, strict
+from data_pipeline.base.durable import parse_json, read_file, read_text, replace_file, unlinked
+from data_pipeline.base.errors import UserError
+from data_pipeline.base.records import Extent, extent_of, strict
 from llmscale.checkpoint import CorruptCheckpoint, find_checkpoints
 from llmscale.checkpoint.manifest import read_manifest
 from llmscale.checkpoint.members import Identity, identity_of, own_checkpoints, why_stranger

@@ -8,22 +8,31 @@ import sys
 
 import torch
 
-from data_pipeline.disk import unlinked
-from data_pipeline.errors import UserError, first_line
+from data_pipeline.base.durable import unlinked
+from data_pipeline.base.errors import UserError, first_line
+from data_pipeline.base.records import RecordWriter
+from data_pipeline.base.terminal import visible
 from data_pipeline.ledger import LedgerWriter
-from data_pipeline.records import RecordWriter
-from data_pipeline.terminal import visible
 from llmscale.checkpoint import CheckpointError
 from llmscale.config import RunConfig, flatten
+from llmscale.distributed.agreement import on_rank_zero
+from llmscale.distributed.process_group import (
+    LostRankError,
+    World,
+    join,
+    leave,
+    named_losses,
+    on_stuck,
+    read_world,
+    refuse,
+)
 from llmscale.engine.allocator import keep_large_blocks
-from llmscale.engine.distributed import LostRankError, World, join, leave, named_losses, on_stuck, read_world, refuse
 from llmscale.engine.engine import accumulation
 from llmscale.engine.pipeline import make_engine
-from llmscale.legality import require_legal
+from llmscale.layout import require_legal
 from llmscale.objectives import build_loss
 from llmscale.parallel.grid import AXES, RankGrid
 from llmscale.train import build
-from llmscale.train.agreement import on_rank_zero
 from llmscale.train.callbacks import Checkpointer, Evaluator, MetricsLogger
 from llmscale.train.data_report import DataReporter
 from llmscale.train.divergence import DivergedError, DivergenceWatch

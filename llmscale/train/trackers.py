@@ -15,8 +15,8 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from data_pipeline.disk import parse_json, read_file
-from data_pipeline.errors import UserError
+from data_pipeline.base.durable import parse_json, read_file
+from data_pipeline.base.errors import UserError
 from llmscale.config import RunConfig
 from llmscale.train.run_directory import RunDirectory, write_json
 

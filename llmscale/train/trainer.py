@@ -5,16 +5,16 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from data_pipeline.base.errors import UserError
 from data_pipeline.batch import Batch
-from data_pipeline.cursor import merge_cursors
-from data_pipeline.errors import UserError
-from data_pipeline.evaluation_set import EvaluationSet
+from data_pipeline.finite.heldout import EvaluationSet
 from data_pipeline.ledger import LedgerWriter
 from data_pipeline.loader import TrainLoader
+from data_pipeline.stream.cursor import merge_cursors
 from data_pipeline.tokenizer import Tokenizer
 from llmscale.checkpoint.writer import CheckpointWriter
 from llmscale.config import RunConfig, identity
-from llmscale.engine.distributed import World, all_reduce_sum, all_reduce_wrapping, gather_objects
+from llmscale.distributed.process_group import World, all_reduce_sum, all_reduce_wrapping, gather_objects
 from llmscale.engine.engine import Engine, accumulation
 from llmscale.evaluate.heldout import evaluate
 from llmscale.objectives import Loss

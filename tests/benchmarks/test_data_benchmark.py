@@ -18,7 +18,7 @@ from benchmarks.data_contenders import BLOCK_BYTES, CONTENDERS, FASTEST, build, 
 from benchmarks.data_processes import RESUMES, quickstart_shares, run_alone
 from benchmarks.data_setup import OBJECTIVES, Setup, prepare_setup, texts_of, transformers_tokenizer, write_indexed
 from benchmarks.harness import Sample
-from data_pipeline.records import RecordWriter
+from data_pipeline.base.records import RecordWriter
 from data_pipeline.tokenizer import load_tokenizer
 
 OPTIONS = Options(repeats=2, streaming_python=sys.executable, quickstart=None, quickstart_steps=0)

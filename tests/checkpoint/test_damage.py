@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.errors import UserError
+from data_pipeline.base.errors import UserError
 from llmscale.checkpoint import Checkpoint, CorruptCheckpoint, find_checkpoints, newest_intact
 from llmscale.checkpoint.commands import show, verify
 from llmscale.checkpoint.manifest import FORMAT_VERSION, encode

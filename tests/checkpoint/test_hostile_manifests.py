@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from data_pipeline.errors import UserError
+from data_pipeline.base.errors import UserError
 from llmscale.checkpoint import Checkpoint, CorruptCheckpoint, newest_intact
 from llmscale.checkpoint.commands import show
 from llmscale.checkpoint.manifest import _digest

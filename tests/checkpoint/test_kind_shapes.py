@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from data_pipeline.errors import UserError
+from data_pipeline.base.errors import UserError
 from llmscale.checkpoint import Checkpoint, CheckpointError, Fragment, newest_intact
 from llmscale.checkpoint.commands import show
 from llmscale.checkpoint.commit import merge_tensors

@@ -12,7 +12,7 @@ import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.errors import UserError
+from data_pipeline.base.errors import UserError
 from llmscale.checkpoint import Checkpoint, CheckpointError, CorruptCheckpoint, Fragment, Piece
 from llmscale.checkpoint.manifest import MANIFEST, Manifest, TensorEntry, encode
 from llmscale.checkpoint.writer import CheckpointWriter

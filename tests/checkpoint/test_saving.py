@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from data_pipeline.errors import UserError
+from data_pipeline.base.errors import UserError
 from llmscale.checkpoint import Checkpoint, CheckpointError, Fragment, Retention, clean, find_checkpoints, newest_intact
 from llmscale.checkpoint.writer import CheckpointWriter
 from tests.checkpoint.cases import assert_holds, content, fragments, save, save_one_rank, saved, trace_operations

@@ -1,4 +1,4 @@
-"""The rules of layouts stated a second time, by dealing out what ranks share, without a line of llmscale.legality."""
+"""The rules of layouts stated a second time, by dealing out what ranks share, without a line of llmscale.layout."""
 
 import itertools
 from collections import Counter
@@ -93,7 +93,7 @@ MODELS = {
     "finite": Model((*BASE, "data.order=permutation", "data.lanes=7"), shares=(48,)),
 }
 
-# What is refused until a test proves it, by row of llmscale.legality.rules.UNPROVEN.
+# What is refused until a test proves it, by row of llmscale.layout.rules.UNPROVEN.
 NOT_PROVEN: dict[tuple[str, ...], Callable[[Model, L], bool]] = {
     ("tensor", "whole_tensors"): lambda model, at: at.tensor > 1 and model.optimizer in ("muon", "adafactor"),
     ("expert", "whole_tensors"): lambda model, at: at.expert > 1 and model.optimizer in ("muon", "adafactor"),

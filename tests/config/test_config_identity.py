@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from data_pipeline.errors import UserError
+from data_pipeline.base.errors import UserError
 from llmscale.config import RunConfig, identity, identity_digest, known_keys, parse_config, require_same_identity
 
 SOURCE = {"kind": "text", "paths": ["a.txt"]}

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from data_pipeline.errors import UserError
+from data_pipeline.base.errors import UserError
 from llmscale.config import dump_config, known_keys, load_config, parse_config
 
 

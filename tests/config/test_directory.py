@@ -5,7 +5,7 @@ import subprocess
 import pytest
 import yaml
 
-from data_pipeline.errors import UserError
+from data_pipeline.base.errors import UserError
 from llmscale.config import override_word, parse_config, resolve_directory
 
 SOURCES = {"sources": [{"paths": ["x"]}]}

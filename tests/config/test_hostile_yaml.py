@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.errors import UserError
+from data_pipeline.base.errors import UserError
 from launcher.accelerate import launch_accelerate
 from llmscale.config import load_config
 from llmscale.config.yaml_files import load_yaml

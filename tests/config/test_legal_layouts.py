@@ -11,7 +11,7 @@ import pytest
 
 from llmscale.config import RunConfig, load_config, parse_config
 from llmscale.config.system import EngineConfig, ParallelConfig
-from llmscale.legality import Layout, Problem, layout_of, legal_layouts, problem, rules, with_layout
+from llmscale.layout import Layout, Problem, layout_of, legal_layouts, problem, rules, with_layout
 from tests.config.layout_rules import MODELS, NOT_PROVEN, L, Model, changed, is_legal, layouts_within
 from tests.test_configs import ROOT
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
-from data_pipeline.errors import UserError
+from data_pipeline.base.errors import UserError
 from llmscale.config import RunConfig, parse_config
-from llmscale.legality import data_parallel_size, require_legal
+from llmscale.layout import data_parallel_size, require_legal
 from llmscale.train.check import checked_config
 
 

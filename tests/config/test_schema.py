@@ -11,7 +11,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from data_pipeline.errors import UserError
+from data_pipeline.base.errors import UserError
 from llmscale.cli import cli
 from llmscale.config import RunConfig, dump_config, known_keys, load_config, parse_config
 

@@ -14,8 +14,8 @@ import pyarrow
 import pyarrow.parquet
 import zstandard
 
-from data_pipeline.indexed.materialise import materialise
-from data_pipeline.sources import Document
+from data_pipeline.document import Document
+from data_pipeline.finite.cache import materialise
 from data_pipeline.tokenizer import BytesTokenizer
 
 FILES = 120

@@ -11,9 +11,9 @@ from typing import Any
 import pyarrow
 import pytest
 
+from data_pipeline.base.errors import UserError
 from data_pipeline.config import SourceConfig
-from data_pipeline.errors import UserError
-from data_pipeline.sources import Corpus
+from data_pipeline.sources.corpus import Corpus
 
 # polars.DataFrame({"text": ["a", "b"]}).write_ipc(path), Polars 2.1; compressed by zlib.
 TWO_TEXTS = (

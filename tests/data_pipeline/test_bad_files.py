@@ -17,7 +17,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from data_pipeline.errors import UserError
+from data_pipeline.base.errors import UserError
 from tests.data_pipeline.corpora import texts
 from tests.data_pipeline.test_bad_records import GOOD, JSONL, corpus, read, write_table
 

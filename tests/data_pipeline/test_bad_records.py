@@ -15,15 +15,15 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
+from data_pipeline.base.errors import UserError
 from data_pipeline.config import SourceConfig
-from data_pipeline.errors import UserError
 from data_pipeline.loader import TrainLoader
-from data_pipeline.objective_config import CausalObjective
-from data_pipeline.readers.bad_records import NOTED
+from data_pipeline.objectives.config import CausalObjective
+from data_pipeline.open_samples import open_samples
 from data_pipeline.samples import Met
-from data_pipeline.sources import Corpus
+from data_pipeline.sources.corpus import Corpus
+from data_pipeline.sources.readers.bad_records import NOTED
 from data_pipeline.tokenizer import BytesTokenizer
-from data_pipeline.training_samples import open_samples
 from tests.data_pipeline.corpora import bytes_tokenizer, config, texts
 
 GOOD = '{"text": "good", "aim": "a"}'
@@ -390,7 +390,7 @@ def test_more_bad_records_than_are_noted_are_counted(tmp_path: Path, workers: in
 def test_blank_lines_are_counted_wherever_blocks_end(
     tmp_path: Path, name: str, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("data_pipeline.readers.separated.BLOCK_BYTES", block)
+    monkeypatch.setattr("data_pipeline.sources.readers.separated.BLOCK_BYTES", block)
     kinds = [GOOD, "", " ", GOOD, "", "", GOOD, GOOD + "\r", "\r", ""]
     data = b"\xef\xbb\xbf" + "\n".join(kinds * 5).encode()
     (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)

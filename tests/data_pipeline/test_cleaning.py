@@ -19,14 +19,15 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
+from data_pipeline.base.errors import UserError
 from data_pipeline.cleaning.config import CleaningStep
 from data_pipeline.cleaning.html import looks_like_html
 from data_pipeline.cleaning.pipeline import build_cleaner
 from data_pipeline.config import DataConfig
-from data_pipeline.errors import UserError
-from data_pipeline.evaluation_set import build_evaluation_set, heldout_documents, training_documents
-from data_pipeline.readers import Span
-from data_pipeline.sources import Corpus, Document
+from data_pipeline.document import Document
+from data_pipeline.finite.heldout import build_evaluation_set, heldout_documents, training_documents
+from data_pipeline.sources.corpus import Corpus
+from data_pipeline.sources.readers import Span
 from data_pipeline.tokenizer import load_tokenizer
 from tests.data_pipeline.corpora import WRITERS, bytes_tokenizer, config, texts, write_jsonl
 

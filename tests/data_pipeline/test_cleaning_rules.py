@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_pipeline.base.errors import UserError
 from data_pipeline.cleaning.config import GopherQualityStep, LanguageStep, LengthStep, RepetitionStep
 from data_pipeline.cleaning.filters import reject_language, reject_length, reject_low_quality
 from data_pipeline.cleaning.repetition import duplicate_fractions, reject_repetition, repeated_ngrams
 from data_pipeline.cleaning.text import is_chinese, split_lines, split_paragraphs, split_words
-from data_pipeline.errors import UserError
 
 ENGLISH = """The lighthouse keeper climbed two hundred steps every evening to light the lamp.
 From the gallery he could see fishing boats that were coming home with their catch.

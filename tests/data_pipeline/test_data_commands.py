@@ -15,9 +15,9 @@ import yaml
 from click.testing import CliRunner, Result
 
 from data_pipeline.config import DataConfig
-from data_pipeline.sources import Corpus
-from data_pipeline.statistics import sample_documents
+from data_pipeline.sources.corpus import Corpus
 from data_pipeline.tokenizer import load_tokenizer, prepare_tokenizer
+from data_pipeline.tokenizer.statistics import sample_documents
 from llmscale.cli import cli
 from llmscale.config import load_config
 from llmscale.data_commands.tokenizer import split

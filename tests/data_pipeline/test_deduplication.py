@@ -15,9 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from data_pipeline.cleaning import deduplication
+from data_pipeline.base.errors import UserError
 from data_pipeline.cleaning.config import DeduplicationConfig
-from data_pipeline.cleaning.deduplication import (
+from data_pipeline.document import Document
+from data_pipeline.finite.format import IndexedDataset
+from data_pipeline.prepare import deduplication
+from data_pipeline.prepare.deduplication import (
     DUPLICATES,
     Signer,
     find_duplicates,
@@ -26,10 +29,8 @@ from data_pipeline.cleaning.deduplication import (
     signature_type,
     without_duplicates,
 )
-from data_pipeline.errors import UserError
-from data_pipeline.indexed.format import IndexedDataset
-from data_pipeline.indexed.prepare import prepare
-from data_pipeline.sources import Corpus, Document
+from data_pipeline.prepare.prepare import prepare
+from data_pipeline.sources.corpus import Corpus
 from tests.data_pipeline.corpora import config, write_jsonl
 
 EXACT = DeduplicationConfig()

@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_pipeline.base.errors import UserError
 from data_pipeline.config import SourceConfig
-from data_pipeline.errors import UserError
-from data_pipeline.sources import Corpus
+from data_pipeline.sources.corpus import Corpus
 from llmscale.config import identity, parse_config, require_same_identity
 
 

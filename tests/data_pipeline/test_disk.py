@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.disk import read_file, replace_file, temporary_folder, unlinked
-from data_pipeline.records import RecordWriter, read_records
-from data_pipeline.terminal import for_stream, visible
+from data_pipeline.base.durable import read_file, replace_file, temporary_folder, unlinked
+from data_pipeline.base.records import RecordWriter, read_records
+from data_pipeline.base.terminal import for_stream, visible
 
 
 @pytest.mark.parametrize("umask", [0o002, 0o027, 0o077])

@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from data_pipeline.base.encodings import cuts_at_newlines, normal_name
+from data_pipeline.base.errors import UserError
 from data_pipeline.config import SourceConfig
-from data_pipeline.encodings import cuts_at_newlines, normal_name
-from data_pipeline.errors import UserError
+from data_pipeline.document import Document
 from data_pipeline.loader import TrainLoader
-from data_pipeline.sources import Corpus, Document
+from data_pipeline.sources.corpus import Corpus
 from llmscale.config import identity, parse_config
 from tests.data_pipeline.corpora import bytes_tokenizer, config
 
@@ -116,8 +117,8 @@ def test_small_blocks_and_compressed_files_are_read_alike(
     tmp_path: Path, kind: str, encoding: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in ("separated", "delimited"):
-        monkeypatch.setattr(f"data_pipeline.readers.{module}.BLOCK_BYTES", 61)
-    monkeypatch.setattr("data_pipeline.readers.storage._OUTPUT_BYTES", 13)
+        monkeypatch.setattr(f"data_pipeline.sources.readers.{module}.BLOCK_BYTES", 61)
+    monkeypatch.setattr("data_pipeline.sources.readers.storage._OUTPUT_BYTES", 13)
     source, expected = write(tmp_path / "a", kind, records(encoding), encoding)
     (tmp_path / "a.gz").write_bytes(gzip.compress((tmp_path / "a").read_bytes()))
     for name in ("a", "a.gz"):
@@ -202,7 +203,7 @@ DIALECTS: dict[str, dict[str, str]] = {
 def test_every_dialect_is_found_in_the_decoded_text(
     tmp_path: Path, name: str, encoding: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("data_pipeline.readers.delimited.BLOCK_BYTES", 61)
+    monkeypatch.setattr("data_pipeline.sources.readers.delimited.BLOCK_BYTES", 61)
     source = DIALECTS[name]
     quote, escape = source.get("quote", '"'), source.get("escape")
     form: dict[str, Any] = {

@@ -8,13 +8,13 @@ import pytest
 import tokenizers
 import torch
 
+from data_pipeline.base.errors import UserError
 from data_pipeline.batch import Batch
-from data_pipeline.errors import UserError
-from data_pipeline.evaluation_set import build_evaluation_set, heldout_documents, training_documents
-from data_pipeline.indexed.materialise import materialise
-from data_pipeline.objective_config import CausalObjective, MaskedObjective, PairsObjective
+from data_pipeline.finite.cache import materialise
+from data_pipeline.finite.heldout import build_evaluation_set, heldout_documents, training_documents
+from data_pipeline.objectives.config import CausalObjective, MaskedObjective, PairsObjective
 from data_pipeline.objectives.masked import Masked
-from data_pipeline.sources import Corpus
+from data_pipeline.sources.corpus import Corpus
 from data_pipeline.tokenizer import BytesTokenizer, prepare_tokenizer
 from tests.data_pipeline.corpora import bytes_tokenizer, config, texts, write_files, write_jsonl, write_lines
 from tests.data_pipeline.source_writers import target_of, write
@@ -134,7 +134,7 @@ def test_it_is_written_once_and_mapped(tmp_path: Path, monkeypatch: pytest.Monke
     data = config(write_files(tmp_path / "a", texts(60)), holdout=0.3)
     tokenizer = bytes_tokenizer(tmp_path)
     first = build_evaluation_set(data, tokenizer, tmp_path / "cache")
-    monkeypatch.setattr("data_pipeline.evaluation_set._write", lambda *_: pytest.fail("written again"))
+    monkeypatch.setattr("data_pipeline.finite.heldout._write", lambda *_: pytest.fail("written again"))
     again = build_evaluation_set(data.model_copy(update={"sequence_length": 16}), tokenizer, tmp_path / "cache")
     assert targets(again.batch(range(len(again)))) == targets(first.batch(range(len(first))))
     monkeypatch.undo()

@@ -14,15 +14,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_pipeline.base.errors import UserError
 from data_pipeline.config import SourceConfig
-from data_pipeline.errors import UserError
-from data_pipeline.evaluation_set import build_evaluation_set
+from data_pipeline.finite.heldout import build_evaluation_set
 from data_pipeline.loader import TrainLoader
-from data_pipeline.objective_config import CausalObjective, PairsObjective
-from data_pipeline.samples import StreamSamples
-from data_pipeline.sources import Corpus
+from data_pipeline.objectives.config import CausalObjective, PairsObjective
+from data_pipeline.open_samples import open_samples
+from data_pipeline.sources.corpus import Corpus
+from data_pipeline.stream.samples import StreamSamples
 from data_pipeline.tokenizer import load_tokenizer
-from data_pipeline.training_samples import open_samples
 from tests.data_pipeline.corpora import bytes_tokenizer, config, texts
 
 # As in Alpaca's data, of which a third has no input.

@@ -19,15 +19,15 @@ import pytest
 import safetensors.numpy
 import zstandard
 
+from data_pipeline.base.encodings import guess
+from data_pipeline.base.errors import UserError
 from data_pipeline.config import SourceConfig, TokenizerConfig
-from data_pipeline.encodings import guess
-from data_pipeline.errors import UserError
-from data_pipeline.indexed.format import IndexedDataset
-from data_pipeline.indexed.writer import IndexedWriter
-from data_pipeline.sources import Corpus
+from data_pipeline.finite.format import IndexedDataset
+from data_pipeline.finite.writer import IndexedWriter
+from data_pipeline.sources.corpus import Corpus
 from data_pipeline.tokenizer.store import open_tokenizer
-from llmscale.exchange.files import read_json
-from llmscale.exchange.tensors import TensorFolder
+from llmscale.hugging_face.files import read_json
+from llmscale.hugging_face.tensors import TensorFolder
 from tests.data_pipeline.source_writers import WRITERS
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"ab" * 32 + b"\nsize 9\n"

@@ -21,9 +21,9 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
+from data_pipeline.base.errors import UserError
 from data_pipeline.config import SourceConfig
-from data_pipeline.errors import UserError
-from data_pipeline.sources import Corpus
+from data_pipeline.sources.corpus import Corpus
 from tests.data_pipeline.test_source_kinds import CASES
 
 SECONDS = 60

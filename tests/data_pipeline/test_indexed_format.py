@@ -11,9 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.errors import UserError
-from data_pipeline.indexed.format import BLOCK, IndexedDataset, token_dtype
-from data_pipeline.indexed.writer import IndexedWriter
+from data_pipeline.base.errors import UserError
+from data_pipeline.finite.format import BLOCK, IndexedDataset, token_dtype
+from data_pipeline.finite.writer import IndexedWriter
 
 CODES = {
     "uint8": (1, "B"),

@@ -9,7 +9,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from data_pipeline.indexed.permutation import LARGEST, Permutation
+from data_pipeline.finite.permutation import LARGEST, Permutation
 
 
 def test_every_place_once_for_every_small_size() -> None:

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.errors import UserError
-from data_pipeline.indexed.shards import Shards
-from data_pipeline.indexed.views import Chunks, Examples, Windows
-from data_pipeline.indexed.writer import IndexedWriter
+from data_pipeline.base.errors import UserError
+from data_pipeline.finite.shards import Shards
+from data_pipeline.finite.views import Chunks, Examples, Windows
+from data_pipeline.finite.writer import IndexedWriter
 
 FILL = -7
 

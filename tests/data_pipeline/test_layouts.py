@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from data_pipeline.config import DataConfig
-from data_pipeline.cursor import merge_cursors
 from data_pipeline.loader import TrainLoader
-from data_pipeline.objective_config import (
+from data_pipeline.objectives import required_roles
+from data_pipeline.objectives.config import (
     CausalObjective,
     DenoisingObjective,
     MaskedObjective,
@@ -24,7 +24,7 @@ from data_pipeline.objective_config import (
     PairsObjective,
     PrefixObjective,
 )
-from data_pipeline.objectives import required_roles
+from data_pipeline.stream.cursor import merge_cursors
 from data_pipeline.tokenizer import prepare_tokenizer
 from tests.data_pipeline.corpora import texts
 from tests.data_pipeline.source_writers import WITHOUT_TARGETS, WRITERS, write

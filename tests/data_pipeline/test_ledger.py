@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data_pipeline.base.errors import UserError
+from data_pipeline.base.records import read_records
 from data_pipeline.config import DataConfig
-from data_pipeline.errors import UserError
-from data_pipeline.indexed.prepare import prepare
-from data_pipeline.indexed.writer import IndexedWriter
-from data_pipeline.lanes import Lanes
+from data_pipeline.finite.writer import IndexedWriter
 from data_pipeline.ledger import LedgerWriter, first_difference, replay
 from data_pipeline.loader import TrainLoader
-from data_pipeline.records import read_records
+from data_pipeline.prepare.prepare import prepare
+from data_pipeline.stream.lanes import Lanes
 from tests.data_pipeline.corpora import bytes_tokenizer, config, texts, write_jsonl
 
 BATCH = 8

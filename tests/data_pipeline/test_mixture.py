@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_pipeline.base.errors import UserError
 from data_pipeline.config import DataConfig
-from data_pipeline.errors import UserError
-from data_pipeline.mixture import Mixture
+from data_pipeline.stream.mixture import Mixture
 
 
 def mixture(

@@ -10,12 +10,12 @@ from typing import Any
 import fsspec
 import pytest
 
+from data_pipeline.base.errors import UserError
 from data_pipeline.config import SourceConfig, TokenizerConfig
-from data_pipeline.errors import UserError
-from data_pipeline.evaluation_set import build_evaluation_set
-from data_pipeline.sources import Corpus
+from data_pipeline.finite.heldout import build_evaluation_set
+from data_pipeline.finite.prefixes import prepared_prefixes
+from data_pipeline.sources.corpus import Corpus
 from data_pipeline.tokenizer import BytesTokenizer, prepare_tokenizer
-from data_pipeline.training_samples import prepared_prefixes
 from tests.data_pipeline import source_writers
 from tests.data_pipeline.corpora import config, texts
 

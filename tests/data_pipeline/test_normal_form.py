@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.normal_form import LONG_RUN, Form, holds_long_run, normalize
+from data_pipeline.base.unicode import LONG_RUN, Form, holds_long_run, normalize
 
 MARKS = [chr(point) for point in range(0x10000) if unicodedata.combining(chr(point))]
 # With characters that become marks, or letters and marks.

@@ -17,16 +17,16 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 
+from data_pipeline.base.errors import UserError
 from data_pipeline.cleaning.config import LengthStep
 from data_pipeline.config import SourceConfig
-from data_pipeline.errors import UserError
-from data_pipeline.indexed.format import IndexedDataset
-from data_pipeline.indexed.writer import IndexedWriter
-from data_pipeline.objective_config import CausalObjective
-from data_pipeline.readers.storage import PlainBytes
-from data_pipeline.sources import Corpus
+from data_pipeline.finite.format import IndexedDataset
+from data_pipeline.finite.writer import IndexedWriter
+from data_pipeline.objectives.config import CausalObjective
+from data_pipeline.open_samples import open_samples
+from data_pipeline.sources.corpus import Corpus
+from data_pipeline.sources.readers.storage import PlainBytes
 from data_pipeline.tokenizer import BytesTokenizer
-from data_pipeline.training_samples import open_samples
 from llmscale.cli import cli
 from tests.data_pipeline.corpora import config
 
@@ -84,7 +84,7 @@ def test_an_array_is_no_json_lines_however_it_is_written(tmp_path: Path, name: s
 def test_an_array_is_found_behind_any_buffer_and_a_long_record_is_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("data_pipeline.readers.json_layout.HEAD_BYTES", 64)
+    monkeypatch.setattr("data_pipeline.sources.readers.json_layout.HEAD_BYTES", 64)
     path = tmp_path / "a.jsonl"
     for size in (*range(50, 80), 127, 128, 129, 1000):
         array = json.dumps(["x" * size])
@@ -280,7 +280,7 @@ def test_prepare_names_a_source_of_which_looking_found_nothing_wrong(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where more is read in vain than at the start, all of it is known in the end."""
-    monkeypatch.setattr("data_pipeline.sources.PROBED_BLOCKS", 2)
+    monkeypatch.setattr("data_pipeline.sources.corpus.PROBED_BLOCKS", 2)
     (tmp_path / "a.jsonl").write_text((json.dumps({"text": None, "more": "x" * 999}) + "\n") * 400)
     (tmp_path / "b.jsonl").write_text("\n".join(LINES))
     sources = [{"kind": "jsonl", "paths": [f"{tmp_path}/{name}.jsonl"]} for name in "ba"]

@@ -14,13 +14,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_pipeline.base.errors import UserError
+from data_pipeline.base.random import choose, uniforms
 from data_pipeline.batch import make_batch
-from data_pipeline.counter_random import choose, uniforms
-from data_pipeline.errors import UserError
-from data_pipeline.indexed.shards import Shards
-from data_pipeline.indexed.writer import IndexedWriter
-from data_pipeline.indexed_samples import make_view
-from data_pipeline.objective_config import (
+from data_pipeline.finite.samples import make_view
+from data_pipeline.finite.shards import Shards
+from data_pipeline.finite.writer import IndexedWriter
+from data_pipeline.objectives import Objective, build_objective, required_roles
+from data_pipeline.objectives.config import (
     CausalObjective,
     DenoisingObjective,
     MaskedObjective,
@@ -28,10 +29,9 @@ from data_pipeline.objective_config import (
     PairsObjective,
     PrefixObjective,
 )
-from data_pipeline.objectives import Objective, build_objective, required_roles
-from data_pipeline.packing import Piece, Sample
+from data_pipeline.objectives.packing import Piece, Sample
+from data_pipeline.open_samples import open_samples
 from data_pipeline.tokenizer import prepare_tokenizer
-from data_pipeline.training_samples import open_samples
 from tests.data_pipeline.corpora import config, texts, write_jsonl
 
 EOS = 2

@@ -6,7 +6,14 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.packing import Packer, PairPacker, Place, SentencePairPacker, TokenizedDocument, WindowPacker
+from data_pipeline.objectives.packing import (
+    Packer,
+    PairPacker,
+    Place,
+    SentencePairPacker,
+    TokenizedDocument,
+    WindowPacker,
+)
 
 EOS = 2
 LENGTHS = st.lists(st.integers(0, 23), min_size=2, max_size=12).filter(lambda lengths: sum(n > 0 for n in lengths) > 1)

@@ -14,14 +14,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from data_pipeline.base.errors import UserError
 from data_pipeline.config import DataConfig
-from data_pipeline.errors import UserError
-from data_pipeline.indexed.format import IndexedDataset
-from data_pipeline.indexed.materialise import materialise
-from data_pipeline.indexed.prepare import Outcome, Watcher, prepare
-from data_pipeline.indexed.shards import Shards
-from data_pipeline.indexed.views import Examples
-from data_pipeline.sources import Corpus, Document
+from data_pipeline.document import Document
+from data_pipeline.finite.cache import materialise
+from data_pipeline.finite.format import IndexedDataset
+from data_pipeline.finite.shards import Shards
+from data_pipeline.finite.views import Examples
+from data_pipeline.prepare.prepare import Outcome, Watcher, prepare
+from data_pipeline.sources.corpus import Corpus
 from data_pipeline.tokenizer import BytesTokenizer, load_tokenizer
 from tests.data_pipeline.corpora import WRITERS, config, texts, write_jsonl, write_parquet
 
@@ -91,7 +92,7 @@ def test_processes_ranks_and_the_size_of_parts_change_no_byte(tmp_path: Path) ->
 SCRIPT = """
 import json, sys
 from data_pipeline.config import DataConfig
-from data_pipeline.indexed.prepare import prepare
+from data_pipeline.prepare.prepare import prepare
 settings, out, options = json.load(open(sys.argv[1])), sys.argv[2], json.loads(sys.argv[3])
 prepare(DataConfig.model_validate(settings), out, **options)
 """

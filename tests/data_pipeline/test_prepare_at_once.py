@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from data_pipeline.indexed import workers
-from data_pipeline.indexed.prepare import Watcher
+from data_pipeline.prepare import workers
+from data_pipeline.prepare.prepare import Watcher
 from tests.data_pipeline.corpora import config, texts, write_jsonl
 from tests.data_pipeline.test_prepare import files_of, run, start
 

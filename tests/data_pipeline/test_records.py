@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.records import RecordWriter, read_records
+from data_pipeline.base.records import RecordWriter, read_records
 
 
 def write(path: Path, attempt: int, *steps: int) -> None:

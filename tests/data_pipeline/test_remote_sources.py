@@ -9,11 +9,11 @@ from typing import Any
 import fsspec
 import pytest
 
+from data_pipeline.base.errors import UserError
 from data_pipeline.config import SourceConfig
-from data_pipeline.cursor import merge_cursors
-from data_pipeline.errors import UserError
 from data_pipeline.loader import TrainLoader
-from data_pipeline.sources import Corpus
+from data_pipeline.sources.corpus import Corpus
+from data_pipeline.stream.cursor import merge_cursors
 from tests.data_pipeline.corpora import bytes_tokenizer, config, texts, write_jsonl
 from tests.data_pipeline.test_source_kinds import CASES, pairs, read_span
 

@@ -18,10 +18,11 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_pipeline.base.errors import UserError
 from data_pipeline.config import SourceConfig
-from data_pipeline.errors import UserError
-from data_pipeline.readers import Span
-from data_pipeline.sources import Corpus, Document
+from data_pipeline.document import Document
+from data_pipeline.sources.corpus import Corpus
+from data_pipeline.sources.readers import Span
 from tests.data_pipeline.corpora import texts
 
 
@@ -229,7 +230,7 @@ def test_reading_starts_at_the_first_record_from_any_position_on(tmp_path: Path,
 @pytest.mark.parametrize("name", CASES)
 def test_another_process_goes_on_at_any_block(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("separated", "delimited", "tables"):
-        monkeypatch.setattr(f"data_pipeline.readers.{module}.BLOCK_BYTES", 400)
+        monkeypatch.setattr(f"data_pipeline.sources.readers.{module}.BLOCK_BYTES", 400)
     case = CASES[name](tmp_path)
     found = corpus(tmp_path, case.source, span_bytes=5000)
     read: list[Document] = []

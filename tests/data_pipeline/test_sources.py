@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from data_pipeline.base.errors import UserError
 from data_pipeline.config import SourceConfig
-from data_pipeline.cursor import merge_cursors
-from data_pipeline.errors import UserError
 from data_pipeline.loader import TrainLoader
-from data_pipeline.sources import Corpus
+from data_pipeline.sources.corpus import Corpus
+from data_pipeline.stream.cursor import merge_cursors
 from tests.data_pipeline.corpora import (
     WRITERS,
     bytes_tokenizer,

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 
 from data_pipeline.config import DataConfig
-from data_pipeline.cursor import merge_cursors
-from data_pipeline.evaluation_set import build_evaluation_set, heldout_documents, training_documents
+from data_pipeline.finite.heldout import build_evaluation_set, heldout_documents, training_documents
 from data_pipeline.loader import TrainLoader
+from data_pipeline.stream.cursor import merge_cursors
 from data_pipeline.tokenizer import prepare_tokenizer
 
 

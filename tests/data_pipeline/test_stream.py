@@ -12,12 +12,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from data_pipeline.base.errors import UserError
 from data_pipeline.config import DataConfig
-from data_pipeline.cursor import merge_cursors
-from data_pipeline.errors import UserError
 from data_pipeline.loader import TrainLoader
-from data_pipeline.objective_config import CausalObjective
-from data_pipeline.sources import Corpus
+from data_pipeline.objectives.config import CausalObjective
+from data_pipeline.sources.corpus import Corpus
+from data_pipeline.stream.cursor import merge_cursors
 from tests.data_pipeline.corpora import (
     WRITERS,
     bytes_tokenizer,
@@ -190,7 +190,7 @@ def test_a_resume_reads_no_more_after_many_samples(tmp_path: Path, monkeypatch: 
 
 
 def test_lanes_hold_about_the_same_bytes(stream: Stream) -> None:
-    from data_pipeline.lanes import deal_spans
+    from data_pipeline.stream.lanes import deal_spans
 
     spans = Corpus.training(stream.data.model_copy(update={"span_bytes": 50})).side(held_out=False)
     dealt = deal_spans(spans, 12, SEED)

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipeline.errors import UserError
-from data_pipeline.objective_config import CausalObjective
-from data_pipeline.sources import Corpus, survey_sources
+from data_pipeline.base.errors import UserError
+from data_pipeline.objectives.config import CausalObjective
+from data_pipeline.open_samples import open_samples
+from data_pipeline.sources.corpus import Corpus, survey_sources
 from data_pipeline.tokenizer import load_tokenizer
-from data_pipeline.training_samples import open_samples
 from tests.data_pipeline.corpora import bytes_tokenizer, config, texts, write_jsonl, write_lines
 from tests.data_pipeline.test_source_kinds import CASES, Case, pairs
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_pipeline.base.errors import UserError
 from data_pipeline.config import DataConfig
-from data_pipeline.errors import UserError
-from data_pipeline.sources import Corpus
+from data_pipeline.sources.corpus import Corpus
 from data_pipeline.tokenizer import BytesTokenizer, Tokenizer, load_tokenizer, prepare_tokenizer
 from data_pipeline.tokenizer.training import sample_text
 from tests.data_pipeline.corpora import WRITERS, config, texts, write_files, write_jsonl

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from data_pipeline.base.errors import UserError
 from data_pipeline.config import TokenizerConfig
-from data_pipeline.errors import UserError
 from data_pipeline.tokenizer import load_tokenizer, prepare_tokenizer
 from tests.data_pipeline.corpora import config, texts, write_files
 from tests.data_pipeline.vocabularies import bert_file, gpt2_files, t5_file, tokenizer_json

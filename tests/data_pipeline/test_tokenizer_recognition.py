@@ -12,9 +12,9 @@ import pytest
 import tokenizers
 from tiktoken.load import load_tiktoken_bpe
 
-from data_pipeline.errors import UserError
+from data_pipeline.base.errors import UserError
 from data_pipeline.tokenizer import prepare_tokenizer
-from llmscale.exchange.tokenizers import import_tokenizer
+from llmscale.hugging_face.tokenizers import import_tokenizer
 from tests.data_pipeline.corpora import config
 from tests.data_pipeline.vocabularies import bert_file, gpt2_files, t5_file, tokenizer_json
 

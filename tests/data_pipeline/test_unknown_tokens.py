@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from pydantic import TypeAdapter
 
+from data_pipeline.base.errors import UserError
 from data_pipeline.config import SourceConfig
-from data_pipeline.errors import UserError
-from data_pipeline.evaluation_set import build_evaluation_set, heldout_documents
-from data_pipeline.objective_config import ObjectiveConfig
+from data_pipeline.finite.heldout import build_evaluation_set, heldout_documents
 from data_pipeline.objectives import required_roles
+from data_pipeline.objectives.config import ObjectiveConfig
+from data_pipeline.open_samples import open_samples
 from data_pipeline.tokenizer import BytesTokenizer, Tokenizer, load_tokenizer, prepare_tokenizer
-from data_pipeline.training_samples import open_samples
 from tests.data_pipeline.corpora import config
 
 # As the format has them, code by code.

@@ -15,10 +15,10 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.errors import UserError
-from data_pipeline.objective_config import MaskedObjective
+from data_pipeline.base.errors import UserError
 from data_pipeline.objectives import build_objective
-from data_pipeline.packing import Piece, Sample
+from data_pipeline.objectives.config import MaskedObjective
+from data_pipeline.objectives.packing import Piece, Sample
 from data_pipeline.tokenizer import BytesTokenizer, Tokenizer, load_tokenizer, prepare_tokenizer
 from data_pipeline.tokenizer.words import Words
 from tests.data_pipeline.corpora import config

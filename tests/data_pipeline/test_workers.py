@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from data_pipeline.base.errors import UserError
 from data_pipeline.config import DataConfig
-from data_pipeline.errors import UserError
 from data_pipeline.loader import TrainLoader
-from data_pipeline.objective_config import MaskedObjective
+from data_pipeline.objectives.config import MaskedObjective
 from data_pipeline.objectives.masked import Masked
 from data_pipeline.tokenizer import prepare_tokenizer
 from tests.data_pipeline.corpora import bytes_tokenizer, config, texts, write_files, write_jsonl, write_lines

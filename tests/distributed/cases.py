@@ -11,8 +11,8 @@ import torch
 import yaml
 
 from data_pipeline.batch import Batch
-from data_pipeline.cursor import LedgerSum
 from data_pipeline.loader import TrainLoader
+from data_pipeline.stream.cursor import LedgerSum
 from llmscale.config import RunConfig, parse_config
 from llmscale.parity.ranks import free_port
 from llmscale.train.signals import PreemptionFlag

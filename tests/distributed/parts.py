@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from data_pipeline.batch import Batch
 from llmscale.checkpoint.fragments import Fragment
 from llmscale.config import RunConfig
-from llmscale.engine.distributed import all_reduce_sum, gather_objects, join, leave, read_world
+from llmscale.distributed.process_group import all_reduce_sum, gather_objects, join, leave, read_world
 from llmscale.engine.engine import Engine, accumulation
 from llmscale.engine.schedule import learning_rate
 from llmscale.model import Dropout

@@ -8,7 +8,7 @@ from torch import nn
 
 from data_pipeline.batch import Batch
 from llmscale.config import RunConfig
-from llmscale.engine.distributed import all_reduce_sum, join, leave, read_world
+from llmscale.distributed.process_group import all_reduce_sum, join, leave, read_world
 from llmscale.engine.engine import Engine
 from llmscale.engine.optimizers import build_optimizer
 from llmscale.engine.schedule import learning_rate

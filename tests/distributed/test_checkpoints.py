@@ -9,7 +9,7 @@ import pytest
 
 from llmscale.checkpoint import newest_intact
 from llmscale.config import RunConfig
-from llmscale.engine.distributed import join, leave, read_world
+from llmscale.distributed.process_group import join, leave, read_world
 from llmscale.parity.layouts import parse_layout
 from llmscale.parity.ranks import run_ranks
 from llmscale.train.resume import restore

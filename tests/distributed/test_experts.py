@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from llmscale.engine.distributed import join, leave, read_world
+from llmscale.distributed.process_group import join, leave, read_world
 from llmscale.model.experts import Experts
 from llmscale.parallel import init
 from llmscale.parallel.grid import RankGrid

@@ -7,12 +7,12 @@ import socket
 import pytest
 import torch
 
-from data_pipeline.errors import UserError
+from data_pipeline.base.errors import UserError
 from llmscale.distributed.gpus import gpu_of, shared_gpu
 from llmscale.distributed.meeting import attend, lead
+from llmscale.distributed.process_group import _judge, read_world
 from llmscale.distributed.ranks import Place
-from llmscale.engine.distributed import _judge, read_world
-from llmscale.engine.shims import tell_device
+from llmscale.engine.deepspeed.shims import tell_device
 
 # Of 4 ranks on a node of 4 or 8 GPUs: what each sees, in the numbers of the machine.
 BINDINGS = {

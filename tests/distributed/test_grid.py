@@ -7,8 +7,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from data_pipeline.errors import UserError
-from llmscale.engine.distributed import join, leave, read_world
+from data_pipeline.base.errors import UserError
+from llmscale.distributed.process_group import join, leave, read_world
 from llmscale.parallel.grid import AXES, RankGrid
 from tests.ranks import run_ranks
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from llmscale.config import RunConfig
-from llmscale.engine.distributed import join, leave, read_world
+from llmscale.distributed.process_group import join, leave, read_world
 from llmscale.model import Transformer
 from llmscale.parallel import init
 from llmscale.parallel.grid import RankGrid

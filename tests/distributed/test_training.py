@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from data_pipeline.evaluation_set import build_evaluation_set
+from data_pipeline.finite.heldout import build_evaluation_set
 from llmscale.train.run_directory import RunDirectory
 from tests.distributed.cases import ONE_SAMPLE, WITHOUT_TARGETS, Case, case_config, run_cases, write_corpus
 from tests.train.runs import evaluations, ledger, metrics

@@ -11,7 +11,7 @@ from data_pipeline.batch import Batch
 from llmscale.checkpoint import newest_intact
 from llmscale.checkpoint.writer import CheckpointWriter
 from llmscale.config import RunConfig, parse_config
-from llmscale.engine.distributed import all_reduce_sum, gather_objects, join, leave, read_world
+from llmscale.distributed.process_group import all_reduce_sum, gather_objects, join, leave, read_world
 from llmscale.engine.engine import Engine, accumulation
 from llmscale.engine.optimizers import build_optimizer
 from llmscale.engine.pipeline import make_engine

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from llmscale.config import RunConfig
-from llmscale.engine.distributed import join, leave, read_world
+from llmscale.distributed.process_group import join, leave, read_world
 from tests.engine.cases import (
     STEPS,
     case_config,

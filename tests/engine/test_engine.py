@@ -8,7 +8,7 @@ import weakref
 import pytest
 
 from llmscale.config import RunConfig
-from llmscale.engine.distributed import join, leave, read_world
+from llmscale.distributed.process_group import join, leave, read_world
 from tests.engine.cases import STEPS, case_config, one_step, open_engine, plain_torch, train_on_rank
 from tests.ranks import run_ranks
 

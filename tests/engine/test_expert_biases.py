@@ -10,7 +10,7 @@ from transformers.optimization import Adafactor
 from llmscale.checkpoint import newest_intact
 from llmscale.checkpoint.fragments import Fragment
 from llmscale.checkpoint.writer import CheckpointWriter
-from llmscale.engine.distributed import gather_objects, join, leave, read_world
+from llmscale.distributed.process_group import gather_objects, join, leave, read_world
 from llmscale.engine.optimizers import build_optimizer
 from llmscale.train.resume import restore
 from tests.engine.cases import Named, build, case_config, one_step, open_engine

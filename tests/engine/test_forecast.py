@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from benchmarks.memory import FAMILIES, REPLICAS, VOCAB, config_of, measure_on_rank
-from llmscale import legality
+from llmscale import layout as layouts
 from llmscale.parity.ranks import run_ranks
 from llmscale.plan.layout import layout_of
 from llmscale.plan.memory import memory
@@ -23,7 +23,7 @@ def test_the_forecast_is_what_two_replicas_hold_at_most() -> None:
         config = config_of(family, stage, tensor, **SIZES)
         ranks = REPLICAS * tensor
         found = run_ranks(ranks, measure_on_rank, config)
-        layout = layout_of(config, legality.layout_of(config, ranks), config.train.micro_batch)
+        layout = layout_of(config, layouts.layout_of(config, ranks), config.train.micro_batch)
         expected = memory(config, Workload(VOCAB, SIZES["length"]), layout, "cpu")
         measured = max(each["settled"] + each["step"] for each in found)
         assert expected.total == pytest.approx(measured, rel=TOLERANCE), (family, stage, tensor, expected, found[0])

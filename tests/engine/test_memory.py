@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from benchmarks.memory import PARTS, all_tensor_bytes, before_update, peak_bytes, state_bytes
-from data_pipeline.errors import UserError
+from data_pipeline.base.errors import UserError
 from llmscale.checkpoint import newest_intact
 from llmscale.config import RunConfig
+from llmscale.distributed.process_group import World, join, leave, read_world
 from llmscale.engine import engine as engine_module
-from llmscale.engine.distributed import World, join, leave, read_world
 from llmscale.parallel.grid import RankGrid
 from llmscale.train.build import require_memory
 from llmscale.train.resume import restore

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from llmscale.engine.shims import sum_of_squares
+from llmscale.engine.deepspeed.shims import sum_of_squares
 
 
 @pytest.mark.parametrize("count", [1, 255, 256, 257, 3_000_001])

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from data_pipeline.errors import UserError
+from data_pipeline.base.errors import UserError
 from tests.engine.cases import case_config, plain_torch, resume_all_on_rank, save_all_on_rank, train_on_rank
 from tests.ranks import run_ranks
 

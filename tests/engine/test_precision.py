@@ -12,7 +12,7 @@ from torch import Tensor
 
 from llmscale.checkpoint.fragments import Fragment
 from llmscale.config import RunConfig
-from llmscale.engine.distributed import gather_objects, join, leave, read_world
+from llmscale.distributed.process_group import gather_objects, join, leave, read_world
 from llmscale.objectives import build_loss
 from llmscale.parity.job import assembled
 from tests.engine.cases import (

@@ -11,8 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from llmscale.config import RunConfig
+from llmscale.distributed.process_group import join, leave, read_world
 from llmscale.engine import engine as engine_module
-from llmscale.engine.distributed import join, leave, read_world
 from llmscale.engine.recompute import apply_recompute
 from llmscale.model import Dropout, Transformer
 from llmscale.parallel.init import build

@@ -11,8 +11,8 @@ import torch
 
 from llmscale.checkpoint import newest_intact
 from llmscale.config import RunConfig
+from llmscale.distributed.process_group import gather_objects, join, leave, read_world
 from llmscale.engine import engine as engine_module
-from llmscale.engine.distributed import gather_objects, join, leave, read_world
 from llmscale.engine.optimizers import Part
 from llmscale.engine.optimizers.adafactor import Adafactor
 from llmscale.engine.optimizers.muon import Muon

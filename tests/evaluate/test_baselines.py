@@ -10,7 +10,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from data_pipeline.errors import UserError
+from data_pipeline.base.errors import UserError
 from llmscale.evaluate import baselines
 from llmscale.evaluate.baselines import Baselines, unigram_bits_per_byte, xz_bits_per_byte
 

@@ -17,16 +17,16 @@ import torch.nn.functional as F
 from torch import nn
 
 from data_pipeline.config import DataConfig
-from data_pipeline.indexed.materialise import materialise
+from data_pipeline.document import Document
+from data_pipeline.finite.cache import materialise
 from data_pipeline.objectives import required_roles
-from data_pipeline.sources import Document
 from data_pipeline.tokenizer import load_tokenizer, prepare_tokenizer
 from llmscale.checkpoint.manifest import RunState
 from llmscale.checkpoint.model import load_model
 from llmscale.checkpoint.whole import write_whole
 from llmscale.config import identity, parse_config
-from llmscale.exchange.files import new_folder
-from llmscale.exchange.importing import import_directory
+from llmscale.hugging_face.files import new_folder
+from llmscale.hugging_face.importing import import_directory
 from tests.exchange.references import BYTES, reference, save
 from tests.exchange.test_bad_directories import command
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from llmscale.checkpoint.model import load_model
 from llmscale.config import ModelConfig
-from llmscale.exchange.classes import table_of
-from llmscale.exchange.importing import import_directory
-from llmscale.exchange.weights import plan, shapes_of
+from llmscale.hugging_face.classes import table_of
+from llmscale.hugging_face.importing import import_directory
+from llmscale.hugging_face.weights import plan, shapes_of
 from llmscale.model import Transformer
 
 VOCAB, CONTEXT, LAYERS, WIDTH = 300, 24, 3, 40

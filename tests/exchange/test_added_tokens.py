@@ -10,11 +10,11 @@ import pytest
 import sentencepiece
 import transformers
 
-from data_pipeline.errors import UserError
+from data_pipeline.base.errors import UserError
 from llmscale.checkpoint.model import load_model
-from llmscale.exchange.exporting import export_checkpoint
-from llmscale.exchange.importing import import_directory
 from llmscale.generate.template import Message, template_of
+from llmscale.hugging_face.exporting import export_checkpoint
+from llmscale.hugging_face.importing import import_directory
 from tests.exchange.conventions import edit, write_model
 
 START, END, TOOL = "<|im_start|>", "<|im_end|>", "<tool_call>"

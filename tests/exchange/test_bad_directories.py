@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from llmscale import cli
-from llmscale.exchange.importing import import_directory
+from llmscale.hugging_face.importing import import_directory
 from tests.exchange.references import BYTES, reference, save
 from tests.exchange.test_round_trips import write_checkpoint
 

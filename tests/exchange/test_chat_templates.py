@@ -13,13 +13,13 @@ import transformers
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from data_pipeline.errors import UserError
+from data_pipeline.base.errors import UserError
 from data_pipeline.tokenizer.chat_files import read_chat
 from llmscale.checkpoint.model import load_model
-from llmscale.exchange.exporting import export_checkpoint
-from llmscale.exchange.importing import import_directory
 from llmscale.generate.prompts import Context
 from llmscale.generate.template import JinjaTemplate, Message, template_of
+from llmscale.hugging_face.exporting import export_checkpoint
+from llmscale.hugging_face.importing import import_directory
 from tests.data_pipeline.vocabularies import TEXT
 from tests.exchange.test_bad_directories import command
 from tests.exchange.test_round_trips import write_checkpoint

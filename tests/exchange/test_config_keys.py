@@ -15,9 +15,9 @@ import torch
 import transformers
 from torch import nn
 
-from data_pipeline.errors import UserError
+from data_pipeline.base.errors import UserError
 from llmscale.checkpoint.model import load_model
-from llmscale.exchange.importing import import_directory
+from llmscale.hugging_face.importing import import_directory
 from llmscale.model import Transformer
 from tests.exchange.references import BYTES, CASES, NAMES, VOCAB, config_of, randomized, reference, save
 from tests.exchange.test_equal_models import both_logits

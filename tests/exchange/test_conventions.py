@@ -11,12 +11,12 @@ import sentencepiece
 import torch
 import transformers
 
-from data_pipeline.errors import UserError
+from data_pipeline.base.errors import UserError
 from llmscale.checkpoint.model import load_model
-from llmscale.exchange.exporting import export_checkpoint
-from llmscale.exchange.importing import import_directory
 from llmscale.generate import Generator, Settings
 from llmscale.generate.prompts import contexts_of
+from llmscale.hugging_face.exporting import export_checkpoint
+from llmscale.hugging_face.importing import import_directory
 from tests.exchange.conventions import edit, write_model
 from tests.exchange.test_bad_directories import command
 

@@ -13,19 +13,19 @@ import pytest
 import torch
 import transformers
 
+from data_pipeline.base.errors import UserError
 from data_pipeline.config import DataConfig
-from data_pipeline.errors import UserError
-from data_pipeline.indexed.prepare import prepare
 from data_pipeline.loader import TrainLoader
-from data_pipeline.objective_config import CausalObjective, ObjectiveConfig, PairsObjective
 from data_pipeline.objectives import required_roles
+from data_pipeline.objectives.config import CausalObjective, ObjectiveConfig, PairsObjective
+from data_pipeline.prepare.prepare import prepare
 from data_pipeline.tokenizer import prepare_tokenizer
 from data_pipeline.tokenizer.base import META_FILE
 from llmscale.checkpoint.model import load_model
-from llmscale.exchange.exporting import export_checkpoint
-from llmscale.exchange.importing import import_directory
-from llmscale.exchange.tokenizers import export_tokenizer
 from llmscale.generate import Settings, generate
+from llmscale.hugging_face.exporting import export_checkpoint
+from llmscale.hugging_face.importing import import_directory
+from llmscale.hugging_face.tokenizers import export_tokenizer
 from tests.exchange.conventions import write_model
 from tests.exchange.test_round_trips import write_checkpoint
 from tests.train.forked import run

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from llmscale.checkpoint.model import load_model
-from llmscale.exchange.exporting import export_checkpoint
-from llmscale.exchange.importing import import_directory
+from llmscale.hugging_face.exporting import export_checkpoint
+from llmscale.hugging_face.importing import import_directory
 from llmscale.model import Transformer
 from llmscale.parallel.init import build
 from tests.exchange.references import BYTES, NAMES, VOCAB, headless, reference, save, tokens

@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from data_pipeline.errors import UserError
-from llmscale.exchange.importing import import_directory
-from llmscale.exchange.tensors import TensorFolder
+from data_pipeline.base.errors import UserError
+from llmscale.hugging_face.importing import import_directory
+from llmscale.hugging_face.tensors import TensorFolder
 from tests.exchange.references import BYTES, reference, save
 from tests.exchange.test_bad_directories import command
 

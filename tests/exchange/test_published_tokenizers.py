@@ -12,11 +12,11 @@ import tokenizers
 import transformers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors, trainers
 
-from data_pipeline.errors import UserError
+from data_pipeline.base.errors import UserError
 from data_pipeline.tokenizer import load_tokenizer, prepare_tokenizer
 from llmscale.checkpoint.model import load_model
-from llmscale.exchange.exporting import export_checkpoint
-from llmscale.exchange.importing import import_directory
+from llmscale.hugging_face.exporting import export_checkpoint
+from llmscale.hugging_face.importing import import_directory
 from tests.data_pipeline.corpora import config
 from tests.data_pipeline.vocabularies import TEXT, bert_file, gpt2_files, t5_file, tokenizer_json
 from tests.exchange.test_round_trips import write_checkpoint

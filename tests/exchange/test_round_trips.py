@@ -17,10 +17,10 @@ from data_pipeline.tokenizer import prepare_tokenizer
 from llmscale.checkpoint.commands import show, verify
 from llmscale.checkpoint.model import load_model
 from llmscale.config import ModelConfig, parse_config
-from llmscale.exchange.classes import function_of, recognise
-from llmscale.exchange.exporting import export_checkpoint
-from llmscale.exchange.importing import import_directory
 from llmscale.families.hugging_face import COMMON, Settings
+from llmscale.hugging_face.classes import function_of, recognise
+from llmscale.hugging_face.exporting import export_checkpoint
+from llmscale.hugging_face.importing import import_directory
 from llmscale.parallel.init import build, build_hollow
 from llmscale.parallel.shards import Shard
 from llmscale.train.initial import start_from

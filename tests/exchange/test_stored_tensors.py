@@ -18,8 +18,8 @@ from llmscale.checkpoint.manifest import RunState
 from llmscale.checkpoint.model import load_model
 from llmscale.checkpoint.reader import Checkpoint
 from llmscale.checkpoint.whole import write_whole
-from llmscale.exchange.exporting import export_checkpoint
-from llmscale.exchange.importing import import_directory
+from llmscale.hugging_face.exporting import export_checkpoint
+from llmscale.hugging_face.importing import import_directory
 from tests.exchange.references import BYTES, CASES, VOCAB, reference, save
 from tests.exchange.test_bad_directories import command
 from tests.exchange.test_equal_models import both_logits

@@ -10,14 +10,14 @@ import pytest
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from data_pipeline.base.errors import UserError
 from data_pipeline.config import DataConfig
-from data_pipeline.errors import UserError
 from data_pipeline.objectives import required_roles
 from data_pipeline.tokenizer import load_tokenizer, prepare_tokenizer
 from data_pipeline.tokenizer.training import train_sentencepiece
 from llmscale.checkpoint.model import load_model
-from llmscale.exchange.exporting import export_checkpoint
-from llmscale.exchange.importing import import_directory
+from llmscale.hugging_face.exporting import export_checkpoint
+from llmscale.hugging_face.importing import import_directory
 from tests.data_pipeline.vocabularies import BERT_TOKENS, TEXT, bert_file, gpt2_files, t5_file, tokenizer_json
 from tests.exchange.test_round_trips import write_checkpoint
 

@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from data_pipeline.config import DataConfig
 from data_pipeline.tokenizer.training import train_sentencepiece
 from llmscale.checkpoint.model import load_model
-from llmscale.exchange.exporting import export_checkpoint
-from llmscale.exchange.importing import import_directory
-from llmscale.exchange.sentencepiece_model import as_library_tokenizer, user_symbols
+from llmscale.hugging_face.exporting import export_checkpoint
+from llmscale.hugging_face.importing import import_directory
+from llmscale.hugging_face.sentencepiece_model import as_library_tokenizer, user_symbols
 from tests.data_pipeline.vocabularies import TEXT
 from tests.exchange.test_round_trips import write_checkpoint
 

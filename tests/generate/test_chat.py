@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from data_pipeline.errors import UserError
+from data_pipeline.base.errors import UserError
 from data_pipeline.tokenizer import BytesTokenizer
 from data_pipeline.tokenizer.byte_pairs import byte_characters
 from data_pipeline.tokenizer.hugging_face import HuggingFaceTokenizer

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from data_pipeline.errors import UserError
-from data_pipeline.objective_config import CausalObjective, PairsObjective, PrefixObjective
+from data_pipeline.base.errors import UserError
+from data_pipeline.objectives.config import CausalObjective, PairsObjective, PrefixObjective
 from data_pipeline.tokenizer import BytesTokenizer
 from llmscale.config import ModelConfig
 from llmscale.generate import Completion, Generator, Settings, generate, reading_of

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from data_pipeline.errors import UserError
+from data_pipeline.base.errors import UserError
 from data_pipeline.tokenizer import BytesTokenizer
 from llmscale.generate import rendering
 from llmscale.generate.rendering import RENDERER, Renderer

@@ -10,17 +10,18 @@ import pytest
 import torch
 import transformers
 
-from data_pipeline.errors import UserError
+from data_pipeline.base.errors import UserError
 from data_pipeline.tokenizer import Tokenizer
-from data_pipeline.tokenizer.conventions import Conventions, conventions_of
+from data_pipeline.tokenizer.conventions import Conventions
+from data_pipeline.tokenizer.frame import conventions_of
 from llmscale.checkpoint.model import TrainedModel, load_model
 from llmscale.config.generation import read_defaults, unmet
-from llmscale.exchange.importing import import_directory
 from llmscale.generate import Generator
 from llmscale.generate.chat import Dialogue
 from llmscale.generate.defaults import settings_of
 from llmscale.generate.prompts import contexts_of
 from llmscale.generate.template import DefaultTemplate
+from llmscale.hugging_face.importing import import_directory
 from tests.exchange.conventions import write_model
 
 PROMPTS = ["def wrap(text):", "x", "The café"]

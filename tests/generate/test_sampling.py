@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from data_pipeline.counter_random import uniforms
-from data_pipeline.errors import UserError
+from data_pipeline.base.errors import UserError
+from data_pipeline.base.random import uniforms
 from data_pipeline.tokenizer import BytesTokenizer
 from llmscale.generate import Settings
 from llmscale.generate.sampling import choose, draws_of, penalized, probabilities

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from data_pipeline.errors import UserError
+from data_pipeline.base.errors import UserError
 from launcher.commands import launch
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from data_pipeline.errors import UserError
+from data_pipeline.base.errors import UserError
 from launcher.commands import launch
 from launcher.sbatch_options import given_options, gpus_per_node
 

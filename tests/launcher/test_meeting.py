@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from data_pipeline.errors import UserError
+from data_pipeline.base.errors import UserError
 from llmscale.distributed import meeting, watch
 from llmscale.distributed.ranks import Place
 from llmscale.distributed.wire import Line, StrangerError, run_token

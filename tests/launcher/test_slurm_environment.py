@@ -2,7 +2,7 @@
 
 import pytest
 
-from data_pipeline.errors import UserError
+from data_pipeline.base.errors import UserError
 from launcher.environment import adopt_slurm_environment, first_host
 
 # As srun of Slurm 22.05 sets them for the last task of `srun --nodes=3 --ntasks=5`.

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from data_pipeline.errors import UserError
+from data_pipeline.base.errors import UserError
 from launcher.job import layout, run_job
 from launcher.time_limit import lead_seconds, limit_seconds, require_lead_below, script_lead
 

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from llmscale.config import ModelConfig
-from llmscale.exchange.classes import table_of
-from llmscale.exchange.weights import plan, shapes_of
+from llmscale.hugging_face.classes import table_of
+from llmscale.hugging_face.weights import plan, shapes_of
 from llmscale.model import Transformer
 from llmscale.parallel.init import build
 

@@ -7,8 +7,8 @@ from collections import Counter
 from functools import cache
 
 from llmscale.config import RunConfig, load_config, parse_config
-from llmscale.legality import Layout as Shape
-from llmscale.legality import legal_layouts
+from llmscale.layout import Layout as Shape
+from llmscale.layout import legal_layouts
 from llmscale.parity.layouts import Layout, parse_layout
 from tests.systems.published import TWINS
 

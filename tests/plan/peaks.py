@@ -9,7 +9,7 @@ import torch
 from benchmarks.memory import all_tensor_bytes, peak_bytes
 from data_pipeline.batch import Batch
 from llmscale.config import RunConfig, parse_config
-from llmscale.engine.distributed import join, leave, read_world
+from llmscale.distributed.process_group import join, leave, read_world
 from llmscale.engine.engine import accumulation
 from llmscale.engine.pipeline import make_engine
 from llmscale.objectives import build_loss

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from data_pipeline.errors import UserError
-from llmscale import legality
+from data_pipeline.base.errors import UserError
+from llmscale import layout as layouts
 from llmscale.config import load_config
 from llmscale.plan.commands import UNITS, memory_size
 from llmscale.plan.hardware import A100, H100, Hardware, hardware_named
@@ -45,10 +45,10 @@ def brute_force(planned: Planner, ranks: int) -> dict[tuple[Any, ...], float]:
         ("none", "selective", "block"),
     )
     for tensor, positions, sequence, pipeline, expert, stage, recompute in grid:
-        layout = legality.Layout(
+        layout = layouts.Layout(
             ranks, pipeline, None, sequence, tensor, positions, expert, stage, config.engine.compile, recompute
         )
-        if legality.problem(legality.with_layout(config, layout), ranks):
+        if layouts.problem(layouts.with_layout(config, layout), ranks):
             continue
         for largest in {*MICRO_BATCHES, config.train.micro_batch}:
             own = layout_of(config, layout, largest)

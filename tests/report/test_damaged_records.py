@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from data_pipeline.base.records import read_counted_records, read_records
 from data_pipeline.ledger import first_difference
-from data_pipeline.records import read_counted_records, read_records
 from llmscale.report import write_report
 from llmscale.report.record import read_run
 from tests.report.synthetic_runs import write_run

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from synthetic_runs import evaluation, training_rows, write_metrics, write_run
 
-from data_pipeline.errors import UserError
+from data_pipeline.base.errors import UserError
 from llmscale.report import loss_curve, write_report
 from llmscale.report.figures import loss_figure, style
 from llmscale.report.record import read_run, read_runs

@@ -106,7 +106,7 @@ MEET = """
 import json, os, socket, sys
 from launcher.environment import adopt_slurm_environment
 adopt_slurm_environment()
-from llmscale.engine.distributed import gather_objects, join, leave, read_world
+from llmscale.distributed.process_group import gather_objects, join, leave, read_world
 join(read_world("cpu"))
 place = [os.environ[name] for name in ("RANK", "WORLD_SIZE")]
 found = gather_objects([socket.gethostname(), sys.argv[1], *place])

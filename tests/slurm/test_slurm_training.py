@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.records import read_records
+from data_pipeline.base.records import read_records
 from tests.slurm.conftest import kill_rank, ranks_of
 from tests.tiny_run import losses, write_tiny_run
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from data_pipeline.batch import Batch
 from llmscale.config import RunConfig, load_config
-from llmscale.engine.distributed import all_reduce_sum, join, leave, read_world
+from llmscale.distributed.process_group import all_reduce_sum, join, leave, read_world
 from llmscale.engine.engine import accumulation
 from llmscale.engine.pipeline import make_engine
 from llmscale.model import Dropout

@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from llmscale.config import ModelConfig, RunConfig, load_config
-from llmscale.legality import require_legal
+from llmscale.layout import require_legal
 from llmscale.model import Transformer
 from llmscale.train.batch_size import batch_at
 from tests.systems.published import PUBLISHED, ROOT, SYSTEMS, TWINS

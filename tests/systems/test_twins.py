@@ -17,7 +17,7 @@ import pytest
 import torch
 import transformers
 
-from data_pipeline.records import read_records
+from data_pipeline.base.records import read_records
 from data_pipeline.tokenizer import load_tokenizer
 from llmscale.checkpoint import newest_intact
 from llmscale.config import RunConfig, load_config

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.records import read_records
+from data_pipeline.base.records import read_records
 from tests.distributed.cases import Case, case_config, run_cases, write_corpus
 from tests.train.runs import evaluations, ledger
 

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.records import read_records
+from data_pipeline.base.records import read_records
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from data_pipeline.records import read_records
+from data_pipeline.base.records import read_records
 from tests.data_pipeline.source_writers import write
 from tests.tiny_run import write_tiny_run
 from tests.train.forked import Finished, run

@@ -11,8 +11,8 @@ from llmscale.checkpoint.model import load_model
 from llmscale.checkpoint.reader import Checkpoint
 from llmscale.checkpoint.store import find_checkpoints
 from llmscale.config import load_config
-from llmscale.exchange.exporting import export_checkpoint
-from llmscale.exchange.importing import import_directory
+from llmscale.hugging_face.exporting import export_checkpoint
+from llmscale.hugging_face.importing import import_directory
 from llmscale.train.inherited import drawn_tensors
 from llmscale.train.resume import Resume
 from tests.exchange.references import BYTES

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.errors import UserError
+from data_pipeline.base.errors import UserError
 from llmscale.parity.ranks import free_port
 from tests.ranks import run_ranks
 from tests.tiny_run import write_tiny_run
@@ -85,7 +85,7 @@ def wait_in_a_save(rank: int, port: int, folder: str, said: str) -> None:
     os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT), 2)
     from llmscale.checkpoint.writer import CheckpointWriter
     from llmscale.distributed import watch
-    from llmscale.engine.distributed import join, read_world
+    from llmscale.distributed.process_group import join, read_world
 
     watch.GRACE_SECONDS = 1.0
     join(read_world("cpu"))
@@ -106,7 +106,7 @@ def connect_to_nobody(rank: int, port: int, folder: str, said: str) -> None:
     os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT), 2)
     import torch.distributed as dist
 
-    from llmscale.engine import distributed
+    from llmscale.distributed import process_group as distributed
 
     distributed._CONNECT_FACTOR = 0.03
     if rank == 1:
@@ -141,7 +141,7 @@ def test_ranks_that_torch_would_let_wait_are_ended(tmp_path: Path, function, whi
 
 
 def look_for_the_run(folders: list[str], seconds: float) -> None:
-    from llmscale.engine.distributed import join, leave, read_world
+    from llmscale.distributed.process_group import join, leave, read_world
     from llmscale.train.build import require_shared
     from llmscale.train.run_directory import RunDirectory
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.records import extent_of, read_records
+from data_pipeline.base.records import extent_of, read_records
 from llmscale.data_commands.ledger import ledger_step
 from tests.tiny_run import write_tiny_run
 from tests.train.forked import run_many

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from llmscale.config import load_config
-from llmscale.engine.distributed import World
+from llmscale.distributed.process_group import World
 from llmscale.train.build import set_threads
 from tests.tiny_run import write_tiny_run
 

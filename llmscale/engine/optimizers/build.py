@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from llmscale.config.training import OptimizerConfig
-from llmscale.engine.experts import expert_group_of
+from llmscale.engine.deepspeed.experts import expert_group_of
 from llmscale.engine.optimizers.adafactor import Adafactor
 from llmscale.engine.optimizers.lion import Lion
 from llmscale.engine.optimizers.muon import Muon

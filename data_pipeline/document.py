@@ -1,0 +1,19 @@
+"""A document of a source."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Document(NamedTuple):
+    """A text and where it comes from."""
+
+    id: int
+    """64-bit hash of file number, file name and position."""
+    file: int
+    """Index into `Corpus.files`."""
+    position: int
+    """Byte offset of a line, row of a Parquet file, example of a shard; 0 for a whole file."""
+    text: str
+    target: str | None = None
+    """The second text of a pair, where the source has a `target_field`."""

@@ -1,0 +1,1 @@
+"""Finite sets of samples over tokens in Megatron-compatible .bin/.idx files: written, read, shuffled and cut."""

@@ -1,1 +1,0 @@
-"""Tokens in Megatron-compatible .bin/.idx files: preparing, reading, shuffling and cutting them into samples."""

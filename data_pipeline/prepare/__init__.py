@@ -1,0 +1,1 @@
+"""`llmscale data prepare`: a corpus tokenised once, in parallel, and rid of duplicates."""

@@ -1,0 +1,133 @@
+"""The text of a record: one field, or a template over several; and the second text of a pair likewise."""
+
+from __future__ import annotations
+
+import re
+import string
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from data_pipeline.base.encodings import is_unicode
+from data_pipeline.base.errors import UserError, setting
+from data_pipeline.config import SourceConfig
+
+WIDEST = 1_000_000
+"""Most characters that a template may pad a field to, so that no mistyped width fills the memory."""
+_KINDS = {dict: "an object", list: "a list", bool: "a truth value", int: "a number", float: "a number"}
+
+
+class TextField:
+    """Takes a text out of a record by a field's name, or by a template such as `"{title}\\n{body}"`."""
+
+    def __init__(
+        self, field: str, where: str, option: str = "field", defaults: Mapping[str, str] | None = None
+    ) -> None:
+        """`where` and `option` name the setting in messages; raises UserError for a template that cannot be parsed.
+
+        `defaults`: what stands for fields that are absent or null, by name.
+        """
+        self.setting = setting(where, option)
+        self.defaults = defaults or {}
+        self.template = field if "{" in field else None
+        try:
+            parts = list(string.Formatter().parse(field)) if self.template else []
+        except ValueError as error:
+            raise UserError(f"{self.setting}: {field!r} is not a valid template: {error}") from None
+        named = [name for _, name, _, _ in parts if name is not None]
+        self.names = list(dict.fromkeys(filter(None, named))) if self.template else [field]
+        if not self.names:
+            raise UserError(f"{self.setting}: {field!r} names no field; write it as '{{title}}' or plain title")
+        unfit = [name for name in named if not name or name.isdigit() or set(name) & set(".[")]
+        if unfit:
+            raise UserError(
+                f"{self.setting}: {field!r} is not a valid template: {unfit[0]!r} is no plain field name;"
+                f" write it as {{title}}, without number, index or attribute"
+            )
+        if self.template is not None:
+            try:
+                _require_narrow(spec for _, _, spec, _ in parts if spec)
+                self.template.format(**dict.fromkeys(self.names, "text"))
+            except (ValueError, LookupError) as error:
+                raise UserError(
+                    f"{self.setting}: {field!r} is not a valid template: {error}; write fields as {{title}}"
+                ) from None
+
+    def require(self, present: Iterable[str], path: str) -> None:
+        """Raise UserError, naming the fields there are, unless every field this needs is among `present`, once. Of
+        fields that have a default one is enough."""
+        known = list(present)
+        for name in self.names:
+            if name not in known and (name not in self.defaults or not set(self.names) & set(known)):
+                raise UserError(
+                    f"{self.setting}: {path} has no field {name!r} but {', '.join(map(repr, known)) or 'none'};"
+                    f" set {self.setting} to one of them"
+                )
+            if known.count(name) > 1:
+                raise UserError(
+                    f"{self.setting}: {path} has {known.count(name)} fields {name!r}; rename all but one of them, or"
+                    f" set {self.setting} to another"
+                )
+
+    def text(self, record: Mapping[str, Any]) -> str | None:
+        """The record's text; None where a field without default is missing or null, or a field holds no string."""
+        if self.template is None:
+            text = self._value(record, self.names[0])
+            return text if isinstance(text, str) else None
+        values = {name: self._value(record, name) for name in self.names}
+        if not all(isinstance(value, str) for value in values.values()):
+            return None
+        return self.template.format(**values)
+
+    def problem(self, record: Any) -> str:
+        """Why a record has no text."""
+        if not isinstance(record, dict):
+            return f"the record is {_kind(record)}, not an object"
+        name = next((name for name in self.names if not isinstance(self._value(record, name), str)), self.names[0])
+        return f"{name!r} is {_kind(record[name])}, not a string" if name in record else f"it has no {name!r}"
+
+    def _value(self, record: Mapping[str, Any], name: str) -> Any:
+        value = record.get(name)
+        return self.defaults.get(name) if value is None else value
+
+
+class Fields:
+    """The text of a source's records and, for pairs, their second text."""
+
+    def __init__(self, source: SourceConfig, where: str) -> None:
+        """Raises UserError for a template that cannot be parsed, or a default of a field that is not used."""
+        target, self.defaults = source.target_field, source.defaults
+        self.text = TextField(source.field, where, defaults=self.defaults)
+        self.target = TextField(target, where, "target_field", self.defaults) if target else None
+        self.both = [self.text] if self.target is None else [self.text, self.target]
+        self.names = list(dict.fromkeys(name for field in self.both for name in field.names))
+        for option, text in (("field", source.field), ("target_field", target or ""), *self.defaults.items()):
+            if not is_unicode(text):
+                place = f"{where}.defaults.{option}" if option in self.defaults else setting(where, option)
+                raise UserError(f"{place} is {text!a}, which has half of a character; write a whole one")
+        unused = [name for name in self.defaults if name not in self.names]
+        if unused:
+            raise UserError(
+                f"{where}.defaults has {unused[0]!r}, but the fields that are read are"
+                f" {', '.join(map(repr, self.names))}; name one of them, or leave it out"
+            )
+
+    def require(self, present: Iterable[str], path: str) -> None:
+        """Raise UserError, naming the fields there are, unless every field needed is among `present`, once."""
+        known = list(present)
+        for field in self.both:
+            field.require(known, path)
+
+    def uses_default(self, record: Mapping[str, Any]) -> bool:
+        """Whether a default stands for a field of a record."""
+        return any(record.get(name) is None for name in self.defaults)
+
+
+def _require_narrow(specs: Iterable[str]) -> None:
+    """Raise ValueError for a width above `WIDEST` in format specifications; a precision only cuts."""
+    for width in re.findall(r"(?<![.\d])\d+", " ".join(specs)):
+        if len(width) > 9 or int(width) > WIDEST:
+            raise ValueError(f"a width of {width[:20]} is above {WIDEST}")
+
+
+def _kind(value: Any) -> str:
+    return "null" if value is None else _KINDS.get(type(value), f"of type {type(value).__name__}")

@@ -1,0 +1,80 @@
+"""Special tokens around a text, by the conventions of the model it is for: in a stream of documents, of a source, of a
+prompt; and those that begin, fill up and end what a model writes."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from data_pipeline.tokenizer.base import Tokenizer
+from data_pipeline.tokenizer.conventions import Conventions
+
+
+def conventions_of(tokenizer: Tokenizer) -> Conventions | None:
+    """Those of the model that a tokenizer was imported with; None: this project's own."""
+    return getattr(tokenizer, "conventions", None)
+
+
+class Frame(NamedTuple):
+    """The special tokens of the documents in a stream."""
+
+    lead: tuple[int, ...]
+    """In front of the very first document, so that its first token has one to be predicted from."""
+    begin: tuple[int, ...]
+    """In front of each document; never predicted."""
+    end: tuple[int, ...]
+    """Behind each document; predicted."""
+
+    @property
+    def key(self) -> str:
+        """What it adds to the digest of tokenised documents: "" where each is a text and its end-of-document token, as
+        in runs from scratch."""
+        return "" if not self.begin and len(self.end) == 1 else f"{self.begin} {self.end}"
+
+
+def plain_frame(tokenizer: Tokenizer) -> Frame:
+    """That of a model trained from scratch, and of all encoders: eos, text, eos, text, eos, ..."""
+    eos = (tokenizer.special["eos"],)
+    return Frame(eos, (), eos)
+
+
+def document_frame(tokenizer: Tokenizer) -> Frame:
+    """How a decoder reads documents one after the other. What stands in front of a text by its own convention stands in
+    front of each document; where that is the token that ends the one before, or nothing, one token is between them."""
+    plain, kept = plain_frame(tokenizer), conventions_of(tokenizer)
+    if kept is None or kept.begin is None or kept.start is not None or kept.begin == plain.end:
+        return plain
+    return Frame((), kept.begin, kept.end or plain.end)
+
+
+def text_frame(tokenizer: Tokenizer, *, source: bool) -> tuple[list[int], list[int]]:
+    """Tokens in front of and behind a text that the model is given.
+
+    Args:
+        source: another text follows from it; else the model continues it.
+    """
+    kept, eos = conventions_of(tokenizer), tokenizer.special["eos"]
+    if kept is None or kept.begin is None:
+        return ([], [eos]) if source else ([eos], [])
+    end = list(kept.end)
+    return list(kept.begin), end or [eos] if source else end
+
+
+def start_token(tokenizer: Tokenizer) -> int:
+    """The token that the decoder of an encoder-decoder starts from.
+
+    Raises:
+        KeyError: neither conventions nor a pad token say which.
+    """
+    kept = conventions_of(tokenizer)
+    return tokenizer.special["pad"] if kept is None or kept.start is None else kept.start
+
+
+def pad_token(tokenizer: Tokenizer) -> int:
+    """The token that fills up what is shorter than the rest, and is nowhere predicted or looked at."""
+    return tokenizer.special.get("pad", tokenizer.special["eos"])
+
+
+def stop_tokens(tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Tokens each of which ends a text that the model writes, the likeliest first."""
+    kept = conventions_of(tokenizer)
+    return (kept.stop if kept is not None else ()) or (tokenizer.special["eos"],)

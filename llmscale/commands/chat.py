@@ -1,0 +1,25 @@
+"""`llmscale chat`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from llmscale.commands.generation_options import generation_options
+
+
+@click.command()
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option("--system", help="A message that stands before the dialogue.")
+@click.option(
+    "--template",
+    help="A chat template: the name of one of CHECKPOINT's, a file, or `none` for the default form; CHECKPOINT's own.",
+)
+@generation_options
+def chat(checkpoint: Path, system: str | None, template: str | None, **options: Any) -> None:
+    """Talk with the instruction-tuned model of CHECKPOINT; a message a line, /reset begins anew, /quit ends."""
+    from llmscale.generate.chat import chat as talk
+
+    talk(checkpoint, system, options, template)

@@ -1,0 +1,41 @@
+"""`llmscale checkpoint`: looking at checkpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from llmscale.commands.speech import echo
+
+
+@click.group()
+def checkpoint() -> None:
+    """Look at checkpoints."""
+
+
+@checkpoint.command("show")
+@click.argument("path", type=click.Path(path_type=Path))
+def checkpoint_show(path: Path) -> None:
+    """What a checkpoint holds."""
+    from llmscale.checkpoint.commands import show
+
+    echo(show(path))
+
+
+@checkpoint.command("verify")
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--reload", "layout", metavar="LAYOUT", help="Load it in this layout too, such as tp=2,dp=1.")
+def checkpoint_verify(path: Path, layout: str | None) -> None:
+    """Read every file of a checkpoint and compare it with its recorded SHA-256.
+
+    With --reload, load it on ranks of this machine's CPU and compare all that they then hold with it.
+    """
+    from llmscale.checkpoint.commands import verify
+
+    echo(verify(path))
+    if layout is not None:
+        from llmscale.parity.layouts import parse_layout
+        from llmscale.parity.reload import reload
+
+        click.echo(reload(path, parse_layout(layout)))

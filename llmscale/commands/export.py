@@ -1,0 +1,24 @@
+"""`llmscale export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from llmscale.commands.speech import echo
+
+
+@click.command("export")
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.argument("folder", metavar="HF_DIR", type=click.Path(path_type=Path))
+@click.option("--dtype", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32", show_default=True)
+@click.option("--shard-size", default="5GB", show_default=True, help="Most bytes of a file of tensors.")
+@click.option("--no-tokenizer", is_flag=True, help="Leave the tokenizer out.")
+def export_model(checkpoint: Path, folder: Path, dtype: str, shard_size: str, no_tokenizer: bool) -> None:
+    """Make the Hugging Face directory HF_DIR of CHECKPOINT (or a run directory)."""
+    from llmscale.hugging_face.exporting import export_checkpoint
+
+    lines = export_checkpoint(checkpoint, folder, dtype=dtype, shard_size=shard_size, with_tokenizer=not no_tokenizer)
+    for line in lines:
+        echo(line)

@@ -1,0 +1,54 @@
+"""What the command line says of mistakes and faults, and its exit codes."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import sys
+from collections.abc import Iterator
+
+from data_pipeline.base.errors import FULL, UserError
+from llmscale.commands.speech import complain
+from llmscale.distributed.ranks import shown_rank
+
+USER_MISTAKE = 2
+"""Exit code for a mistake that the user can mend: one sentence on stderr, no traceback."""
+FAILED = 1
+"""Exit code for anything else."""
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells give it."""
+_BARRED = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR),
+    *(errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP, errno.ENXIO),
+)
+
+
+@contextlib.contextmanager
+def mistakes_explained() -> Iterator[None]:
+    """One sentence on stderr instead of a traceback, and the exit code, where the cause is known."""
+    try:
+        yield
+    except UserError as error:
+        if shown_rank() == 0 or not error.everywhere:
+            complain(str(error))
+        sys.exit(USER_MISTAKE)
+    except OSError as error:
+        reason = error.strerror
+        if error.errno in FULL:
+            complain(f"cannot write {error.filename or 'the run'}: {reason}; free some space, then start again")
+            sys.exit(FAILED)
+        if error.errno in _BARRED and error.filename is not None:
+            complain(f"cannot use {error.filename}: {reason}; make it accessible, or name another place")
+            sys.exit(USER_MISTAKE)
+        raise
+    except KeyboardInterrupt:
+        if shown_rank() == 0:
+            complain("interrupted")
+        sys.exit(INTERRUPTED)
+    except RuntimeError as error:
+        if type(error).__name__ not in ("CheckpointError", "LostRankError", "DivergedError"):
+            raise
+        if not getattr(error, "told", False) and (shown_rank() == 0 or type(error).__name__ != "DivergedError"):
+            # Every rank raises a DivergedError alike.
+            complain(str(error))
+        sys.exit(FAILED)

@@ -1,0 +1,53 @@
+"""What one rank does for all, what all do and must all succeed in, and what one tells the user."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+
+from data_pipeline.base.errors import UserError
+from llmscale.distributed.process_group import broadcast_object, gather_objects
+
+Value = TypeVar("Value")
+
+
+def on_rank_zero(function: Callable[[], Value]) -> Value:
+    """Rank 0's result on every rank; its mistakes are raised on every rank too, so that none waits for ever."""
+    outcome: tuple[Value | None, Exception | None] = (None, None)
+    if torch.distributed.get_rank() == 0:
+        try:
+            outcome = (function(), None)
+        except Exception as error:
+            outcome = (None, error)
+    value, problem = broadcast_object(outcome)
+    if problem is not None:
+        raise problem
+    return value
+
+
+def together(function: Callable[[], Value]) -> Value:
+    """`function()` of each rank; what is wrong on any rank is raised on all, since the others would wait for it."""
+    value, problem = None, None
+    try:
+        value = function()
+    except UserError as error:
+        problem = error
+    for rank, found in enumerate(gather_objects(problem)):
+        if found is not None:
+            raise UserError(f"rank {rank}: {found}" if rank else str(found))
+    return value  # type: ignore[return-value]
+
+
+def tell(text: str) -> None:
+    """Say something to the user, who reads stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def warn(sentence: str) -> None:
+    """Warn the user, in the log too."""
+    logging.getLogger("llmscale").warning(sentence)
+    tell(f"warning: {sentence}")

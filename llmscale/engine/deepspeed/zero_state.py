@@ -1,0 +1,251 @@
+"""The state of each parameter inside DeepSpeed: which part of weights, gradients and moments this rank has, and where.
+
+Written against DeepSpeed 0.19.8, as `llmscale.engine.deepspeed.shims` is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from llmscale.checkpoint.fragments import Fragment
+from llmscale.engine.deepspeed.experts import expert_group_of
+from llmscale.engine.optimizers import Part, ShardedOptimizer, create_state
+from llmscale.parallel.init import Weights, fill
+from llmscale.parallel.shards import Shard, shard_of
+
+WEIGHT, GRADIENT = "weight", "gradient"
+# Reads a flat fp32 range of a rectangle of a global tensor: (name, kind, rectangle, start, end) -> 1-D tensor of
+# end - start elements.
+RangeReader = Callable[[str, str, Shard, int, int], torch.Tensor]
+
+
+def bind_optimizer(engine: Any, named: list[tuple[str, nn.Parameter]]) -> None:
+    """Tell an optimizer that must know it what each partition holds of which parameter; collective."""
+    optimizer = _inner_optimizer(engine)
+    if not isinstance(optimizer, ShardedOptimizer):
+        return
+    names = {id(parameter): name for name, parameter in named}
+    zero = engine.optimizer
+    members = zero.fp16_groups if engine.zero_optimization_stage() == 3 else zero.bit16_groups
+    for partition, parameters in zip(_partitions(engine), members, strict=True):
+        parts = []
+        for parameter in parameters:
+            start, count, offset = _range(engine, parameter)
+            parts.append(Part(names[id(parameter)], shard_of(parameter).shape, start, count, offset))
+        optimizer.bind(partition, parts, zero.dp_process_group)
+
+
+def create_optimizer_state(engine: Any) -> None:
+    """Give every partition the state that its first update would create, so that it can be saved and loaded."""
+    optimizer = _inner_optimizer(engine)
+    for place, partition in enumerate(_partitions(engine)):
+        group = place
+        if engine.zero_optimization_stage() == 3:
+            group = engine.optimizer.sub_group_to_group_id[place]
+        create_state(optimizer, partition, optimizer.param_groups[group])
+
+
+def state_kinds(engine: Any, parameter: nn.Parameter) -> list[str]:
+    """What this rank keeps for each element of a parameter: its weight and the optimizer's tensors."""
+    place = _partition_of(engine, parameter) if parameter.requires_grad else None
+    if place is None:
+        return [WEIGHT]
+    partition = _partitions(engine)[place]
+    state = _inner_optimizer(engine).state[partition]
+    return [WEIGHT, *sorted(key for key, value in state.items() if value.shape == partition.shape)]
+
+
+def _shared_state(engine: Any) -> dict[str, dict[str, torch.Tensor]]:
+    """By parameter and kind: the optimizer's tensors that are not of a parameter's shape, whole on every rank."""
+    optimizer = _inner_optimizer(engine)
+    if not isinstance(optimizer, ShardedOptimizer):
+        return {}
+    return {part.name: part.shared for partition in _partitions(engine) for part in optimizer.parts(partition)}
+
+
+def optimizer_steps(engine: Any) -> int:
+    """Updates that the optimizer has made (AdamW's bias correction counts them)."""
+    steps = {int(state["step"]) for state in _inner_optimizer(engine).state.values() if "step" in state}
+    assert len(steps) <= 1, f"partitions disagree on the optimizer step: {steps}"
+    return steps.pop() if steps else 0
+
+
+def set_optimizer_steps(engine: Any, steps: int) -> None:
+    """Restore the count that `optimizer_steps` gives."""
+    for state in _inner_optimizer(engine).state.values():
+        if "step" in state:
+            state["step"].fill_(float(steps))
+
+
+_SCALING = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+
+
+def loss_scaling(engine: Any) -> dict[str, float]:
+    """In fp16, the factor of the loss and what decides when it changes; empty otherwise."""
+    scaler = engine.optimizer.loss_scaler
+    return {name: getattr(scaler, name) for name in _SCALING} if scaler.dynamic else {}
+
+
+def set_loss_scaling(engine: Any, values: dict[str, float]) -> None:
+    """Restore what `loss_scaling` gives; without effect where the loss is not scaled."""
+    scaler = engine.optimizer.loss_scaler
+    for name, value in values.items() if scaler.dynamic else ():
+        setattr(scaler, name, value)
+
+
+def fragments(engine: Any, named: list[tuple[str, nn.Parameter]]) -> Iterator[Fragment]:
+    """What this rank owns of every tensor: fp32 masters and optimizer tensors, as views of DeepSpeed's buffers.
+
+    What is the same on several ranks comes from the first alone.
+    """
+    shared = _shared_state(engine) if dist.get_rank(engine.optimizer.dp_process_group) == 0 else {}
+    for name, parameter in named:
+        own = shard_of(parameter)
+        for kind in state_kinds(engine, parameter) if own.first else []:
+            for start, values in _owned(engine, parameter, kind):
+                end = start + values.numel()
+                yield Fragment(name, kind, own.shape, own.offsets, own.sizes, start, end, values.detach())
+        for kind, whole in shared.get(name, {}).items():
+            shape = tuple(whole.shape)
+            yield Fragment(
+                name, kind, own.shape, (0,) * len(shape), shape, 0, whole.numel(), whole.view(-1), kind_shape=shape
+            )
+
+
+@contextlib.contextmanager
+def watched_gradients(engine: Any, named: list[tuple[str, nn.Parameter]], seen: list[Fragment]) -> Iterator[None]:
+    """Within the block, copy what the optimizer gets: this rank's part of each gradient, summed, unscaled, clipped."""
+
+    def look(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        partitions = {id(partition): place for place, partition in enumerate(_partitions(engine))}
+        present = {
+            partitions[id(partition)]
+            for group in optimizer.param_groups
+            for partition in group["params"]
+            if partition.grad is not None and id(partition) in partitions
+        }
+        for name, parameter in named:
+            own = shard_of(parameter)
+            if not (own.first and parameter.requires_grad) or _partition_of(engine, parameter) not in present:
+                continue
+            for start, part in _owned(engine, parameter, GRADIENT):
+                end, values = start + part.numel(), part.float().clone()
+                seen.append(Fragment(name, GRADIENT, own.shape, own.offsets, own.sizes, start, end, values))
+
+    handle = _inner_optimizer(engine).register_step_pre_hook(look)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def load(engine: Any, named: list[tuple[str, nn.Parameter]], read: RangeReader) -> None:
+    """Fill what this rank owns from `read`, then refresh the weights that the forward pass uses.
+
+    Never holds more than one tensor's part besides the model.
+    """
+    shared = _shared_state(engine)
+    for name, parameter in named:
+        own = shard_of(parameter)
+        for kind in state_kinds(engine, parameter):
+            for start, values in _owned(engine, parameter, kind):
+                values.data.copy_(read(name, kind, own, start, start + values.numel()))
+        for kind, whole in shared.get(name, {}).items():
+            whole.view(-1).copy_(read(name, kind, Shard.whole(whole.shape), 0, whole.numel()))
+    _refresh_weights(engine)
+
+
+@torch.no_grad()
+def fill_masters(engine: Any, named: list[tuple[str, nn.Parameter]], weights: Weights) -> None:
+    """Give the fp32 masters that this rank owns their exact values, of which the forward pass has rounded ones."""
+    for name, parameter in named:
+        if parameter.requires_grad:
+            for start, values in _owned(engine, parameter, WEIGHT):
+                fill(values.data, weights, name, shard_of(parameter), start)
+
+
+def _inner_optimizer(engine: Any) -> torch.optim.Optimizer:
+    return engine.optimizer.optimizer
+
+
+def _partitions(engine: Any) -> list[torch.Tensor]:
+    """The flat fp32 tensors that the optimizer updates."""
+    if engine.zero_optimization_stage() == 3:
+        return engine.optimizer.fp32_partitioned_groups_flat
+    return engine.optimizer.single_partition_of_fp32_groups
+
+
+def _partition_of(engine: Any, parameter: Any) -> int | None:
+    """Which partition holds this rank's part of a trained parameter; None where it owns nothing of it."""
+    if hasattr(parameter, "ds_id"):
+        return engine.optimizer.grad_position[engine.optimizer.get_param_id(parameter)][0]
+    return None if parameter._hp_mapping is None else parameter._hp_mapping.param_group_index
+
+
+def _owned(engine: Any, parameter: Any, kind: str) -> Iterator[tuple[int, torch.Tensor]]:
+    """(first element, flat view) of this rank's part of one tensor, without padding; nothing where it owns none."""
+    start, count, offset = _range(engine, parameter)
+    if not count:
+        return
+    if not parameter.requires_grad:
+        values = parameter.ds_tensor.data if hasattr(parameter, "ds_id") else parameter.data
+        yield start, values.view(-1)[:count]
+        return
+    place = _partition_of(engine, parameter)
+    assert place is not None
+    partition = _partitions(engine)[place]
+    if kind == GRADIENT:
+        assert partition.grad is not None
+        values = partition.grad.view(-1)
+    else:
+        values = partition if kind == WEIGHT else _inner_optimizer(engine).state[partition][kind]
+    yield start, values.narrow(0, offset, count)
+
+
+def _range(engine: Any, parameter: Any) -> tuple[int, int, int]:
+    """(first element, elements, place in the partition) of this rank's part."""
+    if hasattr(parameter, "ds_id"):
+        return _range_stage3(engine, parameter)
+    if not parameter.requires_grad:
+        first = dist.get_rank(_replicas(engine, parameter)) == 0
+        return 0, parameter.numel() if first else 0, 0
+    mapping = parameter._hp_mapping
+    if mapping is None:
+        return 0, 0, 0
+    address = mapping.hp_fragment_address
+    return mapping.lp_fragment_address.start, address.numel, address.start
+
+
+def _replicas(engine: Any, parameter: Any) -> Any:
+    """The group of the ranks that have the same parameter and share its state."""
+    name = expert_group_of(parameter)
+    return engine.optimizer.dp_process_group if name is None else engine.optimizer.expert_dp_process_group[name]
+
+
+def _range_stage3(engine: Any, parameter: Any) -> tuple[int, int, int]:
+    """As `_range`, at stage 3, which cuts each flattened tensor into equal parts, the last ones padded."""
+    part = parameter.ds_tensor.ds_numel
+    start = part * dist.get_rank(parameter.ds_process_group)
+    count = max(0, min(part, parameter.ds_numel - start))
+    if not parameter.requires_grad:
+        return start, count, 0
+    return start, count, engine.optimizer.grad_position[engine.optimizer.get_param_id(parameter)][1]
+
+
+def _refresh_weights(engine: Any) -> None:
+    """Copy the fp32 masters into the weights that the forward pass reads, on every rank."""
+    optimizer = engine.optimizer
+    if engine.zero_optimization_stage() < 3:
+        optimizer.update_lp_params()
+        return
+    optimizer._partition_all_parameters()
+    for group in range(len(optimizer.fp16_groups)):
+        optimizer._reassign_or_swap_out_partitioned_parameters(group)
+    if optimizer.persistent_parameters:
+        optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)

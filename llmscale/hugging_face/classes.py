@@ -1,0 +1,216 @@
+"""Which of transformers' classes a model is, and its config.json in both directions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from data_pipeline.base.errors import UserError
+from llmscale import families
+from llmscale.config import ModelConfig
+from llmscale.families.hugging_face import (
+    HuggingFace,
+    Settings,
+    Unsupported,
+    read_settings,
+    repeated,
+    write_settings,
+)
+
+OWN = "llmscale"
+"""`model_type` of models that transformers has no class for, under our own names."""
+_TRAINING_ONLY = ("family", "vocab_size", "vocab_multiple", "init_std", "init_scheme")
+_CAUSES = {
+    "window": ("attention_pattern",),
+    "rotary_base": ("positions", "attention_pattern"),
+    "rotary_local_base": ("positions", "attention_pattern"),
+    **dict.fromkeys(("rotary_fraction", "rotary_interleaved", "rotary_scaling"), ("positions",)),
+    **dict.fromkeys(("relative_buckets", "relative_max_distance"), ("positions",)),
+    "ffn_size": ("experts",),
+}
+"""Settings that others switch off, which are the ones to name where both differ."""
+
+_THEIRS = {
+    "window": "sliding_window",
+    "head_size": "head_dim",
+    "rotary_base": "rope_theta",
+    "rotary_fraction": "partial_rotary_factor",
+}
+"""Keys of config.json by our settings, where they are not among a table's fields."""
+
+
+def table_of(family: str) -> HuggingFace:
+    """The table of a family that has one."""
+    return families.family(family).HUGGING_FACE  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """What a config.json describes."""
+
+    table: HuggingFace
+    model: dict[str, Any]
+    """The model section, with vocab_size."""
+    notes: list[str]
+    """What is not carried over, in sentences."""
+
+
+def recognise(values: dict[str, Any], path: Path) -> Recognised:
+    """The model that a config.json describes.
+
+    Raises:
+        UserError: an unknown model_type or class, an option that our model does not have, or a size that cannot be.
+    """
+    known = {table.model_type: table for table in map(table_of, families.WITH_CLASS)}
+    kind = values.get("model_type")
+    if not isinstance(kind, str) or kind not in known:
+        raise UserError(
+            f"{path}: model_type is {kind!r:.60}, but llmscale reads {', '.join(sorted(known))} and {OWN};"
+            f" import one of them"
+        )
+    table = known[kind]
+    classes = values.get("architectures") or []
+    if not isinstance(classes, list) or (classes and not any(name in table.classes for name in classes)):
+        named = ", ".join(map(str, classes)) if isinstance(classes, list) else repr(classes)
+        raise UserError(
+            f"{path}: architectures is {named:.200}, but llmscale reads {' or '.join(table.classes)};"
+            f" import a model of such a class"
+        )
+    settings = Settings(values)
+    try:
+        model = read_settings(table, settings)
+        ModelConfig.model_validate(model)
+    except Unsupported as error:
+        raise UserError(f"{path}: {error}") from None
+    except ValidationError as error:
+        raise UserError(f"{path} gives a model that cannot be: {_problem(table, error)}; repair it") from None
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise UserError(f"{path} has a value of the wrong kind ({type(error).__name__}: {error}); repair it") from None
+    return Recognised(table_of(model["family"]), model, settings.notes)
+
+
+def _problem(table: HuggingFace, error: ValidationError) -> str:
+    """What is wrong with a model section, by the key of the config.json that it comes from."""
+    problem = error.errors()[0]
+    ours = ".".join(str(part) for part in problem["loc"])
+    if not ours:
+        return problem["msg"].removeprefix("Value error, ")
+    names = {**_THEIRS, **{setting: key for key, setting, _ in table.fields}}
+    for setting, keys in (("dropout", table.dropout), ("attention_dropout", table.attention_dropout)):
+        names[setting] = " and ".join(keys)
+    wrong = problem["msg"].replace("Input should", "should").removeprefix("Value error, ")
+    return f"{names.get(ours, ours)} is {problem['input']!r:.60}, but {wrong}"
+
+
+@dataclass(frozen=True)
+class Misfit:
+    """No class of transformers computes what the model computes."""
+
+    table: HuggingFace
+    """The nearest one."""
+    reason: str
+    """Which option stands in the way."""
+
+
+def fit(model: ModelConfig, vocab_size: int) -> tuple[HuggingFace, dict[str, Any]] | Misfit:
+    """The class that computes what a model computes, with its config.json, or what stands in the way.
+
+    A class fits if what would be written reads back as the same function; the model's own family is asked first.
+    """
+    order = sorted(families.WITH_CLASS, key=lambda name: name != model.family)
+    misfits: list[tuple[int, Misfit]] = []
+    whole = _resolved(model)
+    for name in order:
+        table = table_of(name)
+        written = write_settings(table, whole, vocab_size)
+        reasons = _differences(model, table, name, written)
+        if not reasons and (need := table.needs and table.needs(whole)):
+            reasons = [need]
+        if not reasons:
+            return table, written
+        misfits.append((len(reasons) - 1000 * (name == model.family), Misfit(table, reasons[0])))
+    return min(misfits, key=lambda pair: pair[0])[1]
+
+
+def _resolved(model: ModelConfig) -> dict[str, Any]:
+    """The model section with the sizes and biases that follow from others."""
+    return {
+        **model.model_dump(),
+        "kv_heads": model.kv_head_count,
+        "head_size": model.head_channels,
+        "ffn_size": model.ffn_channels,
+        "encoder_layers": model.encoder_layer_count,
+        "norm_bias": model.norm == "layernorm" and model.has_bias("norm"),
+        "qkv_bias": model.has_bias("qkv"),
+        "attention_output_bias": model.has_bias("attention_output"),
+    }
+
+
+def _differences(model: ModelConfig, table: HuggingFace, name: str, written: dict[str, Any]) -> list[str]:
+    far = [""] * len(ModelConfig.model_fields)  # farther than any class with single differences
+    try:
+        back = ModelConfig.model_validate(read_settings(table, Settings(written)))
+    except (Unsupported, ValidationError) as error:
+        return [str(error.errors()[0]["msg"]) if isinstance(error, ValidationError) else str(error), *far]
+    if table_of(back.family or name) is not table:
+        return [f"model.activation is {model.activation}, where this class has {back.activation}", *far]
+    ours, theirs = function_of(model), function_of(back)
+    differing = [key for key in ours if ours[key] != theirs[key]]
+    return [
+        f"model.{key} is {_shown(ours[key])}, where {written['architectures'][0]} has {_shown(theirs[key])}"
+        for key in sorted(differing, key=lambda key: any(cause in differing for cause in _CAUSES.get(key, ())))
+    ]
+
+
+def _shown(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def function_of(model: ModelConfig) -> dict[str, Any]:
+    """The settings that decide what a model computes, each spelled out in one way."""
+    found = {key: value for key, value in _resolved(model).items() if key not in _TRAINING_ONLY}
+    kinds = [model.attention_kind(layer) for layer in range(max(model.layers, model.encoder_layer_count))]
+    found |= {
+        "attention_pattern": repeated(kinds),
+        "window": model.window if "local" in kinds else None,
+        "attention_scale": model.attention_scale or model.head_channels**-0.5,
+    }
+    rotary = model.positions == "rotary"
+    local = rotary and "local" in kinds
+    found |= {
+        "rotary_base": model.rotary_base if rotary and "global" in kinds else None,
+        "rotary_local_base": (model.rotary_local_base or model.rotary_base) if local else None,
+        "rotary_fraction": int(model.head_channels * model.rotary_fraction) / model.head_channels if rotary else None,
+        "rotary_interleaved": rotary and model.rotary_interleaved,
+        "rotary_scaling": _scaling(model) if rotary else None,
+    }
+    if model.positions != "relative":
+        found["relative_buckets"] = found["relative_max_distance"] = None
+    found["experts"] = _experts(model)
+    if model.experts is not None and model.experts.every == 1:
+        found["ffn_size"] = None  # no layer is dense
+    return found
+
+
+def _scaling(model: ModelConfig) -> dict[str, Any] | None:
+    scaling = model.rotary_scaling
+    if scaling is None:
+        return None
+    return scaling.model_dump() if scaling.kind == "llama3" else {"kind": scaling.kind, "factor": scaling.factor}
+
+
+def _experts(model: ModelConfig) -> dict[str, Any] | None:
+    """Without what acts in training only: capacity and losses."""
+    experts = model.experts
+    if experts is None:
+        return None
+    return {
+        "count": experts.count,
+        "per_token": experts.per_token,
+        "every": experts.every,
+        "ffn_size": experts.ffn_size or model.ffn_channels,
+        "normalize": experts.normalize,
+    }

@@ -1,0 +1,227 @@
+"""The rules of layouts, one function each, and the table of what is not proven yet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import NamedTuple
+
+from llmscale.layout.facts import Facts
+from llmscale.layout.layout import SETTINGS, Layout, wrong_product
+
+
+class Broken(NamedTuple):
+    """A rule that a layout breaks."""
+
+    reason: str
+    """Both values, as a clause."""
+    otherwise: str = ""
+    """A setting outside the layout that would help as well, such as `train.global_batch=9`."""
+
+
+class Rule(NamedTuple):
+    """A rule and the fields of a layout that it looks at."""
+
+    reads: frozenset[str]
+    broken: Callable[[Facts, Layout], Broken | None]
+
+
+UNPROVEN: tuple[tuple[str, ...], ...] = (
+    ("tensor", "whole_tensors"),
+    ("expert", "whole_tensors"),
+)
+"""Refused until a parity test proves them equal to one process; that test's change deletes the row. A row is what may
+not be in use together: a size above 1, a switch that is on, or `whole_tensors`: an optimizer that needs each matrix
+whole."""
+
+WHOLE_TENSORS = ("adafactor", "muon")
+"""Optimizers whose update of a matrix depends on all of it."""
+
+
+def rules() -> tuple[Rule, ...]:
+    """All rules, in the order in which a layout is told of them."""
+    return _rules(UNPROVEN)
+
+
+def first_broken(facts: Facts, layout: Layout) -> Broken | None:
+    """The first rule that a layout breaks; None when it is legal."""
+    for rule in rules():
+        broken = rule.broken(facts, layout)
+        if broken:
+            return broken
+    return None
+
+
+@lru_cache
+def _rules(unproven: tuple[tuple[str, ...], ...]) -> tuple[Rule, ...]:
+    return _PRODUCT, *(_unproven(row) for row in unproven), *_RULES
+
+
+def _unproven(row: tuple[str, ...]) -> Rule:
+    fields = tuple(feature for feature in row if feature != "whole_tensors")
+    whole_tensors = len(fields) < len(row)
+
+    def broken(facts: Facts, layout: Layout) -> Broken | None:
+        if whole_tensors and facts.optimizer not in WHOLE_TENSORS:
+            return None
+        for field in fields:
+            if getattr(layout, field) == Layout._field_defaults[field]:
+                return None
+        used = [f"{SETTINGS[field]}={_written(getattr(layout, field))}" for field in fields]
+        if whole_tensors:
+            used.append(f"optimizer.name={facts.optimizer}, which needs whole tensors")
+        first, *others = used
+        return Broken(f"{first} is not proven equal to one process yet{''.join(f' with {other}' for other in others)}")
+
+    return Rule(frozenset(fields), broken)
+
+
+def _written(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _product(facts: Facts, layout: Layout) -> Broken | None:
+    wrong = wrong_product(layout)
+    return Broken(wrong) if wrong else None
+
+
+def _batches(facts: Facts, layout: Layout) -> Broken | None:
+    """Every rank must get as many samples of every step as the others, and whole lanes."""
+    replicas = layout.replicas
+    for name, share in facts.shares:
+        if share % replicas:
+            up = -(-share // replicas) * replicas
+            return Broken(f"{name} ({share}) must be a multiple of the data-parallel size ({replicas})", f"{name}={up}")
+    return None
+
+
+def _tensor(facts: Facts, layout: Layout) -> Broken | None:
+    tensor = layout.tensor
+    if facts.heads % tensor:
+        return Broken(f"parallel.tensor ({tensor}) must divide model.heads ({facts.heads})")
+    for name, width in facts.widths:
+        if width % tensor:
+            return Broken(f"parallel.tensor ({tensor}) must divide {name} ({width})")
+    if facts.kv_heads % tensor and tensor % facts.kv_heads:
+        return Broken(
+            f"parallel.tensor ({tensor}) must divide model.kv_heads ({facts.kv_heads}), or be a multiple of it"
+        )
+    return None
+
+
+def _sequence_heads(facts: Facts, layout: Layout) -> Broken | None:
+    sequence, tensor = layout.sequence, layout.tensor
+    heads = facts.heads // tensor
+    kv_heads = max(facts.kv_heads // tensor, 1)
+    shared = f" / parallel.tensor ({tensor}) = " if tensor > 1 else ""
+    if heads % sequence:
+        return Broken(
+            f"parallel.sequence ({sequence}) must divide model.heads ({facts.heads}){shared and f'{shared}{heads}'}"
+        )
+    if kv_heads % sequence and sequence % kv_heads:
+        return Broken(
+            f"parallel.sequence ({sequence}) must divide model.kv_heads ({facts.kv_heads})"
+            f"{shared and f'{shared}{kv_heads}'}, or be a multiple of it"
+        )
+    return None
+
+
+def _sequence_model(facts: Facts, layout: Layout) -> Broken | None:
+    if layout.sequence > 1 and facts.experts:
+        return Broken(
+            f"parallel.sequence is {layout.sequence}, but model.experts.count is {facts.experts}, whose router looks at"
+            " whole sequences"
+        )
+    return None
+
+
+def _positions(facts: Facts, layout: Layout) -> Broken | None:
+    """Ranks that share a sequence have equally many of its positions."""
+    parts = layout.sequence * (layout.tensor if layout.tensor_sequence else 1)
+    for name, length in facts.lengths:
+        if length % parts:
+            factors = [f"parallel.sequence ({layout.sequence})"] if layout.sequence > 1 else []
+            if layout.tensor_sequence:
+                factors.append(f"parallel.tensor ({layout.tensor}, with parallel.tensor_sequence)")
+            return Broken(
+                f"{' x '.join(factors)}{f' = {parts}' if len(factors) > 1 else ''} must divide {name} ({length} tokens)"
+            )
+    return None
+
+
+def _tensor_sequence(facts: Facts, layout: Layout) -> Broken | None:
+    if layout.tensor_sequence and layout.tensor == 1:
+        return Broken("parallel.tensor_sequence is true, but parallel.tensor is 1: nobody shares the positions")
+    return None
+
+
+def _pipeline_zero(facts: Facts, layout: Layout) -> Broken | None:
+    if layout.pipeline > 1 and layout.zero_stage > 1:
+        return Broken(
+            f"parallel.pipeline is {layout.pipeline}, which needs engine.zero_stage 1, but that is {layout.zero_stage}"
+        )
+    return None
+
+
+def _pipeline_model(facts: Facts, layout: Layout) -> Broken | None:
+    if layout.pipeline == 1:
+        return None
+    given = f"parallel.pipeline is {layout.pipeline}"
+    if facts.encoder_decoder:
+        return Broken(
+            f"{given}, but model.architecture is encoder_decoder, whose two stacks make no one line of stages"
+        )
+    if facts.experts:
+        return Broken(f"{given}, but model.experts.count is {facts.experts}; a pipeline takes dense layers only")
+    if layout.pipeline > facts.layers:
+        return Broken(f"parallel.pipeline ({layout.pipeline}) exceeds model.layers ({facts.layers})")
+    return None
+
+
+def _pipeline_sequence(facts: Facts, layout: Layout) -> Broken | None:
+    if layout.pipeline > 1 and layout.sequence > 1:
+        return Broken(
+            f"parallel.pipeline is {layout.pipeline} and parallel.sequence {layout.sequence}, but stages pass whole"
+            " sequences on"
+        )
+    return None
+
+
+def _expert_model(facts: Facts, layout: Layout) -> Broken | None:
+    if layout.expert > 1 and not facts.experts:
+        return Broken(f"parallel.expert is {layout.expert}, but model.experts is null: there are none to share")
+    if facts.experts % layout.expert:
+        return Broken(f"parallel.expert ({layout.expert}) must divide model.experts.count ({facts.experts})")
+    return None
+
+
+def _expert_data(facts: Facts, layout: Layout) -> Broken | None:
+    if layout.replicas % layout.expert:
+        return Broken(f"parallel.expert ({layout.expert}) must divide the data-parallel size ({layout.replicas})")
+    return None
+
+
+def _expert_zero(facts: Facts, layout: Layout) -> Broken | None:
+    if layout.expert > 1 and layout.zero_stage == 3:
+        return Broken(f"parallel.expert is {layout.expert}, which needs engine.zero_stage 1 or 2, but that is 3")
+    return None
+
+
+_SIZES = frozenset({"ranks", "pipeline", "data", "sequence", "tensor"})
+
+_PRODUCT = Rule(_SIZES, _product)
+
+_RULES = (
+    Rule(frozenset({"tensor"}), _tensor),
+    Rule(frozenset({"tensor_sequence", "tensor"}), _tensor_sequence),
+    Rule(frozenset({"sequence"}), _sequence_model),
+    Rule(frozenset({"sequence", "tensor"}), _sequence_heads),
+    Rule(frozenset({"sequence", "tensor", "tensor_sequence"}), _positions),
+    Rule(frozenset({"pipeline"}), _pipeline_model),
+    Rule(frozenset({"pipeline", "zero_stage"}), _pipeline_zero),
+    Rule(frozenset({"pipeline", "sequence"}), _pipeline_sequence),
+    Rule(frozenset({"expert"}), _expert_model),
+    Rule(frozenset({"expert", "zero_stage"}), _expert_zero),
+    Rule(_SIZES | {"expert"}, _expert_data),
+    Rule(_SIZES, _batches),
+)
