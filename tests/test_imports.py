@@ -316,7 +316,7 @@ def test_every_part_has_a_row():
             ":2: data_pipeline.loader may not import",
         ),
         ("launcher/local.py", "def f():\n    import torch.cuda", ":2: launcher may not import torch"),
-        ("launcher/local.py", "from llmscale.train import trainer", "launcher may not import llmscale.train.trainer"),
+        ("launcher/local.py", "from llmscale.train import loop", "launcher may not import llmscale.train.loop"),
         ("launcher/local.py", "from data_pipeline import loader", "launcher may not import data_pipeline.loader"),
         ("llmscale/model/block.py", "import torch.distributed as dist", "may not import torch.distributed"),
         (

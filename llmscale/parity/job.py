@@ -18,8 +18,8 @@ from llmscale.config import RunConfig
 from llmscale.distributed.agreement import on_rank_zero
 from llmscale.distributed.process_group import broadcast_object, gather_to_lead, join, leave, read_world
 from llmscale.train.run_directory import RunDirectory
+from llmscale.train.setup import set_up
 from llmscale.train.signals import PreemptionFlag
-from llmscale.train.start import assemble
 
 FLOOR = 1e-3
 """A parameter's gradient counts as no smaller than this share of the whole gradient: some have a true gradient of 0."""
@@ -55,7 +55,7 @@ def run_layout(config: RunConfig, steps: int, gradients: Path, reference: bool) 
     with contextlib.ExitStack() as stack:
         stack.callback(leave)
         on_rank_zero(lambda: run.create(config))
-        trainer = assemble(config, run, world, 1, stack.enter_context(PreemptionFlag()), stack)
+        trainer = set_up(config, run, world, 1, stack.enter_context(PreemptionFlag()), stack).trainer
         for step in range(steps):
             seen: list[Fragment] = []
             watched = step in (0, steps - 1)

@@ -7,7 +7,7 @@ import platform
 import shlex
 import sys
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,9 +23,7 @@ from llmscale.checkpoint.model import load_model
 from llmscale.evaluate.baselines import Baselines, unigram_bits_per_byte, xz_bits_per_byte
 from llmscale.generate import Generator, Settings, reading_of
 from llmscale.train.run_directory import write_json
-
-if TYPE_CHECKING:
-    from llmscale.train.trainer import Trainer
+from llmscale.train.setup import Setup
 
 SAMPLE_TOKENS = 64
 """Tokens of each generated sample."""
@@ -36,70 +34,70 @@ def _is_training(row: dict[str, Any]) -> bool:
     return "loss" in row and isinstance(row.get("tokens_per_second"), int | float)
 
 
-def finish(trainer: Trainer) -> None:
+def finish(setup: Setup) -> None:
     """Write summary.json and the loss curve, and show the result and what to do next."""
-    config, run = trainer.config, trainer.run
+    config, run = setup.config, setup.run
     rows = [row for row in read_records(run.metrics) if _is_training(row)]
     summary: dict[str, Any] = {
-        "steps": trainer.step,
+        "steps": setup.state.step,
         "loss": rows[-1]["loss"] if rows else None,
-        "evaluation": trainer.evaluation,
-        "parameters": trainer.engine.parameters,
-        "samples_seen": trainer.samples,
-        "tokens": trainer.tokens,
-        "skipped_steps": trainer.skipped_steps,
+        "evaluation": setup.state.evaluation,
+        "parameters": setup.engine.parameters,
+        "samples_seen": setup.state.samples,
+        "tokens": setup.state.tokens,
+        "skipped_steps": setup.state.skipped_steps,
         "tokens_per_second": float(np.median([row["tokens_per_second"] for row in rows])) if rows else None,
-        "seconds": trainer.seconds,
+        "seconds": setup.state.seconds,
         "machine": {
             "processor": platform.machine(),
             "cores": os.cpu_count(),
-            "device": str(trainer.world.device.type),
-            "ranks": trainer.world.size,
+            "device": str(setup.world.device.type),
+            "ranks": setup.world.size,
             "threads": torch.get_num_threads(),
         },
     }
-    if config.evaluation.baselines and trainer.evaluation is not None:
-        summary["baselines"] = _baselines(trainer).as_json()
-    summary["samples"] = _samples(trainer)
+    if config.evaluation.baselines and setup.state.evaluation is not None:
+        summary["baselines"] = _baselines(setup).as_json()
+    summary["samples"] = _samples(setup)
     write_json(run.summary_file, summary)
-    picture = _draw(trainer)
-    _show(trainer, summary, picture)
+    picture = _draw(setup)
+    _show(setup, summary, picture)
 
 
-def _baselines(trainer: Trainer) -> Baselines:
+def _baselines(setup: Setup) -> Baselines:
     print("measuring the baselines (xz, unigram) on the same documents ...", file=sys.stderr, flush=True)
-    data, tokenizer = trainer.config.data, trainer.tokenizer
-    assert trainer.evaluation_set is not None
+    data, tokenizer = setup.config.data, setup.tokenizer
+    assert setup.evaluation_set is not None
     xz = xz_bits_per_byte(heldout_documents(data, tokenizer))
     unigram = unigram_bits_per_byte(
-        _tokens(trainer, training_documents(data, tokenizer)),
-        _tokens(trainer, heldout_documents(data, tokenizer)),
+        _tokens(setup, training_documents(data, tokenizer)),
+        _tokens(setup, heldout_documents(data, tokenizer)),
         tokenizer.vocab_size,
-        trainer.evaluation_set.bytes,
+        setup.evaluation_set.bytes,
     )
     return Baselines(xz=xz, unigram=unigram)
 
 
-def _tokens(trainer: Trainer, documents: Iterable[str], block: int = 64) -> Iterator[np.ndarray]:
+def _tokens(setup: Setup, documents: Iterable[str], block: int = 64) -> Iterator[np.ndarray]:
     """Token ids of each document with the end-of-document token that the model predicts too."""
-    end = np.array([trainer.tokenizer.special["eos"]])
+    end = np.array([setup.tokenizer.special["eos"]])
     held: list[str] = []
     for document in documents:
         held.append(document)
         if len(held) == block:
-            yield from (np.concatenate([ids, end]) for ids in trainer.tokenizer.encode_batch(held))
+            yield from (np.concatenate([ids, end]) for ids in setup.tokenizer.encode_batch(held))
             held = []
-    yield from (np.concatenate([ids, end]) for ids in trainer.tokenizer.encode_batch(held))
+    yield from (np.concatenate([ids, end]) for ids in setup.tokenizer.encode_batch(held))
 
 
-def _samples(trainer: Trainer) -> list[dict[str, str]]:
+def _samples(setup: Setup) -> list[dict[str, str]]:
     """Continuations by the model that was written, read back from its checkpoint: proof that it can be used."""
-    prompts = trainer.config.logging.sample_prompts
+    prompts = setup.config.logging.sample_prompts
     if not prompts:
         return []
-    trained = load_model(trainer.run.path)
-    generator = Generator(trained.model, trained.tokenizer, reading_of(trainer.config.objective))
-    settings = Settings(SAMPLE_TOKENS, temperature=0.8, top_p=0.95, seed=trainer.config.run.seed)
+    trained = load_model(setup.run.path)
+    generator = Generator(trained.model, trained.tokenizer, reading_of(setup.config.objective))
+    settings = Settings(SAMPLE_TOKENS, temperature=0.8, top_p=0.95, seed=setup.config.run.seed)
     samples = []
     for prompt in prompts:
         [completion] = generator.generate([prompt], settings.within(generator.room(prompt)))
@@ -107,23 +105,23 @@ def _samples(trainer: Trainer) -> list[dict[str, str]]:
     return samples
 
 
-def _draw(trainer: Trainer) -> str | None:
+def _draw(setup: Setup) -> str | None:
     from llmscale.report import loss_curve
 
-    path = trainer.run.report / "loss.png"
+    path = setup.run.report / "loss.png"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        loss_curve(trainer.run.path, path)
+        loss_curve(setup.run.path, path)
     except UserError as error:
         print(f"no picture was drawn: {error}", file=sys.stderr)
         return None
     return str(path)
 
 
-def _show(trainer: Trainer, summary: dict[str, Any], picture: str | None) -> None:
+def _show(setup: Setup, summary: dict[str, Any], picture: str | None) -> None:
     """The result on stdout."""
     console = Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 100)
-    run = trainer.run.path
+    run = setup.run.path
     figures = summary["evaluation"]
     if figures is not None:
         table = Table(title=Text(f"{run}: {figures['documents']} held-out documents, {figures['bytes']:,} bytes"))
@@ -144,7 +142,7 @@ def _show(trainer: Trainer, summary: dict[str, Any], picture: str | None) -> Non
         console.print(for_stream(sample["prompt"], sys.stdout), style="bold", end="", markup=False)
         console.print(for_stream(sample["text"], sys.stdout), markup=False)
         console.rule()
-    show_next(str(run), picture, trainer.config.model.architecture)
+    show_next(str(run), picture, setup.config.model.architecture)
 
 
 def show_next(run: str, picture: str | None, architecture: str) -> None:

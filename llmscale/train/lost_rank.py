@@ -6,15 +6,12 @@ import contextlib
 import logging
 import sys
 import time
-from typing import TYPE_CHECKING
 
 from llmscale.distributed.process_group import LostRankError, World, launcher_tells
 from llmscale.distributed.watch import Loss
 from llmscale.train.run_directory import RunDirectory
 from llmscale.train.signals import PREEMPTED, PreemptionFlag
-
-if TYPE_CHECKING:
-    from llmscale.train.trainer import Trainer
+from llmscale.train.state import TrainState
 
 _FAILED = 1
 _TURN_SECONDS = 0.1
@@ -26,19 +23,19 @@ class LossReport:
 
     def __init__(self, run: RunDirectory, world: World, attempt: int, flag: PreemptionFlag) -> None:
         self._run, self._world, self._attempt, self._flag = run, world, attempt, flag
-        self.trainer: Trainer | None = None
+        self.state: TrainState | None = None
         """Once there is one."""
 
     @property
     def excused(self) -> bool:
         """A preemption signal has come and there is nothing to save, so that ranks end as they hear it."""
         # The rank that the signal ended at once may have been in its first step still, which this one has done.
-        unsaved = self.trainer is None or self.trainer.step <= self.trainer.resume.step + 1
+        unsaved = self.state is None or self.state.step <= self.state.first + 1
         return self._flag.raised and unsaved
 
     def tell(self, error: LostRankError) -> None:
         """Complete the sentence of `error`; note in it whether somebody else says it."""
-        step = 0 if self.trainer is None else self.trainer.step
+        step = 0 if self.state is None else self.state.step
         checkpoint = self._run.newest_step()
         saved = f"the newest checkpoint is of step {checkpoint}" if checkpoint else "there is no checkpoint yet"
         error.args = (f"{error} after step {step}; {saved}",)

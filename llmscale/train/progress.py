@@ -12,7 +12,7 @@ from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainin
 from rich.progress import Progress as RichProgress
 
 from data_pipeline.base.terminal import visible
-from llmscale.train.callbacks import StepResult
+from llmscale.train.state import StepResult
 
 
 class Progress:

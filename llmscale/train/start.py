@@ -6,13 +6,9 @@ import contextlib
 import logging
 import sys
 
-import torch
-
 from data_pipeline.base.durable import unlinked
 from data_pipeline.base.errors import UserError, first_line
-from data_pipeline.base.records import RecordWriter
 from data_pipeline.base.terminal import visible
-from data_pipeline.ledger import LedgerWriter
 from llmscale.checkpoint import CheckpointError
 from llmscale.config import RunConfig, flatten
 from llmscale.distributed.agreement import on_rank_zero
@@ -28,23 +24,15 @@ from llmscale.distributed.process_group import (
 )
 from llmscale.engine.allocator import keep_large_blocks
 from llmscale.engine.engine import accumulation
-from llmscale.engine.pipeline import make_engine
 from llmscale.layout import require_legal
-from llmscale.objectives import build_loss
 from llmscale.parallel.grid import AXES, RankGrid
 from llmscale.train import build
-from llmscale.train.callbacks import Checkpointer, Evaluator, MetricsLogger
-from llmscale.train.data_report import DataReporter
-from llmscale.train.divergence import DivergedError, DivergenceWatch
+from llmscale.train.callbacks.divergence import DivergedError
 from llmscale.train.finish import finish
 from llmscale.train.lost_rank import LossReport
-from llmscale.train.profiling import Profiler
-from llmscale.train.progress import Progress
-from llmscale.train.resume import find_resume, restore
 from llmscale.train.run_directory import RunDirectory
+from llmscale.train.setup import Setup, set_up
 from llmscale.train.signals import PREEMPTED, Phase, PreemptionFlag
-from llmscale.train.trackers import start_trackers
-from llmscale.train.trainer import Trainer
 
 
 def train(config: RunConfig, flag: PreemptionFlag, from_scratch: bool = False) -> int:
@@ -89,16 +77,16 @@ def train(config: RunConfig, flag: PreemptionFlag, from_scratch: bool = False) -
             return PREEMPTED
         flag.last_words = preempted
         _log_to_file(run, world)
-        trainer = None
         losses = LossReport(run, world, attempt, flag)
         on_stuck(losses.on_stuck)
         try:
             with named_losses():
                 build.require_shared(run, world)
-                trainer = losses.trainer = assemble(config, run, world, attempt, flag, stack, from_scratch)
-                _announce(trainer, threads)
-                _run(trainer, stack)
-                return _conclude(trainer)
+                setup = set_up(config, run, world, attempt, flag, stack, from_scratch)
+                losses.state = setup.state
+                _announce(setup, threads)
+                setup.train(stack)
+                return _conclude(setup)
         except BaseException as error:
             flag.enter(Phase.OVER)
             lost = isinstance(error, RuntimeError) and not isinstance(error, (CheckpointError, DivergedError))
@@ -118,86 +106,35 @@ def _leave(kind: object, error: BaseException | None, trace: object) -> None:
     leave("" if error is None else f"{type(error).__name__}: {first_line(error)}")
 
 
-def assemble(
-    config: RunConfig,
-    run: RunDirectory,
-    world: World,
-    attempt: int,
-    flag: PreemptionFlag,
-    stack: contextlib.ExitStack,
-    from_scratch: bool = False,
-) -> Trainer:
-    """Everything a run needs, continued from its newest intact checkpoint; `stack` closes what needs closing."""
-    grid = build.build_grid(config, world)
-    tokenizer = build.build_tokenizer(config, run)
-    evaluation_set = build.build_evaluation(config, run)
-    resume = find_resume(run, config, from_scratch)
-    loader = build.build_loader(config, run, grid, resume.samples, resume.cursor, world.device)
-    stack.callback(loader.close)
-    config = build.with_steps(config, loader)
-    model, weights = build.build_model(config, tokenizer, grid, world, resume.checkpoint is not None)
-    loss = build_loss(config.objective, config.model)
-    engine = make_engine(model, loss, config, grid, world.device, weights)
-    stack.callback(engine.close)
-    if resume.checkpoint is not None:
-        restore(engine, resume.checkpoint)
-    writer = build.build_writer(config, run, world, attempt)
-    ledger = None
-    if world.rank == 0:
-        ledger = LedgerWriter(run.path, attempt, config.logging.ledger_snapshot_interval, continues=resume.step)
-    return Trainer(
-        config, run, world, grid, loss, engine, loader, evaluation_set, writer, ledger, tokenizer, flag, resume, attempt
-    )
-
-
-def _run(trainer: Trainer, stack: contextlib.ExitStack) -> None:
-    config, run, lead = trainer.config, trainer.run, trainer.world.rank == 0
-    records = stack.enter_context(RecordWriter(run.metrics, trainer.attempt, continues=trainer.step)) if lead else None
-    trackers = start_trackers(config, run, trainer.step) if lead else []
-    progress = stack.enter_context(Progress(config.train.steps, trainer.step, config.logging.interval, shown=lead))
-    trainer.train(
-        [
-            MetricsLogger(records, progress, trackers, config.logging.interval),
-            DivergenceWatch(config, fp16=trainer.engine.dtype == torch.float16),
-            DataReporter(run.quarantine, config.data.bad_record_warning, config.logging.interval, trainer.world),
-            Evaluator(records, progress, trackers, config.evaluation.interval),
-            Checkpointer(config.checkpoint.interval),
-            Profiler(config.logging.profile_start, config.logging.profile_steps),
-        ]
-    )
-    for tracker in trackers:
-        tracker.finish()
-
-
-def _conclude(trainer: Trainer) -> int:
-    run, world = trainer.run, trainer.world
-    if trainer.preempted:
+def _conclude(setup: Setup) -> int:
+    run, world, state = setup.run, setup.world, setup.state
+    if state.preempted:
         if world.rank == 0:
-            run.record_outcome("preempted", attempt=trainer.attempt, step=trainer.step)
-        trainer.flag.enter(Phase.OVER)
-        _say(world, f"saved step {trainer.step} after a preemption signal; the same command continues from there")
+            run.record_outcome("preempted", attempt=setup.attempt, step=state.step)
+        setup.flag.enter(Phase.OVER)
+        _say(world, f"saved step {state.step} after a preemption signal; the same command continues from there")
         return PREEMPTED
-    trainer.flag.enter(Phase.SAVED)
-    on_rank_zero(lambda: finish(trainer))
-    trainer.flag.enter(Phase.OVER)
+    setup.flag.enter(Phase.SAVED)
+    on_rank_zero(lambda: finish(setup))
+    setup.flag.enter(Phase.OVER)
     if world.rank == 0:
-        run.record_outcome("done", attempt=trainer.attempt, step=trainer.step)
+        run.record_outcome("done", attempt=setup.attempt, step=state.step)
     return 0
 
 
-def _announce(trainer: Trainer, threads: int) -> None:
-    config, resume = trainer.config, trainer.resume
+def _announce(setup: Setup, threads: int) -> None:
+    config, resume = setup.config, setup.resume
     for reason in resume.skipped:
-        _say(trainer.world, f"warning: skipping checkpoint: {reason}")
+        _say(setup.world, f"warning: skipping checkpoint: {reason}")
     where = f"continuing at step {resume.step}" if resume.checkpoint else "starting"
-    micro, accumulated = accumulation(config, trainer.grid.data)
+    micro, accumulated = accumulation(config, setup.grid.data)
     _say(
-        trainer.world,
-        f"{trainer.run.path}: {where}, attempt {trainer.attempt}; {trainer.engine.parameters:,} parameters,"
+        setup.world,
+        f"{setup.run.path}: {where}, attempt {setup.attempt}; {setup.engine.parameters:,} parameters,"
         f" {config.train.steps} steps of {config.train.global_batch} x {config.data.sequence_length} tokens;"
-        f" {_layout(trainer.grid)} x {accumulated} micro batch(es) of {micro},"
-        f" ZeRO {config.engine.zero_stage}, {str(trainer.engine.dtype).removeprefix('torch.')} on"
-        f" {trainer.world.device.type}, {threads} thread(s)",
+        f" {_layout(setup.grid)} x {accumulated} micro batch(es) of {micro},"
+        f" ZeRO {config.engine.zero_stage}, {str(setup.engine.dtype).removeprefix('torch.')} on"
+        f" {setup.world.device.type}, {threads} thread(s)",
     )
 
 

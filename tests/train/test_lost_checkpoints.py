@@ -19,17 +19,23 @@ SETTINGS = ("train.steps=9", "checkpoint.interval=3")
 
 def die_after(step: int) -> None:
     """Be killed after a step, once its checkpoint is on the disk."""
-    from llmscale.train.trainer import Trainer
+    from llmscale.train.loop import Trainer
+    from llmscale.train.saving import Saver
+    from llmscale.train.state import TrainState
 
-    one_step = Trainer.one_step
+    one_step, save = Trainer.one_step, Saver.save
+
+    def at_once(saver: Saver, state: TrainState) -> None:
+        save(saver, state)
+        saver.wait()
 
     def deadly(trainer: Trainer) -> object:
-        if trainer.step == step:
-            trainer.writer.wait()
+        if trainer.state.step == step:
             os.kill(os.getpid(), signal.SIGKILL)
         return one_step(trainer)
 
     Trainer.one_step = deadly  # type: ignore[method-assign]
+    Saver.save = at_once  # type: ignore[method-assign]
 
 
 def killed(folder: Path, name: str, step: int, *overrides: str) -> Path:

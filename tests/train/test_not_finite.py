@@ -32,15 +32,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def poison(kind: str, value: float, step: int, rank: int = 0, number: int | None = None) -> None:
     """Let a rank's first element of `kind` become `value` after `step`, and a signal arrive then."""
-    from llmscale.train.trainer import Trainer
+    import torch.distributed as dist
+
+    from llmscale.train.loop import Trainer
 
     one_step = Trainer.one_step
 
     def poisoned(trainer: Trainer) -> object:
         result = one_step(trainer)
-        if trainer.step == step and trainer.world.rank == rank:
+        if trainer.state.step == step and dist.get_rank() == rank:
             next(fragment for fragment in trainer.engine.state() if fragment.kind == kind).tensor[0] = value
-        if trainer.step == step and number is not None:
+        if trainer.state.step == step and number is not None:
             os.kill(os.getpid(), number)
         return result
 

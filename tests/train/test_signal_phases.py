@@ -69,7 +69,7 @@ def signalled(name: str, call: int, numbers: tuple[int, ...], pause: float) -> N
 ONE, TWO = (signal.SIGTERM,), (signal.SIGTERM, signal.SIGTERM)
 PHASES: dict[str, tuple[str, int, tuple[int, ...], float]] = {
     "the first compilation": ("llmscale.engine.engine:Engine.train_step", 1, ONE, 60),
-    "saving, twice": ("llmscale.train.callbacks:Checkpointer.on_end", 1, TWO, 0.2),
+    "saving, twice": ("llmscale.train.callbacks.checkpoints:Checkpointer.on_end", 1, TWO, 0.2),
     "the report at the end": ("llmscale.train.start:finish", 1, ONE, 60),
     "a step, by a closed terminal": ("llmscale.engine.engine:Engine.train_step", 4, (signal.SIGHUP,), 0.2),
 }
@@ -77,10 +77,10 @@ MORE = {
     "making the tokenizer": ("llmscale.train.build:build_tokenizer", 1, ONE, 60),
     "the evaluation set": ("llmscale.train.build:build_evaluation", 1, ONE, 60),
     "opening the data": ("llmscale.train.build:build_loader", 1, ONE, 60),
-    "building the model": ("llmscale.train.start:make_engine", 1, (signal.SIGHUP,), 60),
-    "an evaluation": ("llmscale.train.trainer:evaluate", 1, (signal.SIGUSR1,), 0.2),
-    "the final evaluation": ("llmscale.train.trainer:evaluate", 3, ONE, 0.2),
-    "the final evaluation, twice": ("llmscale.train.trainer:evaluate", 3, TWO, 60),
+    "building the model": ("llmscale.train.setup:make_engine", 1, (signal.SIGHUP,), 60),
+    "an evaluation": ("llmscale.train.callbacks.evaluation:evaluate", 1, (signal.SIGUSR1,), 0.2),
+    "the final evaluation": ("llmscale.train.callbacks.evaluation:evaluate", 3, ONE, 0.2),
+    "the final evaluation, twice": ("llmscale.train.callbacks.evaluation:evaluate", 3, TWO, 60),
     "writing": ("llmscale.checkpoint.writer:CheckpointWriter._write", 2, ONE, 0.2),
     "the baselines": ("llmscale.train.finish:_baselines", 1, TWO, 60),
     "the last words": ("llmscale.train.start:leave", 1, TWO, 0.2),

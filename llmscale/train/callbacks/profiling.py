@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from llmscale.train.callbacks import Callback, StepResult
-
-if TYPE_CHECKING:
-    from llmscale.train.trainer import Trainer
+from llmscale.train.callbacks.base import Callback
+from llmscale.train.state import StepResult, TrainState
 
 ROWS = 40
 """Operations in the table."""
@@ -24,38 +22,39 @@ class Profiler(Callback):
     table of the operations that took longest.
     """
 
-    def __init__(self, start: int, steps: int) -> None:
+    def __init__(self, folder: Path, start: int, steps: int, *, active: bool) -> None:
+        """`active`: whether this rank records."""
+        self._folder, self._active = folder, active
         self._first, self._last = start, start + steps - 1
         self._profile: profile | None = None
 
-    def on_start(self, trainer: Trainer) -> None:
-        self._begin_after(trainer, trainer.step)
+    def on_start(self, state: TrainState) -> None:
+        self._begin_after(state, state.step)
 
-    def on_step(self, trainer: Trainer, result: StepResult) -> None:
+    def on_step(self, state: TrainState, result: StepResult) -> None:
         if self._profile is not None and result.step == self._last:
-            self._end(trainer, result.step)
-        self._begin_after(trainer, result.step)
+            self._end(result.step)
+        self._begin_after(state, result.step)
 
-    def on_end(self, trainer: Trainer) -> None:
+    def on_end(self, state: TrainState) -> None:
         if self._profile is not None:
-            self._end(trainer, trainer.step)
+            self._end(state.step)
 
-    def _begin_after(self, trainer: Trainer, step: int) -> None:
-        if trainer.world.rank == 0 and self._profile is None and step + 1 == self._first and not trainer.finished:
+    def _begin_after(self, state: TrainState, step: int) -> None:
+        if self._active and self._profile is None and step + 1 == self._first and not state.finished:
             activities = [ProfilerActivity.CPU]
             if torch.cuda.is_available():
                 activities.append(ProfilerActivity.CUDA)
             self._profile = profile(activities=activities)
             self._profile.__enter__()
 
-    def _end(self, trainer: Trainer, step: int) -> None:
+    def _end(self, step: int) -> None:
         assert self._profile is not None
         found, self._profile = self._profile, None
         found.__exit__(None, None, None)
-        folder = trainer.run.path / "profile"
-        folder.mkdir(exist_ok=True)
+        self._folder.mkdir(exist_ok=True)
         name = f"steps-{self._first}-{step}"
         key = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
         with contextlib.suppress(OSError):  # a picture less, not a run
-            found.export_chrome_trace(str(folder / f"{name}.json.gz"))
-            (folder / f"{name}.txt").write_text(found.key_averages().table(sort_by=key, row_limit=ROWS))
+            found.export_chrome_trace(str(self._folder / f"{name}.json.gz"))
+            (self._folder / f"{name}.txt").write_text(found.key_averages().table(sort_by=key, row_limit=ROWS))

@@ -1,0 +1,32 @@
+"""Checkpoints while a run goes on, and of its end."""
+
+from __future__ import annotations
+
+from llmscale.distributed.process_group import gather_objects
+from llmscale.train.callbacks.base import Callback
+from llmscale.train.saving import Saver
+from llmscale.train.state import StepResult, TrainState
+
+
+class Checkpointer(Callback):
+    """A checkpoint every so many steps, at the end, and when preempted."""
+
+    def __init__(self, saver: Saver, interval: int) -> None:
+        self._saver = saver
+        self._interval = interval
+        self._last = -1
+
+    def on_step(self, state: TrainState, result: StepResult) -> None:
+        if self._interval and result.step % self._interval == 0 and not state.diverging:
+            self._save(state)
+
+    def on_end(self, state: TrainState) -> None:
+        if self._last != state.step and state.step > state.first:
+            self._save(state)
+        self._saver.wait()
+        # No rank may report the run as done before every rank's part is on disk.
+        gather_objects(None)
+
+    def _save(self, state: TrainState) -> None:
+        self._saver.save(state)
+        self._last = state.step

@@ -1,0 +1,92 @@
+"""Held-out loss while a run goes on, and of the finished model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.base.records import read_records
+from data_pipeline.finite.heldout import EvaluationSet
+from llmscale.config.system import EvaluationConfig
+from llmscale.distributed.process_group import all_reduce_sum, broadcast_object
+from llmscale.engine.engine import Engine
+from llmscale.evaluate.heldout import evaluate
+from llmscale.train.callbacks.base import Callback
+from llmscale.train.outputs import Outputs
+from llmscale.train.signals import Phase, PreemptionFlag
+from llmscale.train.state import StepResult, TrainState
+
+
+class Evaluator(Callback):
+    """Held-out figures every so many steps, and at the end; all ranks take part."""
+
+    def __init__(
+        self,
+        config: EvaluationConfig,
+        engine: Engine,
+        documents: EvaluationSet | None,
+        outputs: Outputs,
+        metrics: Path,
+        flag: PreemptionFlag,
+    ) -> None:
+        """
+        Args:
+            documents: what is held out; None: nothing is, and nothing is done.
+            metrics: the records of the run so far.
+        """
+        self._config = config
+        self._engine = engine
+        self._documents = documents
+        self._outputs = outputs
+        self._metrics = metrics
+        self._flag = flag
+        self._done: dict[str, Any] | None = None
+        """The evaluation of the step that this attempt continues from, where it is in the records."""
+
+    def on_start(self, state: TrainState) -> None:
+        # A preemption signal may have cut the evaluation of the step short that the run continues from.
+        rows = [row for row in read_records(self._metrics) if row["step"] == state.step]
+        held = (row["evaluation"] for row in rows if isinstance(row.get("evaluation"), dict))
+        self._done = broadcast_object(next(held, None))
+        if state.step and self._done is None:
+            self._evaluate_if_due(state)
+
+    def on_step(self, state: TrainState, result: StepResult) -> None:
+        self._evaluate_if_due(state)
+
+    def on_end(self, state: TrainState) -> None:
+        if not state.finished:
+            return
+        if state.step == state.first and self._done and None not in self._done.values():
+            state.evaluation = self._done  # a start that was ended after it
+        else:
+            state.evaluation = self._evaluate(state, None)
+
+    def _evaluate_if_due(self, state: TrainState) -> None:
+        interval = self._config.interval
+        if interval and state.step % interval == 0 and not state.finished:
+            self._evaluate(state, self._config.max_samples)
+
+    def _evaluate(self, state: TrainState, max_samples: int | None) -> dict[str, Any] | None:
+        """Figures over all ranks; None when a preemption signal came first, which ends the training too."""
+        if self._documents is None:
+            return None
+        if state.finished:
+            self._flag.enter(Phase.TRAINING)  # the last step is saved, so that a second signal may end this
+        grid = self._engine.grid
+        figures = evaluate(
+            self._engine.loss,
+            self._documents,
+            self._config.batch,
+            rank=grid.coordinate("data"),
+            ranks=grid.data,
+            reduce=all_reduce_sum,
+            counted=grid.leads,
+            max_samples=max_samples,
+            stop=self._flag.poll,
+        )
+        if figures is None:
+            state.preempted = True
+            return None
+        self._outputs.evaluation(state.step, figures)
+        return figures

@@ -1,0 +1,56 @@
+"""Rows of metrics.jsonl, and the progress bar."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from data_pipeline.loader import TrainLoader
+from llmscale.train.callbacks.base import Callback
+from llmscale.train.outputs import Outputs
+from llmscale.train.state import StepResult, TrainState
+
+
+class MetricsLogger(Callback):
+    """The figures of the steps since the last row, every so many steps and after the last one."""
+
+    def __init__(self, outputs: Outputs, loader: TrainLoader, interval: int) -> None:
+        """`interval`: steps between rows."""
+        self._outputs = outputs
+        self._loader = loader
+        self._interval = interval
+        self._since: list[StepResult] = []
+        self._started = 0.0
+
+    def on_start(self, state: TrainState) -> None:
+        self._started = time.perf_counter()
+
+    def on_step(self, state: TrainState, result: StepResult) -> None:
+        self._since.append(result)
+        if result.step % self._interval == 0 or state.finished:
+            self._write(state, result)
+        self._outputs.step(result)
+
+    def _write(self, state: TrainState, result: StepResult) -> None:
+        now = time.perf_counter()
+        seconds, self._started = now - self._started, now
+        tokens = sum(each.tokens for each in self._since)
+        row: dict[str, Any] = {
+            "step": result.step,
+            **result.losses,
+            "grad_norm": result.grad_norm,
+            "lr": result.lr,
+            "samples": state.samples,
+            "tokens": state.tokens,
+            "tokens_per_second": tokens / seconds,
+            "data_seconds": sum(each.data_seconds for each in self._since) / len(self._since),
+            "step_seconds": sum(each.step_seconds for each in self._since) / len(self._since),
+            "skipped_steps": state.skipped_steps,
+        }
+        sources = self._loader.samples.sources(state.samples)
+        if len(sources) > 1:
+            row["sources"] = sources
+        if self._loader.dropped:
+            row["dropped"] = dict(sorted(self._loader.dropped.items()))
+        self._since.clear()
+        self._outputs.metrics(row)

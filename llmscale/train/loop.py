@@ -1,0 +1,105 @@
+"""The loop: a step after the other, and callbacks after each."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from data_pipeline.base.errors import UserError
+from data_pipeline.batch import Batch
+from data_pipeline.loader import TrainLoader
+from llmscale.config import RunConfig
+from llmscale.distributed.process_group import all_reduce_sum, all_reduce_wrapping
+from llmscale.engine.engine import Engine, accumulation
+from llmscale.objectives import Loss
+from llmscale.train.batch_size import batch_at
+from llmscale.train.callbacks import Callback
+from llmscale.train.signals import Phase, PreemptionFlag
+from llmscale.train.state import StepResult, TrainState
+
+
+class Trainer:
+    """One attempt of a run: steps from where the newest checkpoint left off to `train.steps`, or to a signal."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        engine: Engine,
+        loss: Loss,
+        loader: TrainLoader,
+        state: TrainState,
+        flag: PreemptionFlag,
+    ) -> None:
+        self.config = config
+        self.engine = engine
+        self.loss = loss
+        self.loader = loader
+        self.state = state
+        self.flag = flag
+
+    def train(self, callbacks: Sequence[Callback]) -> None:
+        """Run to the last step, or to the first step after a preemption signal reached any rank."""
+        state = self.state
+        for callback in callbacks:
+            callback.on_start(state)
+        while not state.finished and not state.preempted:
+            result = self.one_step()
+            for callback in callbacks:
+                callback.on_step(state, result)
+        for callback in callbacks:
+            callback.on_stop(state)
+        self.flag.enter(Phase.SAVING)
+        for callback in reversed(callbacks):
+            callback.on_end(state)
+        # A signal that came while the last step was saved: what is left to do can take long.
+        state.preempted = state.preempted or all_reduce_sum([float(self.flag.poll())])[0] > 0
+
+    def one_step(self) -> StepResult:
+        """Take the samples of the next step and train on them; collective."""
+        started = time.perf_counter()
+        state, grid = self.state, self.engine.grid
+        global_batch = batch_at(self.config.train, state.samples)
+        batch, ledger_sum = self._take(global_batch // grid.data)
+        data_seconds = time.perf_counter() - started
+        # Ranks that share a sample have all of it; one of them counts it.
+        own = [count * grid.leads for count in self.loss.counts(batch)]
+        *counts, signals = all_reduce_sum([*own, float(self.flag.poll())])
+        state.preempted = signals > 0
+        targets = counts[0]
+        sums, grad_norm = [0.0] * len(counts), 0.0
+        if targets:
+            micro, _ = accumulation(self.config, grid.data, global_batch)
+            sums, grad_norm = self.engine.train_step(batch.split(micro), state.step, counts)
+        sums = all_reduce_sum(sums)
+        ledger_sum = all_reduce_wrapping(ledger_sum if grid.leads else 0)
+        skipped = not targets or not 0 <= grad_norm < float("inf")
+        state.step += 1
+        state.samples += global_batch
+        state.tokens += int(targets)
+        state.skipped_steps += skipped
+        self.flag.stepped()
+        step_seconds = time.perf_counter() - started
+        state.seconds += step_seconds
+        return StepResult(
+            step=state.step,
+            losses={
+                name: total / count if count else 0.0
+                for name, total, count in zip(self.loss.terms, sums, counts, strict=True)
+            },
+            grad_norm=grad_norm,
+            lr=self.engine.learning_rate(state.step - 1),
+            tokens=int(targets),
+            data_seconds=data_seconds,
+            step_seconds=step_seconds,
+            skipped=skipped,
+            samples=global_batch,
+            ledger_sum=ledger_sum,
+        )
+
+    def _take(self, samples: int) -> tuple[Batch, int]:
+        try:
+            return self.loader.take(samples)
+        except UserError as error:
+            # Only this rank met it: it must speak for itself.
+            error.everywhere = False
+            raise

@@ -1,0 +1,51 @@
+"""Where the figures of a run go: its records, the screen, and experiment trackers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from data_pipeline.base.records import RecordWriter
+from llmscale.train.progress import Progress
+from llmscale.train.state import StepResult
+from llmscale.train.trackers import Tracker
+
+COUNTS = ("sources", "dropped")
+"""What a row of metrics.jsonl may hold by label: samples of each source, and documents that this rank's reading dropped
+or mended, by reason."""
+
+
+@dataclass
+class Outputs:
+    """All of them; on ranks other than 0 they write nothing."""
+
+    progress: Progress
+    records: RecordWriter | None = None
+    """metrics.jsonl."""
+    trackers: list[Tracker] = field(default_factory=list)
+
+    def step(self, result: StepResult) -> None:
+        """Show a step."""
+        self.progress.step(result)
+
+    def metrics(self, row: dict[str, Any]) -> None:
+        """Write the figures of the steps since the last row."""
+        if self.records is not None:
+            self.records.write(row)
+        for tracker in self.trackers:
+            numbers = {key: value for key, value in row.items() if key not in ("step", *COUNTS)}
+            counts = {f"{name}/{label}": count for name in COUNTS for label, count in row.get(name, {}).items()}
+            tracker.log({**numbers, **counts}, step=row["step"])
+
+    def evaluation(self, step: int, figures: dict[str, Any]) -> None:
+        """Write and show an evaluation."""
+        if self.records is not None:
+            self.records.write({"step": step, "evaluation": figures})
+        for tracker in self.trackers:
+            tracker.log({f"evaluation/{key}": value for key, value in figures.items()}, step=step)
+        self.progress.evaluated(step, figures)
+
+    def finish(self) -> None:
+        """Tell the trackers that no more comes."""
+        for tracker in self.trackers:
+            tracker.finish()

@@ -1,0 +1,159 @@
+"""Everything that a run needs on this rank, set up once."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+
+import torch
+
+from data_pipeline.base.records import RecordWriter
+from data_pipeline.finite.heldout import EvaluationSet
+from data_pipeline.ledger import LedgerWriter
+from data_pipeline.loader import TrainLoader
+from data_pipeline.tokenizer import Tokenizer
+from llmscale.checkpoint.writer import CheckpointWriter
+from llmscale.config import RunConfig
+from llmscale.distributed.process_group import World
+from llmscale.engine.engine import Engine
+from llmscale.engine.pipeline import make_engine
+from llmscale.objectives import build_loss
+from llmscale.parallel.grid import RankGrid
+from llmscale.train import build
+from llmscale.train.callbacks import Callback
+from llmscale.train.callbacks.checkpoints import Checkpointer
+from llmscale.train.callbacks.data_report import DataReporter
+from llmscale.train.callbacks.divergence import DivergenceWatch
+from llmscale.train.callbacks.evaluation import Evaluator
+from llmscale.train.callbacks.ledger import LedgerRecorder
+from llmscale.train.callbacks.metrics import MetricsLogger
+from llmscale.train.callbacks.profiling import Profiler
+from llmscale.train.loop import Trainer
+from llmscale.train.outputs import Outputs
+from llmscale.train.progress import Progress
+from llmscale.train.resume import Resume, find_resume, restore
+from llmscale.train.run_directory import RunDirectory
+from llmscale.train.saving import Saver
+from llmscale.train.signals import PreemptionFlag
+from llmscale.train.state import TrainState
+from llmscale.train.trackers import start_trackers
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A run that is ready to train."""
+
+    config: RunConfig
+    """With the number of steps that `train.epochs` comes to."""
+    run: RunDirectory
+    world: World
+    attempt: int
+    grid: RankGrid
+    tokenizer: Tokenizer
+    evaluation_set: EvaluationSet | None
+    resume: Resume
+    engine: Engine
+    loader: TrainLoader
+    writer: CheckpointWriter
+    flag: PreemptionFlag
+    state: TrainState
+    trainer: Trainer
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is rank 0, which writes and speaks for all."""
+        return self.world.rank == 0
+
+    def callbacks(self, outputs: Outputs, ledger: LedgerWriter | None) -> list[Callback]:
+        """In the order in which they are told of a step."""
+        config, run = self.config, self.run
+        saver = Saver(config, run, self.engine, self.loader, self.writer, self.resume)
+        return [
+            LedgerRecorder(ledger, self.loader, config.logging.ledger_snapshot_interval),
+            MetricsLogger(outputs, self.loader, config.logging.interval),
+            DivergenceWatch(config, saver, fp16=self.engine.dtype == torch.float16, shown=self.leads),
+            DataReporter(
+                run.quarantine,
+                self.loader,
+                warning=config.data.bad_record_warning,
+                interval=config.logging.interval,
+                rank=self.world.rank,
+                attempt=self.attempt,
+                leads=self.grid.leads,
+            ),
+            Evaluator(config.evaluation, self.engine, self.evaluation_set, outputs, run.metrics, self.flag),
+            Checkpointer(saver, config.checkpoint.interval),
+            Profiler(
+                run.path / "profile", config.logging.profile_start, config.logging.profile_steps, active=self.leads
+            ),
+        ]
+
+    def train(self, stack: contextlib.ExitStack) -> None:
+        """Train to the end, or to a signal; `stack` closes what needs closing."""
+        outputs, ledger = Outputs(self._progress(stack)), None
+        if self.leads:
+            ledger = LedgerWriter(
+                self.run.path,
+                self.attempt,
+                self.config.logging.ledger_snapshot_interval,
+                continues=self.state.first,
+            )
+            outputs.records = stack.enter_context(
+                RecordWriter(self.run.metrics, self.attempt, continues=self.state.first)
+            )
+            outputs.trackers = start_trackers(self.config, self.run, self.state.first)
+        self.trainer.train(self.callbacks(outputs, ledger))
+        outputs.finish()
+
+    def _progress(self, stack: contextlib.ExitStack) -> Progress:
+        interval = self.config.logging.interval
+        return stack.enter_context(Progress(self.state.steps, self.state.first, interval, shown=self.leads))
+
+
+def set_up(
+    config: RunConfig,
+    run: RunDirectory,
+    world: World,
+    attempt: int,
+    flag: PreemptionFlag,
+    stack: contextlib.ExitStack,
+    from_scratch: bool = False,
+) -> Setup:
+    """Build everything, continued from the newest intact checkpoint; collective.
+
+    Args:
+        stack: closes what needs closing.
+        from_scratch: whether a run that has lost its checkpoints may begin at step 0.
+    """
+    grid = build.build_grid(config, world)
+    tokenizer = build.build_tokenizer(config, run)
+    evaluation_set = build.build_evaluation(config, run)
+    resume = find_resume(run, config, from_scratch)
+    loader = build.build_loader(config, run, grid, resume.samples, resume.cursor, world.device)
+    stack.callback(loader.close)
+    config = build.with_steps(config, loader)
+    model, weights = build.build_model(config, tokenizer, grid, world, resume.checkpoint is not None)
+    loss = build_loss(config.objective, config.model)
+    engine = make_engine(model, loss, config, grid, world.device, weights)
+    stack.callback(engine.close)
+    if resume.checkpoint is not None:
+        restore(engine, resume.checkpoint)
+    writer = build.build_writer(config, run, world, attempt)
+    state = TrainState.after(resume, config.train.steps)
+    trainer = Trainer(config, engine, loss, loader, state, flag)
+    return Setup(
+        config=config,
+        run=run,
+        world=world,
+        attempt=attempt,
+        grid=grid,
+        tokenizer=tokenizer,
+        evaluation_set=evaluation_set,
+        resume=resume,
+        engine=engine,
+        loader=loader,
+        writer=writer,
+        flag=flag,
+        state=state,
+        trainer=trainer,
+    )

@@ -1,0 +1,79 @@
+"""Where a run stands, and what a step did: what the loop tells its callbacks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from llmscale.train.resume import Resume
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one step did, over all ranks."""
+
+    step: int
+    """Steps done, this one included."""
+    losses: dict[str, float]
+    """Mean of each term of the loss over the global batch: `loss` per target token, in nats, and the others."""
+    grad_norm: float
+    """Norm of the gradient before clipping; -1 where it was not finite."""
+    lr: float
+    tokens: int
+    """Target tokens of the global batch."""
+    data_seconds: float
+    """Time that this rank waited for data."""
+    step_seconds: float
+    skipped: bool
+    """The global batch had no target, or its gradient was not finite."""
+    samples: int
+    """Samples of the global batch."""
+    ledger_sum: int
+    """Of the global batch, as the ledger has it."""
+
+    @property
+    def loss(self) -> float:
+        """Mean loss per target token of the global batch, in nats."""
+        return self.losses["loss"]
+
+
+@dataclass
+class TrainState:
+    """Where a run stands. The loop moves it on, callbacks read it."""
+
+    steps: int
+    """To train in all."""
+    first: int
+    """Steps that were done when this attempt began."""
+    step: int
+    """Steps done."""
+    samples: int
+    """Samples of the global order that they consumed."""
+    tokens: int
+    skipped_steps: int
+    seconds: float
+    """Time that they took, of all attempts."""
+    evaluation: dict[str, Any] | None = None
+    """Figures of the finished model."""
+    preempted: bool = False
+    """A preemption signal has reached some rank."""
+    diverging: bool = False
+    """The last steps were skipped, so that no checkpoint should take the place of an earlier one."""
+
+    @classmethod
+    def after(cls, resume: Resume, steps: int) -> TrainState:
+        """Where an attempt begins."""
+        return cls(
+            steps=steps,
+            first=resume.step,
+            step=resume.step,
+            samples=resume.samples,
+            tokens=resume.tokens,
+            skipped_steps=resume.skipped_steps,
+            seconds=resume.seconds,
+        )
+
+    @property
+    def finished(self) -> bool:
+        """All steps are done."""
+        return self.step >= self.steps
