@@ -1,0 +1,1 @@
+"""Small runs that an earlier release made, and how they are made."""
