@@ -29,7 +29,7 @@ from data_pipeline.tokenizer import prepare_tokenizer
 from tests.data_pipeline.corpora import texts
 from tests.data_pipeline.source_writers import WITHOUT_TARGETS, WRITERS, write
 
-LANES = 96
+LANES = 48
 BATCH = 48
 LAYOUTS = list(itertools.product([1, 2, 3, 6, 8], [0, 1, 3, 5]))
 INTERRUPTIONS = 20
@@ -54,7 +54,7 @@ class Reader:
 
     def __init__(self, folder: Path, kind: str, objective: ObjectiveConfig) -> None:
         pairs = isinstance(objective, PairsObjective)
-        source = write("jsonl" if kind == "permutation" else kind, folder / "data", texts(480, longest=50), pairs)
+        source = write("jsonl" if kind == "permutation" else kind, folder / "data", texts(240, longest=50), pairs)
         order = "permutation" if kind == "permutation" else "stream"
         settings = {"sequence_length": 32, "lanes": LANES, "span_bytes": 600, "shuffle_buffer": 300, "order": order}
         settings["tokenizer"] = {"kind": "bytes"}

@@ -23,7 +23,8 @@ from tests.kept_runs.cases import CASES, write_case
 TIMES = ("tokens_per_second", "data_seconds", "step_seconds", "attempt")
 """What may differ in a row."""
 QUICKSTART = (
-    "run.threads=1", "schedule.name=constant", "schedule.warmup_steps=2", "train.steps=8", "logging.interval=1", "evaluation.baselines=false",
+    "run.threads=1", "schedule.name=constant", "schedule.warmup_steps=2",
+    "train.steps=8", "logging.interval=1", "evaluation.baselines=false",
     "logging.sample_prompts=[]", "run.directory=run",
 )  # fmt: skip
 
