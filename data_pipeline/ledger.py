@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data_pipeline.base.durable import parse_json, read_file, unlinked
-from data_pipeline.base.errors import UserError, writing
+from data_pipeline.base.durable import parse_json, read_file, replace_file
+from data_pipeline.base.errors import UserError
 from data_pipeline.base.records import RecordWriter, read_records
 from data_pipeline.config import DataConfig
 from data_pipeline.objectives.config import CausalObjective, ObjectiveConfig
@@ -48,11 +47,7 @@ class LedgerWriter:
         """Keep a merged cursor. The file appears whole or not at all."""
         self._snapshots.mkdir(exist_ok=True)
         path = self._snapshots / f"cursor-{cursor['next_sample']:012d}.json"
-        temporary = path.with_suffix(".tmp")
-        with writing(path):
-            with open(temporary, "w", opener=unlinked) as file:
-                file.write(json.dumps({**cursor, "check": _check_of(cursor)}, separators=(",", ":")))
-            os.replace(temporary, path)
+        replace_file(path, json.dumps({**cursor, "check": _check_of(cursor)}, separators=(",", ":")).encode())
 
     def close(self) -> None:
         """Close the file; rows are written already."""

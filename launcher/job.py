@@ -17,6 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from data_pipeline.base.durable import write_json
 from data_pipeline.base.errors import UserError
 from launcher.local import SAVED, USER_ERROR
 from launcher.sbatch_options import gpu_count
@@ -24,7 +25,7 @@ from launcher.time_limit import require_room
 from llmscale.config import load_config, resolve_directory
 from llmscale.distributed.wire import TOKEN
 from llmscale.layout import require_legal
-from llmscale.train.run_directory import RunDirectory, write_json
+from llmscale.train.run_directory import RunDirectory
 
 STOPPED = 1
 """Exit code of a job that stops going back into the queue."""

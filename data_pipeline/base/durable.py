@@ -1,15 +1,16 @@
-"""Reading and making files where others may have put something else: pipes, devices, links."""
+"""Files that are read and written so that neither a kill, a full disk nor what others have put there does harm."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 import secrets
 import stat
-import threading
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from data_pipeline.base.errors import writing
 
@@ -89,23 +90,73 @@ def temporary_folder(parent: str | Path, prefix: str) -> Path:
         return path
 
 
-def replace_file(path: Path, data: bytes, durable: bool = False) -> None:
-    """Write a file so that others see the old one or the new; `durable` forces its content to the disk first.
+def temporary_path(path: Path) -> Path:
+    """A name beside `path` that no other process on any machine uses."""
+    return path.with_name(f".tmp-{path.name}-{os.getpid()}-{secrets.token_hex(4)}")
+
+
+@contextlib.contextmanager
+def replacing(path: Path, durable: bool = False) -> Iterator[BinaryIO]:
+    """A new file that takes the place of `path` when the block ends, so that others see the old one or the new.
 
     A link at `path` is replaced, not followed. Raises OSError that names the file.
+
+    Args:
+        durable: force the content to the disk first.
     """
-    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}-{threading.get_ident()}")
+    temporary = temporary_path(path)
     try:
         with writing(path):
             with open(temporary, "wb", opener=unlinked) as file:
-                file.write(data)
+                yield file
                 if durable:
                     file.flush()
                     os.fsync(file.fileno())
             temporary.replace(path)
-    except OSError:
+    except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def replace_file(path: Path, data: bytes, durable: bool = False) -> None:
+    """Write a file, as `replacing`."""
+    with replacing(path, durable) as file:
+        file.write(data)
+
+
+def json_bytes(value: Any, indent: int | None = 2) -> bytes:
+    """A value as the JSON of a file that people may read, with a newline at the end.
+
+    Lone surrogates, as file names that are not UTF-8 and people's JSON have them, are escaped.
+    """
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    return (text + "\n").encode(errors="backslashreplace")
+
+
+def write_json(path: Path, value: Any, indent: int | None = 2) -> None:
+    """Replace a JSON file durably; raises OSError that names it."""
+    replace_file(path, json_bytes(value, indent), durable=True)
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds; None where it is missing or damaged."""
+    try:
+        return parse_json(read_file(path))
+    except (OSError, ValueError):
+        return None
+
+
+def sync_folder(path: Path) -> None:
+    """Force the entries of a folder (new files, renames) to the disk."""
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        # Some network file systems refuse fsync on a folder and need none.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(handle)
 
 
 def unlinked(path: str | Path, flags: int) -> int:

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from data_pipeline.base.durable import parse_json, read_file, unlinked
-from data_pipeline.base.errors import UserError, writing
+from data_pipeline.base.durable import read_json, write_json
+from data_pipeline.base.errors import UserError
 from data_pipeline.document import Document
 from data_pipeline.finite.format import IndexedDataset, token_dtype
-from data_pipeline.finite.writer import IndexedWriter, temporary_path
+from data_pipeline.finite.writer import IndexedWriter
 from data_pipeline.tokenizer import Tokenizer
 from data_pipeline.tokenizer.frame import Frame, plain_frame
 
@@ -133,27 +131,6 @@ def materialise(
                 counts.add(text.counts)
     write_json(record, {"digest": key, **asdict(counts), "files": list(files)})
     return counts
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file, which appears whole or not at all; raises OSError that names it."""
-    temporary = temporary_path(path)
-    with writing(path):
-        # A file name that is not UTF-8 holds lone surrogates, which JSON can only escape.
-        with open(temporary, "w", encoding="utf-8", errors="backslashreplace", opener=unlinked) as file:
-            json.dump(value, file, indent=1, ensure_ascii=False)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-
-
-def read_json(path: Path) -> Any:
-    """What a JSON file holds; None where it is missing or damaged."""
-    try:
-        return parse_json(read_file(path))
-    except (OSError, ValueError):
-        return None
 
 
 def _recorded(record: Path, prefix: str | Path, key: str) -> Counts | None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from data_pipeline.base.durable import read_json
 from data_pipeline.base.errors import UserError
-from data_pipeline.finite.cache import read_json
 from data_pipeline.finite.format import idx_path
 from data_pipeline.sources.files import local_paths
 from data_pipeline.tokenizer import Tokenizer

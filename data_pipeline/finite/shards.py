@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 import xxhash
 
+from data_pipeline.base.durable import read_json
 from data_pipeline.base.errors import UserError
-from data_pipeline.finite.cache import read_json
 from data_pipeline.finite.format import IndexedDataset, bin_path, idx_path
 
 ENDS_BYTES = 1 << 16

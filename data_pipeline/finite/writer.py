@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from typing import BinaryIO, cast
 
 import numpy as np
 
+from data_pipeline.base.durable import sync_folder, temporary_path
 from data_pipeline.base.errors import UserError, writing
 from data_pipeline.finite.format import (
     BLOCK,
@@ -155,7 +155,7 @@ class IndexedWriter:
             else:
                 places_path(self.prefix).unlink(missing_ok=True)
             os.replace(f"{self._temporary}.idx", idx_path(self.prefix))
-            sync_directory(Path(self.prefix).parent)
+            sync_folder(Path(self.prefix).parent)
         self.discard()
 
     def discard(self) -> None:
@@ -195,17 +195,3 @@ class IndexedWriter:
     def _copy(self, kind: str, file: BinaryIO) -> None:
         self._files[kind].seek(0)
         shutil.copyfileobj(self._files[kind], file, COPY_BYTES)
-
-
-def temporary_path(path: Path) -> Path:
-    """A name beside `path` that no other process on any machine uses."""
-    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
-
-
-def sync_directory(directory: Path) -> None:
-    """Force the names in a folder to the disk."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -15,13 +15,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_pipeline.base.durable import unlinked
+from data_pipeline.base.durable import read_json, replacing, sync_folder, unlinked, write_json
 from data_pipeline.base.errors import UserError, writing
 from data_pipeline.config import DataConfig
 from data_pipeline.document import Document
-from data_pipeline.finite.cache import Counts, read_json, tokenized, write_json, write_tokenized
+from data_pipeline.finite.cache import Counts, tokenized, write_tokenized
 from data_pipeline.finite.format import bin_path, idx_path, token_dtype
-from data_pipeline.finite.writer import IndexedWriter, sync_directory, temporary_path
+from data_pipeline.finite.writer import IndexedWriter
 from data_pipeline.prepare.deduplication import Signer, without_duplicates
 from data_pipeline.prepare.workers import Report
 from data_pipeline.sources.corpus import Corpus
@@ -249,14 +249,9 @@ def locked(path: Path) -> Iterator[None]:
 
 def save_array(path: Path, array: np.ndarray) -> None:
     """Write a .npy file, which appears whole or not at all; raises OSError that names it."""
-    temporary = temporary_path(path)
-    with writing(path):
-        with open(temporary, "wb", opener=unlinked) as file:
-            np.save(file, array, allow_pickle=False)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        sync_directory(path.parent)
+    with replacing(path, durable=True) as file:
+        np.save(file, array, allow_pickle=False)
+    sync_folder(path.parent)
 
 
 def total_bytes(plan: Plan, numbers: Sequence[int]) -> int:

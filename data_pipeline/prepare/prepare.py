@@ -6,7 +6,6 @@ killed goes on with the parts that lack one, and whoever finds all markers joins
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections import Counter
@@ -15,11 +14,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.base.durable import json_bytes, read_json, replace_file, sync_folder, write_json
 from data_pipeline.base.errors import UserError, writing
 from data_pipeline.config import DataConfig
-from data_pipeline.finite.cache import Counts, read_json, write_json
+from data_pipeline.finite.cache import Counts
 from data_pipeline.finite.format import IndexedDataset, bin_path, idx_path, places_path, token_dtype
-from data_pipeline.finite.writer import IndexedWriter, sync_directory, temporary_path
+from data_pipeline.finite.writer import IndexedWriter
 from data_pipeline.prepare.deduplication import find_duplicates
 from data_pipeline.prepare.parts import (
     PART_BYTES,
@@ -291,7 +291,7 @@ def _join(config: DataConfig, plan: Plan, out: Path, corpus: Corpus, tokenizer: 
         with writing(out / side):
             for path in (bin_path, places_path, idx_path):
                 os.replace(path(folder / side), path(out / side))
-            sync_directory(out)
+            sync_folder(out)
     _write_quarantine(out / QUARANTINE_FILE, results)
     write_json(out / META_FILE, meta)
     return meta
@@ -363,12 +363,9 @@ def _outcome(config: DataConfig, out: Path, meta: dict[str, Any], state: str) ->
 
 def _write_quarantine(path: Path, results: list[dict[str, Any]]) -> None:
     """A JSON line for each bad record, where there are any."""
-    lines = [json.dumps(record, ensure_ascii=False) for result in results for record in result["bad"]]
+    lines = [json_bytes(record, indent=None) for result in results for record in result["bad"]]
     if lines:
-        temporary = temporary_path(path)
-        with writing(path):
-            temporary.write_text("\n".join(lines) + "\n", encoding="utf-8", errors="backslashreplace")
-            os.replace(temporary, path)
+        replace_file(path, b"".join(lines))
 
 
 def _numbers(meta: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
+from data_pipeline.base.durable import json_bytes
 from data_pipeline.base.errors import UserError
 from data_pipeline.tokenizer.conventions import Conventions
 from data_pipeline.tokenizer.roles import role_text
@@ -191,9 +192,7 @@ class StoredTokenizer(ABC):
         }
         if self.conventions is not None:
             meta["conventions"] = self.conventions.as_json()
-        # An imported model's conventions may hold lone surrogates, which JSON can only escape.
-        text = json.dumps(meta, indent=1, ensure_ascii=False) + "\n"
-        (Path(directory) / META_FILE).write_text(text, encoding="utf-8", errors="backslashreplace")
+        (Path(directory) / META_FILE).write_bytes(json_bytes(meta))
 
     @abstractmethod
     def _encode(self, texts: list[str]) -> list[np.ndarray]: ...

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.base.durable import parse_json, read_text
+from data_pipeline.base.durable import parse_json, read_text, replace_file
 from data_pipeline.base.errors import UserError, writing
 
 TEMPLATE_FILE = "chat_template.jinja"
@@ -62,9 +61,9 @@ class ChatTemplates:
         if self.special is not None:
             kept["special_tokens"] = self.special
         with writing(folder):
-            _put(folder / KEPT_FILE, json.dumps(kept, indent=1) + "\n")
+            replace_file(folder / KEPT_FILE, (json.dumps(kept, indent=1) + "\n").encode())
             if DEFAULT in self.templates:
-                _put(folder / TEMPLATE_FILE, self.templates[DEFAULT])
+                replace_file(folder / TEMPLATE_FILE, self.templates[DEFAULT].encode())
 
     def export(self, folder: Path) -> None:
         """Write them as transformers does: `chat_template.jinja`, and others in a folder of their own."""
@@ -211,13 +210,3 @@ def _read_object(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise UserError(f"{path} holds a JSON {type(found).__name__} where an object is needed; repair it or remove it")
     return found
-
-
-def _put(path: Path, text: str) -> None:
-    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise

@@ -15,7 +15,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.base.durable import replace_file
+from data_pipeline.base.durable import replace_file, sync_folder
 from llmscale.checkpoint.errors import CheckpointError
 from llmscale.checkpoint.geometry import boxes, take
 from llmscale.checkpoint.manifest import (
@@ -30,7 +30,7 @@ from llmscale.checkpoint.manifest import (
     TensorEntry,
     encode,
 )
-from llmscale.checkpoint.store import discard, poll, sync_folder, write_durably
+from llmscale.checkpoint.store import discard, poll, write_durably
 
 MergeCursors = Callable[[Sequence[dict[str, Any]]], dict[str, Any]]
 

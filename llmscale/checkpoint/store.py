@@ -5,7 +5,6 @@ at. A step that is saved again replaces the older folder, which is named `step-0
 between the two renames, and which readers accept, so that there is never a moment without a checkpoint.
 """
 
-import errno
 import hashlib
 import logging
 import os
@@ -16,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_pipeline.base.durable import replace_file, unlinked
+from data_pipeline.base.durable import replace_file, sync_folder, unlinked
 from data_pipeline.base.errors import UserError
 from llmscale.checkpoint.manifest import MANIFEST, FileEntry
 
@@ -66,19 +65,6 @@ def write_durably(path: Path, data: bytes) -> FileEntry:
         file.flush()
         os.fsync(file.fileno())
     return FileEntry(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
-
-
-def sync_folder(path: Path) -> None:
-    """Force the entries of a folder (new files, renames) to the disk."""
-    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        # Some network file systems refuse fsync on a folder and need none.
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
-    finally:
-        os.close(handle)
 
 
 def discard(path: Path) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from data_pipeline.base.durable import write_json
 from data_pipeline.tokenizer.chat_files import NAMED_TOKENS, SETTINGS_FILE, read_chat
-from llmscale.hugging_face.files import read_json, write_json
+from llmscale.hugging_face.files import read_json
 from llmscale.hugging_face.tokenizers import OWN_FOLDER
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from data_pipeline.base.durable import write_json
 from data_pipeline.base.errors import UserError, writing
 from data_pipeline.objectives.config import PairsObjective
 from data_pipeline.tokenizer import Tokenizer, load_tokenizer
@@ -18,7 +19,7 @@ from llmscale.checkpoint.reader import Checkpoint, newest_intact
 from llmscale.config import ModelConfig, parse_config
 from llmscale.hugging_face.chat import export_chat
 from llmscale.hugging_face.classes import OWN, Misfit, fit
-from llmscale.hugging_face.files import CONFIG, GENERATION, new_folder, require_free, write_json
+from llmscale.hugging_face.files import CONFIG, GENERATION, new_folder, require_free
 from llmscale.hugging_face.tensors import DTYPES, parse_size, write_tensors
 from llmscale.hugging_face.tokenizers import OWN_FOLDER, export_tokenizer, token_ids
 from llmscale.hugging_face.weights import Move, Shapes, plan, shapes_of

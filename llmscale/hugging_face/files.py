@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,13 +34,6 @@ def read_json(path: Path, fix: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise UserError(f"{path} holds a JSON {type(found).__name__} where an object is needed; {fix}")
     return found
-
-
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    """A JSON file as people read it."""
-    # A config.json may hold lone surrogates, which JSON can only escape.
-    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-    path.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def require_free(path: Path) -> None:

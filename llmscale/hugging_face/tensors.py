@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from data_pipeline.base.durable import write_json
 from data_pipeline.base.errors import UserError
 from data_pipeline.sources.first_bytes import require_contents_at
-from llmscale.hugging_face.files import read_json, write_json
+from llmscale.hugging_face.files import read_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data_pipeline.base.durable import write_json
 from data_pipeline.base.errors import UserError
 from data_pipeline.config import DataConfig, TokenizerConfig
 from data_pipeline.tokenizer import Tokenizer, load_tokenizer, prepare_tokenizer
@@ -19,7 +20,7 @@ from data_pipeline.tokenizer.store import open_tokenizer
 from llmscale.config import ModelConfig
 from llmscale.hugging_face.added_tokens import add_tokens, cut_as, read_added
 from llmscale.hugging_face.conventions import template_of, with_template, written_flags
-from llmscale.hugging_face.files import read_json, write_json
+from llmscale.hugging_face.files import read_json
 from llmscale.hugging_face.sentencepiece_model import SPACE, as_library_tokenizer, user_symbols
 
 if TYPE_CHECKING:

@@ -15,14 +15,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from data_pipeline.base.durable import write_json
 from data_pipeline.base.errors import UserError
-from data_pipeline.base.records import read_records
+from data_pipeline.base.records import read_records, strict
 from data_pipeline.base.terminal import for_stream
 from data_pipeline.finite.heldout import heldout_documents, training_documents
 from llmscale.checkpoint.model import load_model
 from llmscale.evaluate.baselines import Baselines, unigram_bits_per_byte, xz_bits_per_byte
 from llmscale.generate import Generator, Settings, reading_of
-from llmscale.train.run_directory import write_json
 from llmscale.train.setup import Setup
 
 SAMPLE_TOKENS = 64
@@ -59,7 +59,7 @@ def finish(setup: Setup) -> None:
     if config.evaluation.baselines and setup.state.evaluation is not None:
         summary["baselines"] = _baselines(setup).as_json()
     summary["samples"] = _samples(setup)
-    write_json(run.summary_file, summary)
+    write_json(run.summary_file, strict(summary))
     picture = _draw(setup)
     _show(setup, summary, picture)
 

@@ -17,7 +17,7 @@ from itertools import count, islice
 from pathlib import Path
 from typing import Any, Literal
 
-from data_pipeline.base.durable import parse_json, read_file, read_text, replace_file, unlinked
+from data_pipeline.base.durable import parse_json, read_file, read_text, replace_file, unlinked, write_json
 from data_pipeline.base.errors import UserError
 from data_pipeline.base.records import Extent, extent_of, strict
 from llmscale.checkpoint import CorruptCheckpoint, find_checkpoints
@@ -263,7 +263,7 @@ class RunDirectory:
             raise UserError(f"{self.logs} is a symbolic link, which is not followed; remove it")
         for folder in (self.path, self.checkpoints, self.logs):
             folder.mkdir(parents=True, exist_ok=True)
-        write_text(self.config_file, dump_config(config))
+        replace_file(self.config_file, dump_config(config).encode(errors="backslashreplace"), durable=True)
 
     def begin_attempt(self) -> int:
         """Number of this start of the run, from 1, recorded before anything else is written."""
@@ -313,17 +313,6 @@ class RunDirectory:
                 # Some network file systems know no locks; training there must still work.
                 pass
             yield
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a file atomically: a reader sees the old text or the new."""
-    # A file name that is not UTF-8 holds lone surrogates, which JSON can only escape.
-    replace_file(path, text.encode(errors="backslashreplace"), durable=True)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Replace a JSON file atomically."""
-    write_text(path, json.dumps(strict(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def _checksum(value: dict[str, Any]) -> str:

@@ -15,10 +15,10 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from data_pipeline.base.durable import parse_json, read_file
+from data_pipeline.base.durable import parse_json, read_file, write_json
 from data_pipeline.base.errors import UserError
 from llmscale.config import RunConfig
-from llmscale.train.run_directory import RunDirectory, write_json
+from llmscale.train.run_directory import RunDirectory
 
 _OWN_VARIABLES = ("WANDB_", "MLFLOW_", "TENSORBOARD_")
 """Environment variables that a tracker may set, since nothing else reads them."""
