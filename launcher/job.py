@@ -19,10 +19,11 @@ from typing import Any
 
 from data_pipeline.base.durable import write_json
 from data_pipeline.base.errors import UserError
-from launcher.local import SAVED, USER_ERROR
+from data_pipeline.base.terminal import tell
 from launcher.sbatch_options import gpu_count
 from launcher.time_limit import require_room
 from llmscale.config import load_config, resolve_directory
+from llmscale.distributed.exit_codes import PREEMPTED, USER_MISTAKE
 from llmscale.distributed.wire import TOKEN
 from llmscale.layout import require_legal
 from llmscale.train.run_directory import RunDirectory
@@ -75,7 +76,7 @@ def run_job(script: Path, arguments: Sequence[str]) -> int:
     before = _checkpoints(run)
     train = [sys.executable, "-m", "llmscale", "train", *arguments]
     code, cancelled = _start_ranks([*options, "bash", "-c", _RANK, *train])
-    if code != SAVED or cancelled:
+    if code != PREEMPTED or cancelled:
         return code
     return _requeue(job, run, progress=bool(_checkpoints(run) - before))
 
@@ -154,8 +155,8 @@ def _requeue(job: str, run: RunDirectory, progress: bool) -> int:
     if idle >= MOST_IDLE_ENDS:
         newest = max(_checkpoints(run), default="none")
         reason = (
-            f"job {job} ended with code {SAVED} {idle} times in a row without a new step (newest checkpoint: {newest}),"
-            " so it does not go back into the queue; give it more time (sbatch --time), and submit it again"
+            f"job {job} ended with code {PREEMPTED} {idle} times in a row without a new step (newest checkpoint:"
+            f" {newest}), so it does not go back into the queue; give it more time (sbatch --time), and submit it again"
         )
         _say(reason)
         if run.config_file.exists():  # else it is no run yet
@@ -165,7 +166,7 @@ def _requeue(job: str, run: RunDirectory, progress: bool) -> int:
     if result.returncode:
         reason = result.stderr.strip() or f"scontrol requeue exited with {result.returncode}"
         _say(f"job {job} has saved, but cannot go back into the queue ({reason}); submit it again to continue")
-    return SAVED
+    return PREEMPTED
 
 
 def _idle_ends(record: Path, job: str) -> int:
@@ -194,7 +195,7 @@ def _record(record: Path, state: dict[str, Any]) -> None:
 
 
 def _say(text: str) -> None:
-    print(f"llmscale: {text}", file=sys.stderr, flush=True)
+    tell(f"llmscale: {text}")
 
 
 def main() -> None:
@@ -203,7 +204,7 @@ def main() -> None:
         sys.exit(run_job(Path(sys.argv[1]), sys.argv[2:]))
     except UserError as error:
         _say(str(error))
-        sys.exit(USER_ERROR)
+        sys.exit(USER_MISTAKE)
 
 
 if __name__ == "__main__":

@@ -17,8 +17,10 @@ from typing import IO
 from data_pipeline.base.durable import unlinked
 from data_pipeline.base.errors import UserError
 from data_pipeline.base.records import read_records
+from data_pipeline.base.terminal import tell
 from launcher.environment import STEP_TASKS
 from llmscale.config import load_config, resolve_directory
+from llmscale.distributed.exit_codes import PREEMPTED, USER_MISTAKE
 from llmscale.distributed.ranks import LAUNCHER
 from llmscale.layout import require_legal
 from llmscale.train.run_directory import RunDirectory
@@ -29,12 +31,6 @@ user's mistake end by themselves; one that waits for the failed rank in a collec
 
 SAVE_SECONDS = 120.0
 """How long ranks may take to end after SIGTERM or SIGUSR1, the step and the save that they still make included."""
-
-SAVED = 75
-"""Exit code of a rank that saved a checkpoint after a preemption signal."""
-
-USER_ERROR = 2
-"""Exit code of a rank that met a user's mistake."""
 
 _FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)
 _POLL_SECONDS = 0.05
@@ -226,12 +222,12 @@ def _kill(ranks: _Ranks, late: str = "") -> None:
 
 def _judge(ranks: _Ranks, logs: Path, run: RunDirectory | None, started: float) -> int:
     codes = {rank: ranks.processes[rank].returncode for rank in ranks.failures}
-    unsaved = [rank for rank in ranks.failures if codes[rank] != SAVED]
+    unsaved = [rank for rank in ranks.failures if codes[rank] != PREEMPTED]
     if not unsaved:
-        return SAVED if ranks.failures else 0
-    mistaken = [rank for rank in unsaved if codes[rank] == USER_ERROR]
+        return PREEMPTED if ranks.failures else 0
+    mistaken = [rank for rank in unsaved if codes[rank] == USER_MISTAKE]
     if 0 in mistaken:  # rank 0 has said on the terminal what is wrong
-        return USER_ERROR
+        return USER_MISTAKE
     # A rank that was killed from outside ends others, which may be seen to have ended before it.
     died = [rank for rank in unsaved if codes[rank] < 0 and rank not in ranks.killed]
     own = [rank for rank in unsaved if rank not in ranks.killed]
@@ -249,7 +245,7 @@ def _judge(ranks: _Ranks, logs: Path, run: RunDirectory | None, started: float) 
         text = f"{who} {how} and ended the run; {where}"
     else:
         text = _recorded(run, started, rank, number, f"{who} on {socket.gethostname()} {how}", where)
-    print(text, file=sys.stderr, flush=True)
+    tell(text)
     return max(code, 1)
 
 

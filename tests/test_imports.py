@@ -45,6 +45,7 @@ MAY_IMPORT = {
         "data_pipeline.base.durable",
         "data_pipeline.base.errors",
         "data_pipeline.base.records",
+        "data_pipeline.base.terminal",
     },
     "llmscale.distributed": {"data_pipeline"},
     "llmscale.families": set(),
@@ -131,7 +132,7 @@ ONLY_WITHIN = {"deepspeed": "llmscale.engine"}
 NEVER = {"launcher": {"torch"}, "llmscale.model": {"torch.distributed", "deepspeed"}}
 READS_NO_ENVIRONMENT = "llmscale.model"
 LAZY = "llmscale.commands"
-LIGHT = ("data_pipeline.base", "llmscale.commands", "llmscale.distributed.ranks")
+LIGHT = ("data_pipeline.base", "llmscale.commands", "llmscale.distributed.ranks", "llmscale.distributed.exit_codes")
 
 
 @dataclass(frozen=True)

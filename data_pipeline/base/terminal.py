@@ -1,9 +1,11 @@
-"""Text of models and of files on a terminal, where control characters could move the cursor, rename the window or
-hide what is written."""
+"""What the user reads on a terminal, where control characters of models and files could move the cursor, rename the
+window or hide what is written."""
 
 from __future__ import annotations
 
+import logging
 import re
+import sys
 from typing import Any
 
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -23,6 +25,18 @@ def visible_json(text: str) -> str:
 def for_stream(text: str, stream: Any) -> str:
     """Text as `stream` should get it: `visible` on a terminal, unchanged in a file or a pipe."""
     return visible(text) if stream.isatty() else text
+
+
+def tell(text: str) -> None:
+    """One line for the user, who reads stderr."""
+    print(visible(text), file=sys.stderr, flush=True)
+
+
+def warn(sentence: str, shown: bool = True) -> None:
+    """Warn the user, in the log too; `shown`: whether on stderr."""
+    logging.getLogger("llmscale").warning(sentence)
+    if shown:
+        tell(f"warning: {sentence}")
 
 
 def _escape(character: str) -> str:

@@ -9,8 +9,8 @@ from pathlib import Path
 import click
 
 from data_pipeline.base.errors import UserError
-from llmscale.commands.mistakes import FAILED
 from llmscale.commands.speech import echo
+from llmscale.distributed.exit_codes import FAILED
 
 
 @click.group()

@@ -1,4 +1,4 @@
-"""What the command line says of mistakes and faults, and its exit codes."""
+"""What the command line says of mistakes and faults, and which exit codes they have."""
 
 from __future__ import annotations
 
@@ -9,14 +9,9 @@ from collections.abc import Iterator
 
 from data_pipeline.base.errors import FULL, UserError
 from llmscale.commands.speech import complain
+from llmscale.distributed.exit_codes import FAILED, INTERRUPTED, USER_MISTAKE
 from llmscale.distributed.ranks import shown_rank
 
-USER_MISTAKE = 2
-"""Exit code for a mistake that the user can mend: one sentence on stderr, no traceback."""
-FAILED = 1
-"""Exit code for anything else."""
-INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells give it."""
 _BARRED = (
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR),
     *(errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP, errno.ENXIO),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from llmscale.commands.mistakes import FAILED
+from llmscale.distributed.exit_codes import FAILED
 
 
 @click.command()

@@ -16,12 +16,12 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from rich.table import Column, Table
 
 from data_pipeline.base.errors import UserError
+from data_pipeline.base.terminal import tell
 from data_pipeline.config import DataConfig, SourceConfig
 from data_pipeline.sources.corpus import Corpus
 from data_pipeline.tokenizer import Tokenizer, prepare_tokenizer
 from data_pipeline.tokenizer.statistics import TextStatistics, measure, sample_documents, source_spans
 from llmscale.config import load_config
-from llmscale.data_commands.tokenizer import say
 
 NAMES_WIDTH = 20
 COLUMN_WIDTH = 17
@@ -118,9 +118,9 @@ def _tokenizer(config: DataConfig, of_run: Path) -> Tokenizer:
         try:
             return prepare_tokenizer(config, of_run)
         except UserError as error:
-            say(f"the run's tokenizer is not used: {error}")
+            tell(f"the run's tokenizer is not used: {error}")
     with tempfile.TemporaryDirectory() as folder:
-        return prepare_tokenizer(config, Path(folder) / "tokenizer", say)
+        return prepare_tokenizer(config, Path(folder) / "tokenizer", tell)
 
 
 @contextmanager

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from data_pipeline.base.terminal import tell
 from data_pipeline.objectives import required_roles
 from data_pipeline.sources.corpus import Corpus
 from data_pipeline.tokenizer import Tokenizer, prepare_tokenizer
@@ -18,7 +18,7 @@ SHOWN_CHARACTERS = 160
 
 
 def make_tokenizer(path: Path, overrides: tuple[str, ...], output: Path | None) -> Iterator[str]:
-    """Train or load the tokenizer of a config, keep it in `output`, and say in lines what it is.
+    """Train or load the tokenizer of a config, keep it in `output`, and tell in lines what it is.
 
     `output` is where a run looks for it when not given, so that `train` finds it ready. A finished tokenizer there is
     shown, not made again.
@@ -32,7 +32,7 @@ def make_tokenizer(path: Path, overrides: tuple[str, ...], output: Path | None) 
     corpus = Corpus.training(config.data.model_copy(update={"sources": sources})) if sources else None
     folder = output or Path(resolve_directory(config).run.directory) / "tokenizer"
     roles = required_roles(config.objective, config.data.sequence_length)
-    tokenizer = prepare_tokenizer(config.data, folder, say, roles, config.train.init_from)
+    tokenizer = prepare_tokenizer(config.data, folder, tell, roles, config.train.init_from)
     yield f"kind    {tokenizer.kind}"
     yield f"size    {tokenizer.vocab_size:,} tokens"
     yield f"roles   {_roles(tokenizer)}"
@@ -44,11 +44,6 @@ def make_tokenizer(path: Path, overrides: tuple[str, ...], output: Path | None) 
     yield f"folder  {folder}"
     if corpus is not None:
         yield from _examples(tokenizer, corpus)
-
-
-def say(text: str) -> None:
-    """One line of progress on stderr."""
-    print(text, file=sys.stderr, flush=True)
 
 
 def split(tokenizer: Tokenizer, ids: list[int]) -> list[str]:

@@ -1,9 +1,7 @@
-"""What one rank does for all, what all do and must all succeed in, and what one tells the user."""
+"""What one rank does for all, and what all do and must all succeed in."""
 
 from __future__ import annotations
 
-import logging
-import sys
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -40,14 +38,3 @@ def together(function: Callable[[], Value]) -> Value:
         if found is not None:
             raise UserError(f"rank {rank}: {found}" if rank else str(found))
     return value  # type: ignore[return-value]
-
-
-def tell(text: str) -> None:
-    """Say something to the user, who reads stderr."""
-    print(text, file=sys.stderr, flush=True)
-
-
-def warn(sentence: str) -> None:
-    """Warn the user, in the log too."""
-    logging.getLogger("llmscale").warning(sentence)
-    tell(f"warning: {sentence}")

@@ -6,7 +6,6 @@ import contextlib
 import os
 import secrets
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +17,8 @@ import torch
 import torch.distributed as dist
 
 from data_pipeline.base.errors import UserError, first_line
+from data_pipeline.base.terminal import tell
+from llmscale.distributed.exit_codes import USER_MISTAKE
 from llmscale.distributed.gpus import gpu_of, shared_gpu
 from llmscale.distributed.interface import INTERFACE, use_interface_of
 from llmscale.distributed.meeting import (
@@ -133,14 +134,12 @@ def _connected_in_time(rank: int) -> Iterator[None]:
 
     def end() -> None:
         network = os.environ.get("GLOO_SOCKET_IFNAME", "the one of the host's name")
-        print(
+        tell(
             f"llmscale: rank {rank} on {socket.gethostname()} met the others, but is not connected to all of them after"
             f" {limit:g} s; its gloo listens on interface {network} (GLOO_SOCKET_IFNAME): name one that every node"
-            f" reaches by {INTERFACE}",
-            file=sys.stderr,
-            flush=True,
+            f" reaches by {INTERFACE}"
         )
-        os._exit(2)
+        os._exit(USER_MISTAKE)
 
     timer = threading.Timer(limit, end)
     timer.daemon = True

@@ -6,12 +6,13 @@ from __future__ import annotations
 import contextlib
 import os
 import selectors
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from data_pipeline.base.terminal import tell
+from llmscale.distributed.exit_codes import FAILED
 from llmscale.distributed.wire import Line, StrangerError
 
 GRACE_SECONDS = 15.0
@@ -139,5 +140,5 @@ class Watch:
 
 
 def _say(loss: Loss) -> int:
-    print(f"llmscale: {loss}", file=sys.stderr, flush=True)
-    return 1
+    tell(f"llmscale: {loss}")
+    return FAILED

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from data_pipeline.base.errors import UserError
-from data_pipeline.base.terminal import for_stream, visible
+from data_pipeline.base.terminal import for_stream, tell
 from llmscale.checkpoint.model import load_model
 from llmscale.generate.commands import settings_for
 from llmscale.generate.generator import Generator
@@ -52,7 +52,7 @@ class Dialogue:
         dropped = len(self.turns) + 1 - len(kept)
         self.turns = kept
         if dropped:
-            print(f"(the oldest {dropped} turns were dropped to stay within the context)", file=sys.stderr, flush=True)
+            tell(f"(the oldest {dropped} turns were dropped to stay within the context)")
         settings = self._settings.within(room, self._template.stop)
         answer, begun = "", False
         for piece in self._generator.stream_contexts([context], settings):
@@ -105,7 +105,7 @@ def chat(checkpoint: Path, system: str | None, options: Mapping[str, Any], templ
     settings = replace(settings_for(options, trained.tokenizer), max_length=0, min_length=0)
     settings.ends(trained.tokenizer)
     dialogue = Dialogue(generator, template, settings, system)
-    print(f"using {words}; /reset begins anew, /quit ends", file=sys.stderr, flush=True)
+    tell(f"using {words}; /reset begins anew, /quit ends")
     asking = sys.stdin.isatty()
     if isinstance(sys.stdin, io.TextIOWrapper):
         # A message ends at a newline, not at a carriage return in it; one that is not UTF-8 does not end the dialogue.
@@ -119,11 +119,11 @@ def chat(checkpoint: Path, system: str | None, options: Mapping[str, Any], templ
             return
         if text == "/reset":
             dialogue.reset()
-            print("(forgotten)", file=sys.stderr, flush=True)
+            tell("(forgotten)")
         elif text:
             try:
                 dialogue.ask(text, sys.stdout)
             except UserError as error:
                 if isinstance(error, TemplateFault) and not (error.refusal and dialogue.turns):
                     raise
-                print(visible(f"llmscale: {error}"), file=sys.stderr, flush=True)
+                tell(f"llmscale: {error}")

@@ -12,7 +12,7 @@ import click
 
 from data_pipeline.base.errors import UserError
 from data_pipeline.base.lines import file_lines
-from data_pipeline.base.terminal import for_stream, visible, visible_json
+from data_pipeline.base.terminal import for_stream, tell, visible_json
 from data_pipeline.sources.first_bytes import LOOKED_AT, pointer
 from data_pipeline.tokenizer import Tokenizer
 from data_pipeline.tokenizer.frame import conventions_of
@@ -79,7 +79,7 @@ def settings_for(options: Mapping[str, Any], tokenizer: Tokenizer) -> Settings:
     lacking = unmet(kept.generation) if kept is not None else []
     if lacking:
         text = f"note: the model's generation_config.json asks for {', '.join(lacking)}, which llmscale does not do"
-        print(visible(text), file=sys.stderr, flush=True)
+        tell(text)
     return settings_of(options, tokenizer)
 
 

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from data_pipeline.base.errors import UserError
+from data_pipeline.base.terminal import tell
 from llmscale.config import load_config
 from llmscale.parity.compare import OPTIMIZERS, Optimizer, Verdict, compare, prepared
 from llmscale.parity.layouts import parse_layout
@@ -37,7 +38,7 @@ def parity(
     for layout in wanted:
         prepared(config, layout, chosen[0], path, clip=0.0)
     verdicts = []
-    for verdict in compare(config, wanted, steps=steps, optimizers=chosen, tell=_tell):
+    for verdict in compare(config, wanted, steps=steps, optimizers=chosen, tell=tell):
         verdicts.append(verdict)
         if as_json:
             print(json.dumps(dataclasses.asdict(verdict)), flush=True)
@@ -45,15 +46,11 @@ def parity(
         _show(verdicts, f"{path}: {steps} steps beside one process")
     equal = all(verdict.within for verdict in verdicts)
     if not equal and config.model.activation == "relu":
-        _tell(
+        tell(
             "A ReLU whose input is 0 but for rounding may be on in one layout and off in another. Try"
             " model.activation=gelu, or other values of run.seed: a real difference stays."
         )
     return equal
-
-
-def _tell(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def _show(verdicts: list[Verdict], title: str) -> None:

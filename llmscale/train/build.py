@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 
 from data_pipeline.base.errors import FULL, UserError
+from data_pipeline.base.terminal import tell, warn
 from data_pipeline.finite.heldout import EvaluationSet, build_evaluation_set, open_evaluation_set
 from data_pipeline.loader import TrainLoader
 from data_pipeline.objectives import required_roles
@@ -27,7 +28,7 @@ from llmscale.checkpoint.store import Retention, clean
 from llmscale.checkpoint.writer import CheckpointWriter
 from llmscale.config import RunConfig
 from llmscale.config.training import require_schedule_fits
-from llmscale.distributed.agreement import on_rank_zero, tell, together, warn
+from llmscale.distributed.agreement import on_rank_zero, together
 from llmscale.distributed.process_group import World
 from llmscale.engine.engine import resolve_dtype
 from llmscale.generate.prompts import require_unicode

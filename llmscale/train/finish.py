@@ -18,7 +18,7 @@ from rich.text import Text
 from data_pipeline.base.durable import write_json
 from data_pipeline.base.errors import UserError
 from data_pipeline.base.records import read_records, strict
-from data_pipeline.base.terminal import for_stream
+from data_pipeline.base.terminal import for_stream, tell
 from data_pipeline.finite.heldout import heldout_documents, training_documents
 from llmscale.checkpoint.model import load_model
 from llmscale.evaluate.baselines import Baselines, unigram_bits_per_byte, xz_bits_per_byte
@@ -65,7 +65,7 @@ def finish(setup: Setup) -> None:
 
 
 def _baselines(setup: Setup) -> Baselines:
-    print("measuring the baselines (xz, unigram) on the same documents ...", file=sys.stderr, flush=True)
+    tell("measuring the baselines (xz, unigram) on the same documents ...")
     data, tokenizer = setup.config.data, setup.tokenizer
     assert setup.evaluation_set is not None
     xz = xz_bits_per_byte(heldout_documents(data, tokenizer))
@@ -113,7 +113,7 @@ def _draw(setup: Setup) -> str | None:
         path.parent.mkdir(parents=True, exist_ok=True)
         loss_curve(setup.run.path, path)
     except UserError as error:
-        print(f"no picture was drawn: {error}", file=sys.stderr)
+        tell(f"no picture was drawn: {error}")
         return None
     return str(path)
 

@@ -10,13 +10,14 @@ from typing import Any
 import torch
 
 from data_pipeline.base.errors import UserError
+from data_pipeline.base.terminal import tell
 from data_pipeline.tokenizer import Tokenizer, load_tokenizer
 from data_pipeline.tokenizer.store import interchangeable
 from llmscale.checkpoint.model import require_tensors
 from llmscale.checkpoint.reader import Checkpoint, newest_intact
 from llmscale.config import ModelConfig, parse_config
 from llmscale.config.function import function_differences
-from llmscale.distributed.agreement import on_rank_zero, tell
+from llmscale.distributed.agreement import on_rank_zero
 from llmscale.model import Transformer
 from llmscale.parallel.init import Weights
 from llmscale.parallel.shards import Shard

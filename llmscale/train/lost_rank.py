@@ -7,13 +7,13 @@ import logging
 import sys
 import time
 
+from llmscale.distributed.exit_codes import FAILED, PREEMPTED
 from llmscale.distributed.process_group import LostRankError, World, launcher_tells
 from llmscale.distributed.watch import Loss
 from llmscale.train.run_directory import RunDirectory
-from llmscale.train.signals import PREEMPTED, PreemptionFlag
+from llmscale.train.signals import PreemptionFlag
 from llmscale.train.state import TrainState
 
-_FAILED = 1
 _TURN_SECONDS = 0.1
 _LONGEST_TURN = 3.0
 
@@ -58,7 +58,7 @@ class LossReport:
         if not error.told:
             who = f"rank {self._world.rank}: " if self._world.rank else ""
             print(f"llmscale: {who}{error}", file=sys.stderr, flush=True)
-        return _FAILED
+        return FAILED
 
     def _speaks_first(self, loss: Loss) -> bool:
         """Rank 0 speaks, or where it is the one that died, whichever other comes first in the order of ranks."""

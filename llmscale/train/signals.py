@@ -13,12 +13,11 @@ from enum import Enum, auto
 from types import FrameType
 from typing import Any
 
+from llmscale.distributed.exit_codes import PREEMPTED
 from llmscale.distributed.ranks import shown_rank
 
 PREEMPTION_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 """SIGHUP comes when the terminal is closed; where it is ignored already, as under nohup, it stays so."""
-PREEMPTED = 75
-"""Exit code after a preemption signal: saved, or nothing to save yet; run me again."""
 REPEAT_SECONDS = 1.0
 """A signal that comes again sooner is the same one: a scheduler sends it to all processes, and launchers pass it on."""
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import sys
 
 from data_pipeline.base.durable import unlinked
 from data_pipeline.base.errors import UserError, first_line
-from data_pipeline.base.terminal import visible
+from data_pipeline.base.terminal import tell
 from llmscale.checkpoint import CheckpointError
 from llmscale.config import RunConfig, flatten
 from llmscale.distributed.agreement import on_rank_zero
+from llmscale.distributed.exit_codes import PREEMPTED
 from llmscale.distributed.process_group import (
     LostRankError,
     World,
@@ -32,7 +32,7 @@ from llmscale.train.finish import finish
 from llmscale.train.lost_rank import LossReport
 from llmscale.train.run_directory import RunDirectory
 from llmscale.train.setup import Setup, set_up
-from llmscale.train.signals import PREEMPTED, Phase, PreemptionFlag
+from llmscale.train.signals import Phase, PreemptionFlag
 
 
 def train(config: RunConfig, flag: PreemptionFlag, from_scratch: bool = False) -> int:
@@ -163,4 +163,4 @@ def _log_to_file(run: RunDirectory, world: World) -> None:
 def _say(world: World, text: str) -> None:
     logging.getLogger("llmscale").info(text)
     if world.rank == 0:
-        print(visible(text), file=sys.stderr, flush=True)
+        tell(text)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import logging
-import sys
 from pathlib import Path
 
 from data_pipeline.base.records import RecordWriter
+from data_pipeline.base.terminal import warn
 from data_pipeline.loader import TrainLoader
 from data_pipeline.sources.readers.bad_records import DAMAGED, loss_text
 from llmscale.train.callbacks.base import Callback
@@ -56,17 +55,13 @@ class DataReporter(Callback):
                 writer.write({"step": state.step, **record._asdict()})
         for record in fresh:
             if record.reason == DAMAGED:
-                self._warn(f"warning: {loss_text(record.path, record.detail)}")
+                warn(f"{loss_text(record.path, record.detail)}")
         count, records = self._loader.bad_count, self._loader.records
         rate = count / max(1, records)
         if rate > self._warning and not self._warned:
             self._warned = True
-            self._warn(
-                f"warning: rank {self._rank} found {count} bad records among {records}"
+            warn(
+                f"rank {self._rank} found {count} bad records among {records}"
                 f" ({rate:.1%}; data.bad_record_warning is {self._warning:.1%}), the first: {found[0].place}"
                 f" ({found[0].reason}); {'all' if count == self._listed else self._listed} are listed in {self._folder}"
             )
-
-    def _warn(self, text: str) -> None:
-        logging.getLogger("llmscale").warning(text)
-        print(text, file=sys.stderr, flush=True)

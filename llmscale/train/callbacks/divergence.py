@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
-import sys
-
 from data_pipeline.base.errors import UserError
+from data_pipeline.base.terminal import warn
 from llmscale.checkpoint.members import own_checkpoints
 from llmscale.config import RunConfig, identity, override_word
 from llmscale.train.callbacks.base import Callback
@@ -85,13 +83,11 @@ class DivergenceWatch(Callback):
             )
 
     def _warn(self, result: StepResult) -> None:
-        text = (
-            f"warning: the gradient of step {result.step} is not finite (loss {result.loss:g}), so the step is skipped;"
-            f" checkpoint.interval waits for a step that counts, and {MOST_SKIPPED} such steps in a row end the run"
+        warn(
+            f"the gradient of step {result.step} is not finite (loss {result.loss:g}), so the step is skipped;"
+            f" checkpoint.interval waits for a step that counts, and {MOST_SKIPPED} such steps in a row end the run",
+            self._shown,
         )
-        logging.getLogger("llmscale").warning(text)
-        if self._shown:
-            print(text, file=sys.stderr, flush=True)
 
     def _advice(self) -> str:
         optimizer = self._config.optimizer
