@@ -27,9 +27,10 @@ test-all: test test-slow  ## Run all tests
 parity-full: $(VENV)/.installed-test  ## Compare every family in every legal layout with one process (over an hour)
 	$(BIN)/python -m tests.parity.full
 
-lint: $(VENV)/.installed-test  ## Check style and types
+lint: $(VENV)/.installed-test  ## Check style, types, and that nothing stands twice
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python -m tests.repeated_lines
 	$(BIN)/mypy
 
 format: $(VENV)/.installed-test  ## Rewrite the files in the house style

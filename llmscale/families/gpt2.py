@@ -7,6 +7,7 @@ from typing import Any
 
 from llmscale.families.hugging_face import (
     PLAIN,
+    SUMMARY,
     HuggingFace,
     Settings,
     Weight,
@@ -54,11 +55,7 @@ HUGGING_FACE = HuggingFace(
     unused=(
         "n_ctx",
         "reorder_and_upcast_attn",
-        "summary_type",
-        "summary_use_proj",
-        "summary_activation",
-        "summary_first_dropout",
-        "summary_proj_to_labels",
+        *SUMMARY,
     ),
     read=_read,
     write=_write,

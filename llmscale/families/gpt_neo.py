@@ -7,6 +7,7 @@ from typing import Any
 
 from llmscale.families.hugging_face import (
     PLAIN,
+    SUMMARY,
     HuggingFace,
     Settings,
     Unsupported,
@@ -89,11 +90,7 @@ HUGGING_FACE = HuggingFace(
     attention_dropout=("attention_dropout",),
     unused=(
         "classifier_dropout",
-        "summary_type",
-        "summary_use_proj",
-        "summary_activation",
-        "summary_first_dropout",
-        "summary_proj_to_labels",
+        *SUMMARY,
     ),
     read=_read,
     write=_write,

@@ -39,6 +39,12 @@ COMMON = (
 """Keys of any config.json that do not change what the model computes."""
 
 
+SUMMARY = (
+    "summary_type", "summary_use_proj", "summary_activation", "summary_first_dropout", "summary_proj_to_labels",
+)  # fmt: skip
+"""Keys of a head for multiple choice that the GPTs of the first years have and no checkpoint uses."""
+
+
 class Unsupported(ValueError):
     """A config.json says what our model cannot do; one sentence with the option, both values and what to do."""
 
