@@ -23,7 +23,7 @@ from llmscale.config import load_config
 from llmscale.data_commands.tokenizer import split
 from llmscale.train.run_directory import RunDirectory
 from tests.data_pipeline.corpora import config, texts, write_files, write_jsonl, write_lines
-from tests.data_pipeline.vocabularies import bert_file, gpt2_files, t5_file
+from tests.data_pipeline.tokenizer.vocabularies import bert_file, gpt2_files, t5_file
 
 TRAIN = {"train": {"vocab_size": 500}}
 

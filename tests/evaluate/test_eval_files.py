@@ -27,8 +27,8 @@ from llmscale.checkpoint.whole import write_whole
 from llmscale.config import identity, parse_config
 from llmscale.hugging_face.files import new_folder
 from llmscale.hugging_face.importing import import_directory
-from tests.exchange.references import BYTES, reference, save
-from tests.exchange.test_bad_directories import command
+from tests.hugging_face.references import BYTES, reference, save
+from tests.hugging_face.test_bad_directories import command
 
 PAD, EOS, FIRST = 0, 2, 3
 """Of the bytes tokenizer."""

@@ -18,7 +18,7 @@ from data_pipeline.tokenizer import BytesTokenizer
 from llmscale.generate import rendering
 from llmscale.generate.rendering import RENDERER, Renderer
 from llmscale.generate.template import JinjaTemplate, Message
-from tests.exchange.test_round_trips import write_checkpoint
+from tests.hugging_face.test_round_trips import write_checkpoint
 
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "image_token": "<image>"}
 DIALOGUES: list[list[dict[str, Any]]] = [
@@ -214,7 +214,7 @@ def test_the_command_ends_with_one_sentence(
 ) -> None:  # fmt: skip
     import io
 
-    from tests.exchange.test_bad_directories import command
+    from tests.hugging_face.test_bad_directories import command
 
     checkpoint = write_checkpoint(tmp_path / "run", {})
     (checkpoint / "tokenizer" / "chat_template.jinja").write_text(source)

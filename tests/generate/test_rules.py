@@ -22,7 +22,7 @@ from llmscale.generate.defaults import settings_of
 from llmscale.generate.prompts import contexts_of
 from llmscale.generate.template import DefaultTemplate
 from llmscale.hugging_face.importing import import_directory
-from tests.exchange.conventions import write_model
+from tests.hugging_face.conventions import write_model
 
 PROMPTS = ["def wrap(text):", "x", "The café"]
 RULES: list[dict[str, Any]] = [

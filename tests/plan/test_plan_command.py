@@ -16,7 +16,7 @@ from data_pipeline.objectives import required_roles
 from data_pipeline.tokenizer import prepare_tokenizer
 from llmscale.cli import cli
 from llmscale.config import load_config
-from tests.data_pipeline.vocabularies import t5_file
+from tests.data_pipeline.tokenizer.vocabularies import t5_file
 
 ROOT = Path(__file__).parents[2]
 SYSTEMS = ROOT / "configs/systems"

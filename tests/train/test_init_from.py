@@ -15,9 +15,9 @@ from llmscale.hugging_face.exporting import export_checkpoint
 from llmscale.hugging_face.importing import import_directory
 from llmscale.train.inherited import drawn_tensors
 from llmscale.train.resume import Resume
-from tests.exchange.references import BYTES
-from tests.exchange.test_chat_templates import DIALOGUES, NAMED, of_config, ours, theirs, write_folder
-from tests.exchange.test_headless import written
+from tests.hugging_face.references import BYTES
+from tests.hugging_face.test_chat_templates import DIALOGUES, NAMED, of_config, ours, theirs, write_folder
+from tests.hugging_face.test_headless import written
 from tests.tiny_run import write_tiny_run
 from tests.train.forked import run
 
