@@ -118,7 +118,7 @@ class TrainLoader:
         if self.samples.immediate:
             self.effective_workers = 0
         self.dropped: Counter[str] = Counter()
-        """Documents dropped or mended so far by this rank's reading, by reason; read-ahead and repeats count too."""
+        """Documents dropped or repaired so far by this rank's reading, by reason; read-ahead and repeats count too."""
         self.bad: list[BadRecord] = []
         """Bad records that this rank's reading met since `take_bad` was called, at most 10,000 and damaged files."""
         self.bad_count = 0

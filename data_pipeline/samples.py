@@ -18,7 +18,7 @@ class Met(NamedTuple):
     """What was wrong with documents that were read."""
 
     dropped: dict[str, int] = {}
-    """Documents dropped or mended, by reason."""
+    """Documents dropped or repaired, by reason."""
     bad: Sequence[BadRecord] = ()
     """Bad records; of a stream at most 1,000 a chunk, of a source tokenised whole as many a block."""
     bad_count: int = 0

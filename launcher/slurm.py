@@ -198,7 +198,7 @@ def cluster_environment() -> dict[str, str]:
         check=False,
     )
     if result.returncode:
-        raise UserError(f"{CLUSTER} ended the shell that reads it; mend the command that is named above")
+        raise UserError(f"{CLUSTER} ended the shell that reads it; correct the command that is named above")
     entries = (entry.partition("=") for entry in os.fsdecode(result.stdout).split("\0"))
     return {name: value for name, equals, value in entries if equals}
 

@@ -238,8 +238,7 @@ def violations(root: Path) -> list[str]:
 
 def circles(root: Path) -> list[list[str]]:
     """Modules that import each other, directly or through others, wherever the imports stand; sorted."""
-    known = modules(root)
-    edges = {module: _edges(module, path, known) for module, path in known.items()}
+    known, edges = modules(root), imported_modules(root)
     reachable = {module: _reachable(module, edges) for module in known}
     found = {
         tuple(sorted(other for other in reachable[module] if module in reachable[other]))
@@ -247,6 +246,12 @@ def circles(root: Path) -> list[list[str]]:
         if module in reachable[module]
     }
     return sorted(map(list, found))
+
+
+def imported_modules(root: Path) -> dict[str, set[str]]:
+    """For each module of the project, those of the project that it imports."""
+    known = modules(root)
+    return {module: _edges(module, path, known) for module, path in known.items()}
 
 
 def _edges(module: str, path: Path, known: dict[str, Path]) -> set[str]:
@@ -300,6 +305,12 @@ def test_a_circle_is_found(tmp_path):
     late = "def f():\n    from llmscale.plan import a"
     plant(tmp_path, {"llmscale/plan/a.py": "from llmscale.plan.b import x", "llmscale/plan/b.py": late})
     assert circles(tmp_path) == [["llmscale.plan.a", "llmscale.plan.b"]]
+
+
+def test_the_pictures_of_the_house_are_those_of_the_imports():
+    from docs.rooms import PAGE, page
+
+    assert page(PAGE.read_text(encoding="utf-8")) == PAGE.read_text(encoding="utf-8"), "run python -m docs.rooms"
 
 
 def test_every_part_has_a_row():

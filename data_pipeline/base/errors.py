@@ -1,4 +1,4 @@
-"""The one exception for mistakes that the user can mend, and errors of writing that name the file."""
+"""The one exception for mistakes that the user can correct, and errors of writing that name the file."""
 
 import contextlib
 import errno

@@ -99,7 +99,7 @@ class EvaluationSet:
         self.bytes = size.bytes
         """UTF-8 bytes of the same."""
         self.dropped = size.dropped
-        """Documents left out or mended, by reason."""
+        """Documents left out or repaired, by reason."""
         self.met = BadCounts(**size.met)
         """What was wrong with the records that they are from."""
         self.remade = False

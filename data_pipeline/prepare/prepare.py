@@ -344,7 +344,7 @@ def _require_documents(config: DataConfig, meta: dict[str, Any]) -> None:
             dropped = by_reason(meta["dropped"]) or "nothing, since its files are empty"
             raise UserError(
                 f"data.sources[{number}] holds no text: none of its records was kept (of all sources were dropped or"
-                f" mended: {dropped}); correct the source, or leave it out"
+                f" repaired: {dropped}); correct the source, or leave it out"
             )
 
 
@@ -375,4 +375,4 @@ def _numbers(meta: dict[str, Any]) -> str:
         if meta[side] is not None
     ]
     dropped = by_reason(meta["dropped"])
-    return "; ".join(parts) + (f"; dropped or mended: {dropped}" if dropped else "")
+    return "; ".join(parts) + (f"; dropped or repaired: {dropped}" if dropped else "")

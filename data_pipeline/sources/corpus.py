@@ -74,7 +74,7 @@ class Corpus:
         self.holdout = holdout
         self.span_bytes = span_bytes
         self.dropped: Counter[str] = Counter()
-        """Documents dropped or mended while reading, by reason; what is read twice counts twice."""
+        """Documents dropped or repaired while reading, by reason; what is read twice counts twice."""
         self._bad = BadRecords(self.dropped, on_bad_record)
         pages = any(step.step == "html" for step in cleaning)
         self._settings = ReadSettings(span_bytes, lanes, max_document_bytes, pages)
@@ -156,7 +156,7 @@ class Corpus:
 
     @property
     def bad(self) -> list[BadRecord]:
-        """Records left out or mended since the last `take_bad`, at most 1,000; `dropped` counts all of them."""
+        """Records left out or repaired since the last `take_bad`, at most 1,000; `dropped` counts all of them."""
         return self._bad.noted
 
     def take_bad(self) -> list[BadRecord]:

@@ -128,6 +128,6 @@ class LaneDocuments:
             dropped = by_reason(self._corpus.dropped)
             raise UserError(
                 f"lane {self._key[1]} holds only {self._held} {what}{source}"
-                f"{f' (reading dropped or mended {dropped})' if dropped else ''};"
+                f"{f' (reading dropped or repaired {dropped})' if dropped else ''};"
                 f" lower data.lanes or data.sequence_length, or add documents"
             )

@@ -64,5 +64,5 @@ def evaluate_files(
         f"{trained.checkpoint.path}: loss {figures['loss']:.4f} nats/token, perplexity {figures['perplexity']:.2f},"
         f" {figures['bits_per_byte']:.4f} bits per byte"
         f" ({figures['documents']} documents, {figures['bytes']:,} bytes, {figures['tokens']:,} tokens"
-        f"{'; dropped or mended: ' if dropped else ''}{dropped})"
+        f"{'; dropped or repaired: ' if dropped else ''}{dropped})"
     )

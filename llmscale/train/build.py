@@ -40,7 +40,7 @@ from llmscale.parallel.grid import RankGrid
 from llmscale.parallel.init import Weights
 from llmscale.train.inherited import inherit_templates
 from llmscale.train.initial import start_from
-from llmscale.train.mending import mend_tokenizer
+from llmscale.train.repair import repair_tokenizer
 from llmscale.train.run_directory import RunDirectory
 
 Value = TypeVar("Value")
@@ -80,7 +80,7 @@ def open_run(
     """
 
     def claim() -> int | None:
-        mended = run.require_same_run(config)
+        repaired = run.require_same_run(config)
         outcome = run.outcome()
         # With epochs the steps follow from the data, which the identity covers.
         wanted = 0 if config.train.epochs is not None else config.train.steps
@@ -92,9 +92,9 @@ def open_run(
         stack.enter_context(run.locked())
         if from_scratch and run.saved and not run.checkpoints.is_dir():
             # A file, or a link to what is not mounted, say, where the folder is to be made.
-            mended.append(f"what there was of {run.path} is now in {run.set_aside()}")
+            repaired.append(f"what there was of {run.path} is now in {run.set_aside()}")
         run.create(config)
-        for sentence in mended:
+        for sentence in repaired:
             warn(sentence)
         return run.begin_attempt()
 
@@ -159,7 +159,7 @@ def build_tokenizer(config: RunConfig, run: RunDirectory) -> Tokenizer:
     roles = required_roles(config.objective, config.data.sequence_length)
 
     def prepare() -> None:
-        said = mend_tokenizer(run, config)
+        said = repair_tokenizer(run, config)
         if said:
             warn(said)
         prepare_tokenizer(config.data, run.tokenizer, tell, roles, config.train.init_from)
@@ -266,7 +266,7 @@ def build_evaluation(config: RunConfig, run: RunDirectory) -> EvaluationSet | No
         if written.remade:
             warn(f"{written.directory} was damaged and has been made again")
         if written.dropped:
-            tell(f"reading the documents to evaluate on dropped or mended: {by_reason(written.dropped)}")
+            tell(f"reading the documents to evaluate on dropped or repaired: {by_reason(written.dropped)}")
         for warning in written.met.warnings(config.data.bad_record_warning):
             tell(warning)
         return written.directory.name

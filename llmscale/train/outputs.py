@@ -12,7 +12,7 @@ from llmscale.train.trackers import Tracker
 
 COUNTS = ("sources", "dropped")
 """What a row of metrics.jsonl may hold by label: samples of each source, and documents that this rank's reading dropped
-or mended, by reason."""
+or repaired, by reason."""
 
 
 @dataclass

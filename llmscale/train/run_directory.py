@@ -98,7 +98,7 @@ class RunDirectory:
         """Refuse a folder that belongs to another run, or to something else than a run.
 
         Returns:
-            What is damaged in it and will be mended, in sentences.
+            What is damaged in it and will be repaired, in sentences.
 
         Raises:
             UserError: names what differs and the way out. Nothing has been written then.
@@ -116,24 +116,24 @@ class RunDirectory:
             )
         if not self.has_progress():
             return []
-        mended = []
+        repaired = []
         if self.outcome_file.exists() and not self.outcome():
-            mended.append(f"{self.outcome_file} is damaged; the records and checkpoints say which attempt this is")
-        mended += self._lost_records(current)
+            repaired.append(f"{self.outcome_file} is damaged; the records and checkpoints say which attempt this is")
+        repaired += self._lost_records(current)
         if recorded is None or identity(recorded) != current:
             # A checkpoint knows better, since every bit of it is checked.
             said = identity(recorded) if recorded is not None else None
             theirs = [(identity_of(manifest), manifest) for _, manifest in own_checkpoints(self.checkpoints)]
             if any(found == current for found, _ in theirs) and all(found != said for found, _ in theirs):
-                mended.append(f"{self.config_file} is {problem or 'damaged'}; it is written as a checkpoint has it")
+                repaired.append(f"{self.config_file} is {problem or 'damaged'}; it is written as a checkpoint has it")
             elif said is not None:
                 require_same_identity(config, dict(said), str(self.path))
             elif theirs:
                 require_same_identity(config, dict(theirs[0][0]), str(self.path))
             else:
-                mended.append(f"{self.config_file} is {problem}; it is written anew")
+                repaired.append(f"{self.config_file} is {problem}; it is written anew")
         self._require_extensible(config, recorded)
-        return mended
+        return repaired
 
     def _recorded_config(self) -> tuple[RunConfig | None, str]:
         """What config.yaml says; or None, and what is wrong with it."""

@@ -127,7 +127,7 @@ def test_what_is_left_out_is_counted_in_the_metrics(folder: Path, order: str) ->
 def test_what_is_left_out_of_an_evaluation_is_said(folder: Path) -> None:
     (folder / "held.jsonl").write_text('{"text": "some text to evaluate on"}\nnot JSON\n{"text": 5}\n' * 3)
     configure(folder, data={"evaluation": [{"kind": "jsonl", "paths": ["held.jsonl"]}]})
-    said = "dropped or mended: 3 no text in the field, 3 not JSON"
+    said = "dropped or repaired: 3 no text in the field, 3 not JSON"
     assert f"reading the documents to evaluate on {said}\n" in train(folder, "train.steps=1").stderr
     command = ("eval", "run", "--data", "held.jsonl")
     evaluated = run(*command, cwd=folder)

@@ -16,13 +16,13 @@ COUNTED_BYTES = 1 << 30
 """Most bytes that are gone through to find a line number."""
 EMPTY = "empty"
 """The one reason to drop a record that does not make it a bad one."""
-MENDED = "invalid UTF-8 replaced"
+REPAIRED = "invalid UTF-8 replaced"
 """A reason for which a bad record is kept: its invalid bytes are U+FFFD."""
 SURROGATES = "lone surrogates replaced"
 """Another: an escape of JSON that is half of a character is U+FFFD."""
 FILLED = "absent field filled"
 """A default was used, which does not make a record a bad one."""
-KEPT = (MENDED, SURROGATES, FILLED)
+KEPT = (REPAIRED, SURROGATES, FILLED)
 """The reasons that are counted of records that are kept."""
 DAMAGED = "compressed file is damaged"
 """The one bad record that stands for many: all that come behind it in its file are lost."""
@@ -33,7 +33,7 @@ _FILES_NAMED = 3
 
 
 class BadRecord(NamedTuple):
-    """A record that was left out or mended."""
+    """A record that was left out or repaired."""
 
     reason: str
     """As counted in `Corpus.dropped`."""

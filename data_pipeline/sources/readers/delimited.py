@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from data_pipeline.base.errors import UserError
 from data_pipeline.sources.files import FileEntry
-from data_pipeline.sources.readers.bad_records import DAMAGED, EMPTY, MENDED, BadRecords, LineNumbers
+from data_pipeline.sources.readers.bad_records import DAMAGED, EMPTY, REPAIRED, BadRecords, LineNumbers
 from data_pipeline.sources.readers.base import BLOCK_BYTES, ENDLESS, Block, RecentlyUsed, Span, no_records, unreadable
 from data_pipeline.sources.readers.dialect import Dialect, header_problem
 from data_pipeline.sources.readers.extract import TOO_LONG, Extractor, Note, decode
@@ -41,7 +41,7 @@ class Row(NamedTuple):
     """Offset of its first byte."""
     values: list[str] | None
     problem: str
-    mended: str = ""
+    repaired: str = ""
     """Which of its bytes were not UTF-8."""
     reason: str = MALFORMED
     """As counted where there are no values."""
@@ -73,13 +73,13 @@ class RowParser:
         *whole, last = data.split(b"\n")
         lines = [line + b"\n" for line in whole] + [last] * (at_end and bool(last))
         ends = list(itertools.accumulate(map(len, lines), initial=base))
-        mended: dict[int, str] = {}
+        repaired: dict[int, str] = {}
         try:
             texts = [line.decode(self._encoding) for line in lines]
         except UnicodeDecodeError:
 
             def note(at: int, reason: str, detail: str) -> None:
-                mended[at] = detail
+                repaired[at] = detail
 
             texts = [decode(line, i, note, self._encoding) for i, line in enumerate(lines)]
         # Before version 2, a row with a carriage return outside of quotes was none.
@@ -95,9 +95,9 @@ class RowParser:
                         return rows, ends[place]
                     # What follows in `data` may be much more than a block.
                     return [*rows, Row(ends[place], None, self.unclosed)], ends[place + 1]
-                details = (mended[line] for line in range(place, place + count) if line in mended)
+                details = (repaired[line] for line in range(place, place + count) if line in repaired)
                 texts_of_row = _with_returns(values) if returns and values else values
-                rows.append(Row(ends[place], texts_of_row, problem, next(details, "") if mended else ""))
+                rows.append(Row(ends[place], texts_of_row, problem, next(details, "") if repaired else ""))
                 place += count
         return rows, ends[place]
 
@@ -330,8 +330,8 @@ class DelimitedReader:
         note, header = self._note(file), self._header(file)
         kept: list[Row] = []
         for row in rows:
-            if row.mended:
-                note(row.start, MENDED, row.mended)
+            if row.repaired:
+                note(row.start, REPAIRED, row.repaired)
             if row.values and len(row.values) == len(header):
                 kept.append(row)
                 continue

@@ -7,7 +7,7 @@ from typing import Any
 
 from data_pipeline.base.encodings import UTF8
 from data_pipeline.sources.fields import Fields, TextField
-from data_pipeline.sources.readers.bad_records import EMPTY, FILLED, MENDED, BadRecords
+from data_pipeline.sources.readers.bad_records import EMPTY, FILLED, REPAIRED, BadRecords
 from data_pipeline.sources.readers.base import Block
 
 Note = Callable[[int, str, str], None]
@@ -107,5 +107,5 @@ def decode(data: bytes, position: int, note: Note, encoding: str = UTF8) -> str:
     try:
         return data.decode(encoding)
     except UnicodeDecodeError as error:
-        note(position, MENDED, str(error).partition(": ")[2] or str(error))
+        note(position, REPAIRED, str(error).partition(": ")[2] or str(error))
         return data.decode(encoding, errors="replace")

@@ -87,7 +87,7 @@ class TableReader(ABC):
 
 
 def values_of(column: Any, position: int, note: Note) -> list[Any]:
-    """An Arrow column as Python values; binary ones as UTF-8, mended where that is invalid."""
+    """An Arrow column as Python values; binary ones as UTF-8, repaired where that is invalid."""
     import pyarrow
 
     kinds = pyarrow.types

@@ -86,7 +86,9 @@ def test_lines_without_any_text_do_not_loop_for_ever(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "x"}\n' + "not json\n" * 100)
     data = config({"kind": "jsonl", "paths": [str(tmp_path / "a.jsonl")]}, lanes=2)
     loader = open_loader(data, tmp_path)
-    with pytest.raises(UserError, match=r"holds only \d tokens, .* \(reading dropped or mended \d+ not JSON\); lower"):
+    with pytest.raises(
+        UserError, match=r"holds only \d tokens, .* \(reading dropped or repaired \d+ not JSON\); lower"
+    ):
         loader.take(2)
 
 

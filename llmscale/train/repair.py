@@ -17,7 +17,7 @@ from llmscale.config import RunConfig, identity
 from llmscale.train.run_directory import RunDirectory
 
 
-def mend_tokenizer(run: RunDirectory, config: RunConfig) -> str | None:
+def repair_tokenizer(run: RunDirectory, config: RunConfig) -> str | None:
     """Make the run's tokenizer that of its checkpoints, where one of its files is not.
 
     Where no checkpoint holds one, a damaged tokenizer goes, so that it is made again of what the config names.
