@@ -23,7 +23,7 @@ def generation_options(command: Any) -> Any:
                 "--top-k", type=int, help="Only the k most probable tokens.  [default: the model's, or 0: all]"
             ),
             click.option(
-                "--top-p", type=float, help="Only the most probable, to this probability.  [default: the model's, or 1]"
+                "--top-p", type=float, help="Nucleus sampling threshold; 1 disables it.  [default: the model's, or 1]"
             ),
             click.option("--repetition-penalty", type=float, help="CTRL's.  [default: the model's, or 1: none]"),
             click.option("--stop", multiple=True, help="A text that ends the generation; repeatable."),

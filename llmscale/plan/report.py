@@ -26,14 +26,14 @@ _COLUMNS = ("dp", "tp", "sp", "pp", "ep", "ZeRO", "recompute", "micro")
 _ALWAYS = ("dp", "tp", "ZeRO", "recompute", "micro")
 """Columns of the table of layouts that stand there even where all have 1."""
 _CAUSES = {
-    "products": "products with weights",
+    "products": "GEMMs",
     "attention": "attention",
     "passes": "norms, activations, sums",
-    "recompute": "computing again",
+    "recompute": "recomputation",
     "tensor": "communication within layers",
     "data": "data parallelism, not hidden",
     "bubble": "pipeline bubble",
-    "sending": "between pipeline stages",
+    "sending": "pipeline P2P",
     "optimizer": "optimizer",
 }
 

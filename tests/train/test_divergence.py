@@ -14,7 +14,7 @@ DIVERGES = ("optimizer.lr=1e30", "optimizer.clip=0", "checkpoint.interval=1")
 EVALUATED = ("data.holdout=0.05", "evaluation.interval=4")
 WARNING = "warning: the gradient of step 2 is not finite (loss nan), so the step is skipped"
 SAID = (
-    "llmscale: nothing was learned in 20 steps in a row, since the gradient has not been finite from step 2 on; lower"
+    "llmscale: 20 consecutive steps, from step 2 on, had a non-finite gradient, so that no update was applied; lower"
     " optimizer.lr (1e+30) or set optimizer.clip (0: none) in a new run.directory, from an earlier checkpoint"
     " (train.init_from=run/checkpoints/step-00000001)"
 )
@@ -56,8 +56,8 @@ def test_a_short_one_is_not_done(folder: Path) -> None:
     assert done.stderr.count(WARNING) == 1
     assert "step 4: held-out loss nan, perplexity nan, nan bits per byte" in done.stderr
     assert done.stderr.splitlines()[-1] == (
-        "llmscale: step 8 was the last one, but nothing was learned from step 2 on, since the gradient has not been"
-        f" finite, so that it is not saved and the run is not done; {SAID.partition(' on; ')[2]}"
+        "llmscale: step 8 was the last one, but every step from 2 on had a non-finite gradient, so that it is not saved"
+        f" and the run is not done; {SAID.partition(' applied; ')[2]}"
     )
     assert json.loads((folder / "run/outcome.json").read_text())["outcome"] == "failed"
     assert [path.name for path in (folder / "run/checkpoints").glob("step-*")] == ["step-00000001"]
@@ -89,4 +89,4 @@ def test_fp16_may_look_for_its_scale(folder: Path) -> None:
     lost = run("train", "config.yaml", *fp16, *DIVERGES, "run.directory=lost", "train.steps=200", cwd=folder)
     assert lost.returncode == 2, lost.stderr
     assert "warning: the gradient of step" in lost.stderr
-    assert "llmscale: nothing was learned in 53 steps in a row" in lost.stderr.splitlines()[-1]
+    assert "llmscale: 53 consecutive steps, from step " in lost.stderr.splitlines()[-1]

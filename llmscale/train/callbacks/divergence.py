@@ -53,19 +53,19 @@ class DivergenceWatch(Callback):
             self._warn(result)
         if self._skipped >= self._allowed + MOST_SKIPPED:
             raise UserError(
-                f"nothing was learned in {self._skipped} steps in a row, since the gradient has not been finite from"
-                f" step {self._since} on; {self._advice()}"
+                f"{self._skipped} consecutive steps, from step {self._since} on, had a non-finite gradient, so that no"
+                f" update was applied; {self._advice()}"
             )
 
     def on_stop(self, state: TrainState) -> None:
-        """Refuse an end at which the run learns nothing.
+        """Refuse an end at which no update is applied.
 
         Raises:
             DivergedError: the last steps were skipped, or all of them were.
         """
         if state.diverging:
             self._saver.wait()  # for a checkpoint of before, which may still be on its way to the disk
-            nothing = f"nothing was learned from step {self._since} on, since the gradient has not been finite"
+            nothing = f"every step from {self._since} on had a non-finite gradient"
             if state.preempted:
                 raise DivergedError(
                     f"a preemption signal came at step {state.step}, but {nothing}, so that step is not saved; the"
