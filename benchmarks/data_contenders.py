@@ -56,7 +56,7 @@ def loader_step(setup: Setup, tokenizer: str, objective: str) -> Step:
     # The default lanes hold four or five samples each for shuffling.
     data = setup.data([setup.text], tokenizer, lanes=setup.lanes, shuffle_buffer=4 * setup.lanes)
     folder = setup.tokenizer_dir(tokenizer)
-    loader = TrainLoader(data, folder, objective=OBJECTIVES[objective], seed=SEED, dp_rank=0, dp_size=1)
+    loader = TrainLoader(data, load_tokenizer(folder), objective=OBJECTIVES[objective], seed=SEED, dp_rank=0, dp_size=1)
     made = build_objective(OBJECTIVES[objective], load_tokenizer(folder), setup.sequence, SEED)
     samples, batch = setup.lanes * setup.step_rounds, min(setup.batch, setup.lanes * setup.step_rounds)
 
@@ -180,7 +180,7 @@ def indexed_step(setup: Setup) -> Step:
             "sequence_length": setup.sequence,
         }
     )
-    loader = TrainLoader(data, setup.tokenizer_dir("gpt2"), seed=SEED, dp_rank=0, dp_size=1)
+    loader = TrainLoader(data, load_tokenizer(setup.tokenizer_dir("gpt2")), seed=SEED, dp_rank=0, dp_size=1)
 
     def step() -> float:
         return sum(loader.take(setup.batch)[0].targets.numel() for _ in range(setup.indexed_batches))

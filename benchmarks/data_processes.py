@@ -22,6 +22,7 @@ import yaml
 
 from benchmarks.data_setup import Setup, log
 from data_pipeline.base.records import read_records
+from data_pipeline.tokenizer import load_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICKSTART = ROOT / "configs" / "quickstart.yaml"
@@ -52,7 +53,7 @@ def first_batch(setup: Setup) -> dict[str, float]:
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     data = setup.data([setup.big], "gpt2")
     started = time.perf_counter()
-    loader = TrainLoader(data, setup.tokenizer_dir("gpt2"), seed=SEED, dp_rank=0, dp_size=1)
+    loader = TrainLoader(data, load_tokenizer(setup.tokenizer_dir("gpt2")), seed=SEED, dp_rank=0, dp_size=1)
     loader.take(setup.first_batch)
     seconds = time.perf_counter() - started
     cursor = json.loads(json.dumps(loader.cursor()))
@@ -61,7 +62,7 @@ def first_batch(setup: Setup) -> dict[str, float]:
     started = time.perf_counter()
     loader = TrainLoader(
         data,
-        setup.tokenizer_dir("gpt2"),
+        load_tokenizer(setup.tokenizer_dir("gpt2")),
         seed=SEED,
         dp_rank=0,
         dp_size=1,
@@ -78,7 +79,7 @@ def resume(setup: Setup) -> dict[str, list[float]]:
 
     data = setup.data([setup.wrapping], "bytes", sequence_length=setup.short_sequence)
     folder = setup.tokenizer_dir("bytes")
-    loader = TrainLoader(data, folder, seed=SEED, dp_rank=0, dp_size=1)
+    loader = TrainLoader(data, load_tokenizer(folder), seed=SEED, dp_rank=0, dp_size=1)
     cursors: dict[int, dict[str, Any]] = {}
     for samples in setup.resumes:
         reached = max(cursors, default=0)
@@ -95,7 +96,9 @@ def resume(setup: Setup) -> dict[str, list[float]]:
             # A full collection takes as long as a resume and would come at every other one.
             gc.collect()
             started = time.perf_counter()
-            resumed = TrainLoader(data, folder, seed=SEED, dp_rank=0, dp_size=1, first_sample=samples, cursor=cursor)
+            resumed = TrainLoader(
+                data, load_tokenizer(folder), seed=SEED, dp_rank=0, dp_size=1, first_sample=samples, cursor=cursor
+            )
             found = resumed.take(data.lanes)[1]
             times[str(samples)].append(time.perf_counter() - started)
             resumed.close()
@@ -120,7 +123,7 @@ def memory(setup: Setup, paths: list[str], rounds: dict[str, int]) -> dict[str, 
     import_libraries()
     before = _megabytes([os.getpid()])
     data = setup.data(paths, "gpt2", workers=2)
-    with TrainLoader(data, setup.tokenizer_dir("gpt2"), seed=SEED, dp_rank=0, dp_size=1) as loader:
+    with TrainLoader(data, load_tokenizer(setup.tokenizer_dir("gpt2")), seed=SEED, dp_rank=0, dp_size=1) as loader:
         found: dict[str, float] = {}
         taken = 0
         for name, until in rounds.items():

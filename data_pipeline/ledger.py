@@ -17,7 +17,7 @@ from data_pipeline.objectives.packing import Origin, Sample
 from data_pipeline.open_samples import open_samples
 from data_pipeline.samples import Samples
 from data_pipeline.stream.cursor import LedgerSum
-from data_pipeline.tokenizer import load_tokenizer
+from data_pipeline.tokenizer import Tokenizer
 
 
 class LedgerWriter:
@@ -68,7 +68,7 @@ class SeenPiece(NamedTuple):
 def replay(
     run_dir: str | Path,
     config: DataConfig,
-    tokenizer_dir: str | Path,
+    tokenizer: Tokenizer,
     *,
     objective: ObjectiveConfig = CausalObjective(),  # noqa: B008
     seed: int,
@@ -91,7 +91,6 @@ def replay(
         raise UserError(f"the ledger of {run_dir} has no step {step}: {have}")
     if not _is_row(row):
         raise UserError(f"the ledger of {run_dir} has a damaged row of step {step}; restore {run_dir}/ledger.jsonl")
-    tokenizer = load_tokenizer(tokenizer_dir)
     source = open_samples(config, tokenizer, objective, seed=seed, cache=cache, epochs=epochs)
     samples = list(_samples(Path(run_dir), source, config.lanes, row))
     total = sum(source.digest_of(sample, k) for k, sample in samples) % (1 << 64)

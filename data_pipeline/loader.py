@@ -25,7 +25,7 @@ from data_pipeline.sources.readers import BadRecord
 from data_pipeline.sources.readers.bad_records import DAMAGED
 from data_pipeline.sources.readers.kinds import Survey
 from data_pipeline.stream.cursor import LedgerSum, make_cursor, require_divisible
-from data_pipeline.tokenizer import load_tokenizer
+from data_pipeline.tokenizer import Tokenizer
 
 CHUNK_BYTES = 1 << 22
 """Most bytes that a worker sends at once."""
@@ -65,7 +65,7 @@ class TrainLoader:
     def __init__(
         self,
         config: DataConfig,
-        tokenizer_dir: str | Path,
+        tokenizer: Tokenizer,
         *,
         objective: ObjectiveConfig = CausalObjective(),  # noqa: B008
         seed: int,
@@ -82,7 +82,7 @@ class TrainLoader:
 
         Args:
             config: the data section.
-            tokenizer_dir: a folder that `prepare_tokenizer` filled.
+            tokenizer: has the roles that the objective needs.
             objective: what is made of the documents.
             seed: decides the order, and what an objective draws.
             dp_rank: this rank's number.
@@ -105,7 +105,6 @@ class TrainLoader:
         self._rank = dp_rank
         self._dp_size = dp_size
         self._pin = pin_memory
-        tokenizer = load_tokenizer(tokenizer_dir)
         self.samples: Samples = open_samples(
             config, tokenizer, objective, seed=seed, cache=cache, epochs=epochs, surveys=surveys
         )

@@ -30,7 +30,7 @@ from data_pipeline.objectives.config import CausalObjective, ObjectiveConfig
 from data_pipeline.samples import require_targets
 from data_pipeline.sources.corpus import Corpus
 from data_pipeline.sources.readers import BadCounts
-from data_pipeline.tokenizer import Tokenizer, load_tokenizer
+from data_pipeline.tokenizer import Tokenizer
 from data_pipeline.tokenizer.frame import Frame, plain_frame
 
 PREFIX = "documents"
@@ -125,7 +125,7 @@ class EvaluationSet:
 
 def build_evaluation_set(
     config: DataConfig,
-    tokenizer_dir: str | Path,
+    tokenizer: Tokenizer,
     cache: str | Path,
     *,
     objective: ObjectiveConfig = CausalObjective(),  # noqa: B008
@@ -136,7 +136,7 @@ def build_evaluation_set(
 
     Args:
         config: held out are what `config.holdout` sets aside and the documents of `config.evaluation`.
-        tokenizer_dir: a folder that `prepare_tokenizer` filled.
+        tokenizer: has the roles that the objective needs.
         cache: where to keep it; several processes may build the same one at once.
         objective: what the model is to predict. Documents are never rearranged to fill in their middle.
         seed: decides what the objective draws.
@@ -145,7 +145,6 @@ def build_evaluation_set(
     Raises:
         UserError: there are no such documents, or a file cannot be read.
     """
-    tokenizer = load_tokenizer(tokenizer_dir)
     made = _objective(config, tokenizer, objective, seed)
     if made.unit == "pair":
         _require_targets(config, where)
@@ -175,10 +174,10 @@ def build_evaluation_set(
 
 
 def open_evaluation_set(
-    directory: Path, config: DataConfig, tokenizer_dir: str | Path, *, objective: ObjectiveConfig, seed: int
+    directory: Path, config: DataConfig, tokenizer: Tokenizer, *, objective: ObjectiveConfig, seed: int
 ) -> EvaluationSet:
     """What `build_evaluation_set` built in `directory` of the same config, without looking at the documents again."""
-    return EvaluationSet(directory, _objective(config, load_tokenizer(tokenizer_dir), objective, seed), seed)
+    return EvaluationSet(directory, _objective(config, tokenizer, objective, seed), seed)
 
 
 def _objective(config: DataConfig, tokenizer: Tokenizer, objective: ObjectiveConfig, seed: int) -> Objective:

@@ -45,7 +45,7 @@ def evaluate_files(
         # The run's seed, so that what an objective hides or cuts out is what the run's own evaluation did.
         documents = build_evaluation_set(
             data,
-            trained.checkpoint.tokenizer,
+            trained.tokenizer,
             Path(cache),
             objective=objective,
             seed=trained.config.run.seed,

@@ -41,6 +41,7 @@ from llmscale.parallel.init import Weights
 from llmscale.train.inherited import inherit_templates
 from llmscale.train.initial import start_from
 from llmscale.train.repair import repair_tokenizer
+from llmscale.train.resume import Resume
 from llmscale.train.run_directory import RunDirectory
 
 Value = TypeVar("Value")
@@ -254,7 +255,7 @@ def require_memory(config: RunConfig, tokens: int, grid: RankGrid, world: World,
         )
 
 
-def build_evaluation(config: RunConfig, run: RunDirectory) -> EvaluationSet | None:
+def build_evaluation(config: RunConfig, run: RunDirectory, tokenizer: Tokenizer) -> EvaluationSet | None:
     """The held-out documents as an indexed set, written once by rank 0; None where the config holds nothing out."""
     if not config.data.holdout and not config.data.evaluation:
         return None
@@ -262,7 +263,7 @@ def build_evaluation(config: RunConfig, run: RunDirectory) -> EvaluationSet | No
     how: dict[str, Any] = {"objective": config.objective, "seed": config.run.seed}
 
     def write() -> str:
-        written = build_evaluation_set(config.data, run.tokenizer, run.cache, **how)
+        written = build_evaluation_set(config.data, tokenizer, run.cache, **how)
         if written.remade:
             warn(f"{written.directory} was damaged and has been made again")
         if written.dropped:
@@ -272,18 +273,18 @@ def build_evaluation(config: RunConfig, run: RunDirectory) -> EvaluationSet | No
         return written.directory.name
 
     name = on_rank_zero(write)
-    return together(lambda: open_evaluation_set(run.cache / name, config.data, run.tokenizer, **how))
+    return together(lambda: open_evaluation_set(run.cache / name, config.data, tokenizer, **how))
 
 
 def build_loader(
     config: RunConfig,
     run: RunDirectory,
+    tokenizer: Tokenizer,
     grid: RankGrid,
-    first_sample: int,
-    cursor: dict[str, Any] | None,
+    resume: Resume,
     device: torch.device,
 ) -> TrainLoader:
-    """This rank's share of the training samples, from global sample `first_sample` on.
+    """This rank's share of the training samples, from where the run continues on.
 
     Rank 0 looks at the files for all; what is read by permutation it tokenises first, and the others find it there.
     """
@@ -291,7 +292,6 @@ def build_loader(
     surveys = None if tokenised else on_rank_zero(lambda: survey_sources(config.data))
     met: list[Met] = []
     if config.data.finite:
-        tokenizer = load_tokenizer(run.tokenizer)
         on_rank_zero(
             lambda: (
                 open_samples(
@@ -310,13 +310,13 @@ def build_loader(
     loader = together(
         lambda: TrainLoader(
             config.data,
-            str(run.tokenizer),
+            tokenizer,
             objective=config.objective,
             seed=config.run.seed,
             dp_rank=grid.coordinate("data"),
             dp_size=grid.data,
-            first_sample=first_sample,
-            cursor=cursor,
+            first_sample=resume.samples,
+            cursor=resume.cursor,
             cache=run.cache,
             epochs=config.train.epochs,
             pin_memory=device.type == "cuda",

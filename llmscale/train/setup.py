@@ -127,9 +127,9 @@ def set_up(
     """
     grid = build.build_grid(config, world)
     tokenizer = build.build_tokenizer(config, run)
-    evaluation_set = build.build_evaluation(config, run)
+    evaluation_set = build.build_evaluation(config, run, tokenizer)
     resume = find_resume(run, config, from_scratch)
-    loader = build.build_loader(config, run, grid, resume.samples, resume.cursor, world.device)
+    loader = build.build_loader(config, run, tokenizer, grid, resume, world.device)
     stack.callback(loader.close)
     config = build.with_steps(config, loader)
     model, weights = build.build_model(config, tokenizer, grid, world, resume.checkpoint is not None)

@@ -25,7 +25,7 @@ from data_pipeline.objectives.config import (
     PrefixObjective,
 )
 from data_pipeline.stream.cursor import merge_cursors
-from data_pipeline.tokenizer import prepare_tokenizer
+from data_pipeline.tokenizer import load_tokenizer, prepare_tokenizer
 from tests.data_pipeline.corpora import texts
 from tests.data_pipeline.source_writers import WITHOUT_TARGETS, WRITERS, write
 
@@ -72,7 +72,7 @@ class Reader:
         loaders = [
             TrainLoader(
                 data,
-                self.tokenizer,
+                load_tokenizer(self.tokenizer),
                 objective=self.objective,
                 seed=1,
                 dp_rank=rank,

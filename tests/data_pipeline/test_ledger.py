@@ -16,6 +16,7 @@ from data_pipeline.ledger import LedgerWriter, first_difference, replay
 from data_pipeline.loader import TrainLoader
 from data_pipeline.prepare.prepare import prepare
 from data_pipeline.stream.lanes import Lanes
+from data_pipeline.tokenizer import load_tokenizer
 from tests.data_pipeline.corpora import bytes_tokenizer, config, texts, write_jsonl
 
 BATCH = 8
@@ -27,7 +28,7 @@ def train(run: Path, data: DataConfig, steps: int, attempt: int = 0, start: int 
     seen: dict[int, list] = {}
     ledger = LedgerWriter(run, attempt, snapshot_interval=4)
     ranks = {"dp_rank": 0, "dp_size": 1, "first_sample": start * BATCH}
-    with TrainLoader(data, bytes_tokenizer(run), seed=seed, **ranks, cache=run / "cache") as loader:
+    with TrainLoader(data, load_tokenizer(bytes_tokenizer(run)), seed=seed, **ranks, cache=run / "cache") as loader:
         for step in range(start + 1, steps + 1):
             batch, total = loader.take(BATCH)
             first = int(batch.sample_ids[0])
@@ -48,7 +49,7 @@ def test_replay_shows_the_documents_and_tokens_of_a_step(tmp_path: Path, data: D
     run = tmp_path / "run"
     seen = train(run, data, 11)
     for step in (1, 4, 5, 11):
-        pieces = list(replay(run, data, run / "tokenizer", seed=0, step=step))
+        pieces = list(replay(run, data, load_tokenizer(run / "tokenizer"), seed=0, step=step))
         for k, expected in seen[step]:
             own = [piece for piece in pieces if piece.sample == k]
             assert [token for piece in own for token in piece.tokens][1:] == expected
@@ -72,7 +73,7 @@ def test_replay_of_a_permutation_names_the_files_of_the_texts(tmp_path: Path, pr
     train(run, data, 5)
     folders = set()
     for step in range(1, 6):
-        for piece in replay(run, data, run / "tokenizer", seed=0, step=step, cache=run / "cache"):
+        for piece in replay(run, data, load_tokenizer(run / "tokenizer"), seed=0, step=step, cache=run / "cache"):
             path, position, first = piece.origin
             line = Path(path).read_bytes()[position:].split(b"\n")[0]
             whole = [*(byte + 3 for byte in json.loads(line)["text"].encode()), 2]
@@ -90,7 +91,7 @@ def test_replay_of_tokens_without_their_files_names_the_documents_of_the_bin_fil
     run = tmp_path / "run"
     train(run, data, 5)
     paths = set()
-    for piece in replay(run, data, run / "tokenizer", seed=0, step=4):
+    for piece in replay(run, data, load_tokenizer(run / "tokenizer"), seed=0, step=4):
         path, position, first = piece.origin
         assert documents[position][first : first + len(piece.tokens)].tolist() == piece.tokens
         paths.add(path)
@@ -105,7 +106,7 @@ def test_replay_goes_through_at_most_the_steps_since_a_snapshot(
     calls: list[int] = []
     original = Lanes.next
     monkeypatch.setattr(Lanes, "next", lambda self, lane: calls.append(lane) or original(self, lane))
-    list(replay(run, data, run / "tokenizer", seed=0, step=28))
+    list(replay(run, data, load_tokenizer(run / "tokenizer"), seed=0, step=28))
     assert len(calls) == 4 * BATCH
 
 
@@ -113,15 +114,15 @@ def test_replay_on_other_data_or_steps_is_refused(tmp_path: Path, data: DataConf
     run = tmp_path / "run"
     train(run, data, 6)
     with pytest.raises(UserError, match=r"has no step 7: it has steps 1 to 6"):
-        list(replay(run, data, run / "tokenizer", seed=0, step=7))
+        list(replay(run, data, load_tokenizer(run / "tokenizer"), seed=0, step=7))
     with pytest.raises(UserError, match=r"step 3 .* has ledger sum"):
-        list(replay(run, data, run / "tokenizer", seed=1, step=3))
+        list(replay(run, data, load_tokenizer(run / "tokenizer"), seed=1, step=3))
     with pytest.raises(UserError, match=r"run.seed = 0, but it is 1"):
-        list(replay(run, data, run / "tokenizer", seed=1, step=6))
+        list(replay(run, data, load_tokenizer(run / "tokenizer"), seed=1, step=6))
     path = tmp_path / "data" / "0.jsonl"
     path.write_bytes(path.read_bytes() + b'\n{"text": "more"}')
     with pytest.raises(UserError, match=r"0.jsonl changed since the run was saved"):
-        list(replay(run, data, run / "tokenizer", seed=0, step=6))
+        list(replay(run, data, load_tokenizer(run / "tokenizer"), seed=0, step=6))
 
 
 def test_the_first_difference_of_two_runs(tmp_path: Path, data: DataConfig) -> None:

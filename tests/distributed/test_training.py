@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from data_pipeline.finite.heldout import build_evaluation_set
+from data_pipeline.tokenizer import load_tokenizer
 from llmscale.train.run_directory import RunDirectory
 from tests.distributed.cases import ONE_SAMPLE, WITHOUT_TARGETS, Case, case_config, run_cases, write_corpus
 from tests.train.runs import evaluations, ledger, metrics
@@ -108,7 +109,7 @@ def test_the_references_are_what_they_should_be(folder: Path) -> None:
         assert rows[-1][1] < rows[0][1] - 0.2
         assert [row["step"] for row in evaluations(folder / variant)] == [2, 4, 6]
     config, run = case_config(folder, "adamw"), RunDirectory(folder / "adamw")
-    samples = len(build_evaluation_set(config.data, run.tokenizer, run.cache))
+    samples = len(build_evaluation_set(config.data, load_tokenizer(run.tokenizer), run.cache))
     assert samples > 4 * config.evaluation.batch
     assert all(samples % divisor for divisor in range(2, samples)), f"{samples} samples are no prime number"
 

@@ -19,7 +19,7 @@ from data_pipeline.loader import TrainLoader
 from data_pipeline.objectives import required_roles
 from data_pipeline.objectives.config import CausalObjective, ObjectiveConfig, PairsObjective
 from data_pipeline.prepare.prepare import prepare
-from data_pipeline.tokenizer import prepare_tokenizer
+from data_pipeline.tokenizer import load_tokenizer, prepare_tokenizer
 from data_pipeline.tokenizer.base import META_FILE
 from llmscale.checkpoint.model import load_model
 from llmscale.generate import Settings, generate
@@ -60,7 +60,13 @@ def batches(
     roles = required_roles(objective, data.sequence_length)
     prepare_tokenizer(data, folder / "tokenizer", roles=roles, begins_from=str(start) if start else None)
     loader = TrainLoader(
-        data, folder / "tokenizer", objective=objective, seed=1, dp_rank=0, dp_size=1, cache=folder / "cache"
+        data,
+        load_tokenizer(folder / "tokenizer"),
+        objective=objective,
+        seed=1,
+        dp_rank=0,
+        dp_size=1,
+        cache=folder / "cache",
     )
     for _ in range(count):
         yield loader.take(1)[0]

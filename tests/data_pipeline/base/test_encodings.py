@@ -19,6 +19,7 @@ from data_pipeline.config import SourceConfig
 from data_pipeline.document import Document
 from data_pipeline.loader import TrainLoader
 from data_pipeline.sources.corpus import Corpus
+from data_pipeline.tokenizer import load_tokenizer
 from llmscale.config import identity, parse_config
 from tests.data_pipeline.corpora import bytes_tokenizer, config
 
@@ -134,7 +135,7 @@ def test_a_run_resumes_at_every_sample(tmp_path: Path, encoding: str, kind: str)
     directory = bytes_tokenizer(tmp_path)
 
     def loader(**more: Any) -> TrainLoader:
-        return TrainLoader(data, directory, seed=0, dp_rank=0, dp_size=1, **more)
+        return TrainLoader(data, load_tokenizer(directory), seed=0, dp_rank=0, dp_size=1, **more)
 
     with loader() as whole:
         cursors, taken = [], []

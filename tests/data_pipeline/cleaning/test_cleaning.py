@@ -356,7 +356,7 @@ def test_training_and_both_kinds_of_evaluation_documents_are_cleaned(tmp_path):
     trained, held_out = list(training_documents(settings, loaded)), list(heldout_documents(settings, loaded))
     assert set(trained) < written
     assert set(held_out) == (written - set(trained)) | {slow(text) for text in texts(20, seed=1)} - {None}
-    built = build_evaluation_set(settings, tokenizer, tmp_path / "cache")
+    built = build_evaluation_set(settings, load_tokenizer(tokenizer), tmp_path / "cache")
     ids = np.concatenate([np.asarray(built.batch([i]).targets)[0] for i in range(len(built))])[: built.tokens]
     text = loaded.decode(ids.tolist())
     assert all(document in text for document in held_out)

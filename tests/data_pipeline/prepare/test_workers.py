@@ -18,7 +18,7 @@ from data_pipeline.config import DataConfig
 from data_pipeline.loader import TrainLoader
 from data_pipeline.objectives.config import MaskedObjective
 from data_pipeline.objectives.masked import Masked
-from data_pipeline.tokenizer import prepare_tokenizer
+from data_pipeline.tokenizer import load_tokenizer, prepare_tokenizer
 from tests.data_pipeline.corpora import bytes_tokenizer, config, texts, write_files, write_jsonl, write_lines
 from tests.data_pipeline.tokenizer.vocabularies import bert_file
 
@@ -29,7 +29,7 @@ def children() -> list[int]:
 
 
 def open_loader(data: DataConfig, folder: Path) -> TrainLoader:
-    return TrainLoader(data, bytes_tokenizer(folder), seed=0, dp_rank=0, dp_size=1)
+    return TrainLoader(data, load_tokenizer(bytes_tokenizer(folder)), seed=0, dp_rank=0, dp_size=1)
 
 
 def take_on(loader: TrainLoader) -> None:
@@ -51,7 +51,7 @@ def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
 )
 def test_effective_workers_divide_the_lanes(tmp_path: Path, lanes: int, dp: int, workers: int, effective: int) -> None:
     data = config(write_jsonl(tmp_path / "a", texts(90)), workers=workers, lanes=lanes)
-    loader = TrainLoader(data, bytes_tokenizer(tmp_path), seed=0, dp_rank=0, dp_size=dp)
+    loader = TrainLoader(data, load_tokenizer(bytes_tokenizer(tmp_path)), seed=0, dp_rank=0, dp_size=dp)
     assert loader.effective_workers == effective
     loader.close()
 
@@ -59,7 +59,7 @@ def test_effective_workers_divide_the_lanes(tmp_path: Path, lanes: int, dp: int,
 def test_no_more_workers_than_lanes_and_no_more_than_any_machine_runs(tmp_path: Path) -> None:
     source = write_jsonl(tmp_path / "a", texts(90))
     data = config(source, workers=1024)
-    with TrainLoader(data, bytes_tokenizer(tmp_path), seed=0, dp_rank=0, dp_size=1) as loader:
+    with TrainLoader(data, load_tokenizer(bytes_tokenizer(tmp_path)), seed=0, dp_rank=0, dp_size=1) as loader:
         assert loader.effective_workers == 12
     with pytest.raises(ValueError, match=r"less than or equal to 1024"):
         config(source, workers=1025)
@@ -98,7 +98,7 @@ def test_documents_that_come_to_no_token_do_not_loop_for_ever(tmp_path: Path) ->
     data = config(write_lines(tmp_path / "a", ["\u200b"] * 100), lanes=1, tokenizer=tokenizer)
     prepare_tokenizer(data, tmp_path / "tokenizer", roles=Masked.roles)
     pairs = MaskedObjective(next_sentence=True)
-    loader = TrainLoader(data, tmp_path / "tokenizer", objective=pairs, seed=0, dp_rank=0, dp_size=1)
+    loader = TrainLoader(data, load_tokenizer(tmp_path / "tokenizer"), objective=pairs, seed=0, dp_rank=0, dp_size=1)
     with pytest.raises(UserError, match="holds only 0 documents"):
         loader.take(2)
 

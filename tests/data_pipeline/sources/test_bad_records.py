@@ -23,7 +23,7 @@ from data_pipeline.open_samples import open_samples
 from data_pipeline.samples import Met
 from data_pipeline.sources.corpus import Corpus
 from data_pipeline.sources.readers.bad_records import NOTED
-from data_pipeline.tokenizer import BytesTokenizer
+from data_pipeline.tokenizer import BytesTokenizer, load_tokenizer
 from tests.data_pipeline.corpora import bytes_tokenizer, config, texts
 
 GOOD = '{"text": "good", "aim": "a"}'
@@ -363,11 +363,11 @@ def test_bad_records_of_workers_reach_the_trainer(tmp_path: Path) -> None:
         {"kind": "jsonl", "paths": [f"{tmp_path}/a.jsonl"]}, lanes=4, workers=2, span_bytes=2000, **more
     )
     directory = bytes_tokenizer(tmp_path)
-    with TrainLoader(settings(), directory, seed=0, dp_rank=0, dp_size=1) as loader:
+    with TrainLoader(settings(), load_tokenizer(directory), seed=0, dp_rank=0, dp_size=1) as loader:
         loader.take(8)
         assert loader.dropped["not JSON"] > 0
     with (
-        TrainLoader(settings(on_bad_record="fail"), directory, seed=0, dp_rank=0, dp_size=1) as loader,
+        TrainLoader(settings(on_bad_record="fail"), load_tokenizer(directory), seed=0, dp_rank=0, dp_size=1) as loader,
         pytest.raises(UserError, match=rf"{tmp_path}/a.jsonl:\d+: not JSON \("),
     ):
         loader.take(8)
@@ -379,7 +379,7 @@ def test_more_bad_records_than_are_noted_are_counted(tmp_path: Path, workers: in
     lines = ["x"] * 8000 + [json.dumps({"text": text}) for text in texts(200)]
     (tmp_path / "a.jsonl").write_text("\n".join(lines * 2))
     data = config({"kind": "jsonl", "paths": [f"{tmp_path}/a.jsonl"]}, lanes=2, workers=workers, span_bytes=1 << 20)
-    with TrainLoader(data, bytes_tokenizer(tmp_path), seed=0, dp_rank=0, dp_size=1) as loader:
+    with TrainLoader(data, load_tokenizer(bytes_tokenizer(tmp_path)), seed=0, dp_rank=0, dp_size=1) as loader:
         loader.take(8)
         assert len(loader.bad) < loader.bad_count == loader.dropped["not JSON"]
         assert loader.bad_count % 8000 == 0

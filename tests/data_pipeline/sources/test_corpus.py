@@ -19,6 +19,7 @@ from data_pipeline.config import SourceConfig
 from data_pipeline.loader import TrainLoader
 from data_pipeline.sources.corpus import Corpus
 from data_pipeline.stream.cursor import merge_cursors
+from data_pipeline.tokenizer import load_tokenizer
 from tests.data_pipeline.corpora import (
     WRITERS,
     bytes_tokenizer,
@@ -264,12 +265,12 @@ def test_a_cut_parquet_file_is_named(tmp_path: Path) -> None:
 def test_a_resume_on_changed_files_names_the_file(tmp_path: Path, change: Any, message: str) -> None:
     data = config(write_jsonl(tmp_path / "a", texts(90)), lanes=2)
     directory = bytes_tokenizer(tmp_path)
-    with TrainLoader(data, directory, seed=0, dp_rank=0, dp_size=1) as loader:
+    with TrainLoader(data, load_tokenizer(directory), seed=0, dp_rank=0, dp_size=1) as loader:
         loader.take(4)
         cursor = merge_cursors([loader.cursor()])
     change(tmp_path / "a")
     with pytest.raises(UserError, match=message):
-        TrainLoader(data, directory, seed=0, dp_rank=0, dp_size=1, first_sample=4, cursor=cursor)
+        TrainLoader(data, load_tokenizer(directory), seed=0, dp_rank=0, dp_size=1, first_sample=4, cursor=cursor)
 
 
 @pytest.mark.parametrize(
@@ -310,13 +311,13 @@ def test_a_cursor_of_other_settings_is_refused(
 ) -> None:
     data = config(write_jsonl(tmp_path / "a", texts(90)), lanes=2)
     directory = bytes_tokenizer(tmp_path)
-    with TrainLoader(data, directory, seed=0, dp_rank=0, dp_size=1) as loader:
+    with TrainLoader(data, load_tokenizer(directory), seed=0, dp_rank=0, dp_size=1) as loader:
         loader.take(4)
         cursor = loader.cursor()
     with pytest.raises(UserError, match=message):
         TrainLoader(
             data.model_copy(update=changed),
-            directory,
+            load_tokenizer(directory),
             seed=seed,
             dp_rank=0,
             dp_size=1,
@@ -329,6 +330,6 @@ def test_dropped_documents_reach_the_loader_from_its_workers(tmp_path: Path) -> 
     lines = [json.dumps({"text": text}) if i % 3 else "torn {" for i, text in enumerate(texts(200))]
     (tmp_path / "a.jsonl").write_text("\n".join(['{"text": "first"}', *lines]))
     data = config({"kind": "jsonl", "paths": [f"{tmp_path}/a.jsonl"]}, lanes=4, workers=2, span_bytes=2000)
-    with TrainLoader(data, bytes_tokenizer(tmp_path), seed=0, dp_rank=0, dp_size=1) as loader:
+    with TrainLoader(data, load_tokenizer(bytes_tokenizer(tmp_path)), seed=0, dp_rank=0, dp_size=1) as loader:
         loader.take(8)
         assert loader.dropped["not JSON"] > 0

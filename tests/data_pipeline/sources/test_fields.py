@@ -219,7 +219,9 @@ def test_a_run_that_began_without_repairs_goes_on_without_them(tmp_path: Path, w
     def loader(name: str, cursor: dict[str, Any] | None = None) -> TrainLoader:
         data = config({"kind": "jsonl", "paths": [f"{tmp_path}/{name}.jsonl"]}, lanes=4, workers=workers)
         first = cursor["next_sample"] if cursor else 0
-        return TrainLoader(data, directory, seed=0, dp_rank=0, dp_size=1, first_sample=first, cursor=cursor)
+        return TrainLoader(
+            data, load_tokenizer(directory), seed=0, dp_rank=0, dp_size=1, first_sample=first, cursor=cursor
+        )
 
     def rows(taken: TrainLoader, count: int) -> list[list[int]]:
         return taken.take(count)[0].inputs.tolist()
@@ -250,7 +252,7 @@ def test_targets_that_an_objective_does_not_read_are_left_out(tmp_path: Path) ->
         data = config(source, order="permutation", evaluation=[source])
         opened = open_samples(data, load_tokenizer(directory), CausalObjective(), seed=0, cache=tmp_path / "cache")
         samples.append(opened.make(range(20)).arrays["tokens"].tolist())
-        sets.append(build_evaluation_set(data, directory, tmp_path / "cache"))
+        sets.append(build_evaluation_set(data, load_tokenizer(directory), tmp_path / "cache"))
     assert samples[0] == samples[1]
     assert sets[0].documents == sets[1].documents == 40
     assert (sets[0].tokens, sets[0].bytes) == (sets[1].tokens, sets[1].bytes)
@@ -265,7 +267,9 @@ def test_pairs_to_evaluate_on_need_targets(tmp_path: Path, place: str) -> None:
     held = {"evaluation": sources} if place == "evaluation" else {"holdout": 0.5}
     data = config(*(sources if place == "sources" else sources[:1]), **held)
     with pytest.raises(UserError, match=rf"seq2seq, but data\.{place}[\[.]1\]? has no target_field; name the field"):
-        build_evaluation_set(data, bytes_tokenizer(tmp_path), tmp_path / "cache", objective=PairsObjective())
+        build_evaluation_set(
+            data, load_tokenizer(bytes_tokenizer(tmp_path)), tmp_path / "cache", objective=PairsObjective()
+        )
 
 
 @pytest.mark.parametrize("source", [{"field": "{a}\ud83d"}, {"field": "{a}{b}", "defaults": {"b": "\udcff"}}])

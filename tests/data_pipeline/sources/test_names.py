@@ -15,7 +15,7 @@ from data_pipeline.config import SourceConfig, TokenizerConfig
 from data_pipeline.finite.heldout import build_evaluation_set
 from data_pipeline.finite.prefixes import prepared_prefixes
 from data_pipeline.sources.corpus import Corpus
-from data_pipeline.tokenizer import BytesTokenizer, prepare_tokenizer
+from data_pipeline.tokenizer import BytesTokenizer, load_tokenizer, prepare_tokenizer
 from tests.data_pipeline import source_writers
 from tests.data_pipeline.corpora import config, texts
 
@@ -127,4 +127,4 @@ def test_tokenizers_and_evaluation_data_may_lie_in_folders_of_any_name(folder: P
     )
     assert prepare_tokenizer(settings, place / "own").vocab_size == 91
     BytesTokenizer().save(place)
-    assert build_evaluation_set(settings, place, place / "cache").documents == len(TEXTS) // 3 * 2
+    assert build_evaluation_set(settings, load_tokenizer(place), place / "cache").documents == len(TEXTS) // 3 * 2

@@ -14,6 +14,7 @@ from data_pipeline.config import SourceConfig
 from data_pipeline.loader import TrainLoader
 from data_pipeline.sources.corpus import Corpus
 from data_pipeline.stream.cursor import merge_cursors
+from data_pipeline.tokenizer import load_tokenizer
 from tests.data_pipeline.corpora import bytes_tokenizer, config, texts, write_jsonl
 from tests.data_pipeline.sources.test_source_kinds import CASES, pairs, read_span
 
@@ -67,17 +68,17 @@ def test_a_run_on_remote_files_resumes_and_refuses_changed_ones(tmp_path: Path, 
     upload(memory, tmp_path / "files", "/bucket")
     data = config({"kind": "jsonl", "paths": ["memory://bucket/*.jsonl"]}, lanes=2, workers=1)
     directory = bytes_tokenizer(tmp_path)
-    with TrainLoader(data, directory, seed=0, dp_rank=0, dp_size=1) as loader:
+    with TrainLoader(data, load_tokenizer(directory), seed=0, dp_rank=0, dp_size=1) as loader:
         loader.take(4)
         cursor = merge_cursors([loader.cursor()])
         expected = loader.take(4)[0].inputs
     resume = {"seed": 0, "dp_rank": 0, "dp_size": 1, "first_sample": 4, "cursor": cursor}
-    with TrainLoader(data, directory, **resume) as loader:
+    with TrainLoader(data, load_tokenizer(directory), **resume) as loader:
         assert loader.take(4)[0].inputs.equal(expected)
     # The same size, head and tail: only the store knows.
     memory.pipe_file("/bucket/1.jsonl", memory.cat_file("/bucket/1.jsonl"))
     with pytest.raises(UserError, match=r"memory:///bucket/1.jsonl changed since the run was saved"):
-        TrainLoader(data, directory, **resume)
+        TrainLoader(data, load_tokenizer(directory), **resume)
 
 
 @pytest.mark.parametrize(

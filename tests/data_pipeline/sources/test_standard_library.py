@@ -10,7 +10,7 @@ from data_pipeline.config import DataConfig
 from data_pipeline.finite.heldout import build_evaluation_set, heldout_documents, training_documents
 from data_pipeline.loader import TrainLoader
 from data_pipeline.stream.cursor import merge_cursors
-from data_pipeline.tokenizer import prepare_tokenizer
+from data_pipeline.tokenizer import load_tokenizer, prepare_tokenizer
 
 
 def test_from_files_to_batches_and_back(tmp_path: Path) -> None:
@@ -30,11 +30,13 @@ def test_from_files_to_batches_and_back(tmp_path: Path) -> None:
     training, held = list(training_documents(data, tokenizer)), list(heldout_documents(data, tokenizer))
     assert len(held) > 3
     assert all(tokenizer.decode(ids) == text for ids, text in zip(tokenizer.encode_batch(held), held, strict=True))
-    found = build_evaluation_set(data, tmp_path / "tokenizer", tmp_path / "cache")
+    found = build_evaluation_set(data, load_tokenizer(tmp_path / "tokenizer"), tmp_path / "cache")
     assert found.bytes == sum(len(text.encode()) for text in held)
     assert found.bytes / found.tokens > 2.5
 
-    loaders = [TrainLoader(data, tmp_path / "tokenizer", seed=1, dp_rank=rank, dp_size=2) for rank in (0, 1)]
+    loaders = [
+        TrainLoader(data, load_tokenizer(tmp_path / "tokenizer"), seed=1, dp_rank=rank, dp_size=2) for rank in (0, 1)
+    ]
     whole = "\0".join(training)
     for loader in loaders:
         for _ in range(3):
@@ -47,7 +49,7 @@ def test_from_files_to_batches_and_back(tmp_path: Path) -> None:
     for loader in loaders:
         loader.close()
     with TrainLoader(
-        data, tmp_path / "tokenizer", seed=1, dp_rank=0, dp_size=1, first_sample=48, cursor=cursor
+        data, load_tokenizer(tmp_path / "tokenizer"), seed=1, dp_rank=0, dp_size=1, first_sample=48, cursor=cursor
     ) as resumed:
         together = resumed.take(16)[0].inputs
     assert torch.equal(together[0::2], following[0])

@@ -18,6 +18,7 @@ from data_pipeline.loader import TrainLoader
 from data_pipeline.objectives.config import CausalObjective
 from data_pipeline.sources.corpus import Corpus
 from data_pipeline.stream.cursor import merge_cursors
+from data_pipeline.tokenizer import load_tokenizer
 from tests.data_pipeline.corpora import (
     WRITERS,
     bytes_tokenizer,
@@ -48,7 +49,15 @@ class Stream:
         """Tokens of every sample by k, the ledger sum of each step, and the merged cursor at the end."""
         data = self.data.model_copy(update={"workers": workers})
         loaders = [
-            TrainLoader(data, self.tokenizer, seed=SEED, dp_rank=rank, dp_size=dp, first_sample=first, cursor=cursor)
+            TrainLoader(
+                data,
+                load_tokenizer(self.tokenizer),
+                seed=SEED,
+                dp_rank=rank,
+                dp_size=dp,
+                first_sample=first,
+                cursor=cursor,
+            )
             for rank in range(dp)
         ]
         samples: dict[int, list[int]] = {}
@@ -151,7 +160,9 @@ def test_several_sources_are_read_in_proportion_to_their_bytes(tmp_path: Path) -
 
 def test_inputs_belong_to_the_document_of_their_target(stream: Stream) -> None:
     apart = CausalObjective(separate_documents=True)
-    with TrainLoader(stream.data, stream.tokenizer, objective=apart, seed=SEED, dp_rank=0, dp_size=1) as loader:
+    with TrainLoader(
+        stream.data, load_tokenizer(stream.tokenizer), objective=apart, seed=SEED, dp_rank=0, dp_size=1
+    ) as loader:
         batch, _ = loader.take(48)
     assert batch.segment_ids is not None
     assert batch.positions is not None
@@ -219,12 +230,14 @@ def test_ledger_sum_is_the_formula(stream: Stream) -> None:
 def test_ranks_must_divide_the_lanes(stream: Stream, lanes: int, dp: int, message: str) -> None:
     data = stream.data.model_copy(update={"lanes": lanes})
     with pytest.raises(UserError, match=rf"data.lanes \({lanes}\) .* \({dp}\); {message}"):
-        TrainLoader(data, stream.tokenizer, seed=0, dp_rank=0, dp_size=dp)
+        TrainLoader(data, load_tokenizer(stream.tokenizer), seed=0, dp_rank=0, dp_size=dp)
 
 
 def test_more_lanes_than_spans_names_a_legal_number(stream: Stream) -> None:
     spans = len(Corpus.training(stream.data).spans)
     data = stream.data.model_copy(update={"lanes": 960})
     with pytest.raises(UserError, match=rf"data.lanes \(960\) exceeds the {spans} spans .* set data.lanes to {spans}"):
-        TrainLoader(data, stream.tokenizer, seed=0, dp_rank=0, dp_size=1)
-    TrainLoader(data.model_copy(update={"lanes": spans}), stream.tokenizer, seed=0, dp_rank=0, dp_size=1).close()
+        TrainLoader(data, load_tokenizer(stream.tokenizer), seed=0, dp_rank=0, dp_size=1)
+    TrainLoader(
+        data.model_copy(update={"lanes": spans}), load_tokenizer(stream.tokenizer), seed=0, dp_rank=0, dp_size=1
+    ).close()

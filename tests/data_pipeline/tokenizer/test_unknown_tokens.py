@@ -106,6 +106,6 @@ def test_evaluation_does_too(tmp_path: Path, code: int, value: int) -> None:
     data = config({"kind": "text", "paths": ["-"]}).model_copy(update={"evaluation": [source]})
     message = re.escape(f"{tmp_path / 'bad'}.bin holds id {value} at token 43 of the file, in document 1, but")
     with pytest.raises(UserError, match=message):
-        build_evaluation_set(data, tmp_path, tmp_path / "cache")
+        build_evaluation_set(data, load_tokenizer(tmp_path), tmp_path / "cache")
     with pytest.raises(UserError, match=message):
         list(heldout_documents(data, load_tokenizer(tmp_path)))
