@@ -11,15 +11,20 @@ from llmscale.train.trackers import require_trackers
 
 
 def checked_config(path: Path, overrides: tuple[str, ...]) -> RunConfig:
-    """The config, when nothing is wrong with it that shows without data and without torch.
+    """The config of a file, as `require_runnable` returns it."""
+    return require_runnable(load_config(path, overrides))
+
+
+def require_runnable(config: RunConfig) -> RunConfig:
+    """The config with its run directory resolved, when nothing is wrong with it that shows without data and torch.
 
     It must be legal for WORLD_SIZE ranks; where no launcher has set that, for as many as the sizes under `parallel`
     multiply to.
 
     Raises:
-        UserError: a file or setting is wrong.
+        UserError: a setting is wrong.
     """
-    config = resolve_directory(load_config(path, overrides))
+    config = resolve_directory(config)
     require_legal(config, planned_ranks() or given_ranks(config.parallel))
     require_trackers(config)
     return config
