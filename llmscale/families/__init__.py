@@ -1,29 +1,35 @@
 """The published model families: one file each, with the parts it is made of and its tensors in Hugging Face's layout.
 
-Tables only: nothing here imports torch, and the config imports this.
+Tables only: nothing here imports torch, and the config imports this. A file with a PRESET is a family, by its name; no
+other file knows of it.
 """
 
 from __future__ import annotations
 
 import importlib
+import pkgutil
+from functools import cache
 from types import ModuleType
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
-Family = Literal[
-    "gpt2", "gpt3", "gpt_neo", "gptj", "gpt_neox", "bert", "t5", "t5_v1_1", "pangu_alpha", "wu_dao", "megatron_nlg",
-    "llama", "qwen3", "mistral", "mixtral", "qwen3_moe", "modernbert",
-]  # fmt: skip
-NAMES: tuple[str, ...] = get_args(Family)
-WITH_CLASS = (
-    "gpt2", "llama", "bert", "t5", "t5_v1_1", "gpt_neo", "gptj", "gpt_neox", "qwen3", "mistral", "mixtral", "qwen3_moe",
-    "modernbert",
-)  # fmt: skip
-"""Families that transformers has a class for, each with its table HUGGING_FACE; Megatron-Turing NLG is GPT-2's."""
+_TOOLS = ("hugging_face", "rope")
+"""Modules that families are written with."""
+NAMES = tuple(sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name not in _TOOLS))
+if TYPE_CHECKING:
+    Family = str
+else:
+    Family = Literal[NAMES]
 
 
 def family(name: str) -> ModuleType:
     """The file of a family."""
     return importlib.import_module(f"llmscale.families.{name}")
+
+
+@cache
+def with_class() -> tuple[str, ...]:
+    """Families that transformers has a class for, each with its table HUGGING_FACE; Megatron-Turing NLG is GPT-2's."""
+    return tuple(name for name in NAMES if hasattr(family(name), "HUGGING_FACE"))
 
 
 def preset(name: str) -> dict[str, Any]:

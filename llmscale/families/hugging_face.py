@@ -107,6 +107,8 @@ class HuggingFace:
     """Tensors that must equal another, where they are stored at all."""
     present: Mapping[str, str] | None = None
     """Settings (booleans) that are true where a tensor is stored, whatever config.json says of the class."""
+    repeats: str | None = None
+    """An older family whose class computes the same, which other families' models are exported as."""
     needs: Callable[[Mapping[str, Any]], str | None] | None = None
     """Why their class cannot hold a model that its config can describe, or None."""
 

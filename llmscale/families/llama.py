@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from llmscale.families.hugging_face import (
@@ -80,13 +80,18 @@ def _write(model: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _needs(model: Mapping[str, Any]) -> str | None:
-    if model["hidden_size"] % model["heads"] == 0:
-        return None
-    return (
-        f"model.hidden_size ({model['hidden_size']}) is no multiple of model.heads ({model['heads']}), which"
-        f" LlamaForCausalLM needs"
-    )
+def whole_heads(name: str) -> Callable[[Mapping[str, Any]], str | None]:
+    """Why the class `name`, whose heads divide the hidden size, cannot hold a model, or None."""
+
+    def needs(model: Mapping[str, Any]) -> str | None:
+        if model["hidden_size"] % model["heads"] == 0:
+            return None
+        return (
+            f"model.hidden_size ({model['hidden_size']}) is no multiple of model.heads ({model['heads']}), which"
+            f" {name} needs"
+        )
+
+    return needs
 
 
 FEED_FORWARD = renamed(
@@ -94,26 +99,30 @@ FEED_FORWARD = renamed(
     "blocks.{layer}.",
     "model.layers.{layer}.",
 )
-WEIGHTS = (
+EMBEDDINGS = (
     Weight(("embedding.weight",), "model.embed_tokens.weight"),
-    Weight(("norm.weight",), "model.norm.weight"),
+    *renamed({"norm": "model.norm"}),
     Weight(("head.weight",), "lm_head.weight"),
-    *renamed(
-        {
-            "attention_norm": "input_layernorm",
-            "attention.query": "self_attn.q_proj",
-            "attention.key": "self_attn.k_proj",
-            "attention.value": "self_attn.v_proj",
-            "attention.output": "self_attn.o_proj",
-            "attention.query_norm": "self_attn.q_norm",
-            "attention.key_norm": "self_attn.k_norm",
-            "feed_forward_norm": "post_attention_layernorm",
-        },
-        "blocks.{layer}.",
-        "model.layers.{layer}.",
-    ),
-    *FEED_FORWARD,
 )
+"""With the last norm."""
+NORMS = renamed(
+    {"attention_norm": "input_layernorm", "feed_forward_norm": "post_attention_layernorm"},
+    "blocks.{layer}.",
+    "model.layers.{layer}.",
+)
+ATTENTION = renamed(
+    {
+        "attention.query": "self_attn.q_proj",
+        "attention.key": "self_attn.k_proj",
+        "attention.value": "self_attn.v_proj",
+        "attention.output": "self_attn.o_proj",
+        "attention.query_norm": "self_attn.q_norm",
+        "attention.key_norm": "self_attn.k_norm",
+    },
+    "blocks.{layer}.",
+    "model.layers.{layer}.",
+)
+WEIGHTS = (*EMBEDDINGS, *NORMS, *ATTENTION, *FEED_FORWARD)
 IGNORED = (r".*\.rotary_emb\.inv_freq",)
 HUGGING_FACE = HuggingFace(
     model_type="llama",
@@ -123,7 +132,7 @@ HUGGING_FACE = HuggingFace(
     unused=("pretraining_tp",),
     read=_read,
     write=_write,
-    needs=_needs,
+    needs=whole_heads("LlamaForCausalLM"),
     weights=WEIGHTS,
     prefix="model.",
     ignored=IGNORED,

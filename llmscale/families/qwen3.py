@@ -34,7 +34,8 @@ def write_kinds(model: Mapping[str, Any]) -> list[str]:
     return [names[kind] for kind in layer_kinds(model)]
 
 
-def _read(settings: Settings) -> dict[str, Any]:
+def read_sliding(settings: Settings) -> dict[str, Any]:
+    """Which layers have a window, from the keys that Qwen2 and Qwen3 share."""
     layers, window = settings.layers("num_hidden_layers", 32), settings.take("sliding_window", 4096, int, null=None)
     if not settings.take("use_sliding_window", False):
         window = None
@@ -48,24 +49,34 @@ def _read(settings: Settings) -> dict[str, Any]:
             "layer_types has sliding_attention, but use_sliding_window is false or sliding_window null; repair"
             " config.json"
         )
-    return {
-        **llama.read_shared(settings, 32768),
-        **read_biases(settings),
-        "head_size": settings.take("head_dim", 128),
-        "attention_pattern": pattern,
-        "window": window if "local" in pattern else None,
-    }
+    return {"attention_pattern": pattern, "window": window if "local" in pattern else None}
 
 
-def _write(model: Mapping[str, Any]) -> dict[str, Any]:
+def write_sliding(model: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of `read_sliding`."""
     sliding = "local" in layer_kinds(model)
     return {
-        **llama.write_shared(model, "Qwen3ForCausalLM"),
-        "attention_bias": model["qkv_bias"],
         "use_sliding_window": sliding,
         "sliding_window": model["window"] if sliding else None,
         "max_window_layers": model["layers"],
         "layer_types": write_kinds(model),
+    }
+
+
+def _read(settings: Settings) -> dict[str, Any]:
+    return {
+        **llama.read_shared(settings, 32768),
+        **read_biases(settings),
+        **read_sliding(settings),
+        "head_size": settings.take("head_dim", 128),
+    }
+
+
+def _write(model: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        **llama.write_shared(model, "Qwen3ForCausalLM"),
+        "attention_bias": model["qkv_bias"],
+        **write_sliding(model),
     }
 
 

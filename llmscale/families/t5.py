@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from llmscale.families.hugging_face import GATED, PLAIN, UNGATED, HuggingFace, Settings, Unsupported, Weight, renamed
@@ -32,9 +33,9 @@ _WRITTEN = {
 }
 
 
-def _read_activation(settings: Settings) -> str:
+def _read_activation(settings: Settings, default: str) -> str:
     """From `feed_forward_proj`, or the two keys that transformers makes of it, writes too and reads in its place."""
-    given = settings.take("feed_forward_proj", "relu")
+    given = settings.take("feed_forward_proj", default)
     gate, _, name = given.rpartition("-")
     if gate not in ("", "gated"):
         raise Unsupported(f"feed_forward_proj is {given!r:.60}, but must be a function or gated-FUNCTION; repair it")
@@ -50,23 +51,23 @@ def _read_activation(settings: Settings) -> str:
     return table[name]
 
 
-def _read(settings: Settings) -> dict[str, Any]:
+def _read(settings: Settings, multilingual: bool) -> dict[str, Any]:
     # transformers 4 tells v1.1 by its untied head, and scales the head's input only where it is tied.
     tied = settings.take("tie_word_embeddings", True, null=True)
-    activation = _read_activation(settings)
+    activation = _read_activation(settings, "gated-gelu" if multilingual else "relu")
     decoder = settings.take("num_decoder_layers", None, int)
     return {
-        "family": "t5_v1_1" if activation in UNGATED else "t5",
-        "layers": settings.take("num_layers", 6) if decoder is None else decoder,
+        "family": "mt5" if multilingual else "t5_v1_1" if activation in UNGATED else "t5",
+        "layers": settings.take("num_layers", 8 if multilingual else 6) if decoder is None else decoder,
         "activation": activation,
         "tied_embeddings": tied,
         "scaled_head": settings.take("scale_decoder_outputs", tied),
     }
 
 
-def _write(model: Mapping[str, Any]) -> dict[str, Any]:
+def _write(model: Mapping[str, Any], name: str) -> dict[str, Any]:
     return {
-        "architectures": ["T5ForConditionalGeneration"],
+        "architectures": [f"{name}ForConditionalGeneration"],
         "is_encoder_decoder": True,
         "num_layers": model["encoder_layers"],
         "num_decoder_layers": model["layers"],
@@ -112,18 +113,21 @@ def _inner(gated: bool) -> tuple[Weight, ...]:
     )
 
 
-def table(gated: bool) -> HuggingFace:
-    """T5 with or without a gate, whose tensors have other names."""
+def table(gated: bool, multilingual: bool = False) -> HuggingFace:
+    """T5 with or without a gate, whose tensors have other names; `multilingual`: mT5, by classes of its own."""
+    name = "MT5" if multilingual else "T5"
+    vocabulary, layers, heads, inner = (250112, 8, 6, 1024) if multilingual else (32128, 6, 8, 2048)
     return HuggingFace(
-        model_type="t5",
-        classes=("T5ForConditionalGeneration", "T5WithLMHeadModel", "T5Model"),
+        model_type=name.lower(),
+        repeats="t5" if multilingual else None,
+        classes=(f"{name}ForConditionalGeneration", "T5WithLMHeadModel", f"{name}Model"),
         fields=(
-            ("vocab_size", "vocab_size", 32128),
-            ("num_layers", "encoder_layers", 6),
+            ("vocab_size", "vocab_size", vocabulary),
+            ("num_layers", "encoder_layers", layers),
             ("d_model", "hidden_size", 512),
-            ("num_heads", "heads", 8),
+            ("num_heads", "heads", heads),
             ("d_kv", "head_size", 64),
-            ("d_ff", "ffn_size", 2048),
+            ("d_ff", "ffn_size", inner),
             ("n_positions", "max_positions", 512),
             ("relative_attention_num_buckets", "relative_buckets", 32),
             ("relative_attention_max_distance", "relative_max_distance", 128),
@@ -133,8 +137,8 @@ def table(gated: bool) -> HuggingFace:
         dropout_rate=0.1,
         attention_dropout=("dropout_rate",),
         unused=("initializer_factor", "classifier_dropout"),
-        read=_read,
-        write=_write,
+        read=partial(_read, multilingual=multilingual),
+        write=partial(_write, name=name),
         weights=(
             Weight(("embedding.weight",), "shared.weight"),
             Weight(("head.weight",), "lm_head.weight"),

@@ -64,7 +64,7 @@ def recognise(values: dict[str, Any], path: Path) -> Recognised:
     Raises:
         UserError: an unknown model_type or class, an option that our model does not have, or a size that cannot be.
     """
-    known = {table.model_type: table for table in map(table_of, families.WITH_CLASS)}
+    known = {table.model_type: table for table in map(table_of, families.with_class())}
     kind = values.get("model_type")
     if not isinstance(kind, str) or kind not in known:
         raise UserError(
@@ -118,9 +118,10 @@ class Misfit:
 def fit(model: ModelConfig, vocab_size: int) -> tuple[HuggingFace, dict[str, Any]] | Misfit:
     """The class that computes what a model computes, with its config.json, or what stands in the way.
 
-    A class fits if what would be written reads back as the same function; the model's own family is asked first.
+    A class fits if what would be written reads back as the same function; the model's own family is asked first, and
+    before classes that only repeat an older one those of that.
     """
-    order = sorted(families.WITH_CLASS, key=lambda name: name != model.family)
+    order = sorted(families.with_class(), key=lambda name: (name != model.family, table_of(name).repeats is not None))
     misfits: list[tuple[int, Misfit]] = []
     whole = _resolved(model)
     for name in order:

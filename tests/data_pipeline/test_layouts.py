@@ -148,8 +148,8 @@ def test_one_stream(tmp_path: Path, kind: str, objective: str) -> None:
     require_one_stream(tmp_path, kind, objective)
 
 
-# Objectives see documents, not files: all of them on three ways of reading, and two on every other kind.
-EVERY_OBJECTIVE = ("jsonl", "jsonl.zst", "permutation")
+# Objectives see documents, not files: all of them on two ways of reading, and two on every other kind.
+EVERY_OBJECTIVE = ("jsonl", "permutation")
 THOROUGH = [
     (kind, objective)
     for number, kind in enumerate(KINDS)

@@ -98,6 +98,31 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "Qwen3Config",
         {**_LLAMA, "head_dim": 8, "use_sliding_window": True, "sliding_window": 5, "max_window_layers": 2},
     ),
+    "mt5": ("MT5ForConditionalGeneration", "MT5Config", {**_T5, "tie_word_embeddings": False}),
+    "qwen2": ("Qwen2ForCausalLM", "Qwen2Config", {**_LLAMA, "rope_parameters": _ROPE}),
+    "qwen2_sliding": (
+        "Qwen2ForCausalLM",
+        "Qwen2Config",
+        {
+            **_LLAMA, "use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "phi3": (
+        "Phi3ForCausalLM",
+        "Phi3Config",
+        {**_LLAMA, "sliding_window": 6, "rope_parameters": {**_ROPE, "partial_rotary_factor": 0.4}},
+    ),
+    "starcoder2": (
+        "Starcoder2ForCausalLM",
+        "Starcoder2Config",
+        {**_LLAMA, "sliding_window": 7, "rope_parameters": _ROPE},
+    ),
+    "starcoder2_plain": (
+        "Starcoder2ForCausalLM",
+        "Starcoder2Config",
+        {**_LLAMA, "use_bias": False, "tie_word_embeddings": False, "hidden_act": "relu"},
+    ),
     "mistral": ("MistralForCausalLM", "MistralConfig", {**_LLAMA, "head_dim": 12, "sliding_window": 6}),
     "mixtral": (
         "MixtralForCausalLM",
@@ -149,7 +174,7 @@ def reference(name: str) -> nn.Module:
     """transformers' model of a case, without dropout; no part of it is near the identity or zero."""
     torch.manual_seed(5)
     model = getattr(transformers, CASES[name][0])(config_of(name))
-    if name == "t5_v1_1":
+    if name in ("t5_v1_1", "mt5"):
         # transformers 5 ties them when it makes a model, but not when it reads two different ones.
         model.lm_head.weight = nn.Parameter(torch.empty_like(model.shared.weight))
     return randomized(name, model)
@@ -177,7 +202,7 @@ def config_of(name: str) -> Any:
 def randomized(name: str, model: nn.Module) -> nn.Module:
     """A model of a case with large random weights."""
     # T5 does not scale the scores, and a softmax of large ones makes training chaotic.
-    std = 0.1 if name.startswith("t5") else 0.15
+    std = 0.1 if name.startswith(("t5", "mt5")) else 0.15
     for key, parameter in model.named_parameters():
         nn.init.normal_(parameter, mean=1.0 if parameter.dim() == 1 and "bias" not in key else 0.0, std=std)
     return model.train()

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from llmscale.model import Transformer
 from tests.hugging_face.references import CONTEXT, NAMES, VOCAB, pair, renamed, tokens
 
-DECODERS = [name for name in NAMES if not name.startswith(("bert", "modernbert", "t5"))]
+DECODERS = [name for name in NAMES if not name.startswith(("bert", "modernbert", "t5", "mt5"))]
 ENCODERS = [name for name in NAMES if name.startswith(("bert", "modernbert"))]
-T5 = ["t5", "t5_v1_1"]
+T5 = ["t5", "t5_v1_1", "mt5"]
 LENGTHS = [CONTEXT, 13, 4]
 
 

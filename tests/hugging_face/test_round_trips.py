@@ -286,10 +286,13 @@ def test_the_class_follows_from_the_parts(model: dict[str, Any], expected: str, 
             "LlamaForCausalLM, but model.positions is alibi, where LlamaForCausalLM has rotary",
         ),
         (
-            {"family": "mixtral", "experts": None, "rotary_fraction": 0.5},
+            {"family": "mixtral", "experts": None, "rotary_interleaved": True},
             "MixtralForCausalLM, but model.experts is None, where MixtralForCausalLM has",
         ),
-        ({"family": "llama", "rotary_fraction": 0.5}, "LlamaForCausalLM, but model.rotary_fraction is 0.5, where"),
+        (
+            {"family": "llama", "rotary_interleaved": True},
+            "LlamaForCausalLM, but model.rotary_interleaved is true, where",
+        ),
         (
             {"family": "gpt2", "bias": False},
             "GPT2LMHeadModel, but model.norm_bias is false, where GPT2LMHeadModel has true",
