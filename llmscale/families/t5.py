@@ -61,7 +61,7 @@ def _read(settings: Settings, multilingual: bool) -> dict[str, Any]:
         "layers": settings.take("num_layers", 8 if multilingual else 6) if decoder is None else decoder,
         "activation": activation,
         "tied_embeddings": tied,
-        "scaled_head": settings.take("scale_decoder_outputs", tied),
+        "scaled_head": False if multilingual else settings.take("scale_decoder_outputs", tied),
     }
 
 
@@ -73,7 +73,7 @@ def _write(model: Mapping[str, Any], name: str) -> dict[str, Any]:
         "num_decoder_layers": model["layers"],
         "feed_forward_proj": _WRITTEN[model["activation"]],
         "tie_word_embeddings": model["tied_embeddings"],
-        "scale_decoder_outputs": model["scaled_head"],
+        **({} if name == "MT5" else {"scale_decoder_outputs": model["scaled_head"]}),
     }
 
 
