@@ -124,16 +124,27 @@ ATTENTION = renamed(
 )
 WEIGHTS = (*EMBEDDINGS, *NORMS, *ATTENTION, *FEED_FORWARD)
 IGNORED = (r".*\.rotary_emb\.inv_freq",)
-HUGGING_FACE = HuggingFace(
-    model_type="llama",
-    classes=("LlamaForCausalLM", "LlamaModel"),
-    fields=fields(32, 4096, 32, None, 11008, 2048, 1e-6, 32000),
-    attention_dropout=("attention_dropout",),
+
+
+def table(name: str, fields: tuple[tuple[str, str, Any], ...], **more: Any) -> HuggingFace:
+    """The table of a class `name`ForCausalLM that has Llama's tensors."""
+    return HuggingFace(
+        model_type=name.lower(),
+        classes=(f"{name}ForCausalLM", f"{name}Model"),
+        fields=fields,
+        attention_dropout=("attention_dropout",),
+        weights=WEIGHTS,
+        prefix="model.",
+        ignored=IGNORED,
+        **more,
+    )
+
+
+HUGGING_FACE = table(
+    "Llama",
+    fields(32, 4096, 32, None, 11008, 2048, 1e-6, 32000),
     unused=("pretraining_tp",),
     read=_read,
     write=_write,
     needs=whole_heads("LlamaForCausalLM"),
-    weights=WEIGHTS,
-    prefix="model.",
-    ignored=IGNORED,
 )

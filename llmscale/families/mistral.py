@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from llmscale.families import llama
-from llmscale.families.hugging_face import HuggingFace, Settings
+from llmscale.families.hugging_face import Settings
 
 PRESET: dict[str, object] = {**llama.PRESET, "attention_pattern": ["local"], "window": 4096}
 
@@ -30,14 +30,9 @@ def _write(model: Mapping[str, Any]) -> dict[str, Any]:
     return {**llama.write_shared(model, "MistralForCausalLM"), **write_window(model)}
 
 
-HUGGING_FACE = HuggingFace(
-    model_type="mistral",
-    classes=("MistralForCausalLM", "MistralModel"),
-    fields=llama.fields(32, 4096, 32, 8, 14336, 131072, 1e-6, 32000),
-    attention_dropout=("attention_dropout",),
+HUGGING_FACE = llama.table(
+    "Mistral",
+    llama.fields(32, 4096, 32, 8, 14336, 131072, 1e-6, 32000),
     read=_read,
     write=_write,
-    weights=llama.WEIGHTS,
-    prefix="model.",
-    ignored=llama.IGNORED,
 )

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from llmscale.families import llama, qwen3
-from llmscale.families.hugging_face import HuggingFace, Settings
+from llmscale.families.hugging_face import Settings
 
 PRESET: dict[str, object] = {**llama.PRESET, "qkv_bias": True, "norm_eps": 1e-6, "rotary_base": 1e6}
 
@@ -25,16 +25,11 @@ def _write(model: Mapping[str, Any]) -> dict[str, Any]:
     return {**llama.write_shared(model, "Qwen2ForCausalLM"), **qwen3.write_sliding(model)}
 
 
-HUGGING_FACE = HuggingFace(
-    model_type="qwen2",
+HUGGING_FACE = llama.table(
+    "Qwen2",
+    llama.fields(32, 4096, 32, 32, 22016, 32768, 1e-6, 151936),
     repeats="llama",
-    classes=("Qwen2ForCausalLM", "Qwen2Model"),
-    fields=llama.fields(32, 4096, 32, 32, 22016, 32768, 1e-6, 151936),
     nulls={"num_key_value_heads": None},
-    attention_dropout=("attention_dropout",),
     read=_read,
     write=_write,
-    weights=llama.WEIGHTS,
-    prefix="model.",
-    ignored=llama.IGNORED,
 )

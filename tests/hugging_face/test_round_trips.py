@@ -67,7 +67,9 @@ def test_import_and_export_change_no_bit(name: str, tmp_path: Path) -> None:
     differing = {key: (given.get(key), got.get(key)) for key in matter if spelled(given, key) != spelled(got, key)}
     assert differing == {}
     theirs.eval(), loaded.eval()
-    inputs = {"input_ids": tokens()} | ({"decoder_input_ids": tokens(length=5)} if name.startswith(("t5", "mt5")) else {})
+    inputs = {"input_ids": tokens()} | (
+        {"decoder_input_ids": tokens(length=5)} if name.startswith(("t5", "mt5")) else {}
+    )
     with torch.no_grad():
         assert torch.equal(theirs(**inputs)[0], loaded(**inputs)[0])
 
