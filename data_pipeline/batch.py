@@ -33,8 +33,6 @@ class Batch:
     """(B, S) int64: token ids that the encoder of an encoder-decoder reads."""
     encoder_weights: torch.Tensor | None = None
     """(B, S) float32: 1 for encoder tokens, 0 for padding; of `inputs` in an encoder-only model."""
-    encoder_segment_ids: torch.Tensor | None = None
-    """(B, S) int64: number of the document of each encoder token."""
     next_sentence_labels: torch.Tensor | None = None
     """(B,) int64: 0 when the second segment follows the first, 1 when not, -1 for neither and for fill."""
     prefix_lengths: torch.Tensor | None = None

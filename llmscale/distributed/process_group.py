@@ -332,9 +332,3 @@ def all_reduce_wrapping(value: int) -> int:
     tensor = torch.tensor([value - (1 << 64) if value >= 1 << 63 else value], dtype=torch.int64)
     dist.all_reduce(tensor)
     return int(tensor) % (1 << 64)
-
-
-def barrier() -> None:
-    """Wait for every rank."""
-    if dist.get_world_size() > 1:
-        all_reduce_sum([0.0])
