@@ -137,9 +137,8 @@ def require_one_stream(folder: Path, kind: str, objective: str) -> None:
 
 QUICK = [
     ("jsonl", "causal-fim-apart"),
-    ("parquet", "masked-words-sentences"),
+    ("parquet", "masked"),
     ("csv", "pairs"),
-    ("tokens", "denoising"),
 ]
 
 
@@ -156,7 +155,7 @@ THOROUGH = [
     for place, objective in enumerate(OBJECTIVES)
     if kind in EVERY_OBJECTIVE or (place - number) % len(OBJECTIVES) in (0, 3)
     if not (kind in WITHOUT_TARGETS and objective == "pairs") and (kind, objective) not in QUICK
-]
+] + [("tokens", "denoising")]
 
 
 @pytest.mark.slow

@@ -51,7 +51,8 @@ def layout(
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [2, 4])
 def test_tensor_parallel_ranks_train_as_plain_torch(ranks: int) -> None:
     cases = [(model, how) for how in LAYOUTS[ranks] for model in MODELS]
     results = run_ranks(ranks, train_on_rank, [layout(model, *how) for model, how in cases])

@@ -43,6 +43,7 @@ def test_odd_sizes_on_four_ranks() -> None:
             assert found == [pytest.approx(figures, rel=1e-5) for figures in expected], case
 
 
+@pytest.mark.slow
 def test_offloaded_state_is_saved_and_loaded(tmp_path: Path) -> None:
     """From each to each, and to and from a run that offloads nothing."""
     cases = [(1, "none"), *CASES]

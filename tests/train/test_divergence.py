@@ -79,6 +79,7 @@ def test_ranks_end_together(folder: Path) -> None:
     assert (other.returncode, other.stderr) == (2, "")
 
 
+@pytest.mark.slow
 def test_fp16_may_look_for_its_scale(folder: Path) -> None:
     """2^32 is far beyond fp16: the first steps are skipped until halving has come to what it can hold."""
     fp16 = ("engine.dtype=fp16", "engine.initial_scale_power=32", "train.steps=40")

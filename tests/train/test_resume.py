@@ -42,6 +42,7 @@ def assert_same_run(run: Path, reference: Path) -> None:
     assert evaluations(run) == evaluations(reference)
 
 
+@pytest.mark.slow
 def test_killed_at_five_random_points(tmp_path: Path, uninterrupted: Path) -> None:
     write_tiny_run(tmp_path)
     run = tmp_path / "run"
