@@ -100,6 +100,7 @@ def test_the_gathers_read_windows_of_the_file(setup: Setup, monkeypatch: pytest.
     assert all(tuple(row) in starts for row in plain[0].tolist())
 
 
+@pytest.mark.slow
 def test_resumes_are_timed_after_the_samples_that_are_said(setup: Setup) -> None:
     setup.save()
     found = run_alone("resume", setup)
@@ -117,6 +118,7 @@ def test_memory_counts_the_workers(setup: Setup) -> None:
     assert 5 < found["pss"] < found["rss"]
 
 
+@pytest.mark.slow
 def test_streaming_that_cannot_be_imported_leaves_its_bar_open(setup: Setup, tmp_path: Path) -> None:
     (tmp_path / "streaming.py").write_text("raise ImportError('streaming is not for this machine')")
     python = tmp_path / "python"
@@ -136,6 +138,7 @@ def test_streaming_that_cannot_be_imported_leaves_its_bar_open(setup: Setup, tmp
     assert "streaming is not for this machine" in results.figures["notes"][0]
 
 
+@pytest.mark.slow
 def test_two_processes_prepare_what_one_does(setup: Setup) -> None:
     assert data_processes.prepare_seconds(setup, 2) > 0
     assert not (Path(setup.scratch) / "prepared").exists()

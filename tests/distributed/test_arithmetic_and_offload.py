@@ -54,6 +54,7 @@ def require_near(config: RunConfig, found: list[Figures], expected: list[Figures
     assert [norm for _, norm in found] == pytest.approx([norm for _, norm in expected], rel=2 * tolerance), what
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", CASES)
 def test_stages_and_shared_sequences(ranks: int) -> None:
     configs = [case_config(**SIZES, **changes) for changes in CASES[ranks]]

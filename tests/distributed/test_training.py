@@ -73,7 +73,8 @@ def test_ranks_train_as_one_process(folder: Path, ranks: int) -> None:
     train_and_compare(folder, ranks, LAYOUTS[ranks])
 
 
-@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [2, 4])
 def test_growing_batches_and_finite_sets_train_as_in_one_process(folder: Path, ranks: int) -> None:
     """Gradient accumulation changes within the run, and the last step has samples of weight 0."""
     ramp = {"train__batch_ramp": "{start: 4, increment: 4, samples: 24}", "train__global_batch": 12}

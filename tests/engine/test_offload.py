@@ -21,7 +21,7 @@ OPTIMIZERS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("tensor", [1, 2])
+@pytest.mark.parametrize("tensor", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_offloaded_state_trains_as_one_process(tensor: int) -> None:
     cases = [(stage, offload, settings) for stage, offload in CASES for settings in OPTIMIZERS]
     configs = [

@@ -44,7 +44,8 @@ def references() -> dict[str, list[Figures]]:
     return found
 
 
-@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
 def test_layouts_train_as_plain_torch(ranks: int, references: dict[str, list[Figures]]) -> None:
     train_and_compare(ranks, LAYOUTS[ranks], references)
 

@@ -90,7 +90,7 @@ def test_a_growing_batch_reads_the_same_samples_in_order_and_resumes(folder: Pat
     assert ledger(folder / "parts") == ledger(folder / "whole")
 
 
-@pytest.mark.parametrize("order", ["stream", "permutation"])
+@pytest.mark.parametrize("order", ["stream", pytest.param("permutation", marks=pytest.mark.slow)])
 def test_bad_records_are_listed_once_and_warned_of(folder: Path, order: str) -> None:
     source = write("jsonl", folder / "texts", TEXTS)
     path = folder / "texts/000.jsonl"
