@@ -15,6 +15,7 @@ PRESET: dict[str, object] = {**llama.PRESET, "max_positions": 4096, "attention_p
 
 def _read(settings: Settings) -> dict[str, Any]:
     positions = settings.take("max_position_embeddings", 4096)
+    settings.take("original_max_position_embeddings", 4096)  # of LongRoPE only, but null is refused
     return {
         "activation": settings.choose("hidden_act", GATED, "silu"),
         "bias": False,
@@ -41,7 +42,6 @@ HUGGING_FACE = HuggingFace(
     nulls={"num_key_value_heads": None},
     dropout=("resid_pdrop", "embd_pdrop"),
     attention_dropout=("attention_dropout",),
-    unused=("original_max_position_embeddings",),
     read=_read,
     write=_write,
     needs=llama.whole_heads("Phi3ForCausalLM"),

@@ -53,7 +53,7 @@ def _read_activation(settings: Settings, default: str) -> str:
 
 def _read(settings: Settings, multilingual: bool) -> dict[str, Any]:
     # transformers 4 tells v1.1 by its untied head, and scales the head's input only where it is tied.
-    tied = settings.take("tie_word_embeddings", True, null=True)
+    tied = settings.take("tie_word_embeddings", True, bool, **({} if multilingual else {"null": True}))
     activation = _read_activation(settings, "gated-gelu" if multilingual else "relu")
     decoder = settings.take("num_decoder_layers", None, int)
     return {
