@@ -30,6 +30,7 @@ GRAPHS = {
     "gpt_neo": 2,
     "t5": 2,  # encoder and decoder
     "t5_v1_1": 2,
+    "mt5": 2,
     "pangu_alpha": 2,  # the query layer
     "wu_dao": 2,  # dense and experts
     "modernbert": 3,  # the first has no norm; global and local
