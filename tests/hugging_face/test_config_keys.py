@@ -16,6 +16,7 @@ import transformers
 from torch import nn
 
 from data_pipeline.base.errors import UserError
+from llmscale import families
 from llmscale.checkpoint.model import load_model
 from llmscale.hugging_face.importing import import_directory
 from llmscale.model import Transformer
@@ -319,7 +320,7 @@ MORE_KEYS = ("layer_types", "rope_scaling", "rope_theta", "partial_rotary_factor
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if name in families.NAMES])
 def test_no_config_ends_with_a_traceback(name: str, saved: Any) -> None:
     folder, values = saved(name)
     for number, key in enumerate((*values, *MORE_KEYS), start=NAMES.index(name)):
