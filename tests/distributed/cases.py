@@ -61,7 +61,8 @@ def case_config(folder: Path, run: str, **changes: Any) -> RunConfig:
 
 def run_cases(ranks: int, cases: list[Case]) -> list[list[int]]:
     """Train the cases one after the other on `ranks` ranks: their exit codes on every rank."""
-    return run_ranks(ranks, _train_all, [replace(case, port=free_port()) for case in cases])
+    ports = [replace(case, port=free_port()) for case in cases]
+    return run_ranks(ranks, _train_all, ports, timeout=540)
 
 
 def _train_all(cases: list[Case]) -> list[int]:
