@@ -208,7 +208,7 @@ class TrainLoader:
             _Shard(self.samples, self._first_own(), self._dp_size, size),
             batch_size=None,
             num_workers=workers,
-            # Newer Pythons have another default, with which each worker would import torch and open the files anew.
+            # Newer Pythons have another default, with which each worker would import torch and open the files again.
             multiprocessing_context="fork",
             collate_fn=_as_is,
             worker_init_fn=_leave_signals_to_the_parent,

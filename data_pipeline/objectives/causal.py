@@ -129,7 +129,7 @@ def _numbers(lengths: list[int], first: int) -> np.ndarray:
 
 
 def _restarts(segments: np.ndarray) -> np.ndarray:
-    """0, 1, 2, ... beginning anew wherever the number changes."""
+    """0, 1, 2, ... starting again wherever the number changes."""
     place = np.arange(len(segments), dtype=np.int32)
     starts = np.concatenate([[True], segments[1:] != segments[:-1]])
     return place - np.maximum.accumulate(np.where(starts, place, 0))

@@ -17,7 +17,7 @@ class CausalObjective(Section):
     out; seq2seq: a target text from a source text."""
     separate_documents: bool = False
     """Whether the documents packed into one sample are kept apart: tokens see their own document only, and positions
-    begin anew with each."""
+    start again with each."""
     fim_rate: Share = 0.0
     """Fraction of the documents' parts that are rearranged so that the model learns to fill in their middle (Bavarian
     et al. 2022). The three marks that it takes push out as many tokens at the sample's end."""

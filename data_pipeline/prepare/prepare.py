@@ -95,7 +95,7 @@ def prepare(
         rank: this call does the parts whose number is `rank` modulo `world`.
         world: number of such calls, on machines that share OUT. The one that finishes last joins the parts.
         merge_only: only join the parts.
-        watcher: is told of the progress.
+        watcher: hears of the progress.
         part_bytes: least size of a part; the same in all calls.
         roles: special tokens that the tokenizer must have, as for `prepare_tokenizer`.
         begins_from: the imported model that is to be trained on this, as for `prepare_tokenizer`.

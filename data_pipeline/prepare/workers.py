@@ -47,7 +47,7 @@ def run_tasks(tasks: Sequence[int], processes: int, open_task: Callable[[], Task
             task(number, report)
         report.flush()
         return
-    # Newer Pythons have another default, with which each process would read the config and list the files anew.
+    # Newer Pythons have another default, with which each process would read the config and list the files again.
     context = multiprocessing.get_context("fork")
     next_task = context.Value(ctypes.c_int64, 0)
     # One pair of numbers a process: no lock, and nothing to drain when a process is killed.

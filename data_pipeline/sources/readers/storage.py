@@ -105,7 +105,7 @@ class PlainBytes:
 class DecompressedBytes:
     """The bytes of a gzip or Zstandard file after decompression.
 
-    Reading on is cheap. Going back, or far ahead, starts anew at the nearest Zstandard frame whose place is known
+    Reading on is cheap. Going back, or far ahead, starts again at the nearest Zstandard frame whose place is known
     from sizes in the frames' heads, else at the file's start: a gzip file, or a single frame, is decompressed up to
     the offset.
     """
