@@ -61,7 +61,7 @@ class TextStatistics:
 
 
 def measure(documents: Iterable[Document], tokenizer: Tokenizer, advance: Callable[[int], None]) -> TextStatistics:
-    """Statistics of documents, which are encoded in batches; `advance` is told of the bytes of each batch."""
+    """Statistics of documents, which are encoded in batches; `advance` gets the bytes of each batch."""
     found = TextStatistics()
     unknown = tokenizer.special.get("unk", -1)
     for batch in _batches(documents):

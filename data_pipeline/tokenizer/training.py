@@ -26,7 +26,7 @@ def train_sentencepiece(config: DataConfig, progress: Callable[[str], None] | No
 
     Newlines may stand inside pieces, and the commonest newline-and-indentation runs become pieces of their own:
     on Python sources 3.70 bytes a token, where sentences cut at newlines give 3.37. The same files give the same model.
-    `progress` is told of damaged files and of many bad records.
+    `progress` hears of damaged files and of many bad records.
 
     Raises:
         UserError: too little text, or a vocabulary smaller than the characters it must cover.

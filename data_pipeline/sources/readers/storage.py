@@ -223,7 +223,7 @@ class DecompressedBytes:
 
 class ConvertedBytes:
     """The bytes of a text as UTF-8, for encodings whose files cannot be cut at newlines. Reading on is cheap; going
-    back starts anew."""
+    back starts again."""
 
     def __init__(self, source: PlainBytes | DecompressedBytes, encoding: str) -> None:
         self._source = source
