@@ -37,6 +37,12 @@ class Batch:
     """(B,) int64: 0 when the second segment follows the first, 1 when not, -1 for neither and for fill."""
     prefix_lengths: torch.Tensor | None = None
     """(B,) int64: how many tokens from the start all see each other (prefix LM)."""
+    shared_lengths: torch.Tensor | None = None
+    """(B,) int64: how many tokens from the start the documents of `segment_ids` share: all that come later see them."""
+    scored_places: torch.Tensor | None = None
+    """(B, K) int64: positions whose prediction is scored, one for each of `scored_tokens`; -1 for padding."""
+    scored_tokens: torch.Tensor | None = None
+    """(B, K) int64: the tokens whose probability is asked for."""
 
     @property
     def size(self) -> int:

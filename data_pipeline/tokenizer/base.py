@@ -16,6 +16,7 @@ from data_pipeline.base.durable import json_bytes
 from data_pipeline.base.errors import UserError
 from data_pipeline.tokenizer.conventions import Conventions
 from data_pipeline.tokenizer.roles import role_text
+from data_pipeline.tokenizer.spans import spans_by_bytes
 from data_pipeline.tokenizer.words import Words
 
 META_FILE = "meta.json"
@@ -54,6 +55,18 @@ class Tokenizer(Protocol):
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Token ids of several texts as int32 arrays: what `encode` gives for each, faster. Uses one thread."""
+        ...
+
+    def encode_with_spans(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """`encode`, and the bytes that each token stands for.
+
+        Returns:
+            (T,) int32 token ids, and (T, 2) int64 spans [start, end) in the UTF-8 bytes of the text. Spans may overlap
+            where several tokens are parts of one character.
+
+        Raises:
+            UserError: the tokenizer changes the text in a way that nobody can follow.
+        """
         ...
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -154,6 +167,23 @@ class StoredTokenizer(ABC):
         """As in `Tokenizer`."""
         encoded = self._encode(list(texts))
         return [self._respelled(ids) for ids in encoded] if self._spelled else encoded
+
+    def encode_with_spans(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """As in `Tokenizer`."""
+        (ids,) = self.encode_batch([text])
+        spans = spans_by_bytes(text, (self._bytes_of(int(token)) for token in ids))
+        if spans is None:
+            spans = self._library_spans(text, ids)
+        if spans is None:
+            raise UserError(
+                f"{self.name} does not say which bytes of {text[:40]!r} its tokens stand for; leave characters out of"
+                f" the text that it spells otherwise"
+            )
+        return ids, spans
+
+    def _library_spans(self, text: str, ids: np.ndarray) -> np.ndarray | None:
+        """(T, 2) spans in bytes as the tokenizer's library tells them; None where it cannot."""
+        return None
 
     def decode(self, ids: Iterable[int]) -> str:
         """As in `Tokenizer`."""

@@ -21,6 +21,7 @@ from data_pipeline.tokenizer.byte_pairs import (
     without_bytes,
 )
 from data_pipeline.tokenizer.roles import known_roles
+from data_pipeline.tokenizer.spans import spans_by_characters
 from data_pipeline.tokenizer.vocabulary_files import read_json, read_merges, read_vocabulary, read_wordpieces
 
 if TYPE_CHECKING:
@@ -138,6 +139,10 @@ class LibraryTokenizer(StoredTokenizer):
     def _by_library(self, texts: list[str]) -> list[np.ndarray]:
         encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
         return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
+
+    def _library_spans(self, text: str, ids: np.ndarray) -> np.ndarray | None:
+        encoding = self._backend.encode(text, add_special_tokens=False)
+        return spans_by_characters(text, encoding.offsets) if encoding.ids == ids.tolist() else None
 
     def _decode(self, tokens: list[int]) -> str:
         return self._backend.decode(tokens, skip_special_tokens=True)

@@ -67,6 +67,12 @@ class SentencePieceTokenizer(StoredTokenizer):
         # A call for each text, since one for several starts a thread; loader workers and ranks are the parallelism.
         return [self._encode_one(text) for text in texts]
 
+    def _library_spans(self, text: str, ids: np.ndarray) -> np.ndarray | None:
+        pieces = self._processor.encode(text, return_type="proto").pieces
+        if [piece.id for piece in pieces] != ids.tolist():
+            return None
+        return np.array([(piece.begin, piece.end) for piece in pieces], dtype=np.int64).reshape(-1, 2)
+
     def _decode(self, tokens: list[int]) -> str:
         return self._processor.decode(tokens)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -27,8 +29,10 @@ class TrainedModel:
     checkpoint: Checkpoint
 
 
-def load_model(path: str | Path, device: torch.device | str = "cpu") -> TrainedModel:
-    """The model of a checkpoint (or the newest intact one of a run directory), in fp32 and in evaluation mode.
+def load_model(
+    path: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> TrainedModel:
+    """The model of a checkpoint (or the newest intact one of a run directory), in evaluation mode.
 
     Raises:
         UserError: no such directory, no intact checkpoint, or a checkpoint that does not fit its own config.
@@ -43,9 +47,18 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> TrainedM
     with torch.device("meta"):
         model = Transformer(config.model, config.model.vocabulary(tokenizer.vocab_size))
     require_tensors(checkpoint, {name: tuple(parameter.shape) for name, parameter in model.named_parameters()})
-    model.to_empty(device=device)  # which takes memory
+    model.to(dtype).to_empty(device=device)  # which takes memory
     load_weights(model, checkpoint)
     return TrainedModel(model.eval(), tokenizer, config, checkpoint)
+
+
+def weights_of(checkpoint: Checkpoint) -> Callable[[str, Any, int, int], torch.Tensor]:
+    """The weights that a checkpoint has, of which only what is asked for is read: `llmscale.parallel.init.Weights`."""
+
+    def read(name: str, part: Any, start: int, end: int) -> torch.Tensor:
+        return checkpoint.read(name, offsets=part.offsets, sizes=part.sizes, start=start, end=end, shape=part.shape)
+
+    return read
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from data_pipeline.batch import Batch
@@ -26,6 +27,7 @@ from llmscale.engine.schedule import learning_rate
 from llmscale.model import Dropout
 from llmscale.model.block import Block
 from llmscale.objectives import Loss
+from llmscale.objectives.scores import own_places, token_scores
 from llmscale.parallel.grid import RankGrid
 from llmscale.parallel.init import Weights
 from llmscale.parallel.sequence import own_targets
@@ -49,8 +51,18 @@ class ObjectiveModule(nn.Module):
         self.experts = experts_of_deepspeed(grid)
 
     def forward(self, batch: Batch) -> torch.Tensor:
-        """The sum of each term of the loss over the batch, (terms,) in fp32; with dropout in training."""
+        """The sum of each term of the loss over the batch, (terms,) in fp32; with dropout in training. Of a batch that
+        asks for scores those, (2, B, K)."""
+        if batch.scored_places is not None:
+            return self.scores(self.model, self.loss.output(self.model, batch).hidden, batch)
         return self.loss(self.model, batch, self.dropout(batch), own_targets(batch, self._grid))
+
+    def scores(self, model: Any, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """`token_scores` (2, B, K) of the positions that this rank has; 0 of those of other ranks."""
+        assert batch.scored_tokens is not None
+        grid = self._grid
+        places = own_places(batch, grid.coordinate("sequence"), grid.sequence)
+        return token_scores(model, hidden, places, batch.scored_tokens)
 
     def dropout(self, batch: Batch) -> Dropout | None:
         """What is dropped of a batch: nothing outside of training."""
@@ -196,6 +208,19 @@ class Engine:
         with self._passes():
             return float(self._engine.module(batch.to(self.device))[0]) * self.grid.reports
 
+    @torch.no_grad()
+    def score(self, batch: Batch) -> torch.Tensor:
+        """Scores of the tokens that a batch asks for, without training; all ranks of a group that share parameters or
+        samples must call it together, with the same batch where they share samples.
+
+        Returns:
+            (2, B, K) of at least fp32 on the CPU: log-probabilities in nats, and 1 where no token is more probable, 0
+            for padding. Of use on ranks of the last stage alone (`RankGrid.has_scores`).
+        """
+        self._engine.eval()
+        with self._passes():
+            return over_positions(self._engine.module(batch.to(self.device)), self.grid).cpu()
+
     def _passes(self) -> contextlib.AbstractContextManager[None]:
         stage3 = self.config.engine.zero_stage == 3
         return shims.linear_that_keeps_no_weight() if stage3 else contextlib.nullcontext()
@@ -232,6 +257,13 @@ class Engine:
         zero_state.load(self._engine, self.named, read)
         zero_state.set_optimizer_steps(self._engine, int(counters["steps"]))
         zero_state.set_loss_scaling(self._engine, counters.get("loss_scaling", {}))
+
+
+def over_positions(scores: torch.Tensor, grid: RankGrid) -> torch.Tensor:
+    """Scores of all positions, of which each sequence-parallel rank has found its own."""
+    if grid.sequence > 1:
+        dist.all_reduce(scores, group=grid.group("sequence"))
+    return scores
 
 
 def _derived_seed(*key: int) -> int:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from data_pipeline.batch import Batch
 from llmscale.config import RunConfig
 from llmscale.engine.deepspeed import shims, zero_state
-from llmscale.engine.engine import Engine, ObjectiveModule
+from llmscale.engine.engine import Engine, ObjectiveModule, over_positions
 from llmscale.model import Transformer
 from llmscale.objectives import Loss
 from llmscale.objectives.loss import TokenLoss
@@ -51,6 +51,8 @@ class Stage(nn.Module):
         self._scale: Tensor | None = None
         self.sums: list[Tensor] = []
         """(terms,) of each micro batch since `expect`, on the last stage."""
+        self.scores: list[Tensor] = []
+        """(2, B, K) of each micro batch since `expect` that asks for scores, on the last stage."""
 
     def expect(self, micro_batches: list[Batch], scale: Tensor | None = None) -> None:
         """Say what comes next: on every stage the forward passes come in the order of the micro batches.
@@ -59,7 +61,7 @@ class Stage(nn.Module):
         """
         self._micro_batches = iter(micro_batches)
         self._scale = scale
-        self.sums = []
+        self.sums, self.scores = [], []
 
     def forward(self, hidden: Tensor) -> Tensor:
         """What the stage before made of a micro batch (the first stage gets anything), to what this one makes of it,
@@ -70,6 +72,9 @@ class Stage(nn.Module):
         output = loss.output(run, batch, self.objective.dropout(batch))
         if not model.ends:
             return output.hidden
+        if batch.scored_places is not None:
+            self.scores.append(self.objective.scores(model, output.hidden, batch))
+            return output.hidden.new_zeros(())
         terms = torch.stack(loss.sums(model, output, batch))
         self.sums.append(terms.detach())
         return (terms if self._scale is None else terms * self._scale).sum()
@@ -180,6 +185,19 @@ class PipelineEngine(Engine):
 
     @torch.no_grad()
     def loss(self, batch: Batch) -> float:
+        self._evaluate(batch)
+        return sum(float(terms[0]) for terms in self._stage.sums) * self.grid.reports
+
+    @torch.no_grad()
+    def score(self, batch: Batch) -> Tensor:
+        self._evaluate(batch)
+        assert batch.scored_places is not None
+        if not self._stage.scores:
+            return torch.zeros(2, *batch.scored_places.shape)
+        return over_positions(torch.cat(self._stage.scores, dim=1), self.grid).cpu()
+
+    def _evaluate(self, batch: Batch) -> None:
+        """A forward pass through all stages."""
         stages, size = self.grid.pipeline, batch.size
         # In parts, so that the stages work at the same time.
         parts = batch.split(size if size % stages else size // stages)
@@ -187,7 +205,6 @@ class PipelineEngine(Engine):
         self._engine.eval_batch(
             itertools.repeat((_NOTHING, _NOTHING)), reduce_output=None, bcast_loss=False, num_micro_batches=len(parts)
         )
-        return sum(float(terms[0]) for terms in self._stage.sums) * self.grid.reports
 
     def load_state(self, read: zero_state.RangeReader, counters: dict[str, Any]) -> None:
         super().load_state(read, counters)

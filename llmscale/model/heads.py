@@ -32,19 +32,29 @@ class Head(nn.Module):
         self.weight = nn.Parameter(torch.empty(rows, config.hidden_size))
         self.bias = nn.Parameter(torch.empty(rows)) if config.head_bias else None
 
-    def forward(self, hidden: Tensor, targets: Tensor | None = None, weights: Tensor | None = None) -> Tensor:
-        """Logits, or with `targets` the loss.
+    def forward(
+        self,
+        hidden: Tensor,
+        targets: Tensor | None = None,
+        weights: Tensor | None = None,
+        *,
+        scored: bool = False,
+    ) -> Tensor:
+        """Logits, or with `targets` the loss, or the log-probability of each target.
 
-        The loss goes through `forward` since DeepSpeed ZeRO 3 gathers a module's parameters only around it.
+        All go through `forward` since DeepSpeed ZeRO 3 gathers a module's parameters only around it.
 
         Args:
             hidden: (..., hidden_size).
             targets: (...) int64, below vocab_size also where the weight is 0.
             weights: (...) how much each target counts; None: 1.
+            scored: whether the targets' log-probabilities are wanted; then hidden is (P, hidden_size) and the targets,
+                (P, M), are M tokens at each position.
 
         Returns:
             Logits (..., padded vocabulary) with -inf in the padded columns; or the sum over targets of
-            weight x negative log-likelihood in nats, a scalar of at least fp32.
+            weight x negative log-likelihood in nats, a scalar of at least fp32; or with `scored` (2, P, M) of at least
+            fp32: log-probabilities in nats, and 1 where no token is more probable than the target.
         """
         if self.dense is not None and self.norm is not None:
             hidden = self.norm(self.activation(self.dense(hidden)))
@@ -54,6 +64,8 @@ class Head(nn.Module):
             logits = self.project(hidden)
             logits[..., self.vocab_size :] = -torch.inf
             return logits
+        if scored:
+            return self.scores(hidden, targets)
         hidden, targets = hidden.flatten(0, -2), targets.flatten()
         weights = torch.ones_like(targets, dtype=torch.float32) if weights is None else weights.flatten()
         return self.loss(hidden, targets, weights)
@@ -61,6 +73,10 @@ class Head(nn.Module):
     def loss(self, hidden: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
         """The loss of (N, hidden_size) transformed hidden states, (N,) targets and weights."""
         return linear_cross_entropy(hidden, self.weight, targets, weights, self.vocab_size, self.bias)
+
+    def scores(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """The scores (2, P, M) of (P, hidden_size) transformed hidden states and (P, M) targets."""
+        return linear_scores(hidden, self.weight, targets, self.vocab_size, self.bias)
 
     def project(self, hidden: Tensor) -> Tensor:
         """(..., hidden_size) to (..., padded vocabulary)."""
@@ -129,9 +145,45 @@ def linear_cross_entropy(
     total = torch.zeros((), dtype=wide, device=hidden.device)
     for chunk in _chunks(hidden.shape[0]):
         logits = linear(hidden[chunk], weight, bias)
-        loss, *_ = _softmax(logits, _targets(targets[chunk], rows, weight), vocab_size - rows.first, rows)
+        loss, *_ = _softmax(logits, _targets(targets[chunk, None], rows, weight), vocab_size - rows.first, rows)
         total += (loss * weights[chunk, None]).sum()
     return total
+
+
+def linear_scores(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    vocab_size: int,
+    bias: Tensor | None = None,
+    rows: Rows = ALL_ROWS,
+) -> Tensor:
+    """Log-probabilities of tokens under softmax(hidden @ weight^T + bias), a few rows of logits at a time.
+
+    Args:
+        hidden: (P, D).
+        weight: (rows, D); rows from vocab_size on take no part.
+        targets: (P, M) int64.
+        bias: (rows,).
+        rows: which rows of the vocabulary weight and bias have.
+
+    Returns:
+        (2, P, M) of at least fp32: log-probabilities in nats, and 1 where no token is more probable, else 0.
+    """
+    wide = torch.promote_types(hidden.dtype, torch.float32)
+    scores = torch.empty(2, *targets.shape, dtype=wide, device=hidden.device)
+    for chunk in _chunks(hidden.shape[0]):
+        logits = linear(hidden[chunk], weight, bias).to(wide)
+        logits[:, max(vocab_size - rows.first, 0) :] = -torch.inf
+        maximum = rows.largest(logits.amax(1, keepdim=True))
+        place, here = _targets(targets[chunk], rows, weight)
+        chosen = logits.gather(1, place)
+        if rows is not ALL_ROWS:
+            chosen = rows.total(chosen.masked_fill(here == 0, 0.0))
+        normalizer = rows.total(logits.sub_(maximum).exp_().sum(1, keepdim=True))
+        scores[0, chunk] = chosen - maximum - normalizer.log()
+        scores[1, chunk] = (chosen >= maximum).to(wide)
+    return scores
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -144,7 +196,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_weight: Tensor | None = None
         grad_bias = torch.zeros_like(bias, dtype=wide) if ctx.needs_input_grad[2] else None
         for chunk in _chunks(hidden.shape[0]):
-            x, target, scale = hidden[chunk], _targets(targets[chunk], rows, weight), weights[chunk, None].to(wide)
+            x, target, scale = hidden[chunk], _targets(targets[chunk, None], rows, weight), weights[chunk, None].to(wide)
             logits = linear(x, weight, bias)
             loss, exponentials, normalizer = _softmax(logits, target, vocab_size - rows.first, rows)
             total += (loss * scale).sum()
@@ -183,8 +235,8 @@ def _chunks(tokens: int) -> list[slice]:
 
 
 def _targets(targets: Tensor, rows: Rows, weight: Tensor) -> tuple[Tensor, Tensor | int]:
-    """(n, 1) places of the targets (n,) among the rows of the weight, and 1 where they are there, else 0 at place 0."""
-    places = targets[:, None] - rows.first
+    """Places of the targets (n, M) among the rows of the weight, and 1 where they are there, else 0 at place 0."""
+    places = targets - rows.first
     if rows is ALL_ROWS:
         return places, 1
     here = ((places >= 0) & (places < weight.shape[0])).long()

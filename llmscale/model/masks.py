@@ -20,6 +20,8 @@ class Sight:
     """(B, T) numbers of the document: tokens see their own document only."""
     prefix_lengths: Tensor | None = None
     """(B,) tokens from the start that all see each other."""
+    shared_lengths: Tensor | None = None
+    """(B,) tokens from the start that the tokens of every document see."""
     real: Tensor | None = None
     """(B, past + T) booleans: False for tokens that fill up, which nobody sees but themselves."""
 
@@ -47,7 +49,10 @@ class Sight:
             near = queries - keys < window if causal else (queries - keys).abs() <= window // 2
             allowed = allowed & near
         if self.segment_ids is not None:
-            allowed = allowed & (self.segment_ids[:, None, :, None] == self.segment_ids[:, None, None, :])
+            together = self.segment_ids[:, None, :, None] == self.segment_ids[:, None, None, :]
+            if self.shared_lengths is not None:
+                together = together | (keys < self.shared_lengths[:, None, None, None])
+            allowed = allowed & together
         if self.real is not None:
             # A token that fills up sees itself, since the softmax of nothing is not a number.
             allowed = (allowed & self.real[:, None, None, :]) | (queries == keys)

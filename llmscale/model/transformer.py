@@ -56,6 +56,7 @@ class Transformer(Stack):
         segment_ids: Tensor | None = None,
         prefix_lengths: Tensor | None = None,
         *,
+        shared_lengths: Tensor | None = None,
         real: Tensor | None = None,
         token_types: Tensor | None = None,
         encoder_inputs: Tensor | None = None,
@@ -73,6 +74,8 @@ class Transformer(Stack):
             segment_ids: (B, T) int64, number of the document within the sample; tokens see their own document only.
                 None: all that the architecture lets them.
             prefix_lengths: (B,) int64, how many tokens from the start all see each other.
+            shared_lengths: (B,) int64, how many tokens from the start the tokens of all documents see; of use with
+                segment_ids alone.
             real: (B, T) booleans, False for tokens that fill up; with a cache (B, length + T).
             token_types: (B, T) int64, below `model.token_types`; None: 0.
             encoder_inputs: (B, S) int64, what the encoder of an encoder-decoder reads.
@@ -108,7 +111,7 @@ class Transformer(Stack):
         hidden, own_loss = self.run(
             self._embed(inputs, positions, token_types) if hidden is None else hidden,
             positions,
-            Sight(past, length, segment_ids, prefix_lengths, real),
+            Sight(past, length, segment_ids, prefix_lengths, shared_lengths, real),
             memory=memory,
             memory_real=encoder_real,
             cache=cache,

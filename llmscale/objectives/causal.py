@@ -11,4 +11,11 @@ class CausalLoss(TokenLoss):
     """For decoders."""
 
     def output(self, model: Transformer, batch: Batch, dropout: Dropout | None = None) -> Output:
-        return model(batch.inputs, batch.positions, batch.segment_ids, batch.prefix_lengths, dropout=dropout)
+        return model(
+            batch.inputs,
+            batch.positions,
+            batch.segment_ids,
+            batch.prefix_lengths,
+            shared_lengths=batch.shared_lengths,
+            dropout=dropout,
+        )

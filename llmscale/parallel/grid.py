@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch.distributed as dist
 
 from data_pipeline.base.errors import UserError
+from llmscale.config.system import ParallelConfig
 
 Axis = Literal["pipeline", "data", "sequence", "tensor"]
 AXES: tuple[Axis, ...] = ("pipeline", "data", "sequence", "tensor")
@@ -34,6 +35,12 @@ class RankGrid:
     """Process groups by their global ranks."""
     expert: int = 1
     """How many data-parallel ranks, one after the other, share the experts: no axis, but a cut of `data`."""
+
+    @classmethod
+    def of(cls, parallel: ParallelConfig, ranks: int, rank: int) -> RankGrid:
+        """The grid of a legal layout on so many ranks, without process groups."""
+        data = ranks // (parallel.pipeline * parallel.sequence * parallel.tensor)
+        return cls(parallel.pipeline, data, parallel.sequence, parallel.tensor, rank=rank, expert=parallel.expert)
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.world_size:
@@ -84,6 +91,11 @@ class RankGrid:
         """Whether this rank's sums of the loss count: those of the last stage, where others of its tensor-parallel
         group have the same."""
         return not self.coordinate("tensor") and self.coordinate("pipeline") == self.pipeline - 1
+
+    @property
+    def has_scores(self) -> bool:
+        """Whether this rank has the scores of its samples, and is the first of those that do."""
+        return self.reports and not self.coordinate("sequence")
 
     def _stride(self, axis: Axis) -> int:
         stride = 1

@@ -18,7 +18,7 @@ from llmscale.model.context import Context
 from llmscale.model.dropout import LayerDropout
 from llmscale.model.experts import ExpertLinear, Experts
 from llmscale.model.feed_forward import FeedForward
-from llmscale.model.heads import Head, Rows, linear_cross_entropy
+from llmscale.model.heads import Head, Rows, linear_cross_entropy, linear_scores
 from llmscale.model.linear import linear
 from llmscale.model.masks import Sight
 from llmscale.model.stack import Stack
@@ -139,6 +139,10 @@ class VocabularyHead(Head):
         rows = SharedRows(self.ranks.rank * self.weight.shape[0], self.ranks.group)
         hidden = copy(hidden, self.ranks.group)
         return linear_cross_entropy(hidden, self.weight, targets, weights, self.vocab_size, self.bias, rows)
+
+    def scores(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        rows = SharedRows(self.ranks.rank * self.weight.shape[0], self.ranks.group)
+        return linear_scores(hidden, self.weight, targets, self.vocab_size, self.bias, rows)
 
     def project(self, hidden: Tensor) -> Tensor:
         logits = super().project(copy(hidden, self.ranks.group)).contiguous()

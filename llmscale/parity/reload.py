@@ -9,6 +9,7 @@ import torch
 from data_pipeline.base.errors import UserError
 from data_pipeline.tokenizer import load_tokenizer
 from llmscale.checkpoint import Checkpoint
+from llmscale.checkpoint.model import weights_of
 from llmscale.checkpoint.reader import newest_intact
 from llmscale.config import RunConfig, parse_config
 from llmscale.distributed.process_group import all_reduce_sum, gather_objects, join, leave, read_world
@@ -18,7 +19,6 @@ from llmscale.parallel import init
 from llmscale.parity.layouts import Layout
 from llmscale.parity.ranks import run_ranks
 from llmscale.train.build import build_grid
-from llmscale.train.initial import weights_of
 from llmscale.train.resume import restore
 
 

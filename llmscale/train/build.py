@@ -32,7 +32,6 @@ from llmscale.distributed.agreement import on_rank_zero, together
 from llmscale.distributed.process_group import World
 from llmscale.engine.engine import resolve_dtype
 from llmscale.generate.prompts import require_unicode
-from llmscale.layout import data_parallel_size
 from llmscale.model import Transformer
 from llmscale.model.experts import ExpertLinear
 from llmscale.parallel import init
@@ -62,10 +61,7 @@ def set_threads(config: RunConfig, world: World) -> int:
 
 def build_grid(config: RunConfig, world: World) -> RankGrid:
     """The layout of `parallel` over all ranks, with process groups; collective."""
-    parallel = config.parallel
-    data = data_parallel_size(parallel, world.size)
-    sizes = parallel.pipeline, data, parallel.sequence, parallel.tensor
-    return RankGrid(*sizes, rank=world.rank, expert=parallel.expert).with_groups()
+    return RankGrid.of(config.parallel, world.size, world.rank).with_groups()
 
 
 def open_run(

@@ -13,14 +13,13 @@ from data_pipeline.base.errors import UserError
 from data_pipeline.base.terminal import tell
 from data_pipeline.tokenizer import Tokenizer, load_tokenizer
 from data_pipeline.tokenizer.store import interchangeable
-from llmscale.checkpoint.model import require_tensors
+from llmscale.checkpoint.model import require_tensors, weights_of
 from llmscale.checkpoint.reader import Checkpoint, newest_intact
 from llmscale.config import ModelConfig, parse_config
 from llmscale.config.function import function_differences
 from llmscale.distributed.agreement import on_rank_zero
 from llmscale.model import Transformer
 from llmscale.parallel.init import Weights
-from llmscale.parallel.shards import Shard
 
 
 def start_from(model: Transformer, path: str, tokenizer: Tokenizer) -> Weights:
@@ -83,12 +82,3 @@ def require_function(model: ModelConfig, checkpoint: Checkpoint) -> None:
 
 def _settings(values: Iterable[tuple[str, Any]]) -> str:
     return ", ".join(f"{key}={json.dumps(value)}" for key, value in values)
-
-
-def weights_of(checkpoint: Checkpoint) -> Weights:
-    """The weights that a checkpoint has, of which only what is asked for is read."""
-
-    def read(name: str, part: Shard, start: int, end: int) -> torch.Tensor:
-        return checkpoint.read(name, offsets=part.offsets, sizes=part.sizes, start=start, end=end, shape=part.shape)
-
-    return read

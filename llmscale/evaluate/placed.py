@@ -1,0 +1,118 @@
+"""A trained model where it is to be evaluated: whole in one process, or shared by ranks in any layout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from data_pipeline.batch import Batch
+from data_pipeline.tokenizer import Tokenizer, load_tokenizer
+from llmscale.checkpoint.model import TrainedModel, load_model, weights_of
+from llmscale.checkpoint.reader import Checkpoint, newest_intact
+from llmscale.config import RunConfig, parse_config
+from llmscale.distributed.agreement import on_rank_zero
+from llmscale.distributed.process_group import World
+from llmscale.engine.engine import ObjectiveModule
+from llmscale.engine.pipeline import make_engine
+from llmscale.layout import require_legal
+from llmscale.objectives import build_loss
+from llmscale.parallel import init
+from llmscale.parallel.grid import RankGrid
+
+EVALUATION = (
+    # What only training needs, and no optimizer state.
+    "optimizer.name=sgd",
+    "optimizer.momentum=0",
+    "engine.recompute=none",
+    "engine.compile=false",
+)
+
+
+class Scoring(Protocol):
+    """What scores batches: a training engine has it too."""
+
+    @property
+    def grid(self) -> RankGrid:
+        """This rank's place."""
+        ...
+
+    def score(self, batch: Batch) -> torch.Tensor:
+        """(2, B, K) on the CPU: log-probabilities in nats, and 1 where no token is more probable; of use where
+        `grid.has_scores`. Ranks that share weights or samples must call it together."""
+        ...
+
+    def loss(self, batch: Batch) -> float:
+        """The sum of weight x loss over a batch's targets."""
+        ...
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A trained model that can be asked."""
+
+    scoring: Scoring
+    tokenizer: Tokenizer
+    config: RunConfig
+    checkpoint: Checkpoint
+    exact: bool
+    """Whether scores are the same to the bit as those of one process."""
+    trained: TrainedModel | None = None
+    """The whole model, where this process has it."""
+    close: Callable[[], None] = lambda: None
+
+
+class Whole:
+    """The whole model in one process, without DeepSpeed."""
+
+    def __init__(self, trained: TrainedModel, device: torch.device) -> None:
+        self.grid = RankGrid()
+        self._device = device
+        self._module = ObjectiveModule(
+            trained.model, build_loss(trained.config.objective, trained.config.model), trained.config, self.grid
+        ).eval()
+
+    @torch.no_grad()
+    def score(self, batch: Batch) -> torch.Tensor:
+        return self._module(batch.to(self._device)).cpu()
+
+    @torch.no_grad()
+    def loss(self, batch: Batch) -> float:
+        return float(self._module(batch.to(self._device))[0])
+
+
+def place_whole(path: str, device: torch.device, dtype: torch.dtype) -> Placed:
+    """The model of a checkpoint in this process.
+
+    Raises:
+        UserError: as `load_model`.
+    """
+    trained = load_model(path, device, dtype)
+    exact = device.type == "cpu" and dtype == torch.float32
+    return Placed(Whole(trained, device), trained.tokenizer, trained.config, trained.checkpoint, exact, trained)
+
+
+def place_on_ranks(path: str, overrides: tuple[str, ...], world: World, dtype: str) -> Placed:
+    """This rank's part of the model of a checkpoint; collective.
+
+    Args:
+        overrides: of `parallel` and `engine`; what they leave out is not as the run had it, but as it is by default.
+        dtype: as `engine.dtype`.
+
+    Raises:
+        UserError: no intact checkpoint, or a layout that is not legal for it.
+    """
+    checkpoint = Checkpoint(on_rank_zero(lambda: str(newest_intact(path).path)))
+    raw = {**checkpoint.manifest.config, "parallel": {}, "engine": {"dtype": dtype}}
+    config = parse_config(raw, (*EVALUATION, *overrides), origin=str(checkpoint.path))
+    require_legal(config, world.size)
+    grid = RankGrid.of(config.parallel, world.size, world.rank).with_groups()
+    tokenizer = load_tokenizer(checkpoint.tokenizer)
+    vocab_size = config.model.vocabulary(tokenizer.vocab_size)
+    model = init.build_hollow(config.model, vocab_size, grid, config.parallel.tensor_sequence)
+    loss = build_loss(config.objective, config.model)
+    engine = make_engine(model, loss, config, grid, world.device, weights_of(checkpoint))
+    exact = world.device.type == "cpu" and engine.dtype == torch.float32 and grid.tensor == grid.sequence == 1
+    return Placed(engine, tokenizer, config, checkpoint, exact, close=engine.close)

@@ -1,0 +1,41 @@
+"""How probable a model says that a text is: one file for each way."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from functools import cache
+
+from data_pipeline.base.errors import UserError
+from data_pipeline.objectives.config import ObjectiveConfig
+from llmscale.config import ModelConfig
+from llmscale.evaluate.scorers.scorer import Length, Scorer
+
+__all__ = ["Length", "Scorer", "scorer_for", "scorers"]
+
+
+@cache
+def scorers() -> dict[str, type[Scorer]]:
+    """All scorers by name: those of the files of this folder."""
+    for module in pkgutil.iter_modules(__path__):
+        importlib.import_module(f"{__name__}.{module.name}")
+    known: list[type[Scorer]] = [Scorer]
+    for kind in known:
+        known += kind.__subclasses__()
+    return {kind.name: kind for kind in known[1:]}
+
+
+def scorer_for(model: ModelConfig, objective: ObjectiveConfig, name: str | None = None) -> type[Scorer]:
+    """The scorer of that name, or the one that suits the model best.
+
+    Raises:
+        UserError: there is none of that name, or it does not fit the model.
+    """
+    fitting = {each: scorer for each, scorer in scorers().items() if scorer.fits(model, objective)}
+    if name is None:
+        return max(fitting.values(), key=lambda scorer: scorer.fits(model, objective))
+    if name not in fitting:
+        raise UserError(
+            f"scorer is {name!r}, but for this {model.architecture} it must be one of {', '.join(sorted(fitting))}"
+        )
+    return fitting[name]
