@@ -10,7 +10,7 @@ from llmscale.generate.prompts import Context
 from llmscale.generate.rules import Rules
 from llmscale.generate.sampling import choose, draws_of, penalized
 from llmscale.generate.settings import Settings
-from llmscale.generate.state import State, seen_tokens
+from llmscale.generate.state import EXACT, State, filled_length, seen_tokens
 from llmscale.model import Transformer
 
 Ended = Callable[[int, int], bool]
@@ -33,12 +33,17 @@ def decode(
         draws: (contexts, max_new_tokens) of `draws_of`, made here when not given; only for sampling.
         rules: which tokens may come where; all when not given.
     """
-    state = State(model, contexts, settings.max_new_tokens)
+    least = EXACT if settings.exact else 1
+    count = len(contexts)
+    # Whoever only fills the batch up is read, but not asked.
+    contexts = [*contexts, *[contexts[0]] * (least - count)]
+    state = State(model, contexts, settings.max_new_tokens, exact=settings.exact)
     logits = state.read()
     numbers = list(range(len(contexts)))
-    running = [True] * len(numbers)
+    running = [number < count for number in numbers]
     if settings.temperature > 0:
-        draws = (draws_of([c.key for c in contexts], settings) if draws is None else draws).to(logits.device)
+        draws = draws_of([c.key for c in contexts[:count]], settings) if draws is None else draws
+        draws = torch.cat([draws, draws[:1].expand(len(contexts) - count, -1)]).to(logits.device)
     seen = None
     if settings.repetition_penalty != 1:
         seen = seen_tokens(contexts, logits.shape[-1], logits.device)
@@ -57,19 +62,30 @@ def decode(
         if seen is not None:
             seen.scatter_(1, chosen[:, None], True)
         state.append(chosen)
-        if 2 * sum(running) <= len(running):
+        if 2 * sum(running) <= len(running) > least:
             # Half of the work would be for nothing.
-            rows = torch.tensor([row for row, going in enumerate(running) if going], device=logits.device)
+            going = [row for row, runs in enumerate(running) if runs]
+            going += [row for row, runs in enumerate(running) if not runs][: max(0, least - len(going))]
+            rows = torch.tensor(going, device=logits.device)
             state.keep(rows)
             draws = None if draws is None else draws[rows]
             seen = None if seen is None else seen[rows]
-            numbers = [number for number, going in zip(numbers, running, strict=True) if going]
-            running = [True] * len(numbers)
+            numbers, running = [numbers[row] for row in going], [running[row] for row in going]
         logits = state.read()
 
 
-def batches(contexts: Sequence[Context], size: int) -> Iterator[list[int]]:
-    """Numbers of contexts, at most `size` at a time; those of one batch are about equally long."""
+def batches(contexts: Sequence[Context], size: int, exact: bool = False) -> Iterator[list[int]]:
+    """Numbers of contexts, at most `size` at a time; those of one batch are about equally long.
+
+    Args:
+        exact: those of one batch are filled up to the same lengths, whichever they are.
+    """
     order = sorted(range(len(contexts)), key=lambda number: len(contexts[number].key))
-    for start in range(0, len(order), size):
-        yield order[start : start + size]
+    groups: dict[tuple[int, int], list[int]] = {}
+    for number in order:
+        context = contexts[number]
+        lengths = filled_length(len(context.tokens)), filled_length(len(context.source or ()))
+        groups.setdefault(lengths if exact else (0, 0), []).append(number)
+    for group in groups.values():
+        for start in range(0, len(group), size):
+            yield group[start : start + size]

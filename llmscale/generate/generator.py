@@ -108,7 +108,7 @@ class Generator:
             ]
         settings = settings.within(max(limits, default=1))
         draws = draws_of([context.key for context in contexts], settings) if settings.temperature > 0 else None
-        for numbers in batches(contexts, settings.batch):
+        for numbers in batches(contexts, settings.batch, settings.exact):
             some = [contexts[number] for number in numbers]
             writers = [
                 _Writer(self.tokenizer, context, settings, ends, number, limits[number])

@@ -10,29 +10,37 @@ from torch import Tensor
 from llmscale.generate.prompts import Context
 from llmscale.model import KeyValueCache, Transformer
 
+EXACT = 16
+"""Lengths and numbers of rows from which on a row's products do not depend on how many there are: fewer rows are left
+to other kernels, which round otherwise."""
+
 
 class State:
     """What a model has read so far of a batch of unequal prompts, shorter ones being filled up at their beginning."""
 
-    def __init__(self, model: Transformer, contexts: Sequence[Context], room: int, copies: int = 1) -> None:
+    def __init__(
+        self, model: Transformer, contexts: Sequence[Context], room: int, copies: int = 1, exact: bool = False
+    ) -> None:
         """
         Args:
             contexts: what is read first; all of one kind.
             room: most new tokens; the last of them is not read.
             copies: sequences that continue each context, one after the other.
+            exact: whether what is computed of a context must not depend on the others: they are all filled up to a
+                multiple of `EXACT` tokens, and masked.
         """
         self.model = model
         parameter = next(model.parameters())
         self.device = parameter.device
         rows = [context.tokens for context in contexts]
-        self._inputs, real = _filled(rows, self.device, left=True)
+        self._inputs, real = _filled(rows, self.device, left=True, exact=exact)
         length = self._inputs.shape[1]
         # More than max_positions where a context with much room is filled up to one with little.
         capacity = length + room - 1
         self._cache = KeyValueCache(model.config, len(rows), capacity, parameter.dtype, self.device)
         self._positions: Tensor | None = None
         self._real: Tensor | None = None
-        if not bool(real.all()):
+        if exact or not bool(real.all()):
             self._positions = (real.cumsum(1) - 1).clamp(min=0)
             self._real = torch.ones(len(rows), capacity, dtype=torch.bool, device=self.device)
             self._real[:, :length] = real
@@ -42,8 +50,11 @@ class State:
         self._memory: Tensor | None = None
         self._memory_real: Tensor | None = None
         if contexts[0].source is not None:
-            source, source_real = _filled([context.source or [] for context in contexts], self.device, left=False)
-            self._memory_real = None if bool(source_real.all()) else source_real
+            sources = [context.source or [] for context in contexts]
+            source, source_real = _filled(sources, self.device, left=False, exact=exact)
+            if source.shape[1] > model.config.max_positions:  # all of them are shorter
+                source, source_real = (part[:, : model.config.max_positions] for part in (source, source_real))
+            self._memory_real = None if not exact and bool(source_real.all()) else source_real
             self._memory = model.encode(source, self._memory_real).hidden
         self._copies = copies
 
@@ -102,9 +113,17 @@ def seen_tokens(contexts: Sequence[Context], width: int, device: torch.device) -
     return seen
 
 
-def _filled(rows: Sequence[list[int]], device: torch.device, *, left: bool) -> tuple[Tensor, Tensor]:
+def filled_length(length: int) -> int:
+    """Tokens that a context is filled up to where nothing may depend on the others."""
+    return -(-length // EXACT) * EXACT
+
+
+def _filled(
+    rows: Sequence[list[int]], device: torch.device, *, left: bool, exact: bool = False
+) -> tuple[Tensor, Tensor]:
     """Rows as one (B, longest) int64, filled up with 0 on one side, and booleans: what is no filling."""
     longest = max(map(len, rows))
+    longest = filled_length(longest) if exact else longest
     filling = [[0] * (longest - len(row)) for row in rows]
     tokens = [fill + row if left else row + fill for fill, row in zip(filling, rows, strict=True)]
     counts = torch.tensor([len(row) for row in rows])[:, None]

@@ -1,0 +1,132 @@
+"""Texts that a model writes after the contexts of items."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from data_pipeline.base.errors import UserError
+from data_pipeline.reading.item import Item
+from data_pipeline.tokenizer.frame import text_frame
+from llmscale.distributed.process_group import gather_to_lead
+from llmscale.evaluate.artefact import Record
+from llmscale.evaluate.placed import Placed
+from llmscale.evaluate.scorers.scorer import WINDOWED, Overflow
+from llmscale.generate.generator import Completion, Generator
+from llmscale.generate.prompts import Context, contexts_of, reading_of, room_for
+from llmscale.generate.settings import Settings
+from llmscale.parallel.grid import RankGrid
+
+WINDOW = 64
+"""Items whose records are written at once."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """An item as the model reads it."""
+
+    item: Item
+    context: Context
+    flags: tuple[str, ...] = ()
+
+
+class ItemWriter:
+    """Writes the answers to items; each data-parallel rank has the whole model, and writes its share."""
+
+    def __init__(self, placed: Placed, settings: Settings, samples: int = 1) -> None:
+        """
+        Args:
+            settings: how an answer is written.
+            samples: answers for each item.
+
+        Raises:
+            UserError: the model continues no text, or is cut over ranks.
+        """
+        if placed.trained is None:
+            raise UserError(
+                "a task of kind generate needs the whole model in each process, but this layout cuts it; leave out the"
+                " sizes of parallel"
+            )
+        self._placed = placed
+        # More prompts at once than rows from which on none depends on another cost nothing.
+        self._settings = replace(settings, exact=True, batch=max(settings.batch, 32), shorten=True)
+        self._samples = samples
+        self._model = placed.config.model
+        self._reading = reading_of(placed.config.objective)
+        self._generator = Generator(placed.trained.model, placed.tokenizer, self._reading)
+
+    def prompts(self, items: Sequence[Item], overflow: Overflow) -> list[Prompt]:
+        """Items as they will be read.
+
+        Raises:
+            UserError: one leaves no room for an answer, and `overflow` refuses that; names the item.
+        """
+        texts = [item.contexts[0] for item in items]
+        contexts = contexts_of(texts, self._placed.tokenizer, self._model, self._reading)
+        return [self._fitted(item, context, overflow) for item, context in zip(items, contexts, strict=True)]
+
+    def _fitted(self, item: Item, context: Context, overflow: Overflow) -> Prompt:
+        # A source and what is written after it have the model's context each.
+        wanted = 1 if context.source is not None else min(self._settings.max_new_tokens, self._model.max_positions // 2)
+        excess = wanted - room_for(context, self._model)
+        if excess <= 0:
+            return Prompt(item, context)
+        if overflow == "refuse":
+            raise UserError(
+                f"item {item.number} has {len(context.key)} tokens, which leaves no room for {wanted} new ones in the"
+                f" model's context of {self._model.max_positions}; set the task's overflow to truncate-left"
+            )
+        begin = text_frame(self._placed.tokenizer, source=context.source is not None)[0]
+        cut = [*context.key[: len(begin)], *context.key[len(begin) + excess :]]
+        shorter = replace(context, tokens=cut) if context.source is None else replace(context, source=cut)
+        return Prompt(item, shorter, (WINDOWED,))
+
+    def records(
+        self,
+        prompts: Sequence[Prompt],
+        grid: RankGrid,
+        window: int = WINDOW,
+        progress: Callable[[int], None] = lambda items: None,
+    ) -> Iterator[list[Record]]:
+        """Records of items, some at a time and in their order; on rank 0, while the others get empty lists."""
+        for first in range(0, len(prompts), window):
+            some = prompts[first : first + window]
+            mine = {
+                number: some[number].context
+                for number in range(grid.coordinate("data"), len(some), grid.data)
+            }
+            texts = self._write(mine)
+            gathered = [texts] if grid.world_size == 1 else gather_to_lead(texts)
+            if gathered is None:
+                yield []
+                continue
+            written = {number: found for share in gathered for number, found in share.items()}
+            progress(len(some))
+            yield [_record(prompt, written[number]) for number, prompt in enumerate(some)]
+
+    def _write(self, contexts: dict[int, Context]) -> dict[int, list[Completion]]:
+        """What is written after each context. Equal ones are continued once, so that what is drawn for an item does not
+        depend on the others."""
+        unique = {_key(context): context for context in contexts.values()}
+        copies = [context for context in unique.values() for _ in range(self._samples)]
+        written = iter(self._generator.complete(copies, self._settings) if copies else [])
+        by_key = {key: [next(written) for _ in range(self._samples)] for key in unique}
+        return {number: by_key[_key(context)] for number, context in contexts.items()}
+
+
+def _key(context: Context) -> tuple[object, ...]:
+    return tuple(context.tokens), None if context.source is None else tuple(context.source)
+
+
+def _record(prompt: Prompt, written: Sequence[Completion]) -> Record:
+    item = prompt.item
+    return Record(
+        number=item.number,
+        item=item.digest,
+        references=list(item.references),
+        generated=[completion.text for completion in written],
+        cluster=item.cluster,
+        group=item.group,
+        scored_bytes=item.scored_bytes,
+        flags=list(prompt.flags),
+    )
