@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,19 +79,21 @@ class Renderer:
         fault.refusal = answer.get("error") in ("refused", "undefined")
         raise fault
 
-    def values(self, templates: list[tuple[str, str, bool]], records: list[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    def values(
+        self, templates: list[tuple[str, str, bool]], records: Sequence[Mapping[str, Any]]
+    ) -> list[dict[str, Any]]:
         """The values of a task's templates for some records, within the limits of one chat template all together.
 
         Args:
             templates: (name, source, whole) each: where `whole` is set and the source is one expression, its value is
-                given and not its text. A template sees the values of those before it by their names.
+                given and not its text. Templates behind one named `let.x` see its value as `x`.
             records: JSON objects.
 
         Raises:
             RecordFault: a template gives no value for a record.
             UserError: jinja2 is too old.
         """
-        answer = self._answer({"templates": templates, "records": records})
+        answer = self._answer({"templates": templates, "records": list(records)})
         if "values" not in answer:
             raise RecordFault(answer)
         rows: list[dict[str, Any]] = answer["values"]

@@ -5,9 +5,9 @@ on memory and processor time, and the parent, which ends this process when its t
 is a request, a line on the output its answer. Every request has `seconds` and `characters`, and is one of
 
     source, variables     a chat template and what it is rendered with; the answer has `text`
-    templates, records    templates of a task, (name, source, whole) each, rendered with each record and with the values
-                          of the templates before them; the answer has `values`, a mapping for each record. Where
-                          `whole` is set and the source is one expression, its value is given and not its text
+    templates, records    templates of a task, (name, source, whole) each, rendered with each record; the answer has
+                          `values`, a mapping for each record. Where `whole` is set and the source is one expression,
+                          its value is given and not its text. Templates behind one named `let.x` see its value as `x`
     pattern, lines        the answer has `matches`: at which lines a match of the regular expression begins
 
 or, in place of that, `error` with the kind of failure, and `reason`, `record` and `template` as far as they are known.
@@ -15,6 +15,7 @@ or, in place of that, `error` with the kind of failure, and `reason`, `record` a
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import resource
@@ -155,7 +156,7 @@ def make_task_environment() -> Any:
         undefined=jinja2.StrictUndefined, keep_trailing_newline=True, finalize=_printed
     )
     environment.globals = {"range": environment.globals["range"]}
-    environment.filters["regex_replace"] = _regex_replace
+    environment.filters.update(regex_replace=_regex_replace, surround=_surround, digest=_digest)
     return environment
 
 
@@ -170,6 +171,16 @@ def _printed(value: Any) -> Any:
 
 def _regex_replace(text: str, pattern: str, replacement: str = "", count: int = 0) -> str:
     return re.sub(pattern, replacement, text, count=count)
+
+
+def _surround(texts: list[str], before: str = "", after: str = "") -> list[str]:
+    """Each of some texts with one before and one after it."""
+    return [f"{before}{text}{after}" for text in texts]
+
+
+def _digest(text: str) -> str:
+    """16 hexadecimal digits that stand for a text."""
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]
 
 
 def _evaluator(environment: Any, source: str, whole: bool) -> Any:
@@ -214,7 +225,9 @@ def _values(request: dict[str, Any], environments: Environments) -> dict[str, An
             answer = _guarded(lambda s=source, w=whole, v=variables: environments.task(s, w)(v, request["characters"]))
             if "error" in answer:
                 return {**answer, "record": number, "template": name}
-            row[name] = variables[name] = answer["value"]
+            row[name] = answer["value"]
+            if name.startswith("let."):
+                variables[name[len("let.") :]] = answer["value"]
         rows.append(row)
     return {"values": rows}
 

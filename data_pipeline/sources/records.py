@@ -1,7 +1,7 @@
 """Whole records of files, for what takes more of them than a text: evaluation's items.
 
-The same readers as for documents, which here give each record as JSON. A record that cannot be used is refused and never
-left out: a score would be of other items then.
+The same readers as for documents, which here give each record as JSON. A record that cannot be used is refused and
+never left out: a score would be of other items then.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class _Names(Fields):
     def __init__(self, needed: Iterable[str], wanted: Iterable[str], where: str) -> None:
         """`needed`: must be there; `wanted`: are taken where they are."""
         self.both = []
-        self.defaults: Mapping[str, str] = {}
+        self.defaults = {}
         self._needed = list(needed)
         self.names = list(dict.fromkeys([*self._needed, *wanted]))
         self._where = where
@@ -201,7 +201,7 @@ def _opened(
         return lambda: parquet_spans(files, file, 0, fields), ParquetReader(files, extractor, bad)
     if source.kind == "arrow":
         return lambda: arrow_spans(files, file, 0, fields), ArrowReader(files, extractor, bad)
-    raise UserError(f"{file.path} is of kind {source.kind}, which has no records; use jsonl, csv, tsv, parquet or arrow")
+    raise UserError(f"{file.path} is of kind {source.kind}, without records; use jsonl, csv, tsv, parquet or arrow")
 
 
 def _nested(path: str, levels: str, where: str) -> Iterator[SourceRecord]:

@@ -8,7 +8,6 @@ import yaml
 from pydantic import ValidationError
 
 from data_pipeline.base.errors import UserError, first_line
-
 from llmscale.config.explain import cut, explain, keys_of
 from llmscale.config.root import RunConfig
 from llmscale.config.yaml_files import BoundedLoader, load_yaml, read_yaml
