@@ -28,6 +28,7 @@ MAY_IMPORT = {
     "data_pipeline.config": _pipeline("base cleaning objectives.config"),
     "data_pipeline.sources": _pipeline("base document cleaning config"),
     "data_pipeline.tokenizer": _pipeline("base document config sources"),
+    "data_pipeline.reading": _pipeline("base"),
     "data_pipeline.objectives": _pipeline("base tokenizer"),
     "data_pipeline.samples": _pipeline("base config sources objectives"),
     "data_pipeline.stream": _pipeline("base document config sources tokenizer objectives samples"),

@@ -31,6 +31,8 @@ class Item:
     """What a mean over groups averages over, such as a subject or a domain."""
     scored_bytes: int | None = None
     """UTF-8 bytes of the source text that the answers stand for, where that is not their own length."""
+    scored_words: int | None = None
+    """Words of the source text, split at white space; for perplexity by word."""
 
     @property
     def digest(self) -> str:

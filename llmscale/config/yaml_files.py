@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import yaml
 from yaml.composer import ComposerError
 from yaml.constructor import ConstructorError
+
+from data_pipeline.base.durable import read_text
+from data_pipeline.base.errors import UserError, first_line
 
 _DEPTH = 100
 """Most levels of lists and mappings."""
@@ -26,6 +30,38 @@ def load_yaml(text: str, loader: type[BoundedLoader] | None = None) -> Any:
         yaml.YAMLError: it is none, or is beyond the bounds above; `problem` says what is wrong.
     """
     return yaml.load(text, loader or BoundedLoader)
+
+
+def read_yaml(
+    path: Path, what: str = "config", sections: str = "'model:' and 'data:'", loader: type[BoundedLoader] | None = None
+) -> dict[str, Any]:
+    """The mapping that a file holds.
+
+    Args:
+        what: what messages call the file.
+        sections: what it should hold, in a message about one that holds something else.
+        loader: as `load_yaml` takes it.
+
+    Raises:
+        UserError: there is no such file, it cannot be read, or it is no YAML mapping.
+    """
+    try:
+        raw = load_yaml(read_text(path), loader)
+    except FileNotFoundError:
+        near = sorted(str(other) for other in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        hint = f"; this folder has {', '.join(near[:5])}" if near else ""
+        raise UserError(f"no {what} file {path}{hint}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise UserError(f"cannot read {what} file {path}: {reason}; give a YAML file") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or first_line(error)
+        raise UserError(f"{path} is not valid YAML{where}: {problem}") from None
+    if not isinstance(raw, dict):
+        raise UserError(f"{path} must hold sections such as {sections}, but holds {type(raw).__name__}")
+    return raw
 
 
 class BoundedLoader(yaml.SafeLoader):

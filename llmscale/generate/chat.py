@@ -11,11 +11,11 @@ from typing import Any, TextIO
 
 from data_pipeline.base.errors import UserError
 from data_pipeline.base.terminal import for_stream, tell
+from data_pipeline.reading.rendering import TemplateFault
 from llmscale.checkpoint.model import load_model
 from llmscale.generate.commands import settings_for
 from llmscale.generate.generator import Generator
 from llmscale.generate.prompts import Context, reading_of, require_unicode, room_for
-from llmscale.generate.rendering import TemplateFault
 from llmscale.generate.settings import Settings
 from llmscale.generate.template import Message, Template, template_of
 

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from data_pipeline.base.errors import UserError
+from data_pipeline.reading.rendering import RENDERER, has_jinja
 from data_pipeline.tokenizer import Tokenizer
 from data_pipeline.tokenizer.chat_files import DEFAULT, ChatTemplates, read_chat, read_template
 from data_pipeline.tokenizer.frame import text_frame
 from data_pipeline.tokenizer.spelled import SpelledReader
 from llmscale.config import ModelConfig
 from llmscale.generate.prompts import Context, Reading, start_token
-from llmscale.generate.rendering import RENDERER, has_jinja
 
 NO_TEMPLATE = "none"
 """What is chosen in place of a template to have the default form."""

@@ -13,12 +13,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.base.errors import UserError
-from llmscale.generate import template_worker
+from data_pipeline.reading import template_worker
 
 SECONDS = 5.0
 """Longest that a template may take; published ones take milliseconds."""
@@ -27,7 +27,7 @@ MEMORY = 1 << 29
 CHARACTERS = 1 << 24
 """Longest text that it may give: more than any context has room for."""
 _START_SECONDS = 60.0
-Answer = dict[str, str]
+Answer = dict[str, Any]
 
 
 class TemplateFault(UserError):
@@ -35,6 +35,19 @@ class TemplateFault(UserError):
 
     refusal = False
     """The template itself refused the dialogue (`raise_exception`), and might take another."""
+
+
+class RecordFault(Exception):
+    """A template of a task that gave no value for a record."""
+
+    def __init__(self, answer: Answer) -> None:
+        self.record: int | None = answer.get("record")
+        """Place of the record among those that were given; None where it is not known."""
+        self.template: str | None = answer.get("template")
+        """Name of the template, likewise."""
+        self.undefined = answer.get("error") == "undefined"
+        """It names what is not there."""
+        super().__init__(_explained(answer, "the record"))
 
 
 class Renderer:
@@ -59,21 +72,60 @@ class Renderer:
             UserError: jinja2 is too old.
             ModuleNotFoundError: jinja2 is not installed.
         """
-        request = {"source": source, "variables": variables, "seconds": SECONDS, "characters": CHARACTERS}
+        answer = self._answer({"source": source, "variables": variables})
+        if "text" in answer and not _has_surrogate(answer["text"]):
+            return answer["text"]  # type: ignore[no-any-return]
+        fault = TemplateFault(f"{origin} {_explained(answer)}")
+        fault.refusal = answer.get("error") in ("refused", "undefined")
+        raise fault
+
+    def values(
+        self, templates: list[tuple[str, str, bool]], records: Sequence[Mapping[str, Any]]
+    ) -> list[dict[str, Any]]:
+        """The values of a task's templates for some records, within the limits of one chat template all together.
+
+        Args:
+            templates: (name, source, whole) each: where `whole` is set and the source is one expression, its value is
+                given and not its text. Templates behind one named `let.x` see its value as `x`.
+            records: JSON objects.
+
+        Raises:
+            RecordFault: a template gives no value for a record.
+            UserError: jinja2 is too old.
+        """
+        answer = self._answer({"templates": templates, "records": list(records)})
+        if "values" not in answer:
+            raise RecordFault(answer)
+        rows: list[dict[str, Any]] = answer["values"]
+        for number, row in enumerate(rows):
+            for name, value in row.items():
+                if _has_surrogate(json.dumps(value, ensure_ascii=False)):
+                    raise RecordFault({"text": "", "record": number, "template": name})
+        return rows
+
+    def matches(self, pattern: str, lines: list[str], origin: str) -> list[bool]:
+        """Whether a match of a regular expression begins at each of some lines.
+
+        Raises:
+            TemplateFault: the pattern is none, or takes too long; `origin` is what messages call it.
+        """
+        answer = self._answer({"pattern": pattern, "lines": lines})
+        if "matches" not in answer:
+            raise TemplateFault(f"{origin} {_explained(answer, 'the lines')}")
+        return answer["matches"]  # type: ignore[no-any-return]
+
+    def _answer(self, request: dict[str, Any]) -> Answer:
+        line = json.dumps(request | {"seconds": SECONDS, "characters": CHARACTERS}) + "\n"
         with self._lock:
             process = self._started()
             try:
-                answer = self._ask(process, (json.dumps(request) + "\n").encode(), SECONDS)
+                answer = self._ask(process, line.encode(), SECONDS)
             except BaseException:
                 self._end()  # what it has still to say belongs to no later request
                 raise
             if answer.get("error") in ("time", "died"):
                 self._end()
-        if "text" in answer and not _has_surrogate(answer["text"]):
-            return answer["text"]
-        fault = TemplateFault(f"{origin} {_explained(answer)}")
-        fault.refusal = answer.get("error") == "refused"
-        raise fault
+        return answer
 
     def close(self) -> None:
         """End the process, if there is one."""
@@ -164,15 +216,16 @@ def _has_surrogate(text: str) -> bool:
     return re.search("[\ud800-\udfff]", text) is not None
 
 
-def _explained(answer: Answer) -> str:
-    """What a template does that gave no text, and the fix."""
+def _explained(answer: Answer, subject: str = "the dialogue") -> str:
+    """What a template does that gave no text of a subject, and the fix."""
     if "text" in answer:
         return "makes a text that is no valid Unicode; repair it"
     reason = " ".join(answer.get("reason", "").split()).rstrip(".")[:300]
     return {
         "syntax": f"is no valid jinja ({reason}); repair it",
-        "refused": f"refuses the dialogue: {reason}; change it",
-        "failed": f"fails on the dialogue: {reason}; repair it",
+        "refused": f"refuses {subject}: {reason}; change it",
+        "undefined": f"refuses {subject}: {reason}; change it",
+        "failed": f"fails on {subject}: {reason}; repair it",
         "time": f"takes longer than {SECONDS:g} s, as an endless loop would; repair it",
         "memory": f"needs more than {MEMORY >> 20} MiB of memory; repair it",
         "length": f"makes a text of more than {CHARACTERS:,} characters; repair it",

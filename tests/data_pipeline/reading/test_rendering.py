@@ -14,9 +14,9 @@ import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from data_pipeline.base.errors import UserError
+from data_pipeline.reading import rendering
+from data_pipeline.reading.rendering import RENDERER, Renderer
 from data_pipeline.tokenizer import BytesTokenizer
-from llmscale.generate import rendering
-from llmscale.generate.rendering import RENDERER, Renderer
 from llmscale.generate.template import JinjaTemplate, Message
 from tests.hugging_face.test_round_trips import write_checkpoint
 

@@ -1,0 +1,235 @@
+"""Whole records of files, for what takes more of them than a text: evaluation's items.
+
+The same readers as for documents, which here give each record as JSON. A record that cannot be used is refused and
+never left out: a score would be of other items then.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import orjson
+
+from data_pipeline.base.durable import parse_json, read_file
+from data_pipeline.base.encodings import UTF8
+from data_pipeline.base.errors import UserError
+from data_pipeline.config import DELIMITERS, SourceConfig
+from data_pipeline.sources.fields import Fields
+from data_pipeline.sources.files import FileEntry, list_files
+from data_pipeline.sources.readers.arrow import ArrowReader, arrow_spans
+from data_pipeline.sources.readers.bad_records import BadRecords, LineNumbers
+from data_pipeline.sources.readers.base import Block, Reader, Span
+from data_pipeline.sources.readers.delimited import DelimitedReader
+from data_pipeline.sources.readers.dialect import Dialect
+from data_pipeline.sources.readers.extract import Extractor, Note
+from data_pipeline.sources.readers.parquet import ParquetReader, parquet_spans
+from data_pipeline.sources.readers.separated import BOM, JsonParser, SeparatedReader, byte_spans
+from data_pipeline.sources.readers.storage import ByteSource, ByteSources, Files
+
+LONGEST = 1 << 28
+"""Most bytes of a record."""
+_SPAN = 1 << 30
+
+
+class SourceRecord(NamedTuple):
+    """A record and where it is from."""
+
+    fields: dict[str, Any]
+    path: str
+    number: int
+    """Its place among the records of its file, from 1."""
+
+
+class _Names(Fields):
+    """The fields that are needed, instead of those that hold texts."""
+
+    def __init__(self, needed: Iterable[str], wanted: Iterable[str], where: str) -> None:
+        """`needed`: must be there; `wanted`: are taken where they are."""
+        self.both = []
+        self.defaults = {}
+        self._needed = list(needed)
+        self.names = list(dict.fromkeys([*self._needed, *wanted]))
+        self._where = where
+
+    def require(self, present: Iterable[str], path: str) -> None:
+        known = list(present)
+        for name in self._needed:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+                hint = f"did you mean {near[0]!r}?" if near else "name one of them, or give other data"
+                raise UserError(
+                    f"{self._where}: {path} has no field {name!r} but {', '.join(map(repr, known)) or 'none'}; {hint}"
+                )
+        for name in self.names:
+            if known.count(name) > 1:
+                raise UserError(f"{self._where}: {path} has {known.count(name)} fields {name!r}; rename all but one")
+
+
+class _WholeRecords(Extractor):
+    """Gives each record as JSON, in place of its text."""
+
+    def columns(
+        self, positions: Sequence[int], columns: Mapping[str, Sequence[Any]], note: Note, next_position: int | None
+    ) -> Block:
+        rows = zip(*columns.values(), strict=True) if columns else iter([()] * len(positions))
+        records = [dict(zip(columns, row, strict=True)) for row in rows]
+        return self.records(positions, records, note, next_position)
+
+    def records(self, positions: Iterable[int], records: Iterable[Any], note: Note, next_position: int | None) -> Block:
+        texts, places = [], list(positions)
+        for position, record in zip(places, records, strict=True):
+            if not isinstance(record, dict):
+                note(position, "no record", f"it is {type(record).__name__}, not an object")
+            texts.append(orjson.dumps(record, default=str).decode())
+        return Block(texts, places, next_position)
+
+
+class _Refused(BadRecords):
+    """Refuses every bad record with its place."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__(Counter(), "fail")
+        self._where = where
+
+    def note(
+        self,
+        reason: str,
+        path: str,
+        position: int,
+        detail: str = "",
+        *,
+        lines: LineNumbers | None = None,
+        row: int | None = None,
+    ) -> None:
+        line = lines.at(position) if lines is not None else None
+        place = f"{path}:{line}" if line is not None else f"{path} (row {row})" if row is not None else path
+        more = f" ({detail})" if detail else ""
+        raise UserError(f"{self._where}: {place}: {reason}{more}; repair the file")
+
+
+class _Headerless(DelimitedReader):
+    """Rows of files whose columns are named elsewhere; a first row of just these names is a header all the same."""
+
+    column_names: list[str] = []
+    _begin = 0
+
+    def read_header(self, file: FileEntry) -> tuple[int, list[str]]:
+        behind, first = super().read_header(file)
+        if set(first) >= set(self.column_names):
+            return behind, first
+        if len(first) != len(self.column_names):
+            raise UserError(
+                f"{file.path} has {len(first)} columns, but {len(self.column_names)} are named:"
+                f" {', '.join(self.column_names)}; name all of them"
+            )
+        self._begin = len(BOM) if self._sources.get(file).fetch(0, len(BOM)) == BOM else 0
+        return self._begin, list(self.column_names)
+
+    def _next_start(self, file: FileEntry, source: ByteSource, span: Span, position: int) -> int | None:
+        if position == self._begin == span.start:
+            return position  # there is no newline before the first row
+        return super()._next_start(file, source, span, position)
+
+
+def read_records(
+    source: SourceConfig,
+    where: str,
+    needed: Iterable[str],
+    wanted: Iterable[str] = (),
+    *,
+    columns: Sequence[str] = (),
+    nested: str | None = None,
+) -> Iterator[SourceRecord]:
+    """The records of files, in the order of the files' names.
+
+    Args:
+        source: paths, kind and how the files are written; kinds text and datasets have no records.
+        where: what messages call it.
+        needed: fields that every file must have.
+        wanted: fields to take where they are. Rows of tables hold these and the needed ones, other records all.
+        columns: for csv and tsv, the names of the columns of files without a header row.
+        nested: for JSON that is one value and not lines, the path of lists to the records, such as
+            `data.paragraphs.qas`; each has the fields of those above it, too. "" for a list of records.
+
+    Raises:
+        UserError: there is no file, one cannot be read, lacks a field, or a record cannot be used.
+    """
+    files = list_files(source, 0, where)
+    if nested is not None:
+        for file in files:
+            yield from _nested(file.path, nested, where)
+        return
+    names = _Names(needed, wanted, where)
+    extractor = _WholeRecords(names, _Refused(where), LONGEST)
+    for file in files:
+        spans, reader = _opened(source, file, extractor, columns)
+        number = 0
+        for span in spans():
+            position: int | None = span.start
+            while position is not None:
+                block = reader.read(file, span, position)
+                for text in block.texts:
+                    number += 1
+                    yield SourceRecord(orjson.loads(text), file.path, number)
+                position = block.next_position
+        reader.close()
+
+
+def _opened(
+    source: SourceConfig, file: FileEntry, extractor: Extractor, columns: Sequence[str]
+) -> tuple[Callable[[], list[Span]], Reader]:
+    bytes_of = ByteSources(Files(), source.encoding or UTF8)
+    fields, bad = extractor.fields, extractor.bad
+    if source.kind == "jsonl":
+        return (
+            lambda: byte_spans(bytes_of, [file], _SPAN),
+            SeparatedReader(bytes_of, "\n", JsonParser(extractor), bad, LONGEST),
+        )
+    if source.kind in DELIMITERS:
+        asked = "quote" in source.model_fields_set or bool(columns)
+        delimiter = source.delimiter or DELIMITERS[source.kind]
+        dialect = Dialect(delimiter, source.quote, source.escape or "", guessed=not (source.quote or asked))
+        rows = (_Headerless if columns else DelimitedReader)(bytes_of, dialect, extractor, bad)
+        if isinstance(rows, _Headerless):
+            rows.column_names = list(columns)
+        return lambda: rows.spans([file], _SPAN), rows
+    files = Files()
+    if source.kind == "parquet":
+        return lambda: parquet_spans(files, file, 0, fields), ParquetReader(files, extractor, bad)
+    if source.kind == "arrow":
+        return lambda: arrow_spans(files, file, 0, fields), ArrowReader(files, extractor, bad)
+    raise UserError(f"{file.path} is of kind {source.kind}, without records; use jsonl, csv, tsv, parquet or arrow")
+
+
+def _nested(path: str, levels: str, where: str) -> Iterator[SourceRecord]:
+    try:
+        value = parse_json(read_file(path))
+    except OSError as error:
+        raise UserError(f"{where}: cannot read {path}: {error.strerror}; make it readable") from None
+    except ValueError as error:
+        raise UserError(f"{where}: {path} is no JSON: {error}; repair the file") from None
+    names = levels.split(".") if levels else []
+    for number, record in enumerate(_descend(value, names, {}, path, where), start=1):
+        yield SourceRecord(record, path, number)
+
+
+def _descend(value: Any, names: list[str], above: dict[str, Any], path: str, where: str) -> Iterator[dict[str, Any]]:
+    if isinstance(value, list):
+        for each in value:
+            yield from _descend(each, names, above, path, where)
+        return
+    if not isinstance(value, dict):
+        raise UserError(f"{where}: {path} has {type(value).__name__} where records should be; correct records")
+    if not names:
+        yield above | value
+        return
+    if names[0] not in value:
+        raise UserError(
+            f"{where}: {path} has no {names[0]!r} but {', '.join(map(repr, value)) or 'nothing'} on the way to its"
+            f" records; correct records"
+        )
+    rest = {name: each for name, each in value.items() if name != names[0]}
+    yield from _descend(value[names[0]], names[1:], above | rest, path, where)
