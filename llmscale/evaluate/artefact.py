@@ -64,6 +64,8 @@ class Record:
     group: str | None = None
     scored_bytes: int | None = None
     """UTF-8 bytes of the source text, where that is not the answers' own length."""
+    scored_words: int | None = None
+    """Words of the source text, split at white space; for perplexity by word."""
     flags: list[str] = field(default_factory=list)
     """`windowed`: longer than the model's context, read in windows; `seen`: in what the run was trained on."""
 
