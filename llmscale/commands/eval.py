@@ -3,29 +3,115 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from data_pipeline.base.errors import UserError
+from llmscale.commands.local_rank import LOCAL_RANK, adopt
 
 
 @click.command("eval")
-@click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.option("--data", "files", multiple=True, required=True, help="File or glob to evaluate on; repeatable.")
+@click.argument("checkpoint", type=click.Path(path_type=Path), required=False)
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--tasks", multiple=True, help="Tasks or suites, by name or file, separated by commas.")
+@click.option("--list", "listed", is_flag=True, help="List the tasks.")
+@click.option(
+    "--data",
+    "files",
+    multiple=True,
+    help="Without --tasks: file or glob to evaluate on. With --tasks: TASK=PATH, where its data are. Repeatable.",
+)
+@click.option("--data-root", help="Folder with the data of tasks.  [default: LLMSCALE_DATA_ROOT]")
+@click.option("--few-shot", type=click.IntRange(min=0), help="Examples before each item.  [default: the task's own]")
+@click.option("--limit", type=click.IntRange(min=1), help="Most items of a task.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of examples and of sampling.")
+@click.option("--scorer", help="How texts are scored.  [default: as suits the model]")
+@click.option(
+    "--overflow",
+    type=click.Choice(["refuse", "truncate-left", "window"]),
+    help="What becomes of items longer than the context.  [default: the task's own]",
+)
+@click.option("--metrics", multiple=True, help="Metrics, separated by commas.  [default: the tasks' own]")
+@click.option("--output", type=click.Path(path_type=Path), help="Folder of artefacts.  [default: RUN/evaluations]")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--dtype", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), default="auto", help="auto is fp32.")
 @click.option("--kind", help="What the files are: text, jsonl, csv, tsv, parquet, arrow or tokens.  [default: by name]")
 @click.option("--field", help="Field of the texts, or a template.  [default: the run's own]")
 @click.option("--target-field", help="Field of the targets of pairs, or a template.  [default: the run's own]")
 @click.option("--encoding", help="Encoding of text, jsonl, csv and tsv, such as gb18030.  [default: the run's own]")
 @click.option("--batch", type=click.IntRange(min=1), default=8, show_default=True, help="Samples of a forward pass.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def evaluate(checkpoint: Path, files: tuple[str, ...], batch: int, as_json: bool, **given: str | None) -> None:
-    """Loss, perplexity and bits per byte of CHECKPOINT (or a run directory) on given files.
+@LOCAL_RANK
+def evaluate(
+    checkpoint: Path | None,
+    overrides: tuple[str, ...],
+    tasks: tuple[str, ...],
+    listed: bool,
+    files: tuple[str, ...],
+    as_json: bool,
+    local_rank: int | None,
+    **options: Any,
+) -> None:
+    """Evaluate CHECKPOINT (or a run directory) on tasks, or on files.
 
-    A text file is one document; of other files, each record is one. A model of objective seq2seq is evaluated on pairs.
+    \b
+    llmscale eval RUN --tasks arc_easy,lambada    scores of tasks, kept in RUN/evaluations
+    llmscale eval RUN --data FILE                 loss, perplexity and bits per byte of a file
+    llmscale eval RUN/evaluations/... --metrics brier    other metrics of what was evaluated
+
+    Of files, a text file is one document; of others, each record is one. Under a launcher the model is cut as the
+    settings say, such as parallel.tensor=2.
     """
+    adopt(local_rank)
+    if listed:
+        from llmscale.evaluate.listing import list_tasks
+
+        list_tasks(as_json)
+        return
+    if checkpoint is None:
+        raise UserError("eval needs a checkpoint, a run directory or an artefact; name one")
+    metrics = _split(options["metrics"])
+    if (checkpoint / "items.jsonl").is_file():
+        from llmscale.evaluate.listing import recompute
+
+        recompute([checkpoint], metrics, as_json)
+        return
+    names = _split(tasks)
+    if not names:
+        _on_files(checkpoint, overrides, files, as_json, options)
+        return
+    from llmscale.evaluate.evaluation import Choices
+    from llmscale.evaluate.task_commands import Where, evaluate_on_tasks
+
+    chosen = {name: options[name] for name in ("limit", "few_shot", "seed", "scorer", "overflow", "output")}
+    evaluate_on_tasks(
+        str(checkpoint),
+        names,
+        files,
+        options["data_root"],
+        Choices(**chosen),
+        Where(options["device"], options["dtype"], overrides),
+        metrics,
+        as_json,
+    )
+
+
+def _on_files(
+    checkpoint: Path, overrides: tuple[str, ...], files: tuple[str, ...], as_json: bool, options: dict[str, Any]
+) -> None:
+    if not files:
+        raise UserError("eval needs something to evaluate on; give --tasks NAME (see --list) or --data FILE")
+    if overrides:
+        raise UserError(f"{overrides[0]!r} is a setting for --tasks; leave it out, or give --tasks")
     from llmscale.evaluate.commands import evaluate_files
     from llmscale.evaluate.sources import KINDS, Given
 
-    if given["kind"] not in (None, *KINDS):
-        raise UserError(f"--kind is {given['kind']!r}, but must be one of {', '.join(KINDS)}")
-    evaluate_files(checkpoint, files, batch, as_json, Given(**given))
+    given = Given(**{name: options[name] for name in Given._fields})
+    if given.kind not in (None, *KINDS):
+        raise UserError(f"--kind is {given.kind!r}, but must be one of {', '.join(KINDS)}")
+    evaluate_files(checkpoint, files, options["batch"], as_json, given)
+
+
+def _split(values: tuple[str, ...]) -> list[str]:
+    return [name for value in values for name in value.split(",") if name]

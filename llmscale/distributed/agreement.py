@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 
 from data_pipeline.base.errors import UserError
-from llmscale.distributed.process_group import broadcast_object, gather_objects
+from llmscale.distributed.process_group import alone, broadcast_object, gather_objects
 
 Value = TypeVar("Value")
 
@@ -16,7 +16,7 @@ Value = TypeVar("Value")
 def on_rank_zero(function: Callable[[], Value]) -> Value:
     """Rank 0's result on every rank; its mistakes are raised on every rank too, so that none waits for ever."""
     outcome: tuple[Value | None, Exception | None] = (None, None)
-    if torch.distributed.get_rank() == 0:
+    if alone() or torch.distributed.get_rank() == 0:
         try:
             outcome = (function(), None)
         except Exception as error:

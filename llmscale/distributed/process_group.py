@@ -289,9 +289,14 @@ def leave(reason: str = "") -> None:
         dist.destroy_process_group()
 
 
+def alone() -> bool:
+    """Whether this process has nobody to talk to: it has not joined a group, or is the only one in it."""
+    return not dist.is_initialized() or dist.get_world_size() == 1
+
+
 def broadcast_object(value: Any) -> Any:
     """Rank 0's `value` on every rank."""
-    if dist.get_world_size() == 1:
+    if alone():
         return value
     box = [value]
     dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
@@ -300,7 +305,7 @@ def broadcast_object(value: Any) -> Any:
 
 def gather_objects(value: Any) -> list[Any]:
     """Every rank's `value` on every rank, in rank order."""
-    if dist.get_world_size() == 1:
+    if alone():
         return [value]
     found: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(found, value)
@@ -309,7 +314,7 @@ def gather_objects(value: Any) -> list[Any]:
 
 def gather_to_lead(value: Any) -> list[Any] | None:
     """Every rank's `value` on rank 0, in rank order; None on the others."""
-    if dist.get_world_size() == 1:
+    if alone():
         return [value]
     found: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
     dist.gather_object(value, found)
@@ -318,7 +323,7 @@ def gather_to_lead(value: Any) -> list[Any] | None:
 
 def all_reduce_sum(values: list[float]) -> list[float]:
     """Sums over all ranks, in double precision."""
-    if dist.get_world_size() == 1:
+    if alone():
         return values
     tensor = torch.tensor(values, dtype=torch.float64)
     dist.all_reduce(tensor)
@@ -327,7 +332,7 @@ def all_reduce_sum(values: list[float]) -> list[float]:
 
 def all_reduce_wrapping(value: int) -> int:
     """Sum over all ranks of an unsigned 64-bit number, modulo 2^64."""
-    if dist.get_world_size() == 1:
+    if alone():
         return value
     tensor = torch.tensor([value - (1 << 64) if value >= 1 << 63 else value], dtype=torch.int64)
     dist.all_reduce(tensor)

@@ -86,8 +86,7 @@ class ArtefactWriter:
         wanted = items[number] if number < len(items) else "no item"
         if written != wanted:
             raise UserError(
-                f"{self._path} has item {written} at line {number + 1}, but the task has {wanted}; remove"
-                f" {self.folder}"
+                f"{self._path} has item {written} at line {number + 1}, but the task has {wanted}; remove {self.folder}"
             )
 
 

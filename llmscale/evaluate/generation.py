@@ -74,7 +74,7 @@ class ItemWriter:
         if overflow == "refuse":
             raise UserError(
                 f"item {item.number} has {len(context.key)} tokens, which leaves no room for {wanted} new ones in the"
-                f" model's context of {self._model.max_positions}; set the task's overflow to truncate-left"
+                f" model's context of {self._model.max_positions}; give --overflow truncate-left"
             )
         begin = text_frame(self._placed.tokenizer, source=context.source is not None)[0]
         cut = [*context.key[: len(begin)], *context.key[len(begin) + excess :]]
@@ -91,10 +91,7 @@ class ItemWriter:
         """Records of items, some at a time and in their order; on rank 0, while the others get empty lists."""
         for first in range(0, len(prompts), window):
             some = prompts[first : first + window]
-            mine = {
-                number: some[number].context
-                for number in range(grid.coordinate("data"), len(some), grid.data)
-            }
+            mine = {number: some[number].context for number in range(grid.coordinate("data"), len(some), grid.data)}
             texts = self._write(mine)
             gathered = [texts] if grid.world_size == 1 else gather_to_lead(texts)
             if gathered is None:
@@ -128,5 +125,6 @@ def _record(prompt: Prompt, written: Sequence[Completion]) -> Record:
         cluster=item.cluster,
         group=item.group,
         scored_bytes=item.scored_bytes,
+        scored_words=item.scored_words,
         flags=list(prompt.flags),
     )

@@ -123,6 +123,7 @@ def _record(asked: Asked, scores: Sequence[torch.Tensor]) -> Record:
         cluster=item.cluster,
         group=item.group,
         scored_bytes=item.scored_bytes,
+        scored_words=item.scored_words,
         flags=list(request.flags),
     )
 

@@ -196,7 +196,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_weight: Tensor | None = None
         grad_bias = torch.zeros_like(bias, dtype=wide) if ctx.needs_input_grad[2] else None
         for chunk in _chunks(hidden.shape[0]):
-            x, target, scale = hidden[chunk], _targets(targets[chunk, None], rows, weight), weights[chunk, None].to(wide)
+            x, target, scale = (
+                hidden[chunk],
+                _targets(targets[chunk, None], rows, weight),
+                weights[chunk, None].to(wide),
+            )
             logits = linear(x, weight, bias)
             loss, exponentials, normalizer = _softmax(logits, target, vocab_size - rows.first, rows)
             total += (loss * scale).sum()

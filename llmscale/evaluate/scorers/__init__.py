@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from functools import cache
+from typing import Any
 
 from data_pipeline.base.errors import UserError
 from data_pipeline.objectives.config import ObjectiveConfig
 from llmscale.config import ModelConfig
-from llmscale.evaluate.scorers.scorer import Length, Scorer
+from llmscale.evaluate.scorers.scorer import Length, Overflow, Scorer
 
-__all__ = ["Length", "Scorer", "scorer_for", "scorers"]
+__all__ = ["Length", "Overflow", "Scorer", "scorer_for", "scorers"]
 
 
 @cache
@@ -19,7 +20,7 @@ def scorers() -> dict[str, type[Scorer]]:
     """All scorers by name: those of the files of this folder."""
     for module in pkgutil.iter_modules(__path__):
         importlib.import_module(f"{__name__}.{module.name}")
-    known: list[type[Scorer]] = [Scorer]
+    known: list[Any] = [Scorer]
     for kind in known:
         known += kind.__subclasses__()
     return {kind.name: kind for kind in known[1:]}

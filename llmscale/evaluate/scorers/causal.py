@@ -141,7 +141,9 @@ class Causal(Scorer):
             inputs += each.ids[common:-1]
             positions += range(common, len(each.ids) - 1)
             branches += [number] * (len(each.ids) - 1 - common)
-            places = (place - 1 if place <= common else offset + place - 1 for place in range(each.first, len(each.ids)))
+            places = (
+                place - 1 if place <= common else offset + place - 1 for place in range(each.first, len(each.ids))
+            )
             targets += zip(places, each.ids[each.first :], strict=True)
         row = Row(
             tuple(inputs),

@@ -37,7 +37,7 @@ class Scorer(ABC):
 
     name: ClassVar[str]
 
-    def __init__(self, reader: Reader, model: ModelConfig, length: Length = Length()) -> None:  # noqa: B008
+    def __init__(self, reader: Reader, model: ModelConfig, length: Length = Length()) -> None:
         """
         Args:
             reader: of the model.
@@ -63,6 +63,6 @@ class Scorer(ABC):
     def too_long(self, tokens: int) -> UserError:
         """The refusal of an item of so many tokens."""
         return UserError(
-            f"it has {tokens} tokens, but the model's context is {self.model.max_positions}; set the task's overflow to"
-            f" truncate-left or window, or leave the item out"
+            f"it has {tokens} tokens, but the model's context is {self.model.max_positions}; give --overflow"
+            f" truncate-left or window (or set the task's overflow), or leave the item out"
         )

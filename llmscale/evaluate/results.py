@@ -1,0 +1,120 @@
+"""Figures of artefacts, as a table or as JSON. Nothing here needs torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from data_pipeline.base.records import strict
+from llmscale.evaluate.artefact import Artefact, Record
+from llmscale.evaluate.metrics import Figure, figure_of
+from llmscale.evaluate.tasks import Suite
+
+
+@dataclass(frozen=True)
+class TaskFigures:
+    """What an artefact comes to."""
+
+    artefact: Artefact
+    figures: list[Figure]
+    """The main one first."""
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it, with null where a number is not finite."""
+        meta = self.artefact.meta
+        return strict(  # type: ignore[no-any-return]
+            {
+                "task": meta.task,
+                "kind": meta.kind,
+                "items": len(self.artefact.records),
+                "few_shot": meta.few_shot,
+                "scorer": meta.scorer,
+                "exactness": meta.exactness,
+                "windowed": _flagged(self.artefact.records, "windowed"),
+                "checkpoint": meta.checkpoint,
+                "artefact": self.artefact.path,
+                "metrics": {figure.name: asdict(figure) for figure in self.figures},
+            }
+        )
+
+
+def figures_of(artefact: Artefact, metrics: Sequence[str] = ()) -> TaskFigures:
+    """The metrics of an artefact: those named, or else the task's own.
+
+    Raises:
+        UserError: a metric that is not known or does not fit.
+    """
+    meta = artefact.meta
+    names = metrics or meta.metrics
+    return TaskFigures(artefact, [figure_of(name, artefact.records, kind=meta.kind) for name in names])
+
+
+def suite_means(suite: Suite, results: Sequence[TaskFigures]) -> dict[str, float]:
+    """A suite's means of its tasks' main metrics: over tasks, each counting the same, and over items."""
+    members = [each for each in results if each.artefact.meta.task in suite.tasks]
+    values = [(each.figures[0].value, len(each.artefact.records)) for each in members]
+    return {
+        "macro": sum(value for value, _ in values) / len(values),
+        "micro": sum(value * count for value, count in values) / sum(count for _, count in values),
+    }
+
+
+def show(results: Sequence[TaskFigures], suites: Sequence[Suite] = ()) -> None:
+    """Print a table."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("task", "metric", "value", "95 % interval", "items", "notes"):
+        table.add_column(name, justify="right" if name in ("value", "items") else "left", overflow="fold")
+    for each in results:
+        notes = _notes(each)
+        for number, figure in enumerate(each.figures):
+            table.add_row(
+                each.artefact.meta.task if number == 0 else "",
+                figure.name,
+                _number(figure.value),
+                f"{_number(figure.low)} to {_number(figure.high)}",
+                f"{figure.n:,}" if number == 0 else "",
+                notes if number == 0 else "",
+            )
+            if figure.macro is not None and number == 0:
+                interval = f"{_number(figure.macro.low)} to {_number(figure.macro.high)}"
+                groups = f"mean of {len(figure.by_group or {})} groups"
+                table.add_row("", groups, _number(figure.macro.value), interval, "", "")
+    for suite in suites:
+        means = suite_means(suite, results)
+        table.add_row(suite.name, "mean of tasks", _number(means["macro"]), "", "", "")
+        table.add_row("", "mean of items", _number(means["micro"]), "", "", "")
+    Console(soft_wrap=False).print(table)
+
+
+def as_json(results: Sequence[TaskFigures], suites: Sequence[Suite] = ()) -> str:
+    """One JSON object."""
+    value = {
+        "tasks": [each.as_json() for each in results],
+        "suites": {suite.name: suite_means(suite, results) for suite in suites},
+    }
+    return json.dumps(strict(value), allow_nan=False, ensure_ascii=False)
+
+
+def _notes(each: TaskFigures) -> str:
+    meta = each.artefact.meta
+    windowed = _flagged(each.artefact.records, "windowed")
+    notes = [
+        f"{meta.few_shot} examples" if meta.few_shot else "",
+        f"{windowed} items cut to the context" if windowed else "",
+        f"first {meta.limited} only" if meta.limited is not None else "",
+        "" if meta.exactness == "exact" else f"within {meta.exactness}",
+    ]
+    return "; ".join(filter(None, notes))
+
+
+def _flagged(records: Sequence[Record], flag: str) -> int:
+    return sum(flag in record.flags for record in records)
+
+
+def _number(value: float) -> str:
+    return f"{value:.4f}" if abs(value) < 1000 else f"{value:,.0f}"
