@@ -93,6 +93,10 @@ class Figure:
     signature: str
     """The rule and its options, so that equal signatures are comparable figures."""
     higher_is_better: bool
+    level: float
+    """Of confidence of the interval."""
+    standard_error: float
+    """Of the value; NaN where the method has none."""
     by_group: dict[str, float] | None = None
     """The metric of each group alone, where records have groups."""
     macro: Interval | None = None
@@ -126,8 +130,8 @@ class Metric(ABC):
         """The figure of any of these records, by their places; slow work on a record is done once, here."""
 
     @abstractmethod
-    def interval(self, records: Sequence[Record], clusters: list[str] | None, options: Options) -> Interval:
-        """The figure of all records with its interval."""
+    def interval(self, statistic: Any, n: int, clusters: list[str] | None, options: Options) -> Interval:
+        """The figure of all n records with its interval, from their `statistic`."""
 
     def with_defaults(self, given: Options) -> dict[str, Any]:
         """All options, `level` and `seed` included; raises UserError for an unknown one or a value not allowed."""
@@ -155,49 +159,67 @@ class Metric(ABC):
 
     def figure(self, records: Sequence[Record], options: Options, asked: str) -> Figure:
         """The figure over all records; the arguments have been checked."""
-        clusters = _clusters(records)
-        interval = self.interval(records, clusters, options)
-        groups = _groups(records)
-        by_group = None if groups is None else self._by_group(records, groups, options)
-        macro = None if groups is None else self.macro(records, groups, clusters, options)
+        n, clusters, groups = len(records), _clusters(records), _groups(records)
+        statistic = self.statistic(records, options)
+        interval = self.interval(statistic, n, clusters, options)
+        by_group = None
+        if groups is not None:
+            by_group = {group: statistic(places) for group, places in _places_by_group(groups, range(n)).items()}
         return Figure(
             name=asked,
             value=interval.value,
             low=interval.low,
             high=interval.high,
-            n=interval.n,
+            n=n,
             clusters=interval.clusters,
             method=interval.method,
             signature=self.signature(records, options),
             higher_is_better=self.higher_is_better,
+            level=options["level"],
+            standard_error=interval.standard_error,
             by_group=by_group,
-            macro=macro,
+            macro=None if groups is None else self.macro(statistic, groups, clusters, options),
         )
 
-    def macro(
-        self, records: Sequence[Record], groups: list[str], clusters: list[str] | None, options: Options
-    ) -> Interval:
-        """The mean over groups of the metric of each group alone."""
-        statistic = self.statistic(records, options)
+    def macro(self, statistic: Any, groups: list[str], clusters: list[str] | None, options: Options) -> Interval:
+        """The mean over groups of the metric of each group alone, from the `statistic` of all records."""
 
         def mean_over_groups(places: Sequence[int]) -> float:
             return _mean([statistic(within) for within in _places_by_group(groups, places).values()])
 
-        return self._corpus_interval(mean_over_groups, records, clusters, options)
+        return self.jackknife(mean_over_groups, len(groups), clusters, options)
+
+    def jackknife(self, statistic: Statistic, n: int, clusters: list[str] | None, options: Options) -> Interval:
+        """The interval of a figure that is no mean."""
+        return corpus_interval(statistic, n, clusters, options["level"], options["seed"], self.bounds)
 
     def signature(self, records: Sequence[Record], options: Options) -> str:
         if self.sign is not None:
             return self.sign(records, options)
         return "|".join([self.name, *(f"{name}:{options[name]}" for name in self.options)])
 
-    def _by_group(self, records: Sequence[Record], groups: list[str], options: Options) -> dict[str, float]:
-        statistic = self.statistic(records, options)
-        return {group: statistic(places) for group, places in _places_by_group(groups, range(len(records))).items()}
 
-    def _corpus_interval(
-        self, statistic: Statistic, records: Sequence[Record], clusters: list[str] | None, options: Options
-    ) -> Interval:
-        return corpus_interval(statistic, len(records), clusters, options["level"], options["seed"], self.bounds)
+@dataclass(frozen=True)
+class MeanOf:
+    """The mean of the values of some records."""
+
+    values: Sequence[float]
+
+    def __call__(self, places: Sequence[int]) -> float:
+        return _mean([self.values[place] for place in places])
+
+
+@dataclass(frozen=True)
+class RatioOf:
+    """A function of the sum of numerators over the sum of denominators of some records."""
+
+    numerators: Sequence[float]
+    denominators: Sequence[float]
+    transform: Callable[[float], float]
+
+    def __call__(self, places: Sequence[int]) -> float:
+        above = [self.numerators[place] for place in places]
+        return self.transform(math.fsum(above) / math.fsum(self.denominators[place] for place in places))
 
 
 @dataclass(frozen=True)
@@ -209,28 +231,19 @@ class ItemMean(Metric):
     def item_value(self, record: Record, options: Options) -> float:
         return self.value(record, options)
 
-    def statistic(self, records: Sequence[Record], options: Options) -> Statistic:
-        values = self._values(records, options)
-        return lambda places: _mean([values[place] for place in places])
+    def statistic(self, records: Sequence[Record], options: Options) -> MeanOf:
+        return MeanOf([float(self.value(record, options)) for record in records])
 
-    def interval(self, records: Sequence[Record], clusters: list[str] | None, options: Options) -> Interval:
-        values = self._values(records, options)
-        if not all(map(math.isfinite, values)):
-            return without_interval(_mean(values), values, clusters, options)
-        return mean_interval(values, clusters, options["level"], self.bounds)
+    def interval(self, statistic: MeanOf, n: int, clusters: list[str] | None, options: Options) -> Interval:
+        if not all(map(math.isfinite, statistic.values)):
+            return without_interval(statistic(range(n)), statistic.values, clusters, options)
+        return mean_interval(statistic.values, clusters, options["level"], self.bounds)
 
-    def macro(
-        self, records: Sequence[Record], groups: list[str], clusters: list[str] | None, options: Options
-    ) -> Interval:
-        values = self._values(records, options)
-        if not all(map(math.isfinite, values)):
-            by_group = _places_by_group(groups, range(len(values))).values()
-            means = [_mean([values[place] for place in places]) for places in by_group]
-            return without_interval(_mean(means), values, clusters, options)
-        return group_mean_interval(values, groups, clusters, options["level"], self.bounds)
-
-    def _values(self, records: Sequence[Record], options: Options) -> list[float]:
-        return [float(self.value(record, options)) for record in records]
+    def macro(self, statistic: MeanOf, groups: list[str], clusters: list[str] | None, options: Options) -> Interval:
+        if not all(map(math.isfinite, statistic.values)):
+            by_group = _places_by_group(groups, range(len(groups)))
+            return without_interval(_mean(list(map(statistic, by_group.values()))), statistic.values, clusters, options)
+        return group_mean_interval(statistic.values, groups, clusters, options["level"], self.bounds)
 
 
 @dataclass(frozen=True)
@@ -247,24 +260,19 @@ class Ratio(Metric):
         numerator, denominator = self.terms(record, options)
         return self.transform(numerator / denominator)
 
-    def statistic(self, records: Sequence[Record], options: Options) -> Statistic:
+    def statistic(self, records: Sequence[Record], options: Options) -> RatioOf:
         terms = [self.terms(record, options) for record in records]
+        return RatioOf([above for above, _ in terms], [below for _, below in terms], self.transform)
 
-        def ratio(places: Sequence[int]) -> float:
-            chosen = [terms[place] for place in places]
-            return self.transform(math.fsum(n for n, _ in chosen) / math.fsum(d for _, d in chosen))
-
-        return ratio
-
-    def interval(self, records: Sequence[Record], clusters: list[str] | None, options: Options) -> Interval:
-        terms = [self.terms(record, options) for record in records]
-        numerators, denominators = [n for n, _ in terms], [d for _, d in terms]
-        if not all(map(math.isfinite, numerators)):
-            ratio = sum(numerators) / math.fsum(denominators)
-            return without_interval(self.transform(ratio), numerators, clusters, options)
-        ratio_limits = ratio_interval(numerators, denominators, clusters, options["level"], self.ratio_bounds)
-        value, low, high = map(self.transform, (ratio_limits.value, ratio_limits.low, ratio_limits.high))
-        return replace(ratio_limits, value=value, low=low, high=high, standard_error=math.nan)
+    def interval(self, statistic: RatioOf, n: int, clusters: list[str] | None, options: Options) -> Interval:
+        above, below = statistic.numerators, statistic.denominators
+        if not all(map(math.isfinite, above)):
+            return without_interval(statistic(range(n)), above, clusters, options)
+        ratio = ratio_interval(above, below, clusters, options["level"], self.ratio_bounds)
+        if self.transform is float:
+            return ratio
+        value, low, high = map(self.transform, (ratio.value, ratio.low, ratio.high))
+        return replace(ratio, value=value, low=low, high=high, standard_error=math.nan)
 
 
 @dataclass(frozen=True)
@@ -281,9 +289,8 @@ class Corpus(Metric):
     def statistic(self, records: Sequence[Record], options: Options) -> Statistic:
         return self.prepare(records, options)
 
-    def interval(self, records: Sequence[Record], clusters: list[str] | None, options: Options) -> Interval:
-        statistic = self.prepare(records, options)
-        return self._corpus_interval(statistic, records, clusters, options)
+    def interval(self, statistic: Statistic, n: int, clusters: list[str] | None, options: Options) -> Interval:
+        return self.jackknife(statistic, n, clusters, options)
 
 
 def without_interval(value: float, values: Sequence[float], clusters: list[str] | None, options: Options) -> Interval:

@@ -1,7 +1,7 @@
 """CMRC 2018's rule of comparing answers, in Chinese (Cui et al. 2019): characters, and their longest common run.
 
-Text of other scripts is split into numbers, words and single signs. The published script takes NLTK's tokenizer there,
-which differs in quotation marks, contractions and abbreviations.
+Text of other scripts is split into words as by the tokenizer of NLTK that the published script takes, but for
+apostrophes, which stay in their words, and straight quotation marks, of which those that open and close are alike.
 """
 
 from __future__ import annotations
@@ -13,7 +13,12 @@ from llmscale.evaluate.metrics.texts import f_score
 
 _SIGNS = "-:_*^/\\~`+=，。：？！“”；’《》·、「」（）－～『』"
 _WITHOUT_SIGNS = str.maketrans("", "", _SIGNS)
-_UNITS = re.compile(r"[\u4e00-\u9fa5]|\d+(?:[.,]\d+)*|(?:(?![\u4e00-\u9fa5])\w)+|[^\w\s]")
+_HAN = "\u4e00-\u9fa5"
+_ALONE = re.escape(';@#$%&?![](){}<>"«»‘„\u2012\u2013\u2014\u2015')
+"""Signs that are units."""
+_LAST_STOP = rf"\.(?=[\])}}>\"'\s]*(?:[{_HAN}]|$))"
+_UNITS = re.compile(rf"[{_HAN}]|\.{{2,}}|(?:[^\s{_HAN}{_ALONE}.,]|(?!{_LAST_STOP})\.(?!\.)|,(?=\d))+|\S")
+"""A full stop is a unit at the end alone, and a comma where no digit follows."""
 
 
 def normalised(text: str) -> str:

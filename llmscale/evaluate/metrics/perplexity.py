@@ -14,10 +14,6 @@ def _exponential(nats: float) -> float:
     return math.exp(nats) if nats < math.log(1.7e308) else math.inf
 
 
-def _bits(nats: float) -> float:
-    return nats / math.log(2)
-
-
 def _tokens(record: Record) -> int:
     return sum(len(answer.ids) for answer in record.answers)
 
@@ -37,13 +33,16 @@ def _per(
     units: Callable[[Record], int],
     kinds: tuple[str, ...] = ("perplexity", "likelihood"),
     needs: tuple[str, ...] = ("answers",),
-    transform: Callable[[float], float] = _exponential,
+    bits: bool = False,
 ) -> Ratio:
-    def terms(record: Record, options: Options) -> tuple[float, float]:
-        return -math.fsum(answer.total for answer in record.answers), units(record)
+    """Perplexity by a unit, or its logarithm in bits."""
 
-    bounds = (transform(0.0), math.inf)
-    return Ratio(name, summary, kinds, needs, False, bounds, terms=terms, transform=transform)
+    def terms(record: Record, options: Options) -> tuple[float, float]:
+        nats = -math.fsum(answer.total for answer in record.answers)
+        return nats / math.log(2) if bits else nats, units(record)
+
+    transform, least = (float, 0.0) if bits else (_exponential, 1.0)
+    return Ratio(name, summary, kinds, needs, False, (least, math.inf), terms=terms, transform=transform)
 
 
 METRICS = (
@@ -62,5 +61,5 @@ METRICS = (
         needs=("answers", "words"),
     ),
     _per("byte_perplexity", "exp of the nats a byte of the source", _bytes),
-    _per("bits_per_byte", "bits a byte of the source, the same unit for every tokenizer", _bytes, transform=_bits),
+    _per("bits_per_byte", "bits a byte of the source, the same unit for every tokenizer", _bytes, bits=True),
 )

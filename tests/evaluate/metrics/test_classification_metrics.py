@@ -19,6 +19,7 @@ def records_of(pairs, labels):
     ]
 
 
+@pytest.mark.filterwarnings("ignore:A single label was found")
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=30))
 @settings(max_examples=60, deadline=None)
 def test_equal_to_scikit_learn(pairs):
