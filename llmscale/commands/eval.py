@@ -30,7 +30,7 @@ from llmscale.commands.local_rank import LOCAL_RANK, adopt
 @click.option(
     "--overflow",
     type=click.Choice(["refuse", "truncate-left", "window"]),
-    help="What becomes of items longer than the context.  [default: the task's own]",
+    help="What becomes of items longer than the context, in tasks that would refuse them.",
 )
 @click.option("--metrics", multiple=True, help="Metrics, separated by commas.  [default: the tasks' own]")
 @click.option("--output", type=click.Path(path_type=Path), help="Folder of artefacts.  [default: RUN/evaluations]")

@@ -37,7 +37,7 @@ class Choices:
     seed: int = 0
     scorer: str | None = None
     overflow: Overflow | None = None
-    """In place of the tasks' own."""
+    """For items that a task would refuse."""
     batch_tokens: int = BATCH_TOKENS
     output: Path | None = None
     """Folder of the artefacts; None: `evaluations` of the run."""
@@ -152,7 +152,7 @@ def _scored(
 ) -> tuple[str, dict[str, Any], _Records]:
     model = placed.config.model
     settings = task.settings
-    length = Length(choices.overflow or settings.overflow, getattr(settings, "window", None), getattr(settings, "stride", None))
+    length = Length(_overflow(task, choices), getattr(settings, "window", None), getattr(settings, "stride", None))
     scorer = scorer_for(model, placed.config.objective, choices.scorer)(_reader(placed), model, length)
     asked = [_ask(scorer, item, task) for item in items]
     rows = RowScorer(placed.scoring, model, placed.tokenizer, choices.batch_tokens)
@@ -179,12 +179,17 @@ def _written(
     )
     try:
         writer = ItemWriter(placed, settings, asked.samples)  # type: ignore[attr-defined]
-        prompts = writer.prompts(items, choices.overflow or asked.overflow)
+        prompts = writer.prompts(items, _overflow(task, choices))
     except UserError as error:
         raise UserError(f"task {task.name}: {error}") from None
     options = {"max_new_tokens": settings.max_new_tokens, "temperature": settings.temperature, "until": asked.until}  # type: ignore[attr-defined]
     grid = placed.scoring.grid
     return "generate", options, lambda done, progress: writer.records(prompts[done:], grid, progress=progress)
+
+
+def _overflow(task: Task, choices: Choices) -> Overflow:
+    refused = task.settings.overflow == "refuse" and choices.overflow is not None
+    return choices.overflow if refused and choices.overflow else task.settings.overflow
 
 
 def _by_head(

@@ -67,8 +67,9 @@ def suite_means(suite: Suite, results: Sequence[TaskFigures]) -> dict[str, float
 def show(results: Sequence[TaskFigures], suites: Sequence[Suite] = ()) -> None:
     """Print a table."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("task", "metric", "value", "95 % interval", "items", "notes"):
-        table.add_column(name, justify="right" if name in ("value", "items") else "left", overflow="fold")
+    for name in ("task", "metric", "value", "95 % interval", "items"):
+        table.add_column(name, justify="right" if name in ("value", "items") else "left", no_wrap=True)
+    table.add_column("notes", overflow="fold")
     for each in results:
         notes = _notes(each)
         for number, figure in enumerate(each.figures):
@@ -88,7 +89,10 @@ def show(results: Sequence[TaskFigures], suites: Sequence[Suite] = ()) -> None:
         means = suite_means(suite, results)
         table.add_row(suite.name, "mean of tasks", _number(means["macro"]), "", "", "")
         table.add_row("", "mean of items", _number(means["micro"]), "", "", "")
-    Console(soft_wrap=False).print(table)
+    console = Console()
+    # Figures are never cut, whatever the terminal's width.
+    console.width = max(console.width, 120)
+    console.print(table)
 
 
 def as_json(results: Sequence[TaskFigures], suites: Sequence[Suite] = ()) -> str:
@@ -117,4 +121,6 @@ def _flagged(records: Sequence[Record], flag: str) -> int:
 
 
 def _number(value: float) -> str:
-    return f"{value:.4f}" if abs(value) < 1000 else f"{value:,.0f}"
+    if abs(value) < 1000:
+        return f"{value:.4f}"
+    return f"{value:,.0f}" if abs(value) < 1e7 else f"{value:.3g}"
