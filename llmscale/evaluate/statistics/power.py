@@ -1,0 +1,79 @@
+"""How often a comparison finds a difference, and how many items it would take."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+from scipy.special import bdtrik, gammaln, nctdtr, ndtr, ndtri
+
+from llmscale.evaluate.statistics.clustering import Floats, student
+from llmscale.evaluate.statistics.interval import error_rate
+from llmscale.evaluate.statistics.sign_flips import binomial_below
+
+POWER = 0.8
+"""How often the items that are asked for would find the difference (Cohen 1988, section 2.4)."""
+MOST_ITEMS = 10**9
+"""Beyond it no number is named."""
+
+
+def mcnemar_power(n: int, better: float, worse: float, level: float = 0.95) -> float:
+    """Of the exact test with n items, of which these shares are right by one model only; exact.
+
+    The number of contested items is Bin(n, better + worse), and those that are better a share of them.
+    """
+    contested = better + worse
+    if contested <= 0 or n < 1:
+        return 0.0
+    spread = math.sqrt(n * contested * (1 - contested))
+    first, last = math.floor(n * contested - 9 * spread - 9), math.ceil(n * contested + 9 * spread + 9)
+    counts = np.arange(max(first, 1), min(last, n) + 1).astype(float)
+    critical = critical_count(counts, error_rate(level))
+    share = better / contested
+    rejected = binomial_below(critical, counts, share) + binomial_below(critical, counts, 1 - share)
+    return float((_binomial(counts, n, contested) * rejected).sum())
+
+
+def critical_count(contested: Floats, error: float) -> Floats:
+    """The largest smaller count with which McNemar's exact test rejects; -1 where none does."""
+    start = np.nan_to_num(np.floor(bdtrik(error / 2, contested, 0.5)), nan=-1.0)
+    candidates = np.maximum(start[:, None] + np.array([-1.0, 0.0, 1.0]), -1.0)
+    # Half of them and more would count both tails twice.
+    fits = (2 * binomial_below(candidates, contested[:, None], 0.5) <= error) & (2 * candidates < contested[:, None])
+    return np.where(fits, candidates, -1.0).max(axis=1)
+
+
+def student_power(difference_in_errors: float, freedom: float, level: float = 0.95) -> float:
+    """Of a two-sided t test of a difference that is so many standard errors large: noncentral t."""
+    half, shift = student(level, freedom), abs(difference_in_errors)
+    if shift > 30:
+        return 1.0
+    return float(1 - nctdtr(freedom, shift, half) + nctdtr(freedom, shift, -half))
+
+
+def equivalence_power(difference: float, standard_error: float, delta: float, level: float = 0.95) -> float:
+    """Of two one-sided tests within delta, of a true difference (normal approximation)."""
+    z = float(ndtri(level))
+    above, below = (delta - difference) / standard_error - z, (delta + difference) / standard_error - z
+    return max(0.0, float(ndtr(above) + ndtr(below) - 1))
+
+
+def least_number(power_of: Callable[[int], float], start: int, power: float = POWER) -> int | None:
+    """The least number from `start` on, to a thousandth, with which the power is reached; None beyond `MOST_ITEMS`."""
+    low, high = start, start
+    while power_of(high) < power:
+        low, high = high, max(2 * high, high + 1)
+        if high > MOST_ITEMS:
+            return None
+    while high - low > max(1, low // 1000):
+        middle = (low + high) // 2
+        low, high = (low, middle) if power_of(middle) >= power else (middle, high)
+    return high
+
+
+def _binomial(counts: Floats, n: int, share: float) -> Floats:
+    if share >= 1:
+        return np.where(counts == n, 1.0, 0.0)
+    logs = gammaln(n + 1) - gammaln(counts + 1) - gammaln(n - counts + 1)
+    return np.asarray(np.exp(logs + counts * math.log(share) + (n - counts) * math.log1p(-share)))
