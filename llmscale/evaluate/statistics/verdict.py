@@ -37,7 +37,7 @@ class Verdict:
         if self.word != "cannot tell":
             return self.word
         if self.more_items is not None:
-            return f"cannot tell: about {self.more_items:,} more items would"
+            return f"cannot tell: about {_two_digits(self.more_items):,} more items would"
         return f"cannot tell: {self.why}"
 
 
@@ -45,7 +45,7 @@ def judge(
     differences: Sequence[Difference],
     higher_is_better: Sequence[bool],
     level: float = 0.95,
-    delta: float | None = None,
+    deltas: Sequence[float | None] | None = None,
     noises: Sequence[Interval | None] | None = None,
 ) -> list[Verdict]:
     """Judge several comparisons so that with probability `level` no difference is claimed where there is none.
@@ -54,17 +54,24 @@ def judge(
     equal, even if it is surely not 0.
 
     Args:
+        deltas: of each comparison, where there is a least difference that matters.
         noises: of training (`training_noise`), where known: a difference must be beyond it too.
     """
     p_values = holm([difference.test.p_value for difference in differences])
-    equivalences: Sequence[float | None] = [None] * len(differences)
-    if delta is not None:
-        equivalences = holm([difference.equivalence(delta) for difference in differences])
+    each_delta = deltas or [None] * len(differences)
+    equivalences = holm(
+        [
+            difference.equivalence(delta)
+            for difference, delta in zip(differences, each_delta, strict=True)
+            if delta is not None
+        ]
+    )
+    remaining = iter(equivalences)
     each = 1 - error_rate(level) / max(1, len(differences))
     return [
-        _judge(difference, p_value, equivalence, delta, better_above, noise, level, each)
-        for difference, p_value, equivalence, better_above, noise in zip(
-            differences, p_values, equivalences, higher_is_better, noises or [None] * len(differences), strict=True
+        _judge(difference, p_value, next(remaining) if delta is not None else None, delta, above, noise, level, each)
+        for difference, p_value, delta, above, noise in zip(
+            differences, p_values, each_delta, higher_is_better, noises or [None] * len(differences), strict=True
         )
     ]
 
@@ -110,3 +117,9 @@ def _why_no_number(difference: Difference, delta: float | None) -> str:
     if difference.value != 0:
         return "too few items to say how many would"
     return "no difference so far" + ("; --delta asks whether it is equal" if delta is None else "")
+
+
+def _two_digits(number: int) -> int:
+    """Rounded up to two digits, since it is an estimate."""
+    unit = 10 ** max(0, len(str(number)) - 2)
+    return -(-number // unit) * unit
