@@ -49,6 +49,10 @@ class Difference(ABC):
     def interval(self, level: float = 0.95) -> Interval:
         """The interval of the difference, which is without 0 where the test rejects at 1 - level, and only there."""
 
+    def attained_error(self, units: int, error: float) -> float:
+        """How often the test of so many units errs, which is allowed to err so often but has few p-values to take."""
+        return error
+
     def equivalence(self, delta: float) -> float:
         """P-value of two one-sided tests (Schuirmann 1987): the difference lies within +-delta at error rate p where
         its interval with level 1 - 2p does."""
@@ -65,7 +69,11 @@ class Difference(ABC):
         if self.value == 0 or not self.deviation > 0:
             return None
         effect = self.value / self.deviation
-        return self._items(lambda units: power.student_power(effect * math.sqrt(units), units - 1, level))
+        return self._items(
+            lambda units: power.student_power(
+                effect * math.sqrt(units), units - 1, 1 - self.attained_error(units, 1 - level)
+            )
+        )
 
     def items_needed_within(self, delta: float, level: float = 0.95) -> int | None:
         """How many items in all would show with power 0.8 that a difference as this one lies within +-delta; None

@@ -80,6 +80,13 @@ class PairedDifference(Difference):
         better, worse = self.better / self.n, self.worse / self.n
         return power.least_number(lambda n: power.mcnemar_power(n, better, worse, level), 1)
 
+    def attained_error(self, units: int, error: float) -> float:
+        if not self.sparse:
+            return power.flip_error(units, error)
+        # As if contested clusters differed by one size.
+        half = float((self.differences != 0).mean()) / 2
+        return power.mcnemar_power(units, half, half, 1 - error)
+
     @property
     def sparse(self) -> bool:
         """Whether some clusters have no difference at all."""

@@ -14,25 +14,29 @@ from llmscale.evaluate.statistics.sign_flips import binomial_below
 
 POWER = 0.8
 """How often the items that are asked for would find the difference (Cohen 1988, section 2.4)."""
+_MOST_COUNTS = 500
 MOST_ITEMS = 10**9
 """Beyond it no number is named."""
 
 
 def mcnemar_power(n: int, better: float, worse: float, level: float = 0.95) -> float:
-    """Of the exact test with n items, of which these shares are right by one model only; exact.
+    """Of the exact test with n items, of which these shares are right by one model only.
 
-    The number of contested items is Bin(n, better + worse), and those that are better a share of them.
+    The number of contested items is Bin(n, better + worse), and those that are better a share of them. All numbers
+    that matter are summed over, or `_MOST_COUNTS` of them at equal distances, which is as good where there are more.
     """
     contested = better + worse
     if contested <= 0 or n < 1:
         return 0.0
     spread = math.sqrt(n * contested * (1 - contested))
     first, last = math.floor(n * contested - 9 * spread - 9), math.ceil(n * contested + 9 * spread + 9)
-    counts = np.arange(max(first, 1), min(last, n) + 1).astype(float)
+    first, last = max(first, 1), min(last, n)
+    counts = np.arange(first, last + 1, 1 + (last - first) // _MOST_COUNTS).astype(float)
     critical = critical_count(counts, error_rate(level))
     share = better / contested
     rejected = binomial_below(critical, counts, share) + binomial_below(critical, counts, 1 - share)
-    return float((_binomial(counts, n, contested) * rejected).sum())
+    masses = _binomial(counts, n, contested)
+    return float((masses * rejected).sum() / (masses.sum() if last - first >= _MOST_COUNTS else 1))
 
 
 def critical_count(contested: Floats, error: float) -> Floats:
@@ -46,10 +50,18 @@ def critical_count(contested: Floats, error: float) -> Floats:
 
 def student_power(difference_in_errors: float, freedom: float, level: float = 0.95) -> float:
     """Of a two-sided t test of a difference that is so many standard errors large: noncentral t."""
+    if level >= 1:
+        return 0.0
     half, shift = student(level, freedom), abs(difference_in_errors)
-    if shift > 30:
+    if shift > 30 + half:  # beyond what nctdtr computes
         return 1.0
     return float(1 - nctdtr(freedom, shift, half) + nctdtr(freedom, shift, -half))
+
+
+def flip_error(units: int, error: float) -> float:
+    """The largest p-value of sign flips of so many different units that is at most `error`; 0 where none is."""
+    flips = 2.0 ** min(units, 60)
+    return 2 * math.floor(error / 2 * flips) / flips
 
 
 def equivalence_power(difference: float, standard_error: float, delta: float, level: float = 0.95) -> float:

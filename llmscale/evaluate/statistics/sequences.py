@@ -19,7 +19,9 @@ from llmscale.evaluate.statistics.means import Bounds
 
 _MOST_OF_CAPITAL = 0.5
 """The share of the capital that a bet may lose; c of Waudby-Smith and Ramdas 2024, section 4.1."""
-_BISECTIONS = 40
+_BISECTIONS = 32
+_BLOCK = 2**20
+"""Looks times values that are computed at once."""
 
 
 def confidence_sequence(
@@ -48,12 +50,13 @@ def confidence_sequence(
         raise ValueError(f"looks {counts} of {len(array)} values")
     unit = (array - least) / (largest - least)
     bets = _bets(unit, error_rate(level))
+    # The value of -x against -m is that of x against m, so that the upper end is a lower one of 1 - x.
+    ends = zip(_lower_ends(unit, bets, counts, level), _lower_ends(1 - unit, bets, counts, level), strict=True)
     intervals = []
-    for count in counts:
-        # The value of -x against -m is that of x against m, so that the upper end is a lower one of 1 - x.
-        low = least + (largest - least) * _lower_end(unit[:count], bets[:count], level)
-        high = largest - (largest - least) * _lower_end(1 - unit[:count], bets[:count], level)
+    width = largest - least
+    for count, (from_least, from_largest) in zip(counts, ends, strict=True):
         mean = float(array[:count].mean())
+        low, high = least + width * from_least, largest - width * from_largest
         intervals.append(Interval(mean, min(low, mean), max(high, mean), count, count, "betting", level))
     return intervals
 
@@ -94,13 +97,22 @@ def _bets(unit: Floats, error: float) -> Floats:
     return np.asarray(np.sqrt(2 * math.log(2 / error) / (before * count * np.log(1 + count))))
 
 
-def _lower_end(unit: Floats, bets: Floats, level: float) -> float:
-    """The largest mean that is rejected by bets on more than it; the fortune falls as the mean that is tried grows."""
+def _lower_ends(unit: Floats, bets: Floats, counts: Sequence[int], level: float) -> list[float]:
+    """For each number of values the largest mean that is rejected by bets on more than it, by bisection: the fortune
+    falls as the mean that is tried grows."""
     wanted = math.log(2 / error_rate(level))
-    low, high = 0.0, 1.0
-    for _ in range(_BISECTIONS):
-        mean = (low + high) / 2
-        bet = np.minimum(bets, _MOST_OF_CAPITAL / mean)
-        rejected = float(np.log1p(bet * (unit - mean)).sum()) >= wanted
-        low, high = (mean, high) if rejected else (low, mean)
-    return low
+    rows = max(1, _BLOCK // max(1, len(unit)))
+    ends: list[float] = []
+    for start in range(0, len(counts), rows):
+        block = np.array(counts[start : start + rows])
+        most = int(block.max())
+        counted = np.arange(most) < block[:, None]
+        low, high = np.zeros(len(block)), np.ones(len(block))
+        for _ in range(_BISECTIONS):
+            mean = (low + high) / 2
+            bet = np.minimum(bets[:most], _MOST_OF_CAPITAL / mean[:, None])
+            gains = np.log1p(bet * (unit[:most] - mean[:, None]), where=counted, out=np.zeros(counted.shape))
+            rejected = gains.sum(axis=1) >= wanted
+            low, high = np.where(rejected, mean, low), np.where(rejected, high, mean)
+        ends.extend(low.tolist())
+    return ends
