@@ -33,8 +33,8 @@ def show(comparisons: Sequence[Comparison], level: float) -> None:
             _show_disagreements(console, comparison)
     console.print(
         Text(
-            f"Differences are B - A with their {100 * level:g} % intervals, each alone; p and verdicts are for all"
-            f" {len(comparisons)} comparison(s) together (Holm).",
+            f"Differences are B - A with their {100 * level:g} % intervals, each alone; p and verdicts hold for all"
+            f" rows together ({len(comparisons)}, Holm).",
             style="dim",
         )
     )

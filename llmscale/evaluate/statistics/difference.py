@@ -68,24 +68,26 @@ class Difference(ABC):
         """How many items in all would find a difference as large as this with power 0.8; None where none would."""
         if self.value == 0 or not self.deviation > 0:
             return None
-        effect = self.value / self.deviation
-        return self._items(
-            lambda units: power.student_power(
-                effect * math.sqrt(units), units - 1, 1 - self.attained_error(units, 1 - level)
-            )
-        )
+        effect = abs(self.value) / self.deviation
+
+        def power_of(units: int) -> float:
+            return power.student_power(effect * math.sqrt(units), units - 1, 1 - self.attained_error(units, 1 - level))
+
+        return self._items(power_of, power.normal_number(effect, level))
 
     def items_needed_within(self, delta: float, level: float = 0.95) -> int | None:
         """How many items in all would show with power 0.8 that a difference as this one lies within +-delta; None
         where none would."""
         if abs(self.value) >= delta or not self.deviation > 0:
             return None
-        return self._items(
-            lambda units: power.equivalence_power(self.value, self.deviation / math.sqrt(units), delta, level)
-        )
 
-    def _items(self, power_of: Callable[[int], float]) -> int | None:
-        units = power.least_number(power_of, 3)
+        def power_of(units: int) -> float:
+            return power.equivalence_power(self.value, self.deviation / math.sqrt(units), delta, level)
+
+        return self._items(power_of, power.normal_number((delta - abs(self.value)) / self.deviation, level))
+
+    def _items(self, power_of: Callable[[int], float], guess: float) -> int | None:
+        units = power.least_number(power_of, guess, 3)
         return None if units is None else math.ceil(units * self.n / self.units)
 
     def _within(self, delta: float, error: float) -> bool:

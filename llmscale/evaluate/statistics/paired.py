@@ -60,11 +60,11 @@ class PairedDifference(Difference):
     def interval(self, level: float = 0.95) -> Interval:
         """The interval of the difference, which agrees with the test.
 
-        Where every cluster differs, it is made of the differences that the sign-flip test does not reject. Else few
-        clusters may carry all of it: then one more of each sign is added to what differs (Bonett and Price 2012, who
-        do so for 0/1 scores).
+        It is made of the differences that the sign-flip test does not reject. But where clusters are alike, few of them
+        may carry all that is seen: then one more of each sign is added to what differs (Bonett and Price 2012, who do
+        so for 0/1 scores).
         """
-        if self.sparse:
+        if self._alike:
             low, high = self._adjusted_limits(level)
             method = "Bonett-Price" if self.binary and not self.clustered else "Bonett-Price by cluster"
         else:
@@ -72,25 +72,29 @@ class PairedDifference(Difference):
             method = "inverted sign flips"
         low, high = self.agreeing(low, high, level)
         error = math.sqrt(self._ratio.variance) if self._ratio.variance >= 0 else math.nan
-        return Interval(self.value, low, high, self.n, len(self.differences), method, level, error)
+        interval = Interval(self.value, low, high, self.n, len(self.differences), method, level, error)
+        return interval.within((-1.0, 1.0)) if self.binary else interval
 
     def items_needed(self, level: float = 0.95) -> int | None:
         if not self.binary or self.clustered or self.better == self.worse:
             return super().items_needed(level)
         better, worse = self.better / self.n, self.worse / self.n
-        return power.least_number(lambda n: power.mcnemar_power(n, better, worse, level), 1)
+        spread = math.sqrt(max(better + worse - (better - worse) ** 2, 1e-9))
+        guess = power.normal_number((better - worse) / spread, level)
+        return power.least_number(lambda n: power.mcnemar_power(n, better, worse, level), guess, 1)
 
     def attained_error(self, units: int, error: float) -> float:
-        if not self.sparse:
+        if not self._alike:
             return power.flip_error(units, error)
         # As if contested clusters differed by one size.
         half = float((self.differences != 0).mean()) / 2
         return power.mcnemar_power(units, half, half, 1 - error)
 
-    @property
-    def sparse(self) -> bool:
-        """Whether some clusters have no difference at all."""
-        return bool((self.differences == 0).any())
+    @cached_property
+    def _alike(self) -> bool:
+        """Whether clusters have the same difference by their nature: 0/1 scores, no difference, or the same in all."""
+        spread = np.ptp(self.differences) == 0
+        return self.binary or bool((self.differences == 0).any() or spread)
 
     @cached_property
     def _ratio(self) -> Ratio:
@@ -110,7 +114,7 @@ class PairedDifference(Difference):
 
     @property
     def deviation(self) -> float:
-        ratio = self._adjusted if self.sparse else self._ratio
+        ratio = self._adjusted if self._alike else self._ratio
         return math.sqrt(ratio.variance * len(self.differences)) if ratio.variance >= 0 else math.nan
 
     def _adjusted_limits(self, level: float) -> tuple[float, float]:

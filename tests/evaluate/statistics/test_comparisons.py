@@ -155,9 +155,21 @@ def test_few_items_without_any_difference_are_not_equal():
 def test_a_difference_of_sums_is_by_their_denominators():
     sizes = draw(6).integers(10, 90, 12).astype(float)
     second = draw(7).normal(3 * sizes, 5)
-    first = second + 0.25 * sizes
+    first = second + draw(8).normal(0.25 * sizes, 3)
     interval = paired_difference(first, second, denominators=sizes).interval()
-    assert (interval.value, interval.low, interval.high) == pytest.approx((0.25, 0.25, 0.25))
+    assert interval.value == pytest.approx((first - second).sum() / sizes.sum())
+    assert interval.low < 0.25 < interval.high
+    shifted = paired_difference(first + 2 * sizes, second, denominators=sizes).interval()
+    assert (shifted.low, shifted.high) == pytest.approx((interval.low + 2, interval.high + 2))
+
+
+@pytest.mark.parametrize("names", [None, [str(item // 3) for item in range(30)]])
+def test_differences_that_are_all_alike_are_not_certain(names):
+    for scores in ([1.0] * 30, [0.5] * 30):
+        interval = paired_difference(scores, [0.0] * 30, names).interval()
+        assert interval.value == scores[0]
+        assert 0 < interval.low < 0.96 * scores[0]
+        assert scores[0] <= interval.high <= 1
 
 
 @pytest.mark.parametrize("delta", [0.3, 0.8, 1.5])
