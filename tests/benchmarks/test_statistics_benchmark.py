@@ -1,4 +1,4 @@
-"""Over simulated models: no more false positives than the level says, covered truths, and the power that was promised."""
+"""Over simulated models: no more false positives than the level says, covered truths, and the power of theory."""
 
 import itertools
 
