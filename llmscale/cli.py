@@ -14,6 +14,7 @@ from llmscale.commands.mistakes import mistakes_explained
 COMMANDS = {
     "chat": "llmscale.commands.chat:chat",
     "checkpoint": "llmscale.commands.checkpoint:checkpoint",
+    "compare": "llmscale.commands.compare:compare",
     "data": "llmscale.commands.data:data",
     "eval": "llmscale.commands.eval:evaluate",
     "export": "llmscale.commands.export:export_model",

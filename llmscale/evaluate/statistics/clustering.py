@@ -42,7 +42,7 @@ def cluster_numbers(clusters: Sequence[Hashable] | None, n: int) -> npt.NDArray[
 
 def sums_by(numbers: npt.NDArray[np.int64], values: Any) -> Floats:
     """Sum of the values of each cluster."""
-    return np.bincount(numbers, weights=np.asarray(values, dtype=float))
+    return np.bincount(numbers, weights=np.asarray(values, dtype=float)).astype(np.float64)
 
 
 def ratio_of_sums(numerators: Floats, denominators: Floats) -> Ratio:

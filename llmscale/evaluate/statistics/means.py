@@ -55,7 +55,7 @@ def ratio_interval(
     level: float = 0.95,
     bounds: Bounds | None = None,
 ) -> Interval:
-    """Sum of numerators / sum of denominators, such as nats / bytes: delta method with CR2's correction and Student's t.
+    """Sum of numerators / sum of denominators, such as nats / bytes: the delta method with CR2's correction.
 
     Raises:
         ValueError: no items, values that are not finite, a negative denominator, or none above 0.

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from llmscale.evaluate.statistics.clustering import cluster_numbers, student
+from llmscale.evaluate.statistics.clustering import Floats, cluster_numbers, student
 from llmscale.evaluate.statistics.interval import Interval
 from llmscale.evaluate.statistics.means import Bounds, without_spread
 
@@ -25,15 +26,56 @@ def corpus_interval(
 ) -> Interval:
     """Any smooth statistic of a corpus: the jackknife over clusters (Efron and Stein 1981), with Student's t.
 
-    Of more than `MOST_PARTS` clusters, as many parts of them are made by `seed`, and one part is left out at a time.
-
     Args:
         statistic: of a list of items' numbers from 0.
         n: items.
+        clusters: items of one name may depend on each other.
+        seed: by which more than `MOST_PARTS` clusters are parted.
         bounds: the least and the largest possible value, where there are any.
 
     Raises:
         ValueError: no items.
+    """
+    return jackknife(statistic, n, clusters, seed).interval(level, bounds)
+
+
+@dataclass(frozen=True)
+class Jackknife:
+    """A statistic of all items, and of all but a part of them, for each part."""
+
+    value: float
+    without: Floats
+    n: int
+    clusters: int
+
+    @property
+    def error(self) -> float:
+        """Standard error; 0 where no part matters, not a number where some figure is none or there is one part."""
+        parts = len(self.without)
+        if parts < 2 or not np.isfinite([self.value, *self.without]).all():
+            return math.nan
+        # About the figure of all and not the mean of those without a part: never less (Efron 1982, section 4).
+        error = math.sqrt((parts - 1) / parts * float(((self.without - self.value) ** 2).sum()))
+        return error if error > 1e-12 * abs(self.value) else 0.0
+
+    def interval(self, level: float, bounds: Bounds | None) -> Interval:
+        error = self.error
+        if error > 0:
+            half = student(level, len(self.without) - 1) * error
+            low, high = self.value - half, self.value + half
+            return Interval(self.value, low, high, self.n, self.clusters, "jackknife", level, error).within(bounds)
+        if error == 0 or len(self.without) < 2:
+            return without_spread(self.value, self.n, self.clusters, level, bounds)
+        nothing = without_spread(self.value, self.n, self.clusters, level, None)
+        return replace(nothing, method="undefined without some items").within(bounds)
+
+
+def jackknife(
+    statistic: Callable[[list[int]], float], n: int, clusters: Sequence[str] | None = None, seed: int = 0
+) -> Jackknife:
+    """Compute a statistic without each cluster, or without each of `MOST_PARTS` parts of more clusters, by seed.
+
+    Raises ValueError without items.
     """
     if n < 1:
         raise ValueError("an interval needs items")
@@ -41,17 +83,5 @@ def corpus_interval(
     independent = int(numbers.max()) + 1
     parts = min(independent, MOST_PARTS)
     part_of = np.random.default_rng(seed).permutation(np.arange(independent) % parts)[numbers]
-    value = float(statistic(list(range(n))))
-    if parts < 2 or not math.isfinite(value):
-        return without_spread(value, n, independent, level, bounds)
-    without = np.array([float(statistic(np.flatnonzero(part_of != part).tolist())) for part in range(parts)])
-    if not np.isfinite(without).all():
-        return Interval(value, -math.inf, math.inf, n, independent, "undefined without some items", level).within(
-            bounds
-        )
-    # About the figure itself and not the mean of those without a part: never less (Efron 1982, section 4).
-    error = math.sqrt((parts - 1) / parts * float(((without - value) ** 2).sum()))
-    if error <= 1e-12 * abs(value):
-        return without_spread(value, n, independent, level, bounds)
-    half = student(level, parts - 1) * error
-    return Interval(value, value - half, value + half, n, independent, "jackknife", level, error).within(bounds)
+    without = [float(statistic(np.flatnonzero(part_of != part).tolist())) for part in range(parts if parts > 1 else 0)]
+    return Jackknife(float(statistic(list(range(n)))), np.array(without, dtype=float), n, independent)
