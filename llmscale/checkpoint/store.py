@@ -104,7 +104,13 @@ def publish(temporary: Path, step: int) -> Path:
     return final
 
 
-def apply_retention(directory: Path, step: int, retention: Retention, own: Callable[[Path], bool | None]) -> None:
+def apply_retention(
+    directory: Path,
+    step: int,
+    retention: Retention,
+    own: Callable[[Path], bool | None],
+    best: int | None = None,
+) -> None:
     """Delete what `retention` does not keep of the checkpoints up to `step`, the one just written.
 
     Newer ones are neither counted nor touched: they are there only when a run went back to an older checkpoint.
@@ -112,13 +118,16 @@ def apply_retention(directory: Path, step: int, retention: Retention, own: Calla
     Args:
         own: whether a folder is a checkpoint of the run. False: it is something else, which neither counts nor is
             deleted. None: it cannot be read, so that it does not count; it is deleted when others are kept.
+        best: step of a checkpoint that stays besides.
     """
     past = [path for path in find_checkpoints(directory) if step_of(path) <= step]
     counted = 0
     for path in past:
         if counted < retention.keep:
             counted += own(path) is True
-        elif not (retention.keep_every and step_of(path) % retention.keep_every == 0) and own(path) is not False:
+            continue
+        stays = step_of(path) == best or (retention.keep_every and step_of(path) % retention.keep_every == 0)
+        if not stays and own(path) is not False:
             discard(path)
 
 

@@ -210,7 +210,9 @@ class CheckpointWriter:
         self._written[published.name] = (published / MANIFEST).stat().st_ino
         self._on_commit(save.step)
         try:
-            apply_retention(self._directory, save.step, self._retention, partial(self._is_own, state=save.state))
+            best = save.state.progress.get("best") or {}
+            own = partial(self._is_own, state=save.state)
+            apply_retention(self._directory, save.step, self._retention, own, best.get("step"))
         except OSError as error:
             _log.warning("step %d is saved, but older checkpoints could not be deleted: %s", save.step, error)
 

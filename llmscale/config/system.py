@@ -105,6 +105,24 @@ class EvaluationConfig(Section):
     """Most samples of an evaluation during training, an even sample; the final one uses all."""
     baselines: bool = False
     """At the end, compare with xz and with a unigram model of the training tokens."""
+    tasks: list[str] = []
+    """Tasks or suites that are evaluated besides, by name or file (`llmscale eval --list`)."""
+    task_data: list[str] = []
+    """Where their data are, as `TASK=PATH`; what is not named is read from where the task's file says."""
+    task_limit: Count | None = Field(default=200, ge=1)
+    """Most items of a task during training; the final evaluation uses all."""
+    best: str | None = None
+    """The figure whose best checkpoint is kept: `loss` (held-out), or `TASK/METRIC`."""
+    patience: Count | None = Field(default=None, ge=1)
+    """Evaluations in a row without a better `best` after which the run ends."""
+
+    @model_validator(mode="after")
+    def _figures_that_are_measured(self) -> "EvaluationConfig":
+        if self.patience is not None and self.best is None:
+            raise ValueError(f"patience is {self.patience}, but best names no figure; set best, such as best: loss")
+        if self.best is not None and not self.interval:
+            raise ValueError(f"best is {self.best!r}, but interval is 0, so that nothing is compared; set interval")
+        return self
 
 
 class CheckpointConfig(Section):

@@ -8,11 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.base.durable import read_file
 from data_pipeline.base.errors import UserError
 from data_pipeline.reading.item import Item
 from data_pipeline.reading.reader import Reader
-from llmscale.checkpoint.manifest import MANIFEST
 from llmscale.distributed.agreement import on_rank_zero, together
 from llmscale.evaluate.artefact import Meta, Record
 from llmscale.evaluate.artefact_writer import FORMAT, ArtefactWriter, folder_name
@@ -123,21 +121,15 @@ def _prepare(placed: Placed, task: Task, choices: Choices) -> Prepared:
         items=len(items),
         limited=choices.limit,
         few_shot=task.settings.few_shot.count if choices.few_shot is None else choices.few_shot,
-        checkpoint=str(placed.checkpoint.path),
-        model=hashlib.sha256(read_file(placed.checkpoint.path / MANIFEST)).hexdigest()[:16],
+        checkpoint=placed.source.path,
+        model=placed.source.digest,
         reading=hashlib.sha256(reader.digest.encode()).hexdigest()[:16],
         scorer=scorer,
         exactness="exact" if placed.exact else BOUND,
         options={**options, "seed": choices.seed, "language": task.settings.language},
     )
-    folder = (choices.output or evaluations_of(placed)) / folder_name(meta, placed.checkpoint.step)
+    folder = (choices.output or placed.source.evaluations) / folder_name(meta, placed.source.step)
     return Prepared(task, items, meta, folder, records, list(task.warnings))
-
-
-def evaluations_of(placed: Placed) -> Path:
-    """Where the artefacts of a checkpoint are: in its run, or beside it where it is in none."""
-    folder = placed.checkpoint.path.parent
-    return (folder.parent if folder.name == "checkpoints" else folder) / "evaluations"
 
 
 def _reader(placed: Placed) -> Reader:
@@ -196,6 +188,6 @@ def _by_head(
     placed: Placed, task: Task, items: Sequence[Item], choices: Choices
 ) -> tuple[str, dict[str, Any], _Records]:
     raise UserError(
-        f"task {task.name} is of kind {task.kind}, which needs a fine-tuned head, but {placed.checkpoint.path} has a"
+        f"task {task.name} is of kind {task.kind}, which needs a fine-tuned head, but {placed.source.path} has a"
         f" language model's alone; give a checkpoint that was fine-tuned for it"
     )

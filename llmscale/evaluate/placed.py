@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import torch
 
+from data_pipeline.base.durable import read_file
 from data_pipeline.batch import Batch
 from data_pipeline.tokenizer import Tokenizer, load_tokenizer
+from llmscale.checkpoint.manifest import MANIFEST
 from llmscale.checkpoint.model import TrainedModel, load_model, weights_of
 from llmscale.checkpoint.reader import Checkpoint, newest_intact
 from llmscale.config import RunConfig, parse_config
 from llmscale.distributed.agreement import on_rank_zero
 from llmscale.distributed.process_group import World
-from llmscale.engine.engine import ObjectiveModule
+from llmscale.engine.engine import Engine, ObjectiveModule
 from llmscale.engine.pipeline import make_engine
 from llmscale.layout import require_legal
 from llmscale.objectives import build_loss
@@ -50,13 +54,34 @@ class Scoring(Protocol):
 
 
 @dataclass(frozen=True)
+class Source:
+    """Where a model's weights are from."""
+
+    path: str
+    """The checkpoint, or the run that is training it."""
+    step: int
+    digest: str
+    """16 characters: equal ones mean equal weights."""
+    evaluations: Path
+    """Folder of the artefacts."""
+
+    @classmethod
+    def of_checkpoint(cls, checkpoint: Checkpoint) -> Source:
+        """Artefacts are kept in the run, or beside a checkpoint that is in none."""
+        digest = hashlib.sha256(read_file(checkpoint.path / MANIFEST)).hexdigest()[:16]
+        folder = checkpoint.path.parent
+        place = folder.parent if folder.name == "checkpoints" else folder
+        return cls(str(checkpoint.path), checkpoint.step, digest, place / "evaluations")
+
+
+@dataclass(frozen=True)
 class Placed:
     """A trained model that can be asked."""
 
     scoring: Scoring
     tokenizer: Tokenizer
     config: RunConfig
-    checkpoint: Checkpoint
+    source: Source
     exact: bool
     """Whether scores are the same to the bit as those of one process."""
     trained: TrainedModel | None = None
@@ -91,7 +116,8 @@ def place_whole(path: str, device: torch.device, dtype: torch.dtype) -> Placed:
     """
     trained = load_model(path, device, dtype)
     exact = device.type == "cpu" and dtype == torch.float32
-    return Placed(Whole(trained, device), trained.tokenizer, trained.config, trained.checkpoint, exact, trained)
+    source = Source.of_checkpoint(trained.checkpoint)
+    return Placed(Whole(trained, device), trained.tokenizer, trained.config, source, exact, trained)
 
 
 def place_on_ranks(path: str, overrides: tuple[str, ...], world: World, dtype: str) -> Placed:
@@ -114,5 +140,12 @@ def place_on_ranks(path: str, overrides: tuple[str, ...], world: World, dtype: s
     model = init.build_hollow(config.model, vocab_size, grid, config.parallel.tensor_sequence)
     loss = build_loss(config.objective, config.model)
     engine = make_engine(model, loss, config, grid, world.device, weights_of(checkpoint))
-    exact = world.device.type == "cpu" and engine.dtype == torch.float32 and grid.tensor == grid.sequence == 1
-    return Placed(engine, tokenizer, config, checkpoint, exact, close=engine.close)
+    source = Source.of_checkpoint(checkpoint)
+    return Placed(engine, tokenizer, config, source, is_exact(engine), close=engine.close)
+
+
+def is_exact(engine: Engine) -> bool:
+    """Whether an engine's scores are those of one process to the bit: no sum is cut, and none is rounded to less than
+    fp32 or left to a GPU's choice of kernels."""
+    whole_sums = engine.grid.tensor == engine.grid.sequence == 1
+    return engine.device.type == "cpu" and engine.dtype == torch.float32 and whole_sums

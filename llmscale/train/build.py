@@ -31,6 +31,7 @@ from llmscale.config.training import require_schedule_fits
 from llmscale.distributed.agreement import on_rank_zero, together
 from llmscale.distributed.process_group import World
 from llmscale.engine.engine import resolve_dtype
+from llmscale.evaluate.tasks import Task, load_tasks
 from llmscale.generate.prompts import require_unicode
 from llmscale.model import Transformer
 from llmscale.model.experts import ExpertLinear
@@ -81,7 +82,7 @@ def open_run(
         outcome = run.outcome()
         # With epochs the steps follow from the data, which the identity covers.
         wanted = 0 if config.train.epochs is not None else config.train.steps
-        if outcome.get("outcome") == "done" and outcome.get("step", 0) >= wanted:
+        if outcome.get("outcome") == "done" and (outcome.get("step", 0) >= wanted or outcome.get("stopped")):
             return None
         run.saved = run.known_saved(config)
         if not run.candidates() and not from_scratch:
@@ -270,6 +271,23 @@ def build_evaluation(config: RunConfig, run: RunDirectory, tokenizer: Tokenizer)
 
     name = on_rank_zero(write)
     return together(lambda: open_evaluation_set(run.cache / name, config.data, tokenizer, **how))
+
+
+def build_tasks(config: RunConfig) -> list[Task]:
+    """The tasks that are evaluated during training.
+
+    Raises:
+        UserError: there is no such task, or its model writes texts, which a model that is cut over ranks does not.
+    """
+    settings = config.evaluation
+    tasks = load_tasks(settings.tasks, settings.task_data).tasks if settings.tasks else []
+    for task in tasks:
+        if task.kind == "generate":
+            raise UserError(
+                f"evaluation.tasks names {task.name}, which is of kind generate, but during training texts are scored"
+                f" only; leave it out, and evaluate checkpoints with llmscale eval --tasks {task.name}"
+            )
+    return tasks
 
 
 def build_loader(

@@ -45,6 +45,18 @@ class Outputs:
             tracker.log({f"evaluation/{key}": value for key, value in figures.items()}, step=step)
         self.progress.evaluated(step, figures)
 
+    def tasks(self, step: int, figures: dict[str, dict[str, float]]) -> None:
+        """Write and show figures of tasks: value, low, high and items by `task/metric`."""
+        if self.records is not None:
+            self.records.write({"step": step, "tasks": figures})
+        for tracker in self.trackers:
+            tracker.log({f"tasks/{name}": figure["value"] for name, figure in figures.items()}, step=step)
+        for name, figure in figures.items():
+            self.progress.say(
+                f"step {step}: {name} {figure['value']:.4f} ({figure['low']:.4f} to {figure['high']:.4f},"
+                f" {figure['items']:,} items)"
+            )
+
     def finish(self) -> None:
         """Tell the trackers that no more comes."""
         for tracker in self.trackers:

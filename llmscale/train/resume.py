@@ -22,6 +22,17 @@ from llmscale.train.run_directory import RunDirectory
 
 
 @dataclass(frozen=True)
+class Best:
+    """The best value of a figure so far."""
+
+    metric: str
+    value: float
+    step: int
+    since: int = 0
+    """Evaluations since then."""
+
+
+@dataclass(frozen=True)
 class Resume:
     """What a run continues with; the defaults are a fresh start."""
 
@@ -33,6 +44,8 @@ class Resume:
     seconds: float = 0.0
     """Time that the steps so far took."""
     cursor: dict[str, Any] | None = None
+    best: Best | None = None
+    """Of the figure that `evaluation.best` names."""
     skipped: list[str] = field(default_factory=list)
     """Why newer checkpoints were passed over, a sentence each."""
 
@@ -94,8 +107,17 @@ def resume_from(checkpoint: Checkpoint, skipped: list[str]) -> Resume:
         counts["skipped_steps"],
         float(counts["seconds"]),
         cursor,
+        _best(checkpoint),
         skipped,
     )
+
+
+def _best(checkpoint: Checkpoint) -> Best | None:
+    kept = checkpoint.manifest.progress.get("best")
+    try:
+        return None if kept is None else Best(**kept)
+    except TypeError:
+        raise CorruptCheckpoint(f"{checkpoint.path}: its manifest has {kept!r} for the best evaluation") from None
 
 
 def _problem(path: Path, own: Identity) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from data_pipeline.loader import TrainLoader
 from llmscale.checkpoint.writer import CheckpointWriter
@@ -29,7 +29,8 @@ class Saver:
         """Write a checkpoint of this step in the background; training goes on once the state is copied."""
         extra = {
             "samples": state.samples,
-            "progress": {"tokens": state.tokens, "skipped_steps": state.skipped_steps, "seconds": state.seconds},
+            "progress": {"tokens": state.tokens, "skipped_steps": state.skipped_steps, "seconds": state.seconds}
+            | ({"best": asdict(state.best)} if state.best else {}),
             "optimizer": self.engine.counters,
             "schedule": {"lr": self.engine.learning_rate(state.step), "step": state.step},
             "config": self.config.model_dump(mode="json"),

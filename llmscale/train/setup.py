@@ -17,10 +17,12 @@ from llmscale.config import RunConfig
 from llmscale.distributed.process_group import World
 from llmscale.engine.engine import Engine
 from llmscale.engine.pipeline import make_engine
+from llmscale.evaluate.tasks import Task
 from llmscale.objectives import build_loss
 from llmscale.parallel.grid import RankGrid
 from llmscale.train import build
 from llmscale.train.callbacks import Callback
+from llmscale.train.callbacks.best import BestKeeper
 from llmscale.train.callbacks.checkpoints import Checkpointer
 from llmscale.train.callbacks.data_report import DataReporter
 from llmscale.train.callbacks.divergence import DivergenceWatch
@@ -28,6 +30,7 @@ from llmscale.train.callbacks.evaluation import Evaluator
 from llmscale.train.callbacks.ledger import LedgerRecorder
 from llmscale.train.callbacks.metrics import MetricsLogger
 from llmscale.train.callbacks.profiling import Profiler
+from llmscale.train.callbacks.tasks import TaskEvaluator
 from llmscale.train.loop import Trainer
 from llmscale.train.outputs import Outputs
 from llmscale.train.progress import Progress
@@ -51,6 +54,7 @@ class Setup:
     grid: RankGrid
     tokenizer: Tokenizer
     evaluation_set: EvaluationSet | None
+    tasks: list[Task]
     resume: Resume
     engine: Engine
     loader: TrainLoader
@@ -82,6 +86,8 @@ class Setup:
                 leads=self.grid.leads,
             ),
             Evaluator(config.evaluation, self.engine, self.evaluation_set, outputs, run.metrics, self.flag),
+            TaskEvaluator(config, self.engine, self.tokenizer, self.tasks, run, outputs),
+            BestKeeper(config.evaluation, shown=self.leads),
             Checkpointer(saver, config.checkpoint.interval),
             Profiler(
                 run.path / "profile", config.logging.profile_start, config.logging.profile_steps, active=self.leads
@@ -128,6 +134,7 @@ def set_up(
     grid = build.build_grid(config, world)
     tokenizer = build.build_tokenizer(config, run)
     evaluation_set = build.build_evaluation(config, run, tokenizer)
+    tasks = build.build_tasks(config)
     resume = find_resume(run, config, from_scratch)
     loader = build.build_loader(config, run, tokenizer, grid, resume, world.device)
     stack.callback(loader.close)
@@ -149,6 +156,7 @@ def set_up(
         grid=grid,
         tokenizer=tokenizer,
         evaluation_set=evaluation_set,
+        tasks=tasks,
         resume=resume,
         engine=engine,
         loader=loader,

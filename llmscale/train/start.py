@@ -118,7 +118,8 @@ def _conclude(setup: Setup) -> int:
     on_rank_zero(lambda: finish(setup))
     setup.flag.enter(Phase.OVER)
     if world.rank == 0:
-        run.record_outcome("done", attempt=setup.attempt, step=state.step)
+        stopped = {"stopped": True} if state.stopped else {}
+        run.record_outcome("done", attempt=setup.attempt, step=state.step, **stopped)
     return 0
 
 

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
-from llmscale.train.resume import Resume
+from llmscale.train.resume import Best, Resume
+
+
+class Figure(NamedTuple):
+    """A figure of the model after some step."""
+
+    value: float
+    higher_is_better: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,12 @@ class TrainState:
     """Figures of the finished model."""
     preempted: bool = False
     """A preemption signal has reached some rank."""
+    figures: dict[str, Figure] = field(default_factory=dict)
+    """What was measured after this step: `loss` of what is held out, and `task/metric`."""
+    best: Best | None = None
+    """The best of `evaluation.best` so far."""
+    stopped: bool = False
+    """`evaluation.patience` is over."""
     diverging: bool = False
     """The last steps were skipped, so that no checkpoint should take the place of an earlier one."""
 
@@ -71,9 +84,10 @@ class TrainState:
             tokens=resume.tokens,
             skipped_steps=resume.skipped_steps,
             seconds=resume.seconds,
+            best=resume.best,
         )
 
     @property
     def finished(self) -> bool:
-        """All steps are done."""
-        return self.step >= self.steps
+        """All steps are done, or no more of them are wanted."""
+        return self.step >= self.steps or self.stopped

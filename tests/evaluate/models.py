@@ -30,7 +30,7 @@ FAMILIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "t5": ({"family": "t5", "encoder_layers": 2}, {"name": "denoising"}),
 }
 """Model and objective section of each."""
-_WORDS = "the cat sat on a mat while two old dogs ran far away from houses".split()
+_WORDS = ["the", "cat", "sat", "on", "a", "mat", "while", "two", "old", "dogs", "ran", "far", "away", "from", "houses"]
 
 
 def write_checkpoint(folder: Path, name: str) -> Path:

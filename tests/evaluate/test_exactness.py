@@ -140,7 +140,8 @@ def test_scores_are_those_of_one_text_at_a_time(family: str, tmp_path: Path) -> 
                     wanted = brute(placed, item.context_of(place), answer)
                     assert record.answers[place].log_probabilities == pytest.approx(wanted, abs=2e-5)
                     if item.neutral is not None:
-                        assert record.neutral[place] == pytest.approx(sum(brute(placed, item.neutral, answer)), abs=1e-4)
+                        neutral = sum(brute(placed, item.neutral, answer))
+                        assert record.neutral[place] == pytest.approx(neutral, abs=1e-4)
 
 
 def test_a_killed_evaluation_goes_on_and_ends_with_the_same_bytes(tmp_path: Path) -> None:

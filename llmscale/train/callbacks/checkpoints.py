@@ -17,7 +17,9 @@ class Checkpointer(Callback):
         self._last = -1
 
     def on_step(self, state: TrainState, result: StepResult) -> None:
-        if self._interval and result.step % self._interval == 0 and not state.diverging:
+        due = bool(self._interval) and result.step % self._interval == 0
+        best = state.best is not None and state.best.step == result.step
+        if (due or best) and not state.diverging:
             self._save(state)
 
     def on_end(self, state: TrainState) -> None:

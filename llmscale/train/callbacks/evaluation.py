@@ -14,7 +14,7 @@ from llmscale.evaluate.heldout import evaluate
 from llmscale.train.callbacks.base import Callback
 from llmscale.train.outputs import Outputs
 from llmscale.train.signals import Phase, PreemptionFlag
-from llmscale.train.state import StepResult, TrainState
+from llmscale.train.state import Figure, StepResult, TrainState
 
 
 class Evaluator(Callback):
@@ -89,4 +89,5 @@ class Evaluator(Callback):
             state.preempted = True
             return None
         self._outputs.evaluation(state.step, figures)
+        state.figures["loss"] = Figure(figures["loss"])
         return figures

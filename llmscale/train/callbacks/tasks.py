@@ -1,0 +1,89 @@
+"""Tasks while a run goes on, and of the finished model."""
+
+from __future__ import annotations
+
+import hashlib
+
+from data_pipeline.tokenizer import Tokenizer
+from llmscale.config import RunConfig, identity_digest
+from llmscale.distributed.agreement import on_rank_zero
+from llmscale.engine.engine import Engine
+from llmscale.evaluate.artefact_files import load_artefact
+from llmscale.evaluate.evaluation import Choices, Prepared, prepare, run
+from llmscale.evaluate.placed import Placed, Source, is_exact
+from llmscale.evaluate.results import figures_of
+from llmscale.evaluate.tasks import Task
+from llmscale.train.callbacks.base import Callback
+from llmscale.train.outputs import Outputs
+from llmscale.train.run_directory import RunDirectory
+from llmscale.train.state import Figure, StepResult, TrainState
+
+
+class TaskEvaluator(Callback):
+    """Figures of tasks at the interval of evaluations, at any layout; the artefacts are kept in the run."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        tasks: list[Task],
+        directory: RunDirectory,
+        outputs: Outputs,
+    ) -> None:
+        """`tasks`: to evaluate; nothing is done without any."""
+        self._config = config
+        self._engine = engine
+        self._tokenizer = tokenizer
+        self._tasks = tasks
+        self._directory = directory
+        self._outputs = outputs
+
+    def on_start(self, state: TrainState) -> None:
+        if self._tasks:
+            self._prepare(state)  # what is wrong with them is said before a step
+
+    def on_step(self, state: TrainState, result: StepResult) -> None:
+        interval = self._config.evaluation.interval
+        if self._tasks and interval and state.step % interval == 0 and not state.finished:
+            self._evaluate(state)
+
+    def on_end(self, state: TrainState) -> None:
+        if self._tasks and state.finished:
+            self._evaluate(state)
+
+    def _evaluate(self, state: TrainState) -> None:
+        prepared = self._prepare(state)
+        run(prepared, lambda task, done, items: None)
+        figures = on_rank_zero(lambda: _figures(prepared))
+        self._outputs.tasks(state.step, {name: row for name, (row, _) in figures.items()})
+        for name, (row, higher) in figures.items():
+            state.figures[name] = Figure(row["value"], higher)
+
+    def _prepare(self, state: TrainState) -> list[Prepared]:
+        settings = self._config.evaluation
+        placed = Placed(
+            self._engine,
+            self._tokenizer,
+            self._config,
+            source_of(self._config, self._directory, state.step),
+            is_exact(self._engine),
+        )
+        return prepare(placed, self._tasks, Choices(limit=None if state.finished else settings.task_limit))
+
+
+def source_of(config: RunConfig, directory: RunDirectory, step: int) -> Source:
+    """A run's weights after a step; they follow from what the run is and from the layout, by rounding."""
+    layout = f"{config.parallel.model_dump()} {config.engine.model_dump()}"
+    digest = hashlib.sha256(f"{identity_digest(config)} {layout} {step}".encode()).hexdigest()[:16]
+    return Source(str(directory.path), step, digest, directory.path / "evaluations")
+
+
+def _figures(prepared: list[Prepared]) -> dict[str, tuple[dict[str, float], bool]]:
+    """Value, interval and items by `task/metric`, and whether more is better."""
+    rows: dict[str, tuple[dict[str, float], bool]] = {}
+    for each in prepared:
+        for figure in figures_of(load_artefact(each.folder)).figures:
+            row = {"value": figure.value, "low": figure.low, "high": figure.high, "items": figure.n}
+            rows[f"{each.task.name}/{figure.name}"] = row, figure.higher_is_better
+    return rows

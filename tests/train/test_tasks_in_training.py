@@ -1,0 +1,138 @@
+"""Tasks at intervals while a run goes on: they change no loss, their best checkpoint stays, and a run may end on them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from data_pipeline.base.records import read_records
+from llmscale.checkpoint.manifest import read_manifest
+from llmscale.evaluate.artefact_files import load_artefact
+from tests.evaluate.models import write_tasks
+from tests.tiny_run import losses, write_tiny_run
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def command(config: Path, *overrides: str) -> list[str]:
+    return [sys.executable, "-m", "llmscale", "train", str(config), *overrides]
+
+
+def run(config: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(config, *overrides), cwd=config.parent, capture_output=True, text=True, env=ENVIRONMENT, check=False
+    )
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = write_tiny_run(tmp_path)
+    settings = yaml.safe_load(path.read_text())
+    settings["train"]["steps"] = 8
+    settings["checkpoint"] = {"interval": 4, "keep": 1}
+    settings["model"]["max_positions"] = 192
+    settings["data"]["holdout"] = 0.1
+    path.write_text(yaml.safe_dump(settings))
+    write_tasks(tmp_path / "tasks", items=6)
+    return path
+
+
+TASKS = ("evaluation.tasks=[tasks/choice.yaml, tasks/likelihood.yaml]", "evaluation.interval=2")
+
+
+def test_tasks_change_no_loss_and_leave_artefacts(config: Path, tmp_path: Path) -> None:
+    plain = run(config, "evaluation.interval=2")
+    assert plain.returncode == 0, plain.stderr
+    without = losses(tmp_path / "run")
+    with_tasks = run(config, *TASKS, "run.directory=with", "evaluation.task_limit=3")
+    assert with_tasks.returncode == 0, with_tasks.stderr
+    assert losses(tmp_path / "with") == without
+    rows = [row for row in read_records(tmp_path / "with" / "metrics.jsonl") if "tasks" in row]
+    assert [row["step"] for row in rows] == [2, 4, 6, 8]
+    assert [row["tasks"]["choice/accuracy"]["items"] for row in rows] == [3, 3, 3, 6]
+    for row in rows:
+        (folder,) = (tmp_path / "with" / "evaluations").glob(f"step-{row['step']:08d}-choice-*")
+        artefact = load_artefact(folder)
+        assert len(artefact.records) == row["tasks"]["choice/accuracy"]["items"]
+    assert "choice/accuracy" in with_tasks.stderr
+    # What the finished model scores afterwards, by itself, is what it scored then.
+    again = subprocess.run(
+        [sys.executable, "-m", "llmscale", "eval", "with", "--tasks", "tasks/choice.yaml", "--json"],
+        cwd=tmp_path, capture_output=True, text=True, env=ENVIRONMENT, check=False,
+    )  # fmt: skip
+    assert again.returncode == 0, again.stderr
+    (figures,) = json.loads(again.stdout)["tasks"]
+    assert figures["metrics"]["accuracy"]["value"] == rows[-1]["tasks"]["choice/accuracy"]["value"]
+    both = list((tmp_path / "with" / "evaluations").glob(f"step-{8:08d}-choice-*/items.jsonl"))
+    assert len(both) == 2
+    assert both[0].read_bytes() == both[1].read_bytes()
+
+
+def test_the_best_checkpoint_stays_and_patience_ends_the_run(config: Path, tmp_path: Path) -> None:
+    # With a rate of 0 after the first steps nothing improves any more.
+    settings = ("optimizer.lr=1e-9", "evaluation.best=loss", "evaluation.patience=2", "evaluation.interval=1")
+    ended = run(config, *settings, "train.steps=40", "checkpoint.interval=100", "optimizer.weight_decay=0")
+    assert ended.returncode == 0, ended.stderr
+    outcome = json.loads((tmp_path / "run" / "outcome.json").read_text())
+    rows = [row for row in read_records(tmp_path / "run" / "metrics.jsonl") if "evaluation" in row]
+    values = [row["evaluation"]["loss"] for row in rows]
+    assert outcome["outcome"] == "done"
+    assert outcome["step"] < 40
+    kept = sorted(path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*"))
+    newest = read_manifest(tmp_path / "run" / "checkpoints" / kept[-1])
+    best = newest.progress["best"]
+    first = min(range(outcome["step"]), key=lambda place: values[place])
+    assert best == {"metric": "loss", "value": values[first], "step": first + 1, "since": 2}
+    assert outcome["step"] == best["step"] + 2
+    assert f"step-{best['step']:08d}" in kept
+    assert "has not improved in 2 evaluations" in ended.stderr
+    again = run(config, *settings, "train.steps=40", "checkpoint.interval=100", "optimizer.weight_decay=0")
+    assert again.returncode == 0
+    assert "is finished" in again.stderr
+
+
+@pytest.mark.slow
+def test_a_killed_run_knows_its_best_step(config: Path, tmp_path: Path) -> None:
+    settings = (*TASKS, "evaluation.best=likelihood/token_perplexity", "evaluation.interval=1", "train.steps=14")
+    whole = run(config, *settings, "run.directory=whole")
+    assert whole.returncode == 0, whole.stderr
+    for delay in (6, 11):
+        process = subprocess.Popen(
+            command(config, *settings, "run.directory=killed"), cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.DEVNULL
+        )
+        end = time.monotonic() + 240
+        while max(losses(tmp_path / "killed"), default=0) < delay and time.monotonic() < end:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    ended = run(config, *settings, "run.directory=killed")
+    assert ended.returncode == 0, ended.stderr
+    newest = [
+        read_manifest(max((tmp_path / name / "checkpoints").glob("step-*"))).progress["best"]
+        for name in ("whole", "killed")
+    ]
+    assert newest[0] == newest[1]
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (("evaluation.tasks=[nonsense]",), "nonsense"),
+        (("evaluation.best=loss", "evaluation.interval=0"), "set interval"),
+        (("evaluation.patience=2",), "set best"),
+        ((*TASKS, "evaluation.best=choice/nonsense"), "choice/accuracy"),
+        (("evaluation.tasks=[multi30k_de_en]", "evaluation.interval=2"), "generate"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_said(config: Path, overrides: tuple[str, ...], said: str) -> None:
+    ended = run(config, *overrides)
+    assert ended.returncode == 2
+    assert said in ended.stderr
+    assert "Traceback" not in ended.stderr
