@@ -241,7 +241,7 @@ def test_interrupted_evaluations_are_told_of(tmp_path):
 def test_items_that_were_asked_otherwise_are_told_of(tmp_path):
     a, b = write(tmp_path / "a", choices(range(5), 20)), write(tmp_path / "b", choices(range(9), 20), few_shot=5)
     result = CliRunner().invoke(cli, ["compare", str(a), str(b)])
-    assert "warning: arc: few-shot examples differ, 0 of" in result.stderr
+    assert "warning: arc: another number of few-shot examples: 0 in" in result.stderr
 
 
 def test_tasks_are_chosen_and_those_of_one_model_left_out(runs):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from data_pipeline.base.errors import UserError
-from data_pipeline.base.terminal import warn
+from data_pipeline.base.terminal import tell
 from llmscale.evaluate.compare.scored import Scored
 from llmscale.evaluate.compare.side import Evaluated
 
@@ -35,7 +35,7 @@ def aligned(evaluations: Sequence[Scored], common: bool) -> list[Evaluated]:
         )
     most = max(map(len, keys))
     if len(shared) < most:
-        warn(f"{first.task}: compared on the {len(shared):,} items that all have, of up to {most:,}")
+        tell(f"warning: {first.task}: compared on the {len(shared):,} items that all have, of up to {most:,}")
     return [
         Evaluated(scored, [places[key] for key in shared]) for scored, places in zip(evaluations, keys, strict=True)
     ]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_pipeline.base.errors import UserError
-from data_pipeline.base.terminal import warn
+from data_pipeline.base.terminal import tell
 from llmscale.evaluate.artefact import ITEMS_FILE, META_FILE, Meta
 from llmscale.evaluate.artefact_files import load_artefact, load_meta
 from llmscale.evaluate.compare import harness
@@ -71,7 +71,7 @@ def load_model(argument: str, checkpoints: int = 1, tasks: Iterable[str] = ()) -
             chosen = _last_checkpoints(choices, checkpoints)
             evaluations.setdefault(task, []).extend(found.load() for found in chosen)
     for task in [task for task, repeats in evaluations.items() if len(parts) > 1 and len(repeats) < len(parts)]:
-        warn(f"{task} is left out, since only {len(evaluations.pop(task))} of {argument} were evaluated on it")
+        tell(f"warning: {task} is left out, since only {len(evaluations.pop(task))} of {argument} were evaluated on it")
     return Model(argument, evaluations, "seeds" if len(parts) > 1 else "checkpoints")
 
 
@@ -119,7 +119,8 @@ def _loaded(folder: Path) -> Scored:
     if not artefact.records:
         raise UserError(f"{folder} has no item yet; let its evaluation go on, or name another one")
     if len(artefact.records) < expected:
-        warn(f"{folder} has {len(artefact.records):,} of {expected:,} items, since its evaluation was interrupted")
+        count = f"{len(artefact.records):,} of {expected:,} items"
+        tell(f"warning: {folder} has {count}, since its evaluation was interrupted")
     return ScoredArtefact(artefact)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from data_pipeline.base.errors import UserError
-from data_pipeline.base.terminal import warn
+from data_pipeline.base.terminal import tell
 from llmscale.evaluate.compare.align import aligned
 from llmscale.evaluate.compare.models import Model
 from llmscale.evaluate.compare.scored import MetricFacts, Scored
@@ -155,7 +155,7 @@ def _tasks(first: Model, second: Model) -> list[str]:
     for model, other in ((first, second), (second, first)):
         alone = [task for task in model.evaluations if task not in other.evaluations]
         if alone:
-            warn(f"{', '.join(alone)}: left out, since only {model.name} was evaluated on it")
+            tell(f"warning: {', '.join(alone)}: left out, since only {model.name} was evaluated on it")
     return shared
 
 
@@ -163,7 +163,7 @@ def _warn_of_conditions(task: str, first: Scored, second: Scored) -> None:
     for name in first.conditions.keys() & second.conditions.keys():
         ours, theirs = first.conditions[name], second.conditions[name]
         if ours != theirs:
-            warn(f"{task}: {name} differ, {ours} of {first.path} and {theirs} of {second.path}")
+            tell(f"warning: {task}: another {name}: {ours} in {first.path}, {theirs} in {second.path}")
 
 
 def _difference(facts: MetricFacts, first: Side, second: Side, seed: int) -> Difference:

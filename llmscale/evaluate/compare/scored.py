@@ -84,7 +84,7 @@ class ScoredArtefact(Scored):
         self.metrics = artefact.meta.metrics
         self.kind = artefact.meta.kind
         self.records = artefact.records
-        self.conditions = {"few-shot examples": str(artefact.meta.few_shot), "scorer": artefact.meta.scorer}
+        self.conditions = {"number of few-shot examples": str(artefact.meta.few_shot), "scorer": artefact.meta.scorer}
 
     @cached_property
     def items(self) -> list[str]:

@@ -83,7 +83,8 @@ def _counts(comparison: Comparison) -> tuple[int, int]:
 def _show_disagreements(console: Console, comparison: Comparison) -> None:
     if not comparison.disagreements:
         return
-    table = Table(box=box.SIMPLE_HEAD, title=Text(visible(f"{comparison.task}: items on which A and B differ")))
+    title = f"{comparison.task}, {comparison.metric}: items on which A and B differ most"
+    table = Table(box=box.SIMPLE_HEAD, title=Text(visible(title), style="bold"), title_justify="left")
     table.add_column("item", no_wrap=True, max_width=18)
     for name in ("A", "B"):
         table.add_column(name, justify="right", no_wrap=True)
