@@ -262,8 +262,9 @@ def harness(path: Path, right, n=100, metric="acc", **more):
         json.dumps(
             {
                 "doc_id": number, "doc": {"question": f"q{number}"}, "target": "1", "arguments": {},
-                "resps": [[["-1.0", "False"]]], "filtered_resps": [["-1.0", "False"]], "filter": "none",
-                "metrics": [metric], "doc_hash": f"{number:064x}", "prompt_hash": "p", "target_hash": "t",
+                "resps": [[["-1.5", "False"]], [["-1.0", "True"]]],
+                "filtered_resps": [["-1.5", "False"], ["-1.0", "True"]], "filter": "none", "metrics": [metric],
+                "doc_hash": f"{number:064x}", "prompt_hash": "p", "target_hash": "t",
                 metric: float(number in set(right)), **more,
             }
         )
@@ -280,7 +281,7 @@ def test_samples_of_lm_eval_are_compared(tmp_path):
     (row,) = compare(first, tmp_path / "m2", "--items", 1)
     assert (row["task"], row["metric"], row["larger"], row["smaller"]) == ("arc_easy", "acc", 30, 8)
     assert row["p_value"] == pytest.approx(stats.binomtest(8, 38).pvalue)
-    assert "right: 1" in row["disagreements"][0]["said"][0]
+    assert row["disagreements"][0]["said"][0] == "answer 1 of 2 (right: 1)"
 
 
 def test_filters_and_logarithms_of_lm_eval_have_names_of_their_own(tmp_path):

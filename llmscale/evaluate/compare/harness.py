@@ -66,8 +66,7 @@ class HarnessSamples(Scored):
 
     def describe(self, place: int) -> str:
         sample = self._samples[self.items[place]]
-        said = str(sample.get("filtered_resps", "")).replace("\n", " ")
-        return f"{said} (right: {sample.get('target')})"
+        return f"{_said(sample.get('filtered_resps'))} (right: {sample.get('target')})"
 
     def _add(self, line: bytes, where: str) -> None:
         try:
@@ -97,6 +96,16 @@ def _digest(sample: dict[str, Any]) -> str:
     """Of a sample's place and question; files of before there were hashes have the question itself."""
     content = sample.get("doc_hash") or hashlib.sha256(json_bytes(sample["doc"])).hexdigest()
     return f"{sample['doc_id']}-{content[:16]}"
+
+
+def _said(responses: Any) -> str:
+    """The most probable of several answers, whose responses are a log-likelihood and whether it is the greedy text;
+    else what was generated."""
+    try:
+        scores = [float(score) for score, _ in responses]
+        return f"answer {max(range(len(scores)), key=scores.__getitem__)} of {len(scores)}"
+    except (TypeError, ValueError):
+        return " ".join(str(responses).split())
 
 
 def _is_number(value: Any) -> bool:
