@@ -103,7 +103,7 @@ class Task:
         count = self.settings.few_shot.count if few_shot is None else few_shot
         if count and not self.settings.SHOWS_EXAMPLES:
             raise UserError(
-                f"few-shot is {count}, but task {self.name} is of kind {self.kind}, which has none; leave it out"
+                f"few-shot is {count}, but task {self.name} is of kind {self.kind}, which shows no examples; give 0"
             )
         numbers = self._chosen(limit)
         if not count:
