@@ -60,7 +60,8 @@ def test_a_file_without_a_needed_field(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         read("parquet", tmp_path / "data.parquet", needed=("txt",))
     assert str(caught.value) == (
-        f"task.yaml: {tmp_path}/data.parquet has no field 'txt' but 'id', 'text', 'choices', 'none'; did you mean 'text'?"
+        f"task.yaml: {tmp_path}/data.parquet has no field 'txt' but 'id', 'text', 'choices', 'none'; did you mean"
+        " 'text'?"
     )
 
 
