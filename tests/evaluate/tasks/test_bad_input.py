@@ -75,6 +75,12 @@ FILES: dict[str, tuple[dict[str, Any], str]] = {
     "value's name": ({"let": {"a-b": "x"}}, "let: 'a-b' is no name for a value; use letters, digits and underscores"),
     "overflow": ({"overflow": "cut"}, "'overflow' is 'cut', but input should be 'refuse', 'window' or 'truncate-left'"),
     "metric twice": ({"metrics": ["accuracy", "accuracy"]}, "metrics: 'accuracy' is there 2 times; name it once"),
+    "unknown metric": (
+        {"metrics": ["accuracy", "acuracy"]},
+        "capitals.yaml:11: there is no metric 'acuracy'; those",
+    ),
+    "metric of another kind": ({"metrics": ["bleu"]}, "metric bleu does not fit tasks of kind choice; these do: acc"),
+    "metric's option": ({"metrics": ["f1:lang=zh"], **GENERATE}, "metric f1 has no option lang; its options are"),
     "few-shot": ({"few_shot": {"count": -1}}, "'few_shot.count' is -1, but input should be greater than or equal to 0"),
     "examples of a kind without": (
         {**PERPLEXITY, "few_shot": {"count": 2}},
