@@ -141,7 +141,7 @@ class _UniqueLoader(BoundedLoader):
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         seen: set[str] = set()
         for key, _ in node.value:
-            if key.value in seen and isinstance(key, yaml.ScalarNode):
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
                 raise ConstructorError(None, None, f"the key {key.value!r} is there twice; keep one", key.start_mark)
             seen.add(str(key.value))
         return super().construct_mapping(node, deep=deep)

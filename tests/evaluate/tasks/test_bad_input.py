@@ -227,6 +227,7 @@ def test_a_record_that_makes_no_item(name: str, tmp_path: Path) -> None:
     [
         ("kind: choice\nlanguage: en\nkind: span\n", "line 3, column 1: the key 'kind' is there twice; keep one"),
         ("kind: choice\ndata: {hub: a, hub: b}\n", "line 2, column 16: the key 'hub' is there twice; keep one"),
+        ("kind: choice\n? [a, b]\n: x\n", "task.yaml"),
         ("- kind: choice\n", "must hold sections such as 'kind:' and 'data:', but holds list"),
         ("kind: [\n", "is not valid YAML at line 2"),
         ("kind: !!python/object/apply:os.system [echo]\n", "is not valid YAML at line 1"),
