@@ -9,8 +9,8 @@ from llmscale.config import dump_config, load_config
 from llmscale.layout import given_ranks, require_legal
 
 ROOT = Path(__file__).parents[1]
-# accelerate/ holds configs of `accelerate launch`, which are not run configs.
-CONFIGS = sorted(path for path in (ROOT / "configs").rglob("*.yaml") if path.parent.name != "accelerate")
+# accelerate/ holds configs of `accelerate launch` and tasks/ those of evaluation, which are not run configs.
+CONFIGS = sorted(path for path in (ROOT / "configs").rglob("*.yaml") if path.parent.name not in ("accelerate", "tasks"))
 
 
 def test_there_is_a_quickstart():

@@ -16,7 +16,7 @@ from llmscale.cli import cli
 from llmscale.config import RunConfig, dump_config, known_keys, load_config, parse_config
 
 ROOT = Path(__file__).parents[2]
-CONFIGS = sorted(path for path in (ROOT / "configs").rglob("*.yaml") if path.parent.name != "accelerate")
+CONFIGS = sorted(path for path in (ROOT / "configs").rglob("*.yaml") if path.parent.name not in ("accelerate", "tasks"))
 
 
 @pytest.fixture(scope="module")

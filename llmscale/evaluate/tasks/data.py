@@ -165,9 +165,10 @@ class TaskSource:
             for path in Path(folder).rglob("*")
             if path.is_file() and path.name not in _ABOUT and self._format(str(path)) is not None
         )
-        words = {path: _words(os.path.relpath(path, folder)) for path in files}
+        parts = {path: os.path.relpath(path, folder).split(os.sep) for path in files}
+        words = {path: {*parts[path], *re.split(r"[-._]", parts[path][-1])} for path in files}
         if subset is not None:
-            named = [path for path in files if subset in words[path]]
+            named = [path for path in files if subset in (*parts[path][:-1], _stem(path), _bare(path))]
             files = named if named or isinstance(self._data.subset, list) else files
         for name in (self._data.split_files.get(split, split), *_SAME_SPLIT.get(split, ())):
             chosen = [path for path in files if name in words[path]]
@@ -289,13 +290,11 @@ def _is_json_lines(path: str) -> bool:
         return False  # whoever reads it says what is wrong
 
 
-def _words(path: str) -> set[str]:
-    """The folders of a path, its file's name without ending, and the words of that name."""
-    *folders, name = path.split(os.sep)
-    stem = name.split(".")[0]
-    return {*folders, stem, _bare(path), *re.split(r"[-._]", name)}
+def _stem(path: str) -> str:
+    """A file's name without ending."""
+    return os.path.basename(path).split(".")[0]
 
 
 def _bare(path: str) -> str:
-    """A file's name without ending, and without the split at its end: `law` of `law_val.csv`."""
-    return re.sub(r"(?<=.)[-_](train|test|validation|valid|val|dev)$", "", os.path.basename(path).split(".")[0])
+    """The same without a split at its end: `law` of `law_val.csv`."""
+    return re.sub(r"(?<=.)[-_](train|test|validation|valid|val|dev)$", "", _stem(path))

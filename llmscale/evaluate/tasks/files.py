@@ -16,6 +16,7 @@ from data_pipeline.base.errors import UserError
 from data_pipeline.base.section import Section
 from llmscale.config.explain import first_problem
 from llmscale.config.yaml_files import BoundedLoader, read_yaml
+from llmscale.evaluate.metrics import check_metric
 from llmscale.evaluate.tasks.kinds import kinds
 from llmscale.evaluate.tasks.settings import TaskSettings
 
@@ -79,6 +80,15 @@ def kind_of(settings: TaskSettings) -> str:
     return next(name for name, kind in kinds().items() if type(settings) is kind)
 
 
+def require_metrics(path: Path, settings: TaskSettings) -> None:
+    """Refuse metrics of a task that are not known, or not for its kind; raises UserError with their line."""
+    for number, metric in enumerate(settings.metrics):
+        try:
+            check_metric(metric, kind_of(settings))
+        except UserError as error:
+            raise UserError(f"{path}{_line(path, ['metrics', str(number)])}: {error}") from None
+
+
 def find_task_file(name: str, folder: Path | None = None) -> TaskFile:
     """The file of a task or suite that is named, or given by its path.
 
@@ -131,7 +141,7 @@ class _UniqueLoader(BoundedLoader):
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         seen: set[str] = set()
         for key, _ in node.value:
-            if key.value in seen and isinstance(key, yaml.ScalarNode):
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
                 raise ConstructorError(None, None, f"the key {key.value!r} is there twice; keep one", key.start_mark)
             seen.add(str(key.value))
         return super().construct_mapping(node, deep=deep)

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import string
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
-from pydantic import BaseModel
+from pydantic import BaseModel, BeforeValidator, TypeAdapter
 
 from llmscale.evaluate.tasks.settings import Mistake
 from llmscale.evaluate.tasks.templates import Text
 
-Gold = int | Text
+
+def _checked_gold(value: Any) -> Any:
+    if type(value) is not int and not isinstance(value, str):
+        raise ValueError(f"it is {value!r}, but a place or a template is needed; put it in quotes")
+    return value if type(value) is int else _TEMPLATE.validate_python(value)
+
+
+_TEMPLATE: TypeAdapter[str] = TypeAdapter(Text)
+Gold = Annotated[int | str, BeforeValidator(_checked_gold)]
 """A place, the same for all records, or a template."""
 
 

@@ -15,7 +15,7 @@ from data_pipeline.reading.few_shot import Example, FewShotPool, TooFewExamples,
 from data_pipeline.reading.item import Item
 from data_pipeline.sources.records import SourceRecord
 from llmscale.evaluate.tasks.data import DataChoice, TaskSource
-from llmscale.evaluate.tasks.files import SuiteSettings, find_task_file, kind_of
+from llmscale.evaluate.tasks.files import SuiteSettings, find_task_file, kind_of, require_metrics
 from llmscale.evaluate.tasks.settings import SUBSET, Mistake, Question, TaskSettings, text_of
 from llmscale.evaluate.tasks.templates import Unrendered, render
 
@@ -62,6 +62,7 @@ class Task:
     """A task that can be evaluated. Data are read, and items made, when they are first asked for."""
 
     def __init__(self, path: Path, name: str, settings: TaskSettings, choice: DataChoice) -> None:
+        """Raises UserError for a metric that is not known, or not for tasks of the kind."""
         self.path = path
         """Of the task file."""
         self.name = name
@@ -70,6 +71,7 @@ class Task:
         self.kind = kind_of(settings)
         self.metrics = list(settings.metrics or settings.DEFAULT_METRICS)
         """What it is measured by, the main one first."""
+        require_metrics(path, settings)
         self.warnings: list[str] = []
         """What is to be told about the data, once they were read."""
         self._source = TaskSource(name, path, settings.data, choice)
@@ -103,7 +105,7 @@ class Task:
         count = self.settings.few_shot.count if few_shot is None else few_shot
         if count and not self.settings.SHOWS_EXAMPLES:
             raise UserError(
-                f"few-shot is {count}, but task {self.name} is of kind {self.kind}, which has none; leave it out"
+                f"few-shot is {count}, but task {self.name} is of kind {self.kind}, which shows no examples; give 0"
             )
         numbers = self._chosen(limit)
         if not count:

@@ -7,12 +7,13 @@ is loaded, and they are rendered in a process of their own, within limits.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, NamedTuple
 
 import jinja2
-from jinja2 import meta, nodes
-from pydantic import AfterValidator
+from jinja2 import nodes
+from pydantic import AfterValidator, BeforeValidator
 
 from data_pipeline.reading.rendering import RENDERER, RecordFault
 from data_pipeline.reading.template_worker import make_task_environment
@@ -51,23 +52,46 @@ def _checked(source: str) -> str:
     if len(source) > LONGEST:
         raise ValueError(f"the template has {len(source):,} characters, but {LONGEST:,} are the most; make it shorter")
     try:
-        tree = _ENVIRONMENT.parse(source)
-        meta.find_undeclared_variables(tree)  # which meets unknown filters, too
+        problem = _problem(_ENVIRONMENT.parse(source))
     except jinja2.TemplateSyntaxError as error:
         raise ValueError(
             f"{_short(source)} is no valid template ({error.message}, its line {error.lineno}); repair it"
         ) from None
     except RecursionError:
         raise ValueError("the template is nested too deeply; make it simpler") from None
-    for node in tree.find_all(tuple(_FORBIDDEN)):
-        raise ValueError(
-            f"{_short(source)} has {_FORBIDDEN[type(node)]!r}, which templates of tasks may not; leave it out"
-        )
+    if problem is not None:
+        raise ValueError(f"{_short(source)} {problem}")
     return source
+
+
+def _problem(tree: nodes.Template) -> str | None:
+    for node in tree.find_all(tuple(_FORBIDDEN)):
+        return f"has {_FORBIDDEN[type(node)]!r}, which templates of tasks may not; leave it out"
+    for what, kind, known in (("filter", nodes.Filter, _ENVIRONMENT.filters), ("test", nodes.Test, _ENVIRONMENT.tests)):
+        for named in tree.find_all(kind):
+            if named.name not in known:
+                near = difflib.get_close_matches(named.name, known, n=1, cutoff=0.6)
+                hint = f"did you mean {near[0]!r}?" if near else f"use one of jinja's {what}s"
+                return f"has the {what} {named.name!r}, which is not known; {hint}"
+    return None
 
 
 Text = Annotated[str, AfterValidator(_checked)]
 """A template in a task file."""
+
+
+def _checked_texts(value: Any) -> Any:
+    """Not left to pydantic, which tells of each of the two forms what it is not."""
+    for place, source in enumerate(value if isinstance(value, list) else [value]):
+        if not isinstance(source, str):
+            where = f"number {place} of the list" if isinstance(value, list) else "it"
+            raise ValueError(f"{where} is {source!r}, but a text is needed; put it in quotes")
+        _checked(source)
+    return value
+
+
+Texts = Annotated[str | list[str], BeforeValidator(_checked_texts)]
+"""One template, or a list of them."""
 
 
 def _short(source: str) -> str:
@@ -75,8 +99,14 @@ def _short(source: str) -> str:
 
 
 def reads(source: str) -> set[str]:
-    """The names that a template looks up: fields of the record, values of `let`."""
-    return meta.find_undeclared_variables(_ENVIRONMENT.parse(source)) - set(_NAMES)
+    """The names that a template looks up: fields of the record, values of `let`.
+
+    jinja's own function for it would evaluate what is constant, here and without bounds.
+    """
+    names: dict[str, set[str]] = {"load": set(), "store": {"loop"}, "param": set()}
+    for name in _ENVIRONMENT.parse(source).find_all(nodes.Name):
+        names[name.ctx].add(name.name)
+    return names["load"] - names["store"] - set(_NAMES)
 
 
 def requires(source: str) -> set[str]:

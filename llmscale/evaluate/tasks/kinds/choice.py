@@ -9,7 +9,7 @@ from pydantic import Field
 
 from llmscale.evaluate.tasks.gold import Gold, GoldSettings, places_of
 from llmscale.evaluate.tasks.settings import Mistake, Question, TaskSettings, text_of, texts_of
-from llmscale.evaluate.tasks.templates import Template, Text
+from llmscale.evaluate.tasks.templates import Template, Text, Texts
 
 
 class ChoiceTask(GoldSettings, TaskSettings):
@@ -18,9 +18,9 @@ class ChoiceTask(GoldSettings, TaskSettings):
     DEFAULT_METRICS: ClassVar = ("accuracy",)
 
     kind: Literal["choice"]
-    context: Text | list[Text] = ""
+    context: Texts = ""
     """What stands before the answers; a list, or an expression that is one, has one for each answer."""
-    answers: Text | list[Text] = Field(min_length=1)
+    answers: Texts = Field(min_length=1)
     """The answers: a text each, or an expression that is a list."""
     answer_prefix: str = " "
     """What every answer begins with."""

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from llmscale.evaluate.tasks.kinds.choice import listed_templates, listed_values
 from llmscale.evaluate.tasks.settings import Mistake, Question, TaskSettings, text_of
-from llmscale.evaluate.tasks.templates import Template, Text
+from llmscale.evaluate.tasks.templates import Template, Text, Texts
 
 
 class GenerateTask(TaskSettings):
@@ -20,7 +20,7 @@ class GenerateTask(TaskSettings):
     kind: Literal["generate"]
     context: Text
     """What the model goes on from."""
-    references: Text | list[Text] = Field(min_length=1)
+    references: Texts = Field(min_length=1)
     """The right texts: a text each, or an expression that is a list."""
     answer_prefix: str = " "
     """What stands between a context and its answer in examples."""

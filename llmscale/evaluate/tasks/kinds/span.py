@@ -9,7 +9,7 @@ from pydantic import Field
 
 from llmscale.evaluate.tasks.kinds.choice import listed_templates, listed_values
 from llmscale.evaluate.tasks.settings import Mistake, Question, TaskSettings, text_of
-from llmscale.evaluate.tasks.templates import Template, Text
+from llmscale.evaluate.tasks.templates import Template, Text, Texts
 
 
 class SpanTask(TaskSettings):
@@ -23,7 +23,7 @@ class SpanTask(TaskSettings):
     """What is asked."""
     passage: Text
     """The text with the answer."""
-    references: Text | list[Text] = Field(min_length=1)
+    references: Texts = Field(min_length=1)
     """The right spans: a text each, or an expression that is a list. Each stands in the passage."""
     unanswerable: bool = False
     """Questions without a right span are allowed: an empty list, as in SQuAD 2."""
