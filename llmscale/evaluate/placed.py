@@ -32,6 +32,8 @@ EVALUATION = (
     "optimizer.momentum=0",
     "engine.recompute=none",
     "engine.compile=false",
+    "train.batch_ramp=null",
+    "train.micro_batch=1",
 )
 
 
@@ -132,7 +134,9 @@ def place_on_ranks(path: str, overrides: tuple[str, ...], world: World, dtype: s
     """
     checkpoint = Checkpoint(on_rank_zero(lambda: str(newest_intact(path).path)))
     raw = {**checkpoint.manifest.config, "parallel": {}, "engine": {"dtype": dtype}}
-    config = parse_config(raw, (*EVALUATION, *overrides), origin=str(checkpoint.path))
+    # A global batch that any number of ranks can share.
+    batch = f"train.global_batch={world.size * raw['train']['global_batch']}"
+    config = parse_config(raw, (*EVALUATION, batch, *overrides), origin=str(checkpoint.path))
     require_legal(config, world.size)
     grid = RankGrid.of(config.parallel, world.size, world.rank).with_groups()
     tokenizer = load_tokenizer(checkpoint.tokenizer)

@@ -26,17 +26,18 @@ FAMILIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"family": "wu_dao", "experts": {"count": 8, "every": 2, "per_token": 2, "capacity_factor": None}},
         {"name": "causal"},
     ),
-    "bert": ({"family": "bert"}, {"name": "masked"}),
+    "bert": ({"family": "bert", "next_sentence": False}, {"name": "masked"}),
     "t5": ({"family": "t5", "encoder_layers": 2}, {"name": "denoising"}),
 }
 """Model and objective section of each."""
 _WORDS = ["the", "cat", "sat", "on", "a", "mat", "while", "two", "old", "dogs", "ran", "far", "away", "from", "houses"]
 
 
-def write_checkpoint(folder: Path, name: str) -> Path:
-    """A checkpoint with drawn weights, whose probabilities differ much, as a run would leave it."""
+def write_checkpoint(folder: Path, name: str, init_std: float = 0.3) -> Path:
+    """A checkpoint with drawn weights, as a run would leave it. With the default deviation its probabilities differ far
+    more than those of trained models."""
     model, objective = FAMILIES[name]
-    sizes = {"layers": 2, "hidden_size": 64, "heads": 4, "max_positions": CONTEXT, "init_std": 0.3}
+    sizes = {"layers": 2, "hidden_size": 64, "heads": 4, "max_positions": CONTEXT, "init_std": init_std}
     config = parse_config(
         {
             "run": {"directory": "r"},
@@ -50,14 +51,14 @@ def write_checkpoint(folder: Path, name: str) -> Path:
     files = {file.name: file.read_bytes() for file in kept.iterdir()}
     built = build(config.model, config.model.vocabulary(tokenizer.vocab_size), seed=3)
     folder.mkdir(parents=True)
-    tensors = ((key, _spread(key, value.detach())) for key, value in built.named_parameters())
+    tensors = ((key, _spread(key, value.detach(), init_std)) for key, value in built.named_parameters())
     write_whole(folder, tensors, RunState(samples=0, config=config.model_dump(mode="json")), files)
     return folder
 
 
-def _spread(name: str, tensor: torch.Tensor) -> torch.Tensor:
+def _spread(name: str, tensor: torch.Tensor, init_std: float) -> torch.Tensor:
     # T5's initial scores of attention are near zero, and so is all that depends on masks.
-    return tensor * 3 if name.endswith(("query.weight", "key.weight")) else tensor
+    return tensor * 10 * init_std if name.endswith(("query.weight", "key.weight")) else tensor
 
 
 def write_tasks(folder: Path, items: int = 40) -> dict[str, Path]:

@@ -1,0 +1,97 @@
+"""Scores on several ranks: the bytes of one process where no sum is cut, and close to them where one is."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from llmscale.distributed.process_group import join, leave, read_world
+from llmscale.evaluate.artefact_files import load_records
+from llmscale.evaluate.evaluation import Choices, prepare, run
+from llmscale.evaluate.placed import place_on_ranks, place_whole
+from llmscale.evaluate.tasks import load_tasks
+from tests.evaluate.models import write_checkpoint, write_tasks
+from tests.ranks import run_ranks
+
+BOUND = 2e-5
+"""Nats a token, as the results say."""
+
+
+def evaluate_on_rank(checkpoint: str, tasks: list[str], output: str, cases: list[tuple[str, tuple[str, ...]]]) -> None:
+    """Evaluate in several layouts, one after the other."""
+    torch.set_num_threads(1)
+    world = read_world("cpu")
+    join(world)
+    for name, overrides in cases:
+        placed = place_on_ranks(checkpoint, overrides, world, "fp32")
+        prepared = prepare(placed, load_tasks(tasks).tasks, Choices(output=Path(output, name), batch_tokens=300))
+        run(prepared, lambda task, done, items: None)
+        placed.close()
+    leave()
+
+
+def lines_of(folder: Path) -> dict[str, Path]:
+    return {path.parent.name.split("-")[2]: path for path in folder.glob("*/items.jsonl")}
+
+
+EXACT: dict[int, list[tuple[str, tuple[str, ...]]]] = {
+    2: [
+        ("data", ()),
+        ("zero1", ("engine.zero_stage=1",)),
+        ("zero2", ("engine.zero_stage=2",)),
+        ("zero3", ("engine.zero_stage=3",)),
+        ("pipeline", ("parallel.pipeline=2",)),
+    ],
+    3: [("three", ("engine.zero_stage=3",))],
+    4: [("four", ("engine.zero_stage=1",)), ("pipeline and data", ("parallel.pipeline=2",))],
+}
+CUT = [("tensor", ("parallel.tensor=2",)), ("sequence", ("parallel.sequence=2",))]
+FAMILIES = ["gpt2", "llama", "bert", "t5", "experts"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_scores_are_the_same_bytes_in_any_layout(family: str, tmp_path: Path) -> None:
+    checkpoint = write_checkpoint(tmp_path / "model", family)
+    tasks = [str(path) for path in write_tasks(tmp_path / "tasks", items=5).values()]
+    torch.set_num_threads(1)
+    placed = place_whole(str(checkpoint), torch.device("cpu"), torch.float32)
+    prepared = prepare(placed, load_tasks(tasks).tasks, Choices(output=tmp_path / "one"))
+    run(prepared, lambda task, done, items: None)
+    one = {name: path.read_bytes() for name, path in lines_of(tmp_path / "one").items()}
+    assert len(one) == 3
+    piped = family not in ("t5", "experts")
+    for ranks, cases in EXACT.items():
+        legal = [case for case in cases if piped or "pipeline" not in case[0]]
+        run_ranks(ranks, evaluate_on_rank, str(checkpoint), tasks, str(tmp_path / "ranks"), legal)
+        for name, _ in legal:
+            found = lines_of(tmp_path / "ranks" / name)
+            assert {task: path.read_bytes() for task, path in found.items()} == one, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_scores_of_cut_sums_are_close(family: str, tmp_path: Path) -> None:
+    checkpoint = write_checkpoint(tmp_path / "model", family, init_std=0.1)
+    tasks = [str(path) for path in write_tasks(tmp_path / "tasks", items=5).values()]
+    placed = place_whole(str(checkpoint), torch.device("cpu"), torch.float32)
+    run(prepare(placed, load_tasks(tasks).tasks, Choices(output=tmp_path / "one")), lambda task, done, items: None)
+    cases = [case for case in CUT if family != "experts" or case[0] != "sequence"]
+    run_ranks(2, evaluate_on_rank, str(checkpoint), tasks, str(tmp_path / "ranks"), cases)
+    for name, _ in cases:
+        for task, path in lines_of(tmp_path / "one").items():
+            whole, cut = load_records(path), load_records(lines_of(tmp_path / "ranks" / name)[task])
+            assert [record.item for record in whole] == [record.item for record in cut]
+            for wanted, found in zip(whole, cut, strict=True):
+                for left, right in zip(wanted.answers, found.answers, strict=True):
+                    assert right.log_probabilities == pytest.approx(left.log_probabilities, abs=BOUND)
+
+
+def test_two_ranks_give_the_bytes_of_one(tmp_path: Path) -> None:
+    checkpoint = write_checkpoint(tmp_path / "model", "llama")
+    tasks = [str(write_tasks(tmp_path / "tasks", items=5)["choice"])]
+    placed = place_whole(str(checkpoint), torch.device("cpu"), torch.float32)
+    run(prepare(placed, load_tasks(tasks).tasks, Choices(output=tmp_path / "one")), lambda task, done, items: None)
+    run_ranks(2, evaluate_on_rank, str(checkpoint), tasks, str(tmp_path / "ranks"), EXACT[2][:1])
+    one, two = lines_of(tmp_path / "one"), lines_of(tmp_path / "ranks" / "data")
+    assert two["choice"].read_bytes() == one["choice"].read_bytes()
