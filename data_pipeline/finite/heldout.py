@@ -26,8 +26,8 @@ from data_pipeline.finite.samples import fill_rows, make_view
 from data_pipeline.finite.shards import Shards
 from data_pipeline.finite.writer import IndexedWriter
 from data_pipeline.objectives import Objective, build_objective
-from data_pipeline.objectives.config import CausalObjective, ObjectiveConfig
-from data_pipeline.samples import require_targets
+from data_pipeline.objectives.causal import CausalObjective
+from data_pipeline.objectives.config import ObjectiveConfig
 from data_pipeline.sources.corpus import Corpus
 from data_pipeline.sources.readers import BadCounts
 from data_pipeline.tokenizer import Tokenizer
@@ -146,14 +146,15 @@ def build_evaluation_set(
         UserError: there are no such documents, or a file cannot be read.
     """
     made = _objective(config, tokenizer, objective, seed)
-    if made.unit == "pair":
-        _require_targets(config, where)
+    if config.holdout > 0:
+        made.require(config.sources, "data.sources")
+    made.require(config.evaluation, where)
     frame = made.frame or plain_frame(tokenizer)
     parts = _heldout_parts(config, tokenizer, where)
     for part in parts:
         if isinstance(part, _Tokens):
             require_frame(part.prefixes, tokenizer, made.frame)
-    lead, pairs = made.overlap == 1, made.unit == "pair"
+    lead, pairs = made.overlap == 1, made.stored.target
     key = hashlib.sha256(f"{tokenizer.digest} {lead} {pairs}".encode())
     if frame != plain_frame(tokenizer):
         key.update(repr(frame).encode())
@@ -181,21 +182,7 @@ def open_evaluation_set(
 
 
 def _objective(config: DataConfig, tokenizer: Tokenizer, objective: ObjectiveConfig, seed: int) -> Objective:
-    if isinstance(objective, CausalObjective):
-        objective = objective.model_copy(update={"fim_rate": 0.0})
-    return build_objective(objective, tokenizer, config.sequence_length, seed)
-
-
-def _require_targets(config: DataConfig, where: str) -> None:
-    """Raise UserError unless all that is evaluated on has targets."""
-    if config.holdout > 0:
-        require_targets(config)
-    for index, source in enumerate(config.evaluation):
-        if source.target_field is None and source.kind != "tokens":
-            raise UserError(
-                f"objective.name is seq2seq, but {where}[{index}] has no target_field; name the field that holds the"
-                f" target text"
-            )
+    return build_objective(objective.evaluated(), tokenizer, config.sequence_length, seed)
 
 
 def training_documents(config: DataConfig, tokenizer: Tokenizer) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -26,6 +26,18 @@ class Piece(NamedTuple):
     """First token of the part, in the document as `TokenizedDocument.tokens` has it."""
     length: int
     """Tokens of the part."""
+
+
+class Stored(NamedTuple):
+    """What is kept of a document besides its text, each as an array."""
+
+    target: bool = False
+    """The tokens of its second text."""
+
+    @property
+    def arrays(self) -> int:
+        """How many, besides that of the text."""
+        return int(self.target)
 
 
 class Origin(NamedTuple):
@@ -75,8 +87,8 @@ class TokenizedDocument(NamedTuple):
     tokens: np.ndarray
     """(2 + n,) int32: eos, the text's n tokens, eos; of an imported model as its conventions are. The first eos is used
     only by the first document of a lane, which has no other token to be predicted from."""
-    target: np.ndarray | None = None
-    """(m,) int32: the tokens of a pair's second text."""
+    others: tuple[np.ndarray, ...] = ()
+    """What else is stored of the document, as the objective's `Stored` has it."""
 
 
 class Place(NamedTuple):
@@ -202,16 +214,24 @@ class SentencePairPacker(Packer):
             self._token = 1
 
 
-class PairPacker(Packer):
-    """One sample of each document that has a target: all its tokens, then the target's."""
+Origins = Callable[[int], tuple[Piece, ...]]
+"""Gives the pieces of a sample of so many tokens."""
+MakeSample = Callable[[np.ndarray, Sequence[np.ndarray], Origins], Sample]
+"""Makes the sample of a text's tokens and what else is stored of its document."""
+
+
+class DocumentPacker(Packer):
+    """One sample of each document: of its text and all that is stored with it."""
+
+    def __init__(self, documents: Documents, token: int, make: MakeSample) -> None:
+        super().__init__(documents, token)
+        self._make = make
 
     def next(self, number: int) -> Sample:
         document = self._document
-        assert document.target is not None
-        source = document.tokens[1:-1]
-        tokens = np.concatenate([source, document.target])
+        sample = self._make(document.tokens[1:-1], document.others, lambda size: (self._piece(document, 1, size),))
         self._document = self._documents.next()
-        return Sample(tokens, (self._piece(document, 1, len(tokens)),), len(source))
+        return sample
 
 
 OpenPacker = Callable[[Documents, int, tuple[int, ...]], Packer]

@@ -2,7 +2,8 @@
 
 from data_pipeline.base.section import Section
 from data_pipeline.config import DataConfig
-from data_pipeline.objectives.config import CausalObjective, ObjectiveConfig
+from data_pipeline.objectives.causal import CausalObjective
+from data_pipeline.objectives.config import ObjectiveConfig
 from llmscale.config.model import ModelConfig
 from llmscale.config.system import (
     CheckpointConfig,

@@ -8,7 +8,9 @@ from typing import Literal
 
 from data_pipeline.base.encodings import is_unicode
 from data_pipeline.base.errors import UserError
-from data_pipeline.objectives.config import ObjectiveConfig, PairsObjective, PrefixObjective
+from data_pipeline.objectives.config import ObjectiveConfig
+from data_pipeline.objectives.prefix import PrefixObjective
+from data_pipeline.objectives.seq2seq import Seq2SeqObjective
 from data_pipeline.tokenizer import Tokenizer, frame
 from llmscale.config import ModelConfig
 
@@ -38,7 +40,7 @@ class Context:
 
 def reading_of(objective: ObjectiveConfig) -> Reading:
     """How a decoder trained by this objective reads a prompt."""
-    if isinstance(objective, PairsObjective):
+    if isinstance(objective, Seq2SeqObjective):
         return "source"
     return "prefix" if isinstance(objective, PrefixObjective) else "document"
 

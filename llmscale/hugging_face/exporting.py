@@ -11,7 +11,7 @@ from torch import Tensor
 
 from data_pipeline.base.durable import write_json
 from data_pipeline.base.errors import UserError, writing
-from data_pipeline.objectives.config import PairsObjective
+from data_pipeline.objectives.seq2seq import Seq2SeqObjective
 from data_pipeline.tokenizer import Tokenizer, load_tokenizer
 from data_pipeline.tokenizer.chat_files import carry_chat
 from data_pipeline.tokenizer.frame import conventions_of
@@ -76,7 +76,7 @@ def export_checkpoint(
         else:
             _write_generation(temporary, model, tokenizer)
             if with_tokenizer:
-                source = isinstance(config.objective, PairsObjective)
+                source = isinstance(config.objective, Seq2SeqObjective)
                 export_tokenizer(tokenizer, temporary, model, source=source)
                 export_chat(checkpoint.tokenizer, temporary)
     if drawn := checkpoint.manifest.drawn:

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from data_pipeline.base.errors import UserError, writing
-from data_pipeline.objectives.config import PairsObjective
+from data_pipeline.objectives.seq2seq import Seq2SeqObjective
 from data_pipeline.tokenizer.base import StoredTokenizer
 from llmscale.checkpoint.manifest import TOKENIZER, RunState
 from llmscale.checkpoint.whole import write_whole
@@ -302,7 +302,7 @@ def _run_config(source: _Source, tokenizer: StoredTokenizer, settings: dict[str,
         "encoder_decoder": {"name": "denoising" if "sentinel_0" in tokenizer.special else "seq2seq"},
     }
     if objectives[model.architecture]["name"] == "seq2seq":
-        length = PairsObjective().target_length
+        length = Seq2SeqObjective().target_length
         objectives[model.architecture]["target_length"] = min(length, model.max_positions)
     data = {
         "sources": [{"kind": "text", "paths": ["corpus/*.txt"]}],

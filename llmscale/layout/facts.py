@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
-from data_pipeline.objectives.config import DenoisingObjective, PairsObjective
+from data_pipeline.objectives.denoising import DenoisingObjective
+from data_pipeline.objectives.seq2seq import Seq2SeqObjective
 from llmscale.config import ModelConfig, RunConfig
 
 Named = tuple[tuple[str, int], ...]
@@ -78,7 +79,7 @@ def _widths(model: ModelConfig) -> Named:
 
 def _lengths(config: RunConfig) -> Named:
     objective, length = config.objective, config.data.sequence_length
-    if isinstance(objective, PairsObjective):
+    if isinstance(objective, Seq2SeqObjective):
         target = objective.target_length
         if objective.concatenate:
             return (("data.sequence_length + objective.target_length", length + target),)

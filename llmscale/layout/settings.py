@@ -1,7 +1,8 @@
 """What must fit together in a config whatever its layout: data, objective and architecture."""
 
 from data_pipeline.base.errors import UserError
-from data_pipeline.objectives.config import MaskedObjective, PairsObjective
+from data_pipeline.objectives.masked import MaskedObjective
+from data_pipeline.objectives.seq2seq import Seq2SeqObjective
 from llmscale.config import RunConfig
 
 _OBJECTIVES = {"decoder": "causal", "encoder": "masked", "encoder_decoder": "denoising"}
@@ -34,7 +35,7 @@ def _require_possible_data(config: RunConfig) -> None:
 def _require_positions(config: RunConfig) -> None:
     name, length = "data.sequence_length", config.data.sequence_length
     positions = config.model.max_positions
-    if isinstance(config.objective, PairsObjective) and config.objective.concatenate:
+    if isinstance(config.objective, Seq2SeqObjective) and config.objective.concatenate:
         name, length = "data.sequence_length + objective.target_length", length + config.objective.target_length
     if length > positions:
         raise UserError(
@@ -47,17 +48,17 @@ def _require_architecture(config: RunConfig) -> None:
     """The objective must be one that the model's architecture can learn, and use all heads that it has."""
     objective, model = config.objective, config.model
     name, architecture = objective.name, model.architecture
-    if isinstance(objective, PairsObjective):
+    if isinstance(objective, Seq2SeqObjective):
         wanted = "decoder" if objective.concatenate else "encoder_decoder"
     else:
         wanted = {"masked": "encoder", "denoising": "encoder_decoder"}.get(name, "decoder")
     other = f"use objective.name={_OBJECTIVES[architecture]}"
     if model.next_sentence:
         other += " and objective.next_sentence=true"
-    if isinstance(objective, PairsObjective) and architecture != "encoder":
+    if isinstance(objective, Seq2SeqObjective) and architecture != "encoder":
         other = f"set objective.concatenate={str(architecture == 'decoder').lower()}"
     if wanted != architecture:
-        form = " with concatenate" if isinstance(objective, PairsObjective) and objective.concatenate else ""
+        form = " with concatenate" if isinstance(objective, Seq2SeqObjective) and objective.concatenate else ""
         raise UserError(
             f"objective.name is {name}{form}, which trains {_an(wanted)}, but model.architecture is {architecture};"
             f" {other}, or "

@@ -1,6 +1,7 @@
 """Losses, one file per objective: what a model must predict from a `Batch`."""
 
-from data_pipeline.objectives.config import MaskedObjective, ObjectiveConfig
+from data_pipeline.objectives.config import ObjectiveConfig
+from data_pipeline.objectives.masked import MaskedObjective
 from llmscale.config import ModelConfig
 from llmscale.objectives.causal import CausalLoss
 from llmscale.objectives.encoder_decoder import EncoderDecoderLoss

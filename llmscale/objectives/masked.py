@@ -24,14 +24,13 @@ class MaskedLoss(TokenLoss):
         if self.next_sentence:
             assert model.next_sentence is not None
             logits = model.next_sentence(output.hidden).to(terms[0].dtype)
-            terms.append(F.cross_entropy(logits, batch.next_sentence_labels, ignore_index=-1, reduction="sum"))
+            terms.append(F.cross_entropy(logits, batch.labels["next_sentence"], ignore_index=-1, reduction="sum"))
         return terms
 
     def counts(self, batch: Batch) -> list[float]:
         counts = super().counts(batch)
         if self.next_sentence:
-            assert batch.next_sentence_labels is not None
-            counts[-1] = float((batch.next_sentence_labels >= 0).sum())
+            counts[-1] = float((batch.labels["next_sentence"] >= 0).sum())
         return counts
 
     def output(self, model: Transformer, batch: Batch, dropout: Dropout | None = None) -> Output:

@@ -133,8 +133,8 @@ def own_targets(batch: Batch, grid: RankGrid) -> Batch:
     if grid.sequence == 1:
         return batch
     ranks = SequenceRanks(None, grid.coordinate("sequence"), grid.sequence)
-    labels = batch.next_sentence_labels
-    if labels is not None and ranks.rank:
-        labels = torch.full_like(labels, -1)
+    labels = batch.labels
+    if ranks.rank:
+        labels = {name: torch.full_like(values, -1) for name, values in labels.items()}
     own = ranks.own(batch.targets), ranks.own(batch.weights)
-    return replace(batch, targets=own[0], weights=own[1], next_sentence_labels=labels)
+    return replace(batch, targets=own[0], weights=own[1], labels=labels)

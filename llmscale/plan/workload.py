@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_pipeline.base.errors import UserError
-from data_pipeline.objectives.config import (
-    CausalObjective,
-    DenoisingObjective,
-    MaskedObjective,
-    PairsObjective,
-    PrefixObjective,
-)
+from data_pipeline.objectives.causal import CausalObjective
+from data_pipeline.objectives.denoising import DenoisingObjective
+from data_pipeline.objectives.masked import MaskedObjective
+from data_pipeline.objectives.prefix import PrefixObjective
+from data_pipeline.objectives.seq2seq import Seq2SeqObjective
 from llmscale.config import RunConfig
 
 _BYTES = 259
@@ -63,10 +61,11 @@ def workload_of(config: RunConfig) -> Workload:
             cut, spans = noise(objective, window)
             # The encoder's rows are filled up where no window fills them exactly.
             return Workload(vocab, cut + spans + 1, memory=length, masked=window - cut + spans + 1 < length)
-        case PairsObjective():
+        case Seq2SeqObjective():
             if objective.concatenate:
                 return Workload(vocab, length + objective.target_length, masked=True)
             return Workload(vocab, objective.target_length, memory=length, masked=True)
+    raise AssertionError(objective.name)
 
 
 def vocabulary(config: RunConfig) -> int:

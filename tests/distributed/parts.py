@@ -78,7 +78,7 @@ def global_batch(config: RunConfig, step: int) -> Batch:
             batch.weights = batch.encoder_weights * (torch.rand(GLOBAL_BATCH, LENGTH, generator=generator) < 0.2)
             batch.targets = tokens[:, :-1]
             batch.segment_ids = (places > length // 2).long()
-            batch.next_sentence_labels = numbers[:, 0] % 3 - 1
+            batch.labels["next_sentence"] = numbers[:, 0] % 3 - 1
         case "encoder_decoder":
             batch.encoder_inputs = source
             batch.encoder_weights = (torch.arange(SOURCE) < 11 + 2 * numbers).float()
@@ -112,7 +112,7 @@ def mean_loss(model: nn.Module, config: RunConfig, batch: Batch, dropout: Dropou
     if output.router_loss is not None:
         total = total + (output.router_loss * batch.weights.sum(1)).sum() / batch.weights.sum()
     if config.model.next_sentence:
-        labels = batch.next_sentence_labels
+        labels = batch.labels["next_sentence"]
         total = total + F.cross_entropy(model.next_sentence(output.hidden)[labels >= 0], labels[labels >= 0])
     return loss, total
 

@@ -54,7 +54,13 @@ def global_batch(config: RunConfig, step: int) -> Batch:
             labels = torch.randint(-1, 2, (GLOBAL_BATCH,), generator=draw)
             types = ((place >= sizes[:, None] // 2) & (real > 0)).long()
             return Batch(
-                inputs, inputs, hidden, numbers, encoder_weights=real, segment_ids=types, next_sentence_labels=labels
+                inputs,
+                inputs,
+                hidden,
+                numbers,
+                encoder_weights=real,
+                segment_ids=types,
+                labels={"next_sentence": labels},
             )
         case "denoising":
             encoder = torch.randint(0, VOCAB, (GLOBAL_BATCH, LENGTH - 4), generator=draw)
