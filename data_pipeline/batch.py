@@ -91,6 +91,11 @@ def fill_of(name: str, array: np.ndarray) -> float:
     return 0
 
 
+def no_labels(labels: torch.Tensor) -> torch.Tensor:
+    """Labels of samples that have none."""
+    return torch.full_like(labels, torch.nan if labels.is_floating_point() else -1)
+
+
 def _dtype(name: str, array: np.ndarray) -> type:
     numbers = name.startswith(LABELS) and array.dtype.kind == "f"
     return np.float32 if numbers or name in ("weights", "encoder_weights") else np.int64

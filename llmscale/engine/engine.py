@@ -26,8 +26,7 @@ from llmscale.engine.recompute import apply_recompute
 from llmscale.engine.schedule import learning_rate
 from llmscale.model import Dropout
 from llmscale.model.block import Block
-from llmscale.objectives import Loss
-from llmscale.objectives.loss import TokenLoss
+from llmscale.objectives.loss import Loss
 from llmscale.objectives.scores import own_places, token_scores
 from llmscale.parallel.grid import RankGrid
 from llmscale.parallel.init import Weights
@@ -55,9 +54,8 @@ class ObjectiveModule(nn.Module):
         """The sum of each term of the loss over the batch, (terms,) in fp32; with dropout in training. Of a batch that
         asks for scores those, (2, B, K)."""
         if batch.scored_places is not None:
-            assert isinstance(self.loss, TokenLoss)
             return self.scores(self.model, self.loss.output(self.model, batch).hidden, batch)
-        return self.loss(self.model, batch, self.dropout(batch), own_targets(batch, self._grid))
+        return self.loss(self.model, batch, self.dropout(batch), own_targets(batch, self.loss.heads, self._grid))
 
     def scores(self, model: Any, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
         """`token_scores` (2, B, K) of the positions that this rank has; 0 of those of other ranks."""

@@ -16,7 +16,7 @@ from data_pipeline.sources.readers import by_reason
 from llmscale.checkpoint.model import load_model
 from llmscale.evaluate.heldout import evaluate
 from llmscale.evaluate.sources import Given, evaluation_sources
-from llmscale.objectives import build_loss
+from llmscale.objectives.loss import build_loss
 
 
 def evaluate_files(

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from data_pipeline.base.durable import write_json
 from data_pipeline.base.errors import UserError, writing
-from data_pipeline.objectives.seq2seq import Seq2SeqObjective
 from data_pipeline.tokenizer import Tokenizer, load_tokenizer
 from data_pipeline.tokenizer.chat_files import carry_chat
 from data_pipeline.tokenizer.frame import conventions_of
@@ -23,6 +22,7 @@ from llmscale.hugging_face.files import CONFIG, GENERATION, new_folder, require_
 from llmscale.hugging_face.tensors import DTYPES, parse_size, write_tensors
 from llmscale.hugging_face.tokenizers import OWN_FOLDER, export_tokenizer, token_ids
 from llmscale.hugging_face.weights import Move, Shapes, plan, shapes_of
+from llmscale.objectives import model_side
 
 _TYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
@@ -76,7 +76,7 @@ def export_checkpoint(
         else:
             _write_generation(temporary, model, tokenizer)
             if with_tokenizer:
-                source = isinstance(config.objective, Seq2SeqObjective)
+                source = model_side(config.objective).reading == "source"
                 export_tokenizer(tokenizer, temporary, model, source=source)
                 export_chat(checkpoint.tokenizer, temporary)
     if drawn := checkpoint.manifest.drawn:

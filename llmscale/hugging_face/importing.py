@@ -13,7 +13,6 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from data_pipeline.base.errors import UserError, writing
-from data_pipeline.objectives.seq2seq import Seq2SeqObjective
 from data_pipeline.tokenizer.base import StoredTokenizer
 from llmscale.checkpoint.manifest import TOKENIZER, RunState
 from llmscale.checkpoint.whole import write_whole
@@ -27,10 +26,12 @@ from llmscale.hugging_face.files import CONFIG, new_folder, read_json, require_f
 from llmscale.hugging_face.tensors import TensorFolder
 from llmscale.hugging_face.tokenizers import import_tokenizer
 from llmscale.hugging_face.weights import VOCABULARY, Move, Shapes, padded, plan, shapes_of
+from llmscale.model.heads import all_heads
+from llmscale.objectives import settings_for
 from llmscale.parallel.init import drawn
 from llmscale.parallel.shards import Shard
 
-_HEADS = ("head.", "next_sentence.")
+_HEADS = tuple(f"{head.attribute}." for head in all_heads())
 """What our names of the heads' tensors begin with; all others are the body's."""
 
 
@@ -296,14 +297,6 @@ def _more(names: set[str] | list[str]) -> str:
 def _run_config(source: _Source, tokenizer: StoredTokenizer, settings: dict[str, Any], out: Path) -> RunConfig:
     """A whole config around the model: enough to use it, and to begin a fine-tuning config from."""
     model = _config(source.model)
-    objectives: dict[str, dict[str, Any]] = {
-        "decoder": {"name": "causal"},
-        "encoder": {"name": "masked", "next_sentence": model.next_sentence},
-        "encoder_decoder": {"name": "denoising" if "sentinel_0" in tokenizer.special else "seq2seq"},
-    }
-    if objectives[model.architecture]["name"] == "seq2seq":
-        length = Seq2SeqObjective().target_length
-        objectives[model.architecture]["target_length"] = min(length, model.max_positions)
     data = {
         "sources": [{"kind": "text", "paths": ["corpus/*.txt"]}],
         "tokenizer": settings,
@@ -313,6 +306,6 @@ def _run_config(source: _Source, tokenizer: StoredTokenizer, settings: dict[str,
         "run": {"directory": f"runs/{out.name}"},
         "data": data,
         "model": source.model,
-        "objective": objectives[model.architecture],
+        "objective": settings_for(model, tokenizer.special),
     }
     return parse_config(raw, origin=str(out))

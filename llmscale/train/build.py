@@ -32,7 +32,7 @@ from llmscale.distributed.agreement import on_rank_zero, together
 from llmscale.distributed.process_group import World
 from llmscale.engine.engine import resolve_dtype
 from llmscale.evaluate.tasks import Task, load_tasks
-from llmscale.generate.prompts import require_unicode
+from llmscale.generate.prompts import needs_source, reading_of, require_unicode
 from llmscale.model import Transformer
 from llmscale.model.experts import ExpertLinear
 from llmscale.parallel import init
@@ -175,7 +175,7 @@ def build_tokenizer(config: RunConfig, run: RunDirectory) -> Tokenizer:
         require_unicode(prompt, f"logging.sample_prompts.{index}")
         length, around = len(tokenizer.encode(prompt)), sum(map(len, text_frame(tokenizer, source=False)))
         needed, room = length + max(around, 1) + 1, config.model.max_positions
-        if not length and (config.model.architecture == "encoder_decoder" or config.objective.name == "seq2seq"):
+        if not length and needs_source(config.model, reading_of(config.objective)):
             raise UserError(
                 f"logging.sample_prompts.{index} is empty, but a model trained by objective {config.objective.name}"
                 " continues a source text; give one"

@@ -17,7 +17,7 @@ from llmscale.distributed.process_group import all_reduce_sum, gather_objects, j
 from llmscale.engine.engine import Engine, accumulation
 from llmscale.engine.schedule import learning_rate
 from llmscale.model import Dropout
-from llmscale.objectives import build_loss
+from llmscale.objectives.loss import build_loss
 from llmscale.parallel.grid import RankGrid
 from tests.engine.cases import GLOBAL_BATCH, LENGTH, STEPS, VOCAB, build, case_config, open_engine, own_optimizers
 

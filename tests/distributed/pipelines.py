@@ -13,7 +13,7 @@ from llmscale.engine.engine import Engine
 from llmscale.engine.optimizers import build_optimizer
 from llmscale.engine.schedule import learning_rate
 from llmscale.model import Dropout
-from llmscale.objectives import build_loss
+from llmscale.objectives.loss import build_loss
 from llmscale.parallel.grid import RankGrid
 from tests.engine import cases
 

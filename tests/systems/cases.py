@@ -13,7 +13,7 @@ from llmscale.distributed.process_group import all_reduce_sum, join, leave, read
 from llmscale.engine.engine import accumulation
 from llmscale.engine.pipeline import make_engine
 from llmscale.model import Dropout
-from llmscale.objectives import build_loss
+from llmscale.objectives.loss import build_loss
 from llmscale.parallel import init
 from llmscale.parallel.grid import RankGrid
 from llmscale.train.build import build_grid
