@@ -115,8 +115,9 @@ def _tokenised(
         survey = survey._replace(files=[file._replace(source=0) for file in survey.files])
     alone = config.model_copy(update={"sources": [config.sources[index]]})
     corpus = Corpus.training(alone, None if survey is None else [survey])
-    pairs = objective.stored.target
-    prefix = Path(cache) / f"training-{corpus.digest[:12]}-{tokenizer.digest[:8]}-{int(pairs)}"
+    stored = objective.stored
+    kept = "-".join([f"{int(stored.target)}", *stored.values])
+    prefix = Path(cache) / f"training-{corpus.digest[:12]}-{tokenizer.digest[:8]}-{kept}"
     prefix.parent.mkdir(parents=True, exist_ok=True)
     bad: list[BadRecord] = []
 
@@ -126,11 +127,11 @@ def _tokenised(
             while position is not None:
                 block, position = corpus.read(span, position)
                 bad.extend(corpus.take_bad())
-                yield from block
+                yield from objective.checked(block, corpus.place)
 
     names = [file.path for file in corpus.files]
     digest = f"{corpus.digest} training"
-    materialise(documents(), tokenizer, prefix, digest=digest, pairs=pairs, frame=objective.frame, files=names)
+    materialise(documents(), tokenizer, prefix, digest=digest, stored=stored, frame=objective.frame, files=names)
     if met is not None:
         met(Met(dict(corpus.dropped), bad, corpus.bad_count, corpus.records_read))
     return str(prefix)

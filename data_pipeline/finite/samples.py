@@ -221,10 +221,12 @@ class IndexedSamples:
 
 
 def sample_digest(sample: Sample, k: int) -> int:
-    """The ledger's term: xxh3 of the tokens (int64) under a seed made of k, the first document and its first token."""
+    """The ledger's term: xxh3 of the tokens and values (int64) under a seed made of k, the first document and its first
+    token."""
     first = sample.pieces[0]
     seed = xxhash.xxh3_64_intdigest(np.array([k, first.document, first.start], dtype="<i8").data)
-    return xxhash.xxh3_64_intdigest(np.ascontiguousarray(sample.tokens, dtype="<i8").data, seed)
+    tokens = np.concatenate([sample.tokens, *sample.values]) if sample.values else sample.tokens
+    return xxhash.xxh3_64_intdigest(np.ascontiguousarray(tokens, dtype="<i8").data, seed)
 
 
 class WindowView:

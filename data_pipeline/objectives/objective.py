@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -12,6 +12,7 @@ from pydantic import Field
 from data_pipeline.base.errors import UserError
 from data_pipeline.base.section import Section
 from data_pipeline.config import SourceConfig
+from data_pipeline.document import Document
 from data_pipeline.objectives.packing import OpenPacker, Origins, Sample, Stored
 from data_pipeline.tokenizer import Tokenizer
 from data_pipeline.tokenizer.frame import Frame
@@ -78,12 +79,31 @@ class Objective(ABC):
 
     def sample(self, text: np.ndarray, others: Sequence[np.ndarray], origins: Origins) -> Sample:
         """For unit `document`: the sample of the text's tokens and the other arrays that are stored of the document."""
-        tokens = np.concatenate([text, *others])
-        return Sample(tokens, origins(len(tokens)), len(text))
+        texts, values = others[: int(self.stored.target)], tuple(others[int(self.stored.target) :])
+        tokens = np.concatenate([text, *texts])
+        return Sample(tokens, origins(len(tokens)), len(text), values=values)
 
     def problem(self, values: Mapping[str, Any]) -> str | None:
         """What is wrong with the values of a document's other fields, as a clause with the fix; None: nothing."""
         return None
+
+    def checked(self, documents: Iterable[Document], place: Callable[[Document], str]) -> Iterator[Document]:
+        """The documents, whose values are looked at.
+
+        Args:
+            place: says where one stands.
+
+        Raises:
+            UserError: a value is wrong; names its place.
+        """
+        if not self.stored.values:
+            yield from documents
+            return
+        for document in documents:
+            problem = self.problem(document.values or {})
+            if problem is not None:
+                raise UserError(f"{place(document)}: {problem}")
+            yield document
 
     def require(self, sources: Sequence[SourceConfig], where: str) -> None:
         """Raise UserError unless every source, which the config has at `where`, says where to find what is stored."""
@@ -92,6 +112,17 @@ class Objective(ABC):
                 raise UserError(
                     f"objective.name is {self.config.name}, but {where}.{index} has no target_field; name the field"
                     f" that holds the target text"
+                )
+            missing = [name for name in self.stored.values if name not in source.fields]
+            if missing and source.kind == "tokens":
+                raise UserError(
+                    f"objective.name is {self.config.name}, but {where}.{index} has kind tokens, which hold no"
+                    f" {missing[0]}; name the files that the tokens are from"
+                )
+            if missing:
+                raise UserError(
+                    f"objective.name is {self.config.name}, but {where}.{index} does not say which field holds the"
+                    f" {missing[0]}; set its fields to {{{missing[0]}: NAME}}"
                 )
 
     @abstractmethod

@@ -11,7 +11,7 @@ from data_pipeline.base.errors import UserError
 from data_pipeline.base.random import shuffled
 from data_pipeline.document import Document
 from data_pipeline.objectives import Objective
-from data_pipeline.objectives.packing import Place, TokenizedDocument
+from data_pipeline.objectives.packing import Place, TokenizedDocument, stored_values
 from data_pipeline.sources.corpus import Corpus
 from data_pipeline.sources.readers import Span, by_reason
 from data_pipeline.tokenizer import Tokenizer
@@ -87,6 +87,7 @@ class LaneDocuments:
         assert self._position is not None
         span = self._spans[self._order[self._index]]
         documents, self._position = self._corpus.read(span, max(self._position, span.start))
+        documents = list(self._objective.checked(documents, self._corpus.place))
         encoded = self._tokenizer.encode_batch([document.text for document in documents])
         others = self._others(documents)
         # One array for the block: eos, text, eos, text, eos. Neighbours share the eos between them.
@@ -107,10 +108,14 @@ class LaneDocuments:
 
     def _others(self, documents: list[Document]) -> Sequence[tuple[np.ndarray, ...]]:
         """What else is stored of each document."""
-        if not self._objective.stored.arrays:
+        stored = self._objective.stored
+        if not stored.arrays:
             return [()] * len(documents)
+        others = [stored_values(document.values, stored) for document in documents]
+        if not stored.target:
+            return others
         targets = self._tokenizer.encode_batch([document.target or "" for document in documents])
-        return [(target,) for target in targets]
+        return [(target, *values) for target, values in zip(targets, others, strict=True)]
 
     def _next_span(self) -> None:
         self._index += 1
