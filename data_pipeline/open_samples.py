@@ -115,7 +115,7 @@ def _tokenised(
         survey = survey._replace(files=[file._replace(source=0) for file in survey.files])
     alone = config.model_copy(update={"sources": [config.sources[index]]})
     corpus = Corpus.training(alone, None if survey is None else [survey])
-    stored = objective.stored
+    stored = objective.config.stored
     kept = "-".join([f"{int(stored.target)}", *stored.values])
     prefix = Path(cache) / f"training-{corpus.digest[:12]}-{tokenizer.digest[:8]}-{kept}"
     prefix.parent.mkdir(parents=True, exist_ok=True)

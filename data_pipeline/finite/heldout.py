@@ -155,7 +155,7 @@ def build_evaluation_set(
         if isinstance(part, _Tokens):
             require_frame(part.prefixes, tokenizer, made.frame)
     lead = made.overlap == 1
-    key = hashlib.sha256(f"{tokenizer.digest} {lead} {made.stored.key}".encode())
+    key = hashlib.sha256(f"{tokenizer.digest} {lead} {made.config.stored.key}".encode())
     if frame != plain_frame(tokenizer):
         key.update(repr(frame).encode())
     for part in parts:
@@ -215,9 +215,9 @@ class _Text:
     def tokens(self, tokenizer: Tokenizer, made: Objective, frame: Frame) -> Iterator[tuple[list[np.ndarray], int]]:
         """The arrays of each document, and the bytes of its text, or of its target."""
         documents = made.checked(self._documents(), self.corpus.place)
-        for batch in tokenized(documents, tokenizer, made.stored, frame):
+        for batch in tokenized(documents, tokenizer, made.config.stored, frame):
             for text in batch:
-                counted = text.document.target if made.stored.target else text.document.text
+                counted = text.document.target if made.config.stored.target else text.document.text
                 yield text.arrays, len((counted or "").encode(errors="surrogatepass"))
 
     def _documents(self) -> Iterator[Document]:
@@ -241,7 +241,7 @@ class _Tokens:
         return map(tokenizer.decode, documents)
 
     def tokens(self, tokenizer: Tokenizer, made: Objective, frame: Frame) -> Iterator[tuple[list[np.ndarray], int]]:
-        step = 1 + made.stored.arrays
+        step = 1 + made.config.stored.arrays
         odd = [dataset for dataset in self.shards.datasets if dataset.document_count % step]
         if odd:
             raise UserError(
@@ -305,7 +305,7 @@ def _write(
                 for arrays, count in part.tokens(tokenizer, made, frame):
                     writer.add(arrays)
                     size.documents += 1
-                    counted = arrays[int(made.stored.target)]
+                    counted = arrays[int(made.config.stored.target)]
                     begun = begin and tuple(counted[:begin].tolist()) == frame.begin
                     size.tokens += len(counted) - (begin if begun else 0)
                     size.bytes += count

@@ -109,7 +109,7 @@ class IndexedSamples:
             if not are_known(sample.tokens, self._vocab_size):
                 shards = self._groups[self._mixture.place(k)[0]]
                 # The target of a text has no piece of its own.
-                more = [sample.pieces[0].document + 1] if self._objective.stored.target else []
+                more = [sample.pieces[0].document + 1] if self._objective.config.stored.target else []
                 for document in [*(piece.document for piece in sample.pieces), *more]:
                     shards.known(document, self._vocab_size)
 
@@ -296,7 +296,7 @@ class DocumentView:
 
     def __init__(self, shards: Shards, objective: Objective) -> None:
         self.shards = shards
-        self.examples = Examples(shards, per_example=1 + objective.stored.arrays)
+        self.examples = Examples(shards, per_example=1 + objective.config.stored.arrays)
         self._ends = end_tokens(shards, objective.eos)
         self._objective = objective
 
@@ -304,7 +304,7 @@ class DocumentView:
         return len(self.examples)
 
     def sample(self, index: int, number: int) -> Sample:
-        stored = self._objective.stored
+        stored = self._objective.config.stored
         where = _piece(self.shards, (1 + stored.arrays) * index, 0, 0)
         ends = self._ends[where.file]
         text, *others = (_narrow(part[: len(part) - ends]) for part in self.examples.get(index))

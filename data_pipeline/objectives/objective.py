@@ -46,6 +46,15 @@ class ObjectiveSettings(Section, ABC):
     def build(self, tokenizer: Tokenizer, sequence_length: int, seed: int) -> Objective:
         """The objective over a tokenizer that has the `roles`."""
 
+    @property
+    def stored(self) -> Stored:
+        """What is kept of a document besides its text."""
+        return Stored()
+
+    def head(self, architecture: str) -> dict[str, Any] | None:
+        """The `model.head` that a model of this architecture needs; None: that of a language model."""
+        return None
+
     def evaluated(self) -> ObjectiveSettings:
         """The objective by which held-out documents are read: without what only training is to be varied by."""
         return self
@@ -58,8 +67,6 @@ class Objective(ABC):
     unit: Literal["window", "sentences", "document"]
     """What a sample is cut from: the packed stream, one or two documents, or a document with all that is stored of
     it."""
-    stored: Stored = Stored()
-    """What is kept of a document besides its text."""
     length: int
     """Tokens of a sample: exactly for windows, at most for sentences; 0 where it is as long as it is."""
     overlap: int = 0
@@ -79,7 +86,7 @@ class Objective(ABC):
 
     def sample(self, text: np.ndarray, others: Sequence[np.ndarray], origins: Origins) -> Sample:
         """For unit `document`: the sample of the text's tokens and the other arrays that are stored of the document."""
-        texts, values = others[: int(self.stored.target)], tuple(others[int(self.stored.target) :])
+        texts, values = others[: int(self.config.stored.target)], tuple(others[int(self.config.stored.target) :])
         tokens = np.concatenate([text, *texts])
         return Sample(tokens, origins(len(tokens)), len(text), values=values)
 
@@ -96,7 +103,7 @@ class Objective(ABC):
         Raises:
             UserError: a value is wrong; names its place.
         """
-        if not self.stored.values:
+        if not self.config.stored.values:
             yield from documents
             return
         for document in documents:
@@ -108,12 +115,12 @@ class Objective(ABC):
     def require(self, sources: Sequence[SourceConfig], where: str) -> None:
         """Raise UserError unless every source, which the config has at `where`, says where to find what is stored."""
         for index, source in enumerate(sources):
-            if self.stored.target and source.target_field is None and source.kind != "tokens":
+            if self.config.stored.target and source.target_field is None and source.kind != "tokens":
                 raise UserError(
                     f"objective.name is {self.config.name}, but {where}.{index} has no target_field; name the field"
                     f" that holds the target text"
                 )
-            missing = [name for name in self.stored.values if name not in source.fields]
+            missing = [name for name in self.config.stored.values if name not in source.fields]
             if missing and source.kind == "tokens":
                 raise UserError(
                     f"objective.name is {self.config.name}, but {where}.{index} has kind tokens, which hold no"

@@ -28,6 +28,10 @@ class Seq2SeqObjective(ObjectiveSettings):
     def roles(self, sequence_length: int) -> tuple[str, ...]:
         return ("pad",)
 
+    @property
+    def stored(self) -> Stored:
+        return Stored(target=True)
+
     def build(self, tokenizer: Tokenizer, sequence_length: int, seed: int) -> Seq2Seq:
         return Seq2Seq(self, tokenizer, sequence_length)
 
@@ -37,7 +41,6 @@ class Seq2Seq(Objective):
 
     unit = "document"
     length = 0
-    stored = Stored(target=True)
 
     config: Seq2SeqObjective
 

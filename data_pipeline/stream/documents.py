@@ -108,7 +108,7 @@ class LaneDocuments:
 
     def _others(self, documents: list[Document]) -> Sequence[tuple[np.ndarray, ...]]:
         """What else is stored of each document."""
-        stored = self._objective.stored
+        stored = self._objective.config.stored
         if not stored.arrays:
             return [()] * len(documents)
         others = [stored_values(document.values, stored) for document in documents]

@@ -13,6 +13,9 @@ from llmscale.config.bounds import Count, Layers, Width
 GATED = ("swiglu", "geglu", "geglu_tanh", "reglu")
 """Activations that multiply a second projection with the activated one."""
 
+OF_HEADS = ("head", "head_bias", "head_transform", "scaled_head", "tied_embeddings", "next_sentence")
+"""Settings of the model that are those of its heads."""
+
 
 class RotaryScaling(Section):
     """How the rotary frequencies of a model are stretched beyond the context that it was first trained on."""
@@ -80,6 +83,8 @@ class HeadConfig(Section):
     """A dense layer and tanh before the projection (BERT)."""
     bias: bool = True
     """A bias of each output."""
+    loss: Literal["cross_entropy", "binary_cross_entropy", "squared_error"] = "cross_entropy"
+    """Of the outputs: one class is right; each is right or not; they are numbers."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Share of the vector's values dropped before the projection in training."""
 

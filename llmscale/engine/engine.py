@@ -98,6 +98,9 @@ class Engine:
         self.grid = grid
         self.device = device
         self.dtype = resolve_dtype(config.engine.dtype, device)
+        self._measured = [0, *range(len(loss.terms), len(loss.terms) + len(loss.measures))]
+        self.measures = loss.measures
+        """Names of what `measure` gives after the loss."""
         self.named = self._trained(model)
         self.parameters = sum(math.prod(shard_of(parameter).shape) for _, parameter in self.named)
         """Of the whole model, not of this rank's part."""
@@ -200,13 +203,18 @@ class Engine:
         """Learning rate of 0-based step `step`."""
         return learning_rate(self.config.schedule, self.config.optimizer.lr, self.config.train.steps, step)
 
-    @torch.no_grad()
     def loss(self, batch: Batch) -> float:
-        """Sum of weight x loss over a batch's targets, without training, as `train_step` gives it; where ranks share
-        parameters they must call it together."""
+        """The first of `measure`."""
+        return self.measure(batch)[0]
+
+    @torch.no_grad()
+    def measure(self, batch: Batch) -> list[float]:
+        """Sum of weight x loss over a batch's targets, without training, as `train_step` gives it, and those of
+        `Loss.measures`; where ranks share parameters they must call it together."""
         self._engine.eval()
         with self._passes():
-            return float(self._engine.module(batch.to(self.device))[0]) * self.grid.reports
+            sums = self._engine.module(batch.to(self.device)).tolist()
+        return [sums[i] * self.grid.reports for i in self._measured]
 
     @torch.no_grad()
     def score(self, batch: Batch) -> torch.Tensor:

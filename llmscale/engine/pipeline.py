@@ -183,9 +183,10 @@ class PipelineEngine(Engine):
         return torch.stack(sums).double().sum(0) if sums else torch.zeros(len(scale), dtype=torch.float64)
 
     @torch.no_grad()
-    def loss(self, batch: Batch) -> float:
+    def measure(self, batch: Batch) -> list[float]:
         self._evaluate(batch)
-        return sum(float(terms[0]) for terms in self._stage.sums) * self.grid.reports
+        totals = [sum(float(terms[i]) for terms in self._stage.sums) for i in self._measured]
+        return [total * self.grid.reports for total in totals]
 
     @torch.no_grad()
     def score(self, batch: Batch) -> Tensor:

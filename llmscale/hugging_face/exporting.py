@@ -52,7 +52,8 @@ def export_checkpoint(
     tokenizer = load_tokenizer(checkpoint.tokenizer)
     model, vocab_size = config.model, config.model.vocabulary(tokenizer.vocab_size)
     shapes = shapes_of(model, vocab_size)
-    fitting = fit(model, vocab_size)
+    objective = config.objective.model_dump(mode="json")
+    fitting = fit(model, vocab_size, objective)
     with new_folder(folder) as temporary, writing(folder):
         if isinstance(fitting, Misfit):
             moves = None
@@ -61,6 +62,8 @@ def export_checkpoint(
                 f" {fitting.reason}), so {folder} holds it under llmscale's own names, for `llmscale import` alone"
             )
             values = {"model_type": OWN, "vocab_size": vocab_size, "model": model.model_dump(mode="json")}
+            if model.head is not None:
+                values["objective"] = objective
         else:
             table, written = fitting
             moves = plan(table, model, shapes)
@@ -106,7 +109,7 @@ def _write_generation(folder: Path, model: ModelConfig, tokenizer: Tokenizer) ->
     kept = conventions_of(tokenizer)
     if kept is not None and (model.architecture != "encoder" or "_from_model_config" not in kept.generation):
         write_json(folder / GENERATION, kept.generation)
-    if kept is not None or model.architecture == "encoder":
+    if kept is not None or model.cannot_generate:
         return
     ids = token_ids(tokenizer)
     found = {f"{role}_token_id": ids[role] for role in ("bos", "eos", "pad") if role in ids}

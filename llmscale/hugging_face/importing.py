@@ -106,6 +106,8 @@ class _Source:
 
     model: dict[str, Any]
     """The model section."""
+    objective: dict[str, Any] | None
+    """The objective section, where the files say what the head predicts."""
     vocab_size: int
     shapes: Shapes
     """Of ours, unpadded."""
@@ -145,26 +147,35 @@ def _source(values: dict[str, Any], path: Path, folder: TensorFolder) -> tuple[_
     table, model = found.table, dict(found.model)
     names = _known_names(table, folder)
     _stand_in(table.copies or {}, names)
-    for setting, tensor in (table.present or {}).items():
+    for setting, tensor in {} if "head" in model else (table.present or {}).items():
         model[setting] = model[setting] or tensor in names
     notes = list(found.notes)
     config = _config(model)
     _require_layers(config, folder, config.experts.count if config.experts else 0)
+    tied = {} if "head" in model else _tie(table, model, folder, names, notes)
+    config = _config(model)
+    shapes = shapes_of(config, model["vocab_size"])
+    moves = plan(table, config, shapes)
+    expected = {name: move.shape for move in moves for name in move.theirs}
+    unexpected = _unexpected(table, folder, names, expected, tied)
+    heads = {move.theirs[0]: move.ours[0] for move in moves if move.ours[0].startswith(_HEADS)}
+    lacking = _lacking(folder, names, expected, unexpected, heads)
+    return _Source(model, found.objective, model["vocab_size"], shapes, folder, names, moves, lacking), notes
+
+
+def _tie(
+    table: HuggingFace, model: dict[str, Any], folder: TensorFolder, names: dict[str, str], notes: list[str]
+) -> dict[str, str]:
+    """The head's tensor that stands for the embedding's, by its own; unties the model where both are stored and
+    differ."""
     head, embedding = _head(table, model)
-    if config.tied_embeddings:
+    if _config(model).tied_embeddings:
         _stand_in({head: embedding}, names)
     if _config(model).tied_embeddings and head in names and not _equal(folder, names, head, embedding):
         # As transformers does: what is stored counts for more than what config.json says.
         model["tied_embeddings"] = False
         notes.append(f"{head} is stored and differs from {embedding}, so the head is not tied")
-    config = _config(model)
-    shapes = shapes_of(config, model["vocab_size"])
-    moves = plan(table, config, shapes)
-    expected = {name: move.shape for move in moves for name in move.theirs}
-    unexpected = _unexpected(table, folder, names, expected, {head: embedding} if config.tied_embeddings else {})
-    heads = {move.theirs[0]: move.ours[0] for move in moves if move.ours[0].startswith(_HEADS)}
-    lacking = _lacking(folder, names, expected, unexpected, heads)
-    return _Source(model, model["vocab_size"], shapes, folder, names, moves, lacking), notes
+    return {head: embedding} if _config(model).tied_embeddings else {}
 
 
 def _own_source(values: dict[str, Any], path: Path, folder: TensorFolder) -> tuple[_Source, list[str]]:
@@ -185,7 +196,10 @@ def _own_source(values: dict[str, Any], path: Path, folder: TensorFolder) -> tup
     names = {name: name for name in folder.names}
     heads = {name: name for name in shapes if name.startswith(_HEADS)}
     lacking = _lacking(folder, names, shapes, set(names) - set(shapes), heads)
-    return _Source({**model, "vocab_size": vocab_size}, vocab_size, shapes, folder, names, None, lacking), []
+    section = values.get("objective")
+    objective = section if isinstance(section, dict) and config.head is not None else None
+    described = {**model, "vocab_size": vocab_size}
+    return _Source(described, objective, vocab_size, shapes, folder, names, None, lacking), []
 
 
 def _require_layers(model: ModelConfig, folder: TensorFolder, experts: int = 0) -> None:
@@ -306,6 +320,6 @@ def _run_config(source: _Source, tokenizer: StoredTokenizer, settings: dict[str,
         "run": {"directory": f"runs/{out.name}"},
         "data": data,
         "model": source.model,
-        "objective": settings_for(model, tokenizer.special),
+        "objective": source.objective or settings_for(model, tokenizer.special),
     }
     return parse_config(raw, origin=str(out))

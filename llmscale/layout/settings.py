@@ -43,7 +43,10 @@ def _require_architecture(config: RunConfig) -> None:
     model, objective = config.model, model_side(config.objective)
     architecture, wanted = model.architecture, " or ".join(map(_an, objective.architectures))
     if architecture not in objective.architectures:
-        others = (f"objective.{key}={_written(value)}" for key, value in settings_for(model).items())
+        others = (
+            f"objective.{key}={_written(value)}"
+            for key, value in settings_for(model.model_copy(update={"head": None})).items()
+        )
         other = objective.instead(architecture) or f"use {' and '.join(others)}"
         raise UserError(
             f"objective.name is {objective.form}, which trains {wanted}, but model.architecture is {architecture};"

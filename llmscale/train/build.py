@@ -208,7 +208,7 @@ def build_model(
                 f"{config.run.directory}/tokenizer was made without the conventions (special tokens around texts) of"
                 f" train.init_from {config.train.init_from}; remove that folder, or start a new run"
             )
-        return model, start_from(model, config.train.init_from, tokenizer)
+        return model, start_from(model, config.train.init_from, tokenizer, config.run.seed)
     return model, init.drawn(config.model, config.run.seed)
 
 

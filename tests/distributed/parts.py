@@ -113,7 +113,7 @@ def mean_loss(model: nn.Module, config: RunConfig, batch: Batch, dropout: Dropou
         total = total + (output.router_loss * batch.weights.sum(1)).sum() / batch.weights.sum()
     if config.model.next_sentence:
         labels = batch.labels["next_sentence"]
-        total = total + F.cross_entropy(model.next_sentence(output.hidden)[labels >= 0], labels[labels >= 0])
+        total = total + F.cross_entropy(model.next_sentence(output.hidden[:, 0])[labels >= 0], labels[labels >= 0])
     return loss, total
 
 

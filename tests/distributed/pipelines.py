@@ -110,7 +110,7 @@ def _plain_losses(model: Any, batch: Batch, dropout: Dropout | None = None) -> l
     found = [(losses * batch.weights.flatten()).sum() / batch.weights.sum()]
     if encodes:
         known = batch.labels["next_sentence"] >= 0
-        pairs = model.next_sentence(hidden)[known]
+        pairs = model.next_sentence(hidden[:, 0])[known]
         found.append(nn.functional.cross_entropy(pairs, batch.labels["next_sentence"][known]))
     return found
 

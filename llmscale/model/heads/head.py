@@ -6,10 +6,11 @@ Nothing here needs torch until a model is built, since layouts, plans and tables
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from llmscale.config.model import ModelConfig
-from llmscale.families.hugging_face import HuggingFace, Weight
+from llmscale.families.hugging_face import HuggingFace, Settings, Weight
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -119,6 +120,27 @@ class Head(ABC):
         return ()
 
     def class_name(self, table: HuggingFace) -> str | None:
-        """transformers' class of a model of the family with this head, which `AutoModelFor...` opens; None: what the
-        family's own table says."""
+        """transformers' class of a model of the family with this head, which `AutoModelFor...` opens; None: there is
+        none, or what the family's own table says."""
         return None
+
+    @classmethod
+    def read(cls, name: str, table: HuggingFace, settings: Settings) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        """What a config.json says of the head.
+
+        Args:
+            name: the class that it names.
+            table: of its family.
+            settings: the file, of which the keys of this head are taken.
+
+        Returns:
+            `model.head`, and the objective section that a model with it is trained by; None for another class.
+
+        Raises:
+            Unsupported: an option that the head does not have.
+        """
+        return None
+
+    def write(self, objective: Mapping[str, Any]) -> dict[str, Any]:
+        """Its keys of a config.json; `objective`: the section that the model was trained by."""
+        return {}

@@ -75,7 +75,7 @@ class Evaluator(Callback):
             self._flag.enter(Phase.TRAINING)  # the last step is saved, so that a second signal may end this
         grid = self._engine.grid
         figures = evaluate(
-            self._engine.loss,
+            self._engine.measure,
             self._documents,
             self._config.batch,
             rank=grid.coordinate("data"),
@@ -83,6 +83,8 @@ class Evaluator(Callback):
             reduce=all_reduce_sum,
             counted=grid.leads,
             max_samples=max_samples,
+            measures=self._engine.measures,
+            text=self._engine.config.model.head is None,
             stop=self._flag.poll,
         )
         if figures is None:
