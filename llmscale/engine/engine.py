@@ -44,7 +44,8 @@ class ObjectiveModule(nn.Module):
         super().__init__()
         self.model = model
         self.loss = loss
-        self._drops = bool(config.model.dropout or config.model.attention_dropout)
+        head = config.model.head
+        self._drops = bool(config.model.dropout or config.model.attention_dropout or (head and head.dropout))
         self._seed, self._layout_free = config.run.seed, config.engine.dropout_layout_free
         self._part = dropout_part(grid, config.parallel.tensor_sequence)
         self._grid = grid

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from llmscale.config.model import ModelConfig
 from llmscale.model.cross_entropy import linear_cross_entropy, linear_scores
+from llmscale.model.dropout import drop
 from llmscale.model.feed_forward import ACTIVATIONS
 from llmscale.model.linear import Linear, linear
 from llmscale.model.norms import make_norm
@@ -85,11 +86,16 @@ class Pooled(nn.Module):
     """A vector of each sequence through BERT's pooler (a dense layer and tanh; Devlin et al. 2019, code), where it has
     one, and a projection to a few numbers."""
 
-    def __init__(self, channels: int, outputs: int, *, pooler: bool, bias: bool = True) -> None:
+    def __init__(self, channels: int, outputs: int, *, pooler: bool, bias: bool = True, dropout: float = 0.0) -> None:
         super().__init__()
+        self.dropout = dropout
         self.pooler = Linear(channels, channels) if pooler else None
         self.classifier = Linear(channels, outputs, bias=bias)
 
-    def forward(self, vectors: Tensor) -> Tensor:
-        """(B, channels) to (B, outputs)."""
-        return self.classifier(vectors if self.pooler is None else self.pooler(vectors).tanh())
+    def forward(self, vectors: Tensor, keys: Tensor | None = None) -> Tensor:
+        """(B, channels) to (B, outputs); `keys` (B, 2): what training drops (`llmscale.model.dropout.drop`)."""
+        if self.pooler is not None:
+            vectors = self.pooler(vectors).tanh()
+        if self.dropout and keys is not None:
+            vectors = drop(vectors, keys, self.dropout)
+        return self.classifier(vectors)

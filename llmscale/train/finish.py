@@ -131,7 +131,9 @@ def _show(setup: Setup, summary: dict[str, Any], picture: str | None) -> None:
         size = f", {figures['bytes']:,} bytes" if "bytes" in figures else ""
         table = Table(title=Text(f"{run}: {figures['documents']} held-out documents{size}"))
         columns = {
-            _COLUMNS.get(name, name.replace("_", " ")): f"{value:.1f}" if name == "perplexity" else f"{value:.3f}"
+            (_COLUMNS if "bits_per_byte" in figures else {}).get(name, name.replace("_", " ")): f"{value:.1f}"
+            if name == "perplexity"
+            else f"{value:.3f}"
             for name, value in sorted(figures.items(), key=lambda item: item[0] != "bits_per_byte")
             if name not in ("documents", "bytes", "tokens", "samples")
         }
