@@ -23,7 +23,7 @@ from data_pipeline.sources.readers import by_reason
 from data_pipeline.stream.cursor import merge_cursors
 from data_pipeline.tokenizer import Tokenizer, load_tokenizer, prepare_tokenizer
 from data_pipeline.tokenizer.frame import conventions_of, text_frame
-from data_pipeline.tokenizer.inherited import inherited
+from data_pipeline.tokenizer.inherited import appended_roles, inherited
 from llmscale.checkpoint.store import Retention, clean
 from llmscale.checkpoint.writer import CheckpointWriter
 from llmscale.config import RunConfig
@@ -155,6 +155,7 @@ def require_shared(run: RunDirectory, world: World, seconds: float = SHARED_SECO
 def build_tokenizer(config: RunConfig, run: RunDirectory) -> Tokenizer:
     """The run's own tokenizer: copied or trained by rank 0, loaded by all."""
     roles = required_roles(config.objective, config.data.sequence_length)
+    roles = tuple(dict.fromkeys((*roles, *appended_roles(config.train.init_from))))
 
     def prepare() -> None:
         said = repair_tokenizer(run, config)
