@@ -100,8 +100,8 @@ class Engine:
         self.device = device
         self.dtype = resolve_dtype(config.engine.dtype, device)
         self._measured = [0, *range(len(loss.terms), len(loss.terms) + len(loss.measures))]
-        self.measures = loss.measures
-        """Names of what `measure` gives after the loss."""
+        self.measures = {name: name in loss.heads[0].higher_is_better for name in loss.measures}
+        """Names of what `measure` gives after the loss, and whether more is better."""
         self.named = self._trained(model)
         self.parameters = sum(math.prod(shard_of(parameter).shape) for _, parameter in self.named)
         """Of the whole model, not of this rank's part."""

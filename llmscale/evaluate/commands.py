@@ -67,7 +67,4 @@ def evaluate_files(
         click.echo(json.dumps(strict(row), allow_nan=False))
         return
     dropped = by_reason(documents.dropped)
-    click.echo(
-        f"{trained.checkpoint.path}: {told(figures)}"
-        f"{'; dropped or repaired: ' if dropped else ''}{dropped})"
-    )
+    click.echo(f"{trained.checkpoint.path}: {told(figures)}{'; dropped or repaired: ' if dropped else ''}{dropped})")

@@ -59,6 +59,8 @@ class Head(ABC):
     """Unit of that."""
     measures: tuple[str, ...] = ()
     """What is measured of held-out samples besides the loss, each as a mean over them."""
+    higher_is_better: ClassVar[frozenset[str]] = frozenset()
+    """Those of them of which more is better."""
     generates: ClassVar[bool] = False
     """Whether it gives probabilities of the next token."""
     reads: Literal["each", "first", "whole"] = "each"

@@ -83,7 +83,7 @@ class Evaluator(Callback):
             reduce=all_reduce_sum,
             counted=grid.leads,
             max_samples=max_samples,
-            measures=self._engine.measures,
+            measures=list(self._engine.measures),
             text=self._engine.config.model.head is None,
             stop=self._flag.poll,
         )
@@ -91,5 +91,6 @@ class Evaluator(Callback):
             state.preempted = True
             return None
         self._outputs.evaluation(state.step, figures)
-        state.figures["loss"] = Figure(figures["loss"])
+        for name, higher in {"loss": False, **self._engine.measures}.items():
+            state.figures[name] = Figure(figures[name], higher)
         return figures
