@@ -142,7 +142,7 @@ def plain_loop(model: nn.Module, mean_loss: Callable[[], Tensor]) -> Step:
 def build_bare_step(shape: Shape) -> Step:
     """This project's module in a plain loop."""
     from llmscale.engine.engine import compile_blocks
-    from llmscale.objectives import build_loss
+    from llmscale.objectives.loss import build_loss
     from llmscale.parallel.init import build
 
     config = _config(shape)
@@ -157,7 +157,7 @@ def build_engine_step(shape: Shape) -> Step:
     """This project's step through its engine (DeepSpeed ZeRO 1), as the trainer takes it."""
     from llmscale.distributed.process_group import join, read_world
     from llmscale.engine.engine import Engine
-    from llmscale.objectives import build_loss
+    from llmscale.objectives.loss import build_loss
     from llmscale.parallel.grid import RankGrid
     from llmscale.parallel.init import build
 

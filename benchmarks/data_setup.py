@@ -21,7 +21,10 @@ from data_pipeline.config import DataConfig
 from data_pipeline.finite.format import token_dtype
 from data_pipeline.finite.writer import IndexedWriter
 from data_pipeline.objectives import required_roles
-from data_pipeline.objectives.config import CausalObjective, DenoisingObjective, MaskedObjective, ObjectiveConfig
+from data_pipeline.objectives.causal import CausalObjective
+from data_pipeline.objectives.config import ObjectiveConfig
+from data_pipeline.objectives.denoising import DenoisingObjective
+from data_pipeline.objectives.masked import MaskedObjective
 from data_pipeline.tokenizer import load_tokenizer, prepare_tokenizer
 
 MEGABYTE = 10**6

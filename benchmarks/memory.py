@@ -31,7 +31,7 @@ from llmscale.config import RunConfig, parse_config
 from llmscale.distributed.process_group import all_reduce_sum, join, leave, read_world
 from llmscale.engine.deepspeed import zero_state
 from llmscale.engine.engine import Engine, accumulation
-from llmscale.objectives import build_loss
+from llmscale.objectives.loss import build_loss
 from llmscale.parallel import init
 from llmscale.parity.ranks import run_ranks
 from llmscale.train.build import build_grid

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 import torch
+
+from data_pipeline.objectives.objective import LABELS
 
 
 @dataclass
@@ -33,8 +35,6 @@ class Batch:
     """(B, S) int64: token ids that the encoder of an encoder-decoder reads."""
     encoder_weights: torch.Tensor | None = None
     """(B, S) float32: 1 for encoder tokens, 0 for padding; of `inputs` in an encoder-only model."""
-    next_sentence_labels: torch.Tensor | None = None
-    """(B,) int64: 0 when the second segment follows the first, 1 when not, -1 for neither and for fill."""
     prefix_lengths: torch.Tensor | None = None
     """(B,) int64: how many tokens from the start all see each other (prefix LM)."""
     shared_lengths: torch.Tensor | None = None
@@ -43,6 +43,9 @@ class Batch:
     """(B, K) int64: positions whose prediction is scored, one for each of `scored_tokens`; -1 for padding."""
     scored_tokens: torch.Tensor | None = None
     """(B, K) int64: the tokens whose probability is asked for."""
+    labels: dict[str, torch.Tensor] = field(default_factory=dict)
+    """(B, ...) what heads predict besides tokens, by the head's name: classes as int64, -1 where there is none; numbers
+    as float32, NaN where there is none. Fill has none."""
 
     @property
     def size(self) -> int:
@@ -51,8 +54,11 @@ class Batch:
 
     def map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
         """The batch with `function` applied to every tensor."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Batch(**{name: None if value is None else function(value) for name, value in values.items()})
+        values = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "labels"}
+        labels = {name: function(value) for name, value in self.labels.items()}
+        return Batch(
+            **{name: None if value is None else function(value) for name, value in values.items()}, labels=labels
+        )
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch on `device`; copies from pinned memory do not wait."""
@@ -68,14 +74,28 @@ class Batch:
 
 def make_batch(arrays: Mapping[str, np.ndarray], numbers: np.ndarray) -> Batch:
     """The batch of an objective's rows, which have the global sample numbers `numbers` (-1 for fill)."""
-    tensors = {name: torch.from_numpy(array.astype(_dtype(name), copy=False)) for name, array in arrays.items()}
+    tensors = {name: torch.from_numpy(array.astype(_dtype(name, array), copy=False)) for name, array in arrays.items()}
+    labels = {name.removeprefix(LABELS): tensors.pop(name) for name in list(tensors) if name.startswith(LABELS)}
     tokens = tensors.pop("tokens", None)
     if tokens is not None:
         tensors |= {"inputs": tokens[:, :-1], "targets": tokens[:, 1:]}
     if "weights" not in tensors:
         tensors["weights"] = torch.ones(()).expand(tensors["targets"].shape)
-    return Batch(sample_ids=torch.from_numpy(numbers), **tensors)
+    return Batch(sample_ids=torch.from_numpy(numbers), labels=labels, **tensors)
 
 
-def _dtype(name: str) -> type:
-    return np.float32 if name in ("weights", "encoder_weights") else np.int64
+def fill_of(name: str, array: np.ndarray) -> float:
+    """What rows of fill hold in an array of an objective."""
+    if name.startswith(LABELS):
+        return np.nan if array.dtype.kind == "f" else -1
+    return 0
+
+
+def no_labels(labels: torch.Tensor) -> torch.Tensor:
+    """Labels of samples that have none."""
+    return torch.full_like(labels, torch.nan if labels.is_floating_point() else -1)
+
+
+def _dtype(name: str, array: np.ndarray) -> type:
+    numbers = name.startswith(LABELS) and array.dtype.kind == "f"
+    return np.float32 if numbers or name in ("weights", "encoder_weights") else np.int64

@@ -47,6 +47,9 @@ class SourceConfig(Section):
     from several fields."""
     target_field: str | None = None
     """The field, or a template, that holds the target text of a pair (objective seq2seq), for all kinds but text."""
+    fields: dict[str, str] = {}
+    """Other fields that the objective asks for, for all kinds but text: the name of each in the records by what the
+    objective calls it, such as `{label: sentiment}`. They hold any value, not texts alone."""
     defaults: dict[str, str] = {}
     """The text of a field that a record lacks or has as null, by the field's name, such as `{input: ""}`. A record
     without a field that has no default is a bad one. Records that a default was used for are counted."""

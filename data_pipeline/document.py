@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 
 class Document(NamedTuple):
@@ -17,3 +18,5 @@ class Document(NamedTuple):
     text: str
     target: str | None = None
     """The second text of a pair, where the source has a `target_field`."""
+    values: Mapping[str, Any] | None = None
+    """Values of the source's other `fields`, by what the objective calls them; null where a record has none."""

@@ -12,7 +12,8 @@ from data_pipeline.base.durable import parse_json, read_file, replace_file
 from data_pipeline.base.errors import UserError
 from data_pipeline.base.records import RecordWriter, read_records
 from data_pipeline.config import DataConfig
-from data_pipeline.objectives.config import CausalObjective, ObjectiveConfig
+from data_pipeline.objectives.causal import CausalObjective
+from data_pipeline.objectives.config import ObjectiveConfig
 from data_pipeline.objectives.packing import Origin, Sample
 from data_pipeline.open_samples import open_samples
 from data_pipeline.samples import Samples

@@ -18,7 +18,8 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from data_pipeline.base.errors import UserError
 from data_pipeline.batch import Batch, make_batch
 from data_pipeline.config import DataConfig
-from data_pipeline.objectives.config import CausalObjective, ObjectiveConfig
+from data_pipeline.objectives.causal import CausalObjective
+from data_pipeline.objectives.config import ObjectiveConfig
 from data_pipeline.open_samples import open_samples
 from data_pipeline.samples import Chunk, Met, Samples
 from data_pipeline.sources.readers import BadRecord

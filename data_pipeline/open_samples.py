@@ -14,7 +14,7 @@ from data_pipeline.finite.samples import IndexedSamples
 from data_pipeline.finite.shards import Shards
 from data_pipeline.objectives import Objective, build_objective
 from data_pipeline.objectives.config import ObjectiveConfig
-from data_pipeline.samples import Met, require_targets
+from data_pipeline.samples import Met
 from data_pipeline.sources.corpus import Corpus
 from data_pipeline.sources.readers import BadRecord
 from data_pipeline.sources.readers.kinds import Survey
@@ -59,8 +59,7 @@ def open_samples(
                 f"train.epochs ({epochs}) needs data that have an end; set data.order=permutation, or give train.steps"
             )
         return StreamSamples(config, tokenizer, made, seed, surveys)
-    if made.unit == "pair":
-        require_targets(config)
+    made.require(config.sources, "data.sources")
     kinds = {source.kind == "tokens" for source in config.sources}
     if len(kinds) > 1:
         raise UserError(
@@ -116,8 +115,9 @@ def _tokenised(
         survey = survey._replace(files=[file._replace(source=0) for file in survey.files])
     alone = config.model_copy(update={"sources": [config.sources[index]]})
     corpus = Corpus.training(alone, None if survey is None else [survey])
-    pairs = objective.unit == "pair"
-    prefix = Path(cache) / f"training-{corpus.digest[:12]}-{tokenizer.digest[:8]}-{int(pairs)}"
+    stored = objective.config.stored
+    kept = "-".join([f"{int(stored.target)}", *stored.values])
+    prefix = Path(cache) / f"training-{corpus.digest[:12]}-{tokenizer.digest[:8]}-{kept}"
     prefix.parent.mkdir(parents=True, exist_ok=True)
     bad: list[BadRecord] = []
 
@@ -127,11 +127,11 @@ def _tokenised(
             while position is not None:
                 block, position = corpus.read(span, position)
                 bad.extend(corpus.take_bad())
-                yield from block
+                yield from objective.checked(block, corpus.place)
 
     names = [file.path for file in corpus.files]
     digest = f"{corpus.digest} training"
-    materialise(documents(), tokenizer, prefix, digest=digest, pairs=pairs, frame=objective.frame, files=names)
+    materialise(documents(), tokenizer, prefix, digest=digest, stored=stored, frame=objective.frame, files=names)
     if met is not None:
         met(Met(dict(corpus.dropped), bad, corpus.bad_count, corpus.records_read))
     return str(prefix)

@@ -7,8 +7,6 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from data_pipeline.base.errors import UserError
-from data_pipeline.config import DataConfig
 from data_pipeline.objectives import Arrays
 from data_pipeline.objectives.packing import Origin, Sample
 from data_pipeline.sources.readers import BadRecord
@@ -99,13 +97,3 @@ class Samples(Files, Protocol):
     def close(self) -> None:
         """Close the files. Called before a fork."""
         ...
-
-
-def require_targets(config: DataConfig) -> None:
-    """Raise UserError unless every source that is text has targets."""
-    for index, source in enumerate(config.sources):
-        if source.target_field is None and source.kind != "tokens":
-            raise UserError(
-                f"objective.name is seq2seq, but data.sources.{index} has no target_field; name the field that holds"
-                f" the target text"
-            )

@@ -22,18 +22,18 @@ def _pipeline(rooms: str) -> set[str]:
 MAY_IMPORT = {
     "data_pipeline": set(),
     "data_pipeline.base": set(),
-    "data_pipeline.batch": set(),
+    "data_pipeline.batch": _pipeline("objectives"),
     "data_pipeline.document": set(),
     "data_pipeline.cleaning": _pipeline("base document"),
-    "data_pipeline.config": _pipeline("base cleaning objectives.config"),
+    "data_pipeline.config": _pipeline("base cleaning"),
     "data_pipeline.sources": _pipeline("base document cleaning config"),
     "data_pipeline.tokenizer": _pipeline("base document config sources"),
     "data_pipeline.reading": _pipeline("base"),
-    "data_pipeline.objectives": _pipeline("base tokenizer"),
+    "data_pipeline.objectives": _pipeline("base config document tokenizer"),
     "data_pipeline.samples": _pipeline("base config sources objectives"),
     "data_pipeline.stream": _pipeline("base document config sources tokenizer objectives samples"),
     "data_pipeline.finite": _pipeline("base batch document config sources tokenizer objectives samples stream"),
-    "data_pipeline.prepare": _pipeline("base document cleaning config sources tokenizer finite"),
+    "data_pipeline.prepare": _pipeline("base document cleaning config sources tokenizer objectives finite"),
     "data_pipeline.open_samples": _pipeline("base document config sources tokenizer objectives samples stream finite"),
     "data_pipeline.loader": _pipeline("base batch config sources tokenizer objectives samples stream open_samples"),
     "data_pipeline.ledger": _pipeline("base config tokenizer objectives samples stream open_samples"),
@@ -51,9 +51,16 @@ MAY_IMPORT = {
     "llmscale.distributed": {"data_pipeline"},
     "llmscale.families": set(),
     "llmscale.config": {"llmscale.families", "data_pipeline"},
-    "llmscale.layout": {"llmscale.config", "data_pipeline"},
-    "llmscale.plan": {"llmscale.config", "llmscale.layout", "llmscale.parallel.plans", "data_pipeline"},
-    "llmscale.model": {"llmscale.config", "data_pipeline"},
+    "llmscale.layout": {"llmscale.config", "llmscale.objectives", "llmscale.model.heads", "data_pipeline"},
+    "llmscale.plan": {
+        "llmscale.config",
+        "llmscale.layout",
+        "llmscale.objectives",
+        "llmscale.model.heads",
+        "llmscale.parallel.plans",
+        "data_pipeline",
+    },
+    "llmscale.model": {"llmscale.config", "llmscale.families.hugging_face", "data_pipeline"},
     "llmscale.objectives": {"llmscale.model", "llmscale.config", "data_pipeline"},
     "llmscale.parallel": {"llmscale.model", "llmscale.config", "data_pipeline"},
     "llmscale.checkpoint": {"llmscale.model", "llmscale.config", "data_pipeline"},
@@ -87,12 +94,14 @@ MAY_IMPORT = {
         "llmscale.checkpoint",
         "llmscale.families",
         "llmscale.model",
+        "llmscale.objectives",
         "llmscale.parallel",
         "llmscale.config",
         "data_pipeline",
     },
     "llmscale.report": {
         "llmscale.config",
+        "llmscale.model.heads",
         "data_pipeline.base.records",
         "data_pipeline.base.errors",
         "data_pipeline.base.durable",
@@ -135,6 +144,7 @@ NEVER = {"launcher": {"torch"}, "llmscale.model": {"torch.distributed", "deepspe
 READS_NO_ENVIRONMENT = "llmscale.model"
 PYTHON_INTERFACE = "llmscale.interface"
 LAZY = "llmscale.commands"
+HEADS = "llmscale.model.heads"
 LIGHT = ("data_pipeline.base", "llmscale.commands", "llmscale.distributed.ranks", "llmscale.distributed.exit_codes")
 
 
@@ -145,6 +155,8 @@ class Import:
     module: str
     line: int
     top_level: bool
+    runs: bool = True
+    """False where only type checkers see it."""
 
 
 def below(name: str, ancestor: str) -> bool:
@@ -167,11 +179,16 @@ def modules(root: Path) -> dict[str, Path]:
 
 def imports(module: str, path: Path) -> Iterator[Import]:
     tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
-    within_functions = {
+    for_types = {
+        child
+        for block in ast.walk(tree)
+        if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING"
+        for child in ast.walk(block)
+    }
+    within_functions = for_types | {
         child
         for block in ast.walk(tree)
         if isinstance(block, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
-        or (isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING")
         for child in ast.walk(block)
     }
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
@@ -188,7 +205,7 @@ def imports(module: str, path: Path) -> Iterator[Import]:
         elif isinstance(node, ast.Attribute) and ast.unparse(node) == "torch.distributed":
             names = ["torch.distributed"]  # reached through `import torch`
         for name in names:
-            yield Import(name, node.lineno, node not in within_functions)
+            yield Import(name, node.lineno, node not in within_functions, node not in for_types)
 
 
 def environment_reads(path: Path) -> Iterator[int]:
@@ -279,7 +296,8 @@ def _reachable(module: str, edges: dict[str, set[str]]) -> set[str]:
 
 def torch_behind_the_launcher(root: Path, known: dict[str, Path]) -> list[str]:
     """Imports of torch in any module that a launcher module reaches, through whatever chain; but the functions that
-    read a checkpoint's tensors, of which launchers look at the manifests only, import it when they are called."""
+    read a checkpoint's tensors, of which launchers look at the manifests only, and those that build heads, of which
+    layouts and plans only ask what they are, import it when they are called."""
     found = []
     waiting = [module for module in known if below(module, "launcher")]
     reached = set(waiting)
@@ -287,6 +305,8 @@ def torch_behind_the_launcher(root: Path, known: dict[str, Path]) -> list[str]:
         module = waiting.pop()
         for imported in imports(module, known[module]):
             if below(imported.module, PYTHON_INTERFACE):  # the package has it for those who ask
+                continue
+            if not imported.runs or (not imported.top_level and below(module, HEADS)):
                 continue
             late = not imported.top_level and below(module, "llmscale.checkpoint")
             if below(imported.module, "torch") and not late and not below(module, "launcher"):

@@ -15,6 +15,7 @@ from data_pipeline.base.errors import UserError
 from data_pipeline.document import Document
 from data_pipeline.finite.format import IndexedDataset, token_dtype
 from data_pipeline.finite.writer import IndexedWriter
+from data_pipeline.objectives.packing import Stored, stored_values
 from data_pipeline.tokenizer import Tokenizer
 from data_pipeline.tokenizer.frame import Frame, plain_frame
 
@@ -50,37 +51,41 @@ class TokenizedText(NamedTuple):
     @property
     def counts(self) -> Counts:
         """What it adds to the numbers of its set."""
-        texts = [self.document.text, self.document.target or ""][: len(self.arrays)]
+        texts = [self.document.text, self.document.target or ""][: len(self.arrays) - len(self.document.values or ())]
         size = sum(len(text.encode(errors="surrogatepass")) for text in texts)
         return Counts(1, sum(map(len, self.arrays)), size)
 
 
 def tokenized(
-    documents: Iterable[Document], tokenizer: Tokenizer, pairs: bool, frame: Frame | None = None
+    documents: Iterable[Document], tokenizer: Tokenizer, stored: Stored, frame: Frame | None = None
 ) -> Iterator[list[TokenizedText]]:
     """Documents in batches of up to 256 (fewer when they are long), in order.
 
     Args:
-        documents: with targets, where pairs are asked for.
+        documents: with targets, where these are asked for.
         tokenizer: must have an eos.
-        pairs: whether to store targets; a target that is not wanted is left out.
+        stored: what else to store of each; a target that is not wanted is left out.
         frame: the special tokens around each text; when not given, eos behind it.
 
     Raises:
-        ValueError: a document without target where pairs are asked for.
+        ValueError: a document without target where these are asked for.
     """
     frame = frame or plain_frame(tokenizer)
     begin, end = np.array(frame.begin, dtype=np.int32), np.array(frame.end, dtype=np.int32)
     for batch in _batches(documents):
         texts: list[str] = []
         for document in batch:
-            if pairs and document.target is None:
+            if stored.target and document.target is None:
                 where = f"the document at {document.position} of file {document.file}"
-                raise ValueError(f"{where} has no target, but pairs=True")
-            texts += [document.text, document.target or ""] if pairs else [document.text]
+                raise ValueError(f"{where} has no target, but targets are stored")
+            texts += [document.text, document.target or ""] if stored.target else [document.text]
         arrays = [np.concatenate([begin, ids, end]) for ids in tokenizer.encode_batch(texts)]
-        step = 2 if pairs else 1
-        yield [TokenizedText(document, arrays[i * step : (i + 1) * step]) for i, document in enumerate(batch)]
+        step = 2 if stored.target else 1
+        values = ([np.append(value, end) for value in stored_values(each.values, stored)] for each in batch)
+        yield [
+            TokenizedText(document, [*arrays[i * step : (i + 1) * step], *next(values)])
+            for i, document in enumerate(batch)
+        ]
 
 
 def write_tokenized(writer: IndexedWriter, batch: Sequence[TokenizedText]) -> None:
@@ -95,7 +100,7 @@ def materialise(
     prefix: str | Path,
     *,
     digest: str,
-    pairs: bool = False,
+    stored: Stored = Stored(),  # noqa: B008
     frame: Frame | None = None,
     files: Sequence[str] = (),
 ) -> Counts:
@@ -109,7 +114,7 @@ def materialise(
         tokenizer: its digest counts too.
         prefix: where the files are to appear; the folder is made.
         digest: changes whenever the documents do, such as `Corpus.digest` and the side of the split.
-        pairs: whether documents have targets; then document 2 i is the text of pair i and 2 i + 1 its target.
+        stored: what else is stored of each: with a target, document 2 i is the text of pair i and 2 i + 1 its target.
         frame: as in `tokenized`.
         files: paths by the documents' file numbers, which PREFIX.json keeps.
 
@@ -118,14 +123,14 @@ def materialise(
         OSError: names the file, if it cannot be written.
     """
     record = Path(f"{prefix}.json")
-    key = hashlib.sha256(f"1 {digest} {tokenizer.digest} {pairs}{frame.key if frame else ''}".encode()).hexdigest()
+    key = hashlib.sha256(f"1 {digest} {tokenizer.digest} {stored.key}{frame.key if frame else ''}".encode()).hexdigest()
     known = _recorded(record, prefix, key)
     if known is not None:
         return known
     record.unlink(missing_ok=True)
     counts = Counts()
     with IndexedWriter(prefix, token_dtype(tokenizer.vocab_size), places=True) as writer:
-        for batch in tokenized(documents, tokenizer, pairs, frame):
+        for batch in tokenized(documents, tokenizer, stored, frame):
             write_tokenized(writer, batch)
             for text in batch:
                 counts.add(text.counts)

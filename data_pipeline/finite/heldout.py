@@ -26,8 +26,8 @@ from data_pipeline.finite.samples import fill_rows, make_view
 from data_pipeline.finite.shards import Shards
 from data_pipeline.finite.writer import IndexedWriter
 from data_pipeline.objectives import Objective, build_objective
-from data_pipeline.objectives.config import CausalObjective, ObjectiveConfig
-from data_pipeline.samples import require_targets
+from data_pipeline.objectives.causal import CausalObjective
+from data_pipeline.objectives.config import ObjectiveConfig
 from data_pipeline.sources.corpus import Corpus
 from data_pipeline.sources.readers import BadCounts
 from data_pipeline.tokenizer import Tokenizer
@@ -146,15 +146,16 @@ def build_evaluation_set(
         UserError: there are no such documents, or a file cannot be read.
     """
     made = _objective(config, tokenizer, objective, seed)
-    if made.unit == "pair":
-        _require_targets(config, where)
+    if config.holdout > 0:
+        made.require(config.sources, "data.sources")
+    made.require(config.evaluation, where)
     frame = made.frame or plain_frame(tokenizer)
     parts = _heldout_parts(config, tokenizer, where)
     for part in parts:
         if isinstance(part, _Tokens):
             require_frame(part.prefixes, tokenizer, made.frame)
-    lead, pairs = made.overlap == 1, made.unit == "pair"
-    key = hashlib.sha256(f"{tokenizer.digest} {lead} {pairs}".encode())
+    lead = made.overlap == 1
+    key = hashlib.sha256(f"{tokenizer.digest} {lead} {made.config.stored.key}".encode())
     if frame != plain_frame(tokenizer):
         key.update(repr(frame).encode())
     for part in parts:
@@ -167,7 +168,7 @@ def build_evaluation_set(
         shutil.rmtree(away, ignore_errors=True)
     if not directory.exists():
         fix = f"{'raise data.holdout or ' if config.holdout else ''}name other files in {where}"
-        _write(parts, tokenizer, directory, frame if lead else frame._replace(lead=()), pairs, fix)
+        _write(parts, tokenizer, directory, frame if lead else frame._replace(lead=()), made, fix)
     opened = EvaluationSet(directory, made, seed)
     opened.remade = damaged
     return opened
@@ -181,21 +182,7 @@ def open_evaluation_set(
 
 
 def _objective(config: DataConfig, tokenizer: Tokenizer, objective: ObjectiveConfig, seed: int) -> Objective:
-    if isinstance(objective, CausalObjective):
-        objective = objective.model_copy(update={"fim_rate": 0.0})
-    return build_objective(objective, tokenizer, config.sequence_length, seed)
-
-
-def _require_targets(config: DataConfig, where: str) -> None:
-    """Raise UserError unless all that is evaluated on has targets."""
-    if config.holdout > 0:
-        require_targets(config)
-    for index, source in enumerate(config.evaluation):
-        if source.target_field is None and source.kind != "tokens":
-            raise UserError(
-                f"objective.name is seq2seq, but {where}[{index}] has no target_field; name the field that holds the"
-                f" target text"
-            )
+    return build_objective(objective.evaluated(), tokenizer, config.sequence_length, seed)
 
 
 def training_documents(config: DataConfig, tokenizer: Tokenizer) -> Iterator[str]:
@@ -225,11 +212,12 @@ class _Text:
     def texts(self, tokenizer: Tokenizer) -> Iterator[str]:
         return (document.text for document in self._documents())
 
-    def tokens(self, tokenizer: Tokenizer, pairs: bool, frame: Frame) -> Iterator[tuple[list[np.ndarray], int]]:
+    def tokens(self, tokenizer: Tokenizer, made: Objective, frame: Frame) -> Iterator[tuple[list[np.ndarray], int]]:
         """The arrays of each document, and the bytes of its text, or of its target."""
-        for batch in tokenized(self._documents(), tokenizer, pairs, frame):
+        documents = made.checked(self._documents(), self.corpus.place)
+        for batch in tokenized(documents, tokenizer, made.config.stored, frame):
             for text in batch:
-                counted = text.document.target if pairs else text.document.text
+                counted = text.document.target if made.config.stored.target else text.document.text
                 yield text.arrays, len((counted or "").encode(errors="surrogatepass"))
 
     def _documents(self) -> Iterator[Document]:
@@ -252,8 +240,8 @@ class _Tokens:
         documents = (self.shards.known(i, tokenizer.vocab_size) for i in range(self.shards.document_count))
         return map(tokenizer.decode, documents)
 
-    def tokens(self, tokenizer: Tokenizer, pairs: bool, frame: Frame) -> Iterator[tuple[list[np.ndarray], int]]:
-        step = 2 if pairs else 1
+    def tokens(self, tokenizer: Tokenizer, made: Objective, frame: Frame) -> Iterator[tuple[list[np.ndarray], int]]:
+        step = 1 + made.config.stored.arrays
         odd = [dataset for dataset in self.shards.datasets if dataset.document_count % step]
         if odd:
             raise UserError(
@@ -302,7 +290,7 @@ def _heldout_parts(config: DataConfig, tokenizer: Tokenizer, where: str) -> list
 
 
 def _write(
-    parts: Iterable[_Text | _Tokens], tokenizer: Tokenizer, directory: Path, frame: Frame, pairs: bool, fix: str
+    parts: Iterable[_Text | _Tokens], tokenizer: Tokenizer, directory: Path, frame: Frame, made: Objective, fix: str
 ) -> None:
     """Write documents.bin, .idx and meta.json; the folder appears whole or not at all."""
     size, dropped, met = _Size(), Counter[str](), BadCounts()
@@ -314,11 +302,12 @@ def _write(
                 writer.add([np.array(frame.lead)])
             begin = len(frame.begin)
             for part in parts:
-                for arrays, count in part.tokens(tokenizer, pairs, frame):
+                for arrays, count in part.tokens(tokenizer, made, frame):
                     writer.add(arrays)
                     size.documents += 1
-                    begun = begin and tuple(arrays[-1][:begin].tolist()) == frame.begin
-                    size.tokens += len(arrays[-1]) - (begin if begun else 0)
+                    counted = arrays[int(made.config.stored.target)]
+                    begun = begin and tuple(counted[:begin].tolist()) == frame.begin
+                    size.tokens += len(counted) - (begin if begun else 0)
                     size.bytes += count
                 dropped.update(part.dropped)
                 met.add(part.take_counts())

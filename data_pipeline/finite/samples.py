@@ -11,6 +11,7 @@ import xxhash
 
 from data_pipeline.base.errors import UserError
 from data_pipeline.base.random import uniforms
+from data_pipeline.batch import fill_of
 from data_pipeline.finite.permutation import Permutation
 from data_pipeline.finite.shards import Shards, are_known
 from data_pipeline.finite.views import Chunks, Examples, Windows, end_tokens
@@ -107,8 +108,8 @@ class IndexedSamples:
         for sample, k in zip(samples, numbers, strict=True):
             if not are_known(sample.tokens, self._vocab_size):
                 shards = self._groups[self._mixture.place(k)[0]]
-                # The target of a pair has no piece of its own.
-                more = [sample.pieces[0].document + 1] if self._objective.unit == "pair" else []
+                # The target of a text has no piece of its own.
+                more = [sample.pieces[0].document + 1] if self._objective.config.stored.target else []
                 for document in [*(piece.document for piece in sample.pieces), *more]:
                     shards.known(document, self._vocab_size)
 
@@ -220,10 +221,12 @@ class IndexedSamples:
 
 
 def sample_digest(sample: Sample, k: int) -> int:
-    """The ledger's term: xxh3 of the tokens (int64) under a seed made of k, the first document and its first token."""
+    """The ledger's term: xxh3 of the tokens and values (int64) under a seed made of k, the first document and its first
+    token."""
     first = sample.pieces[0]
     seed = xxhash.xxh3_64_intdigest(np.array([k, first.document, first.start], dtype="<i8").data)
-    return xxhash.xxh3_64_intdigest(np.ascontiguousarray(sample.tokens, dtype="<i8").data, seed)
+    tokens = np.concatenate([sample.tokens, *sample.values]) if sample.values else sample.tokens
+    return xxhash.xxh3_64_intdigest(np.ascontiguousarray(tokens, dtype="<i8").data, seed)
 
 
 class WindowView:
@@ -288,37 +291,38 @@ class SentenceView:
         return Sample(tokens, tuple(pieces), len(first.tokens), label)
 
 
-class PairView:
-    """Pairs of consecutive documents, source and target, without the token that ends them."""
+class DocumentView:
+    """Documents with what is stored of them, which are consecutive ones, without the token that ends them."""
 
     def __init__(self, shards: Shards, objective: Objective) -> None:
         self.shards = shards
-        self.examples = Examples(shards, per_example=2)
+        self.examples = Examples(shards, per_example=1 + objective.config.stored.arrays)
         self._ends = end_tokens(shards, objective.eos)
+        self._objective = objective
 
     def __len__(self) -> int:
         return len(self.examples)
 
     def sample(self, index: int, number: int) -> Sample:
-        where = _piece(self.shards, 2 * index, 0, 0)
+        stored = self._objective.config.stored
+        where = _piece(self.shards, (1 + stored.arrays) * index, 0, 0)
         ends = self._ends[where.file]
-        source, target = (_narrow(part[: len(part) - ends]) for part in self.examples.get(index))
-        tokens = np.concatenate([source, target])
-        return Sample(tokens, (where._replace(length=len(tokens)),), len(source))
+        text, *others = (_narrow(part[: len(part) - ends]) for part in self.examples.get(index))
+        return self._objective.sample(text, others, lambda size: (where._replace(length=size),))
 
 
 def make_view(shards: Shards, objective: Objective, seed: int) -> View:
     """The samples that an objective makes of some documents.
 
     Raises:
-        UserError: the objective needs pairs, and the documents are none.
+        UserError: the objective needs more of a document than its text, and these have no more.
     """
     if objective.unit == "window":
         return WindowView(shards, objective)
     if objective.unit == "sentences":
         return SentenceView(shards, objective, seed)
     try:
-        return PairView(shards, objective)
+        return DocumentView(shards, objective)
     except ValueError as error:
         raise UserError(f"data.sources hold no pairs of texts: {error}; give sources with a target_field") from None
 
@@ -350,5 +354,5 @@ def with_weights(arrays: Arrays) -> Arrays:
 
 def _fill(name: str, rows: np.ndarray, missing: int) -> np.ndarray:
     """The rows, and `missing` more that count nothing."""
-    value = -1 if name == "next_sentence_labels" else 0
-    return np.concatenate([rows, np.full((missing, *rows.shape[1:]), value, dtype=rows.dtype)])
+    filled = np.full((missing, *rows.shape[1:]), fill_of(name, rows), dtype=rows.dtype)
+    return np.concatenate([rows, filled])

@@ -1,63 +1,56 @@
-"""Causal and prefix language modelling: windows of the packed stream, each token predicted from those before it."""
+"""Causal language modelling: windows of the packed stream, each token predicted from those before it (GPT)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 
 from data_pipeline.base.random import uniforms
-from data_pipeline.objectives.config import CausalObjective, PrefixObjective
-from data_pipeline.objectives.objective import Arrays, Objective, filled, stack
-from data_pipeline.objectives.packing import OpenPacker, Sample, WindowPacker
+from data_pipeline.objectives.objective import Arrays, ObjectiveSettings, Share, stack
+from data_pipeline.objectives.packing import Sample
+from data_pipeline.objectives.windows import Windows
 from data_pipeline.tokenizer import Tokenizer
-from data_pipeline.tokenizer.frame import Frame, document_frame
 
 FIM_ROLES = ("fim_prefix", "fim_middle", "fim_suffix")
 
 
-class Windows(Objective):
-    """Windows of sequence_length + 1 tokens that overlap by one: every token is a target exactly once."""
+class CausalObjective(ObjectiveSettings):
+    """The next token (GPT)."""
 
-    unit = "window"
-    overlap = 1
-    frame: Frame
+    name: Literal["causal"] = "causal"
+    """The next token."""
+    separate_documents: bool = False
+    """Whether the documents packed into one sample are kept apart: tokens see their own document only, and positions
+    start again with each."""
+    fim_rate: Share = 0.0
+    """Fraction of the documents' parts that are rearranged so that the model learns to fill in their middle (Bavarian
+    et al. 2022). The three marks that it takes push out as many tokens at the sample's end."""
+    fim_suffix_first_rate: Share = 0.5
+    """Of those, the fraction with the suffix in front of the prefix (SPM), the rest with the prefix in front (PSM)."""
 
-    def __init__(self, tokenizer: Tokenizer, sequence_length: int) -> None:
-        self.length = sequence_length + 1
-        self.frame = document_frame(tokenizer)
-        self._begin = np.array(self.frame.begin, dtype=np.int32)
+    def roles(self, sequence_length: int) -> tuple[str, ...]:
+        return FIM_ROLES if self.fim_rate else ()
 
-    @property
-    def targets_per_sample(self) -> int:
-        return self.length - 1
+    def build(self, tokenizer: Tokenizer, sequence_length: int, seed: int) -> Causal:
+        return Causal(self, tokenizer, sequence_length, seed)
 
-    def packer(self) -> OpenPacker:
-        lead = bool(self.frame.lead)
-        return lambda documents, token, _: WindowPacker(documents, token, self.length, self.overlap, lead)
-
-    def rows(self, tokens: Sequence[np.ndarray]) -> Arrays:
-        """`tokens`, and `weights` where a row is too short, or holds the beginning of a document, which nothing in
-        front of it foretells."""
-        full = all(len(row) == self.length for row in tokens)
-        arrays: Arrays = {"tokens": np.stack(tokens) if full else stack(tokens, self.length)}
-        if not full or len(self._begin):
-            arrays["weights"] = filled([row[:-1] for row in tokens], self.length - 1)
-        if len(self._begin):
-            arrays["weights"][np.isin(arrays["tokens"][:, 1:], self._begin)] = 0
-        return arrays
+    def evaluated(self) -> CausalObjective:
+        return self.model_copy(update={"fim_rate": 0.0})
 
 
 class Causal(Windows):
     """Next-token prediction, with documents kept apart or rearranged where the settings ask for it."""
 
+    config: CausalObjective
+
     def __init__(self, config: CausalObjective, tokenizer: Tokenizer, sequence_length: int, seed: int) -> None:
         super().__init__(tokenizer, sequence_length)
         self.config = config
         self.seed = seed
-        self.roles = FIM_ROLES if config.fim_rate else ()
         self.plain = not config.fim_rate and not config.separate_documents and not self.frame.begin
-        self._marks = np.array([tokenizer.special[role] for role in self.roles], dtype=np.int32)
+        self._marks = np.array([tokenizer.special[role] for role in config.roles(sequence_length)], dtype=np.int32)
         self._eos = tokenizer.special["eos"]
 
     def arrays(self, samples: Sequence[Sample], numbers: Sequence[int]) -> Arrays:
@@ -99,26 +92,6 @@ class Causal(Windows):
         else:
             moved = [begin, prefix, end, suffix, mid, middle]
         return np.concatenate([part[:head], *moved, part[tail:]])
-
-
-class Prefix(Windows):
-    """A prefix that is read in both directions, and the rest predicted from it."""
-
-    def __init__(self, config: PrefixObjective, tokenizer: Tokenizer, sequence_length: int, seed: int) -> None:
-        super().__init__(tokenizer, sequence_length)
-        self.config = config
-        self.seed = seed
-
-    def arrays(self, samples: Sequence[Sample], numbers: Sequence[int]) -> Arrays:
-        arrays = self.rows([sample.tokens for sample in samples])
-        shares = np.array([uniforms(1, "prefix", self.seed, k)[0] for k in numbers])
-        shares = self.config.least_share + shares * (1 - 2 * self.config.least_share)
-        sizes = np.array([len(sample.tokens) - 1 for sample in samples])
-        prefix = np.maximum(1, (shares * sizes).astype(np.int64))
-        # The last token of the prefix predicts the first one after it.
-        predicted = np.arange(self.length - 1) >= prefix[:, None] - 1
-        weights = arrays.get("weights", np.ones(predicted.shape, dtype=np.float32))
-        return {**arrays, "weights": weights * predicted, "prefix_lengths": prefix}
 
 
 def _numbers(lengths: list[int], first: int) -> np.ndarray:

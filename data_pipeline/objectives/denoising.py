@@ -3,15 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated, Literal
 
 import numpy as np
+from pydantic import Field
 
 from data_pipeline.base.random import choose_each
-from data_pipeline.objectives.config import DenoisingObjective
-from data_pipeline.objectives.objective import Arrays, Objective, decoder_inputs
+from data_pipeline.objectives.objective import Arrays, Objective, ObjectiveSettings, decoder_inputs
 from data_pipeline.objectives.packing import OpenPacker, Sample, WindowPacker
 from data_pipeline.tokenizer import Tokenizer
 from data_pipeline.tokenizer.frame import pad_token, start_token
+
+
+class DenoisingObjective(ObjectiveSettings):
+    """The spans that were cut out of a text (T5; Raffel et al. 2020, section 3.1.4); for encoder-decoder models."""
+
+    name: Literal["denoising"] = "denoising"
+    """Spans that were cut out."""
+    rate: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    """Fraction of the tokens that are cut out."""
+    mean_span: Annotated[float, Field(ge=1)] = 3.0
+    """Mean length of a cut span, in tokens."""
+
+    @property
+    def least_length(self) -> int:
+        return 3
+
+    def roles(self, sequence_length: int) -> tuple[str, ...]:
+        """pad, and as many sentinels as a sample can need; never fewer than T5's hundred."""
+        _, spans = noise(self, window_length(self, sequence_length))
+        return ("pad", *(f"sentinel_{i}" for i in range(max(100, spans))))
+
+    def build(self, tokenizer: Tokenizer, sequence_length: int, seed: int) -> Denoising:
+        return Denoising(self, tokenizer, sequence_length, seed)
 
 
 class Denoising(Objective):
@@ -23,6 +47,8 @@ class Denoising(Objective):
 
     unit = "window"
 
+    config: DenoisingObjective
+
     def __init__(self, config: DenoisingObjective, tokenizer: Tokenizer, sequence_length: int, seed: int) -> None:
         self.config = config
         self.seed = seed
@@ -30,7 +56,6 @@ class Denoising(Objective):
         self.length = window_length(config, sequence_length)
         cut, spans = noise(config, self.length)
         self.target_length = cut + spans + 1
-        self.roles = denoising_roles(config, sequence_length)
         self._sentinels = np.array([tokenizer.special[f"sentinel_{i}"] for i in range(spans)], dtype=np.int32)
         self._eos = tokenizer.special["eos"]
         self._pad = pad_token(tokenizer)
@@ -112,12 +137,6 @@ def window_length(config: DenoisingObjective, sequence_length: int) -> int:
     while left(length + 1) <= sequence_length:
         length += 1
     return length
-
-
-def denoising_roles(config: DenoisingObjective, sequence_length: int) -> tuple[str, ...]:
-    """pad, and as many sentinels as a sample can need; never fewer than T5's hundred."""
-    _, spans = noise(config, window_length(config, sequence_length))
-    return ("pad", *(f"sentinel_{i}" for i in range(max(100, spans))))
 
 
 def _segments(total: int, parts: int, keys: Sequence[tuple[int | str, ...]]) -> np.ndarray:

@@ -3,20 +3,53 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated, Literal
 
 import numpy as np
+from pydantic import Field
 
 from data_pipeline.base.random import as_uniforms, seeds_of, split_mix, uniforms
-from data_pipeline.objectives.config import MaskedObjective
-from data_pipeline.objectives.objective import Arrays, Objective
+from data_pipeline.objectives.objective import LABELS, Arrays, Objective, ObjectiveSettings, Share
 from data_pipeline.objectives.packing import OpenPacker, Sample, SentencePairPacker, WindowPacker
 from data_pipeline.tokenizer import Tokenizer
+
+ROLES = ("cls", "sep", "mask", "pad")
+
+
+class MaskedObjective(ObjectiveSettings):
+    """Hidden tokens from both sides (BERT; Devlin et al. 2019, section 3.1)."""
+
+    name: Literal["masked"] = "masked"
+    """Hidden tokens."""
+    rate: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    """Fraction of the tokens to predict."""
+    mask_share: Share = 0.8
+    """Of those, the fraction replaced by the mask token."""
+    random_share: Share = 0.1
+    """Of those, the fraction replaced by a random token; the others stay as they are."""
+    whole_words: bool = False
+    """Choose whole words rather than single tokens."""
+    next_sentence: bool = False
+    """Samples are two parts of one document, or of two documents, and the model tells which (next sentence prediction).
+    Otherwise samples are packed from whole documents."""
+    short_rate: Share = 0.1
+    """With next_sentence: the fraction of samples that are made shorter than data.sequence_length, by any amount."""
+
+    @property
+    def least_length(self) -> int:
+        return 5 if self.next_sentence else 3
+
+    def roles(self, sequence_length: int) -> tuple[str, ...]:
+        return ROLES
+
+    def build(self, tokenizer: Tokenizer, sequence_length: int, seed: int) -> Masked:
+        return Masked(self, tokenizer, sequence_length, seed)
 
 
 class Masked(Objective):
     """`[CLS] tokens [SEP]`, or `[CLS] A [SEP] B [SEP]`, in sequence_length tokens; some of the text is hidden."""
 
-    roles = ("cls", "sep", "mask", "pad")
+    config: MaskedObjective
 
     def __init__(self, config: MaskedObjective, tokenizer: Tokenizer, sequence_length: int, seed: int) -> None:
         self.config = config
@@ -26,7 +59,7 @@ class Masked(Objective):
         self.sequence_length = sequence_length
         self.length = sequence_length - (3 if config.next_sentence else 2)
         self.eos = tokenizer.special["eos"]
-        self._cls, self._sep, self._mask, self._pad = (tokenizer.special[role] for role in self.roles)
+        self._cls, self._sep, self._mask, self._pad = (tokenizer.special[role] for role in ROLES)
         special = np.zeros(tokenizer.vocab_size, dtype=bool)
         special[list(tokenizer.special.values())] = True
         self._special = special
@@ -59,7 +92,7 @@ class Masked(Objective):
         if self.config.next_sentence:
             first = np.array([sample.split + 2 for sample in samples])
             arrays["segment_ids"] = ((place >= first[:, None]) & filled).astype(np.int8)
-            arrays["next_sentence_labels"] = np.array([sample.label for sample in samples])
+            arrays[f"{LABELS}next_sentence"] = np.array([sample.label for sample in samples])
         return arrays
 
     def _framed(self, samples: Sequence[Sample]) -> tuple[np.ndarray, np.ndarray]:

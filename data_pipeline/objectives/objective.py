@@ -3,26 +3,70 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import Field
 
-from data_pipeline.objectives.packing import OpenPacker, Sample
+from data_pipeline.base.errors import UserError
+from data_pipeline.base.section import Section
+from data_pipeline.config import SourceConfig
+from data_pipeline.document import Document
+from data_pipeline.objectives.packing import OpenPacker, Origins, Sample, Stored
+from data_pipeline.tokenizer import Tokenizer
 from data_pipeline.tokenizer.frame import Frame
+
+Share = Annotated[float, Field(ge=0, le=1)]
+LABELS = "labels."
+"""What the name of an array of labels begins with; its rest is the name in `Batch.labels`."""
 
 Arrays = dict[str, np.ndarray]
 """Rows of a `Batch` by field name, in integer or float types as small as they may be. `tokens` (C, T + 1) stands for
-`inputs` and `targets`, which are its first and last T columns; without `weights` every target counts."""
+`inputs` and `targets`, which are its first and last T columns; without `weights` every target counts. `labels.NAME`
+stands for `Batch.labels[NAME]`."""
+
+
+class ObjectiveSettings(Section, ABC):
+    """The settings of an objective, which make its data side; `llmscale.objectives` has the model's side."""
+
+    name: str
+    """The objective."""
+
+    @property
+    def least_length(self) -> int:
+        """Fewest tokens of a sample: the objective's own and some text."""
+        return 1
+
+    def roles(self, sequence_length: int) -> tuple[str, ...]:
+        """Tokens that the tokenizer must have, besides eos."""
+        return ()
+
+    @abstractmethod
+    def build(self, tokenizer: Tokenizer, sequence_length: int, seed: int) -> Objective:
+        """The objective over a tokenizer that has the `roles`."""
+
+    @property
+    def stored(self) -> Stored:
+        """What is kept of a document besides its text."""
+        return Stored()
+
+    def head(self, architecture: str) -> dict[str, Any] | None:
+        """The `model.head` that a model of this architecture needs; None: that of a language model."""
+        return None
+
+    def evaluated(self) -> ObjectiveSettings:
+        """The objective by which held-out documents are read: without what only training is to be varied by."""
+        return self
 
 
 class Objective(ABC):
     """How documents become samples, and samples k become rows: a pure function of (sample, seed, k)."""
 
-    roles: tuple[str, ...] = ()
-    """Tokens that the tokenizer must have, besides eos."""
-    unit: Literal["window", "sentences", "pair"]
-    """What a sample is cut from: the packed stream, one or two documents, or a document with a target."""
+    config: ObjectiveSettings
+    unit: Literal["window", "sentences", "document"]
+    """What a sample is cut from: the packed stream, one or two documents, or a document with all that is stored of
+    it."""
     length: int
     """Tokens of a sample: exactly for windows, at most for sentences; 0 where it is as long as it is."""
     overlap: int = 0
@@ -39,6 +83,54 @@ class Objective(ABC):
     @abstractmethod
     def packer(self) -> OpenPacker:
         """Cuts a lane's documents into samples."""
+
+    def sample(self, text: np.ndarray, others: Sequence[np.ndarray], origins: Origins) -> Sample:
+        """For unit `document`: the sample of the text's tokens and the other arrays that are stored of the document."""
+        texts, values = others[: int(self.config.stored.target)], tuple(others[int(self.config.stored.target) :])
+        tokens = np.concatenate([text, *texts])
+        return Sample(tokens, origins(len(tokens)), len(text), values=values)
+
+    def problem(self, values: Mapping[str, Any]) -> str | None:
+        """What is wrong with the values of a document's other fields, as a clause with the fix; None: nothing."""
+        return None
+
+    def checked(self, documents: Iterable[Document], place: Callable[[Document], str]) -> Iterator[Document]:
+        """The documents, whose values are looked at.
+
+        Args:
+            place: says where one stands.
+
+        Raises:
+            UserError: a value is wrong; names its place.
+        """
+        if not self.config.stored.values:
+            yield from documents
+            return
+        for document in documents:
+            problem = self.problem(document.values or {})
+            if problem is not None:
+                raise UserError(f"{place(document)}: {problem}")
+            yield document
+
+    def require(self, sources: Sequence[SourceConfig], where: str) -> None:
+        """Raise UserError unless every source, which the config has at `where`, says where to find what is stored."""
+        for index, source in enumerate(sources):
+            if self.config.stored.target and source.target_field is None and source.kind != "tokens":
+                raise UserError(
+                    f"objective.name is {self.config.name}, but {where}.{index} has no target_field; name the field"
+                    f" that holds the target text"
+                )
+            missing = [name for name in self.config.stored.values if name not in source.fields]
+            if missing and source.kind == "tokens":
+                raise UserError(
+                    f"objective.name is {self.config.name}, but {where}.{index} has kind tokens, which hold no"
+                    f" {missing[0]}; name the files that the tokens are from"
+                )
+            if missing:
+                raise UserError(
+                    f"objective.name is {self.config.name}, but {where}.{index} does not say which field holds the"
+                    f" {missing[0]}; set its fields to {{{missing[0]}: NAME}}"
+                )
 
     @abstractmethod
     def arrays(self, samples: Sequence[Sample], numbers: Sequence[int]) -> Arrays:

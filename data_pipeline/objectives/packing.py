@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import struct
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import xxhash
 
+from data_pipeline.base.durable import json_bytes, parse_json
 from data_pipeline.base.random import uniforms
 
 
@@ -26,6 +27,40 @@ class Piece(NamedTuple):
     """First token of the part, in the document as `TokenizedDocument.tokens` has it."""
     length: int
     """Tokens of the part."""
+
+
+class Stored(NamedTuple):
+    """What is kept of a document besides its text, each as an array."""
+
+    target: bool = False
+    """The tokens of its second text."""
+    values: tuple[str, ...] = ()
+    """Values of its other fields, by the names of `SourceConfig.fields`: as JSON, a byte an element."""
+
+    @property
+    def arrays(self) -> int:
+        """How many, besides that of the text."""
+        return int(self.target) + len(self.values)
+
+    @property
+    def key(self) -> str:
+        """Tells what is stored in one way from what is stored in another."""
+        return f"{self.target}{''.join(f' {name}' for name in self.values)}"
+
+
+def stored_value(value: Any) -> np.ndarray:
+    """(n,) int32: a value of JSON, a byte an element, which every type of token ids can hold."""
+    return np.frombuffer(json_bytes(value, indent=None), dtype=np.uint8).astype(np.int32)
+
+
+def stored_values(values: Mapping[str, Any] | None, stored: Stored) -> tuple[np.ndarray, ...]:
+    """A document's values as they are stored."""
+    return tuple(stored_value((values or {}).get(name)) for name in stored.values)
+
+
+def value_of(stored: np.ndarray) -> Any:
+    """The value that `stored_value` made an array of."""
+    return parse_json(stored.astype(np.uint8).tobytes())
 
 
 class Origin(NamedTuple):
@@ -50,16 +85,20 @@ class Sample(NamedTuple):
     """For two-part samples (sentence pairs, source and target): tokens of the first part."""
     label: int = -1
     """For sentence pairs: 0 when the second part follows the first, 1 when it is of another document."""
+    values: tuple[np.ndarray, ...] = ()
+    """Values of the document's other fields, as they are stored."""
 
     def segments(self) -> np.ndarray:
         """(n,) int32: the number of each token's document within the sample, from 0."""
         return np.repeat(np.arange(len(self.pieces), dtype=np.int32), [piece.length for piece in self.pieces])
 
     def digest(self, k: int) -> int:
-        """The ledger's term: xxh64 over k and the document ids (uint64) and the tokens (uint32), little-endian."""
+        """The ledger's term: xxh64 over k and the document ids (uint64) and the tokens and values (uint32),
+        little-endian."""
         numbers = [k, *(piece.document for piece in self.pieces)]
         # As they are: tokens are not negative, so that their bytes are those of uint32.
         tokens = self.tokens.astype("<i4", copy=False).tobytes()
+        tokens += b"".join(value.astype("<i4", copy=False).tobytes() for value in self.values)
         return xxhash.xxh64_intdigest(struct.pack(f"<{len(numbers)}Q", *numbers) + tokens)
 
 
@@ -75,8 +114,8 @@ class TokenizedDocument(NamedTuple):
     tokens: np.ndarray
     """(2 + n,) int32: eos, the text's n tokens, eos; of an imported model as its conventions are. The first eos is used
     only by the first document of a lane, which has no other token to be predicted from."""
-    target: np.ndarray | None = None
-    """(m,) int32: the tokens of a pair's second text."""
+    others: tuple[np.ndarray, ...] = ()
+    """What else is stored of the document, as the objective's `Stored` has it."""
 
 
 class Place(NamedTuple):
@@ -202,16 +241,24 @@ class SentencePairPacker(Packer):
             self._token = 1
 
 
-class PairPacker(Packer):
-    """One sample of each document that has a target: all its tokens, then the target's."""
+Origins = Callable[[int], tuple[Piece, ...]]
+"""Gives the pieces of a sample of so many tokens."""
+MakeSample = Callable[[np.ndarray, Sequence[np.ndarray], Origins], Sample]
+"""Makes the sample of a text's tokens and what else is stored of its document."""
+
+
+class DocumentPacker(Packer):
+    """One sample of each document: of its text and all that is stored with it."""
+
+    def __init__(self, documents: Documents, token: int, make: MakeSample) -> None:
+        super().__init__(documents, token)
+        self._make = make
 
     def next(self, number: int) -> Sample:
         document = self._document
-        assert document.target is not None
-        source = document.tokens[1:-1]
-        tokens = np.concatenate([source, document.target])
+        sample = self._make(document.tokens[1:-1], document.others, lambda size: (self._piece(document, 1, size),))
         self._document = self._documents.next()
-        return Sample(tokens, (self._piece(document, 1, len(tokens)),), len(source))
+        return sample
 
 
 OpenPacker = Callable[[Documents, int, tuple[int, ...]], Packer]

@@ -22,6 +22,7 @@ from data_pipeline.document import Document
 from data_pipeline.finite.cache import Counts, tokenized, write_tokenized
 from data_pipeline.finite.format import bin_path, idx_path, token_dtype
 from data_pipeline.finite.writer import IndexedWriter
+from data_pipeline.objectives.packing import Stored
 from data_pipeline.prepare.deduplication import Signer, without_duplicates
 from data_pipeline.prepare.workers import Report
 from data_pipeline.sources.corpus import Corpus
@@ -196,7 +197,7 @@ class PartWorker:
         that gave documents."""
         counts: dict[str, dict[str, Counts]] = {side: {} for side in writers}
         fruitful: set[int] = set()
-        for batch in tokenized(documents, self._tokenizer, self._plan.pairs, self._plan.frame):
+        for batch in tokenized(documents, self._tokenizer, Stored(target=self._plan.pairs), self._plan.frame):
             tokens = 0
             fruitful.update(text.document.file for text in batch)
             held = [self._corpus.is_held_out(text.document) for text in batch]

@@ -21,7 +21,14 @@ from data_pipeline.config import DataConfig, SourceConfig
 from data_pipeline.document import Document
 from data_pipeline.sources.files import FileEntry
 from data_pipeline.sources.readers import ENDLESS, BadCounts, BadRecord, BadRecords, Reader, Span, nothing_kept
-from data_pipeline.sources.readers.kinds import ReadSettings, Survey, is_whole_file, open_source, survey_source
+from data_pipeline.sources.readers.kinds import (
+    ReadSettings,
+    Survey,
+    is_whole_file,
+    open_source,
+    place_of,
+    survey_source,
+)
 
 PROBED_BLOCKS = 1 << 10
 """Most blocks of a source (64 KiB of text each, or a file) that are read at the start in search of a document."""
@@ -147,12 +154,18 @@ class Corpus:
         """
         file = self.files[span.file]
         block = self._readers[file.source].read(file, span, position)
-        positions, texts, targets = block.positions, block.texts, block.targets or itertools.repeat(None)
-        rows = zip(_ids(span.file, file, positions), itertools.repeat(span.file), positions, texts, targets)
+        none = itertools.repeat(None)
+        positions, texts, targets, values = block.positions, block.texts, block.targets or none, block.values or none
+        rows = zip(_ids(span.file, file, positions), itertools.repeat(span.file), positions, texts, targets, values)
         documents: Iterable[Document] = map(_document, rows)
         if held_out is not None and (self.holdout or held_out):
             documents = (document for document in documents if self.is_held_out(document) == held_out)
         return list(self._clean(documents)), block.next_position
+
+    def place(self, document: Document) -> str:
+        """Where a document stands, for people: `path:line`, or the path with its row."""
+        file = self.files[document.file]
+        return place_of(self.sources[file.source], file, document.position)
 
     @property
     def bad(self) -> list[BadRecord]:
@@ -308,6 +321,7 @@ class Corpus:
                 *([source.encoding] if source.encoding not in (None, UTF8) else []),
                 *([f"escape {source.escape}"] if source.escape is not None else []),
                 *(f"default {item}" for item in sorted(source.defaults.items())),
+                *(f"field {item}" for item in sorted(source.fields.items())),
             )
             for source in self.sources
         ]

@@ -99,16 +99,20 @@ class Fields:
         self.text = TextField(source.field, where, defaults=self.defaults)
         self.target = TextField(target, where, "target_field", self.defaults) if target else None
         self.both = [self.text] if self.target is None else [self.text, self.target]
-        self.names = list(dict.fromkeys(name for field in self.both for name in field.names))
+        self.others = dict(source.fields)
+        """Names in the records of the other fields, by what the objective calls them."""
+        texts = [name for field in self.both for name in field.names]
+        self.names = list(dict.fromkeys([*texts, *self.others.values()]))
+        self._others_setting = f"{where}.fields"
         for option, text in (("field", source.field), ("target_field", target or ""), *self.defaults.items()):
             if not is_unicode(text):
                 place = f"{where}.defaults.{option}" if option in self.defaults else setting(where, option)
                 raise UserError(f"{place} is {text!a}, which has half of a character; write a whole one")
-        unused = [name for name in self.defaults if name not in self.names]
+        unused = [name for name in self.defaults if name not in texts]
         if unused:
             raise UserError(
                 f"{where}.defaults has {unused[0]!r}, but the fields that are read are"
-                f" {', '.join(map(repr, self.names))}; name one of them, or leave it out"
+                f" {', '.join(map(repr, dict.fromkeys(texts)))}; name one of them, or leave it out"
             )
 
     def require(self, present: Iterable[str], path: str) -> None:
@@ -116,6 +120,13 @@ class Fields:
         known = list(present)
         for field in self.both:
             field.require(known, path)
+        for called, name in self.others.items():
+            if known.count(name) != 1:
+                present = f"{known.count(name)} fields {name!r}" if name in known else f"no field {name!r}"
+                raise UserError(
+                    f"{self._others_setting}.{called}: {path} has {present} among"
+                    f" {', '.join(map(repr, dict.fromkeys(known))) or 'none'}; name one that it has once"
+                )
 
     def uses_default(self, record: Mapping[str, Any]) -> bool:
         """Whether a default stands for a field of a record."""

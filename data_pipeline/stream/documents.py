@@ -11,7 +11,7 @@ from data_pipeline.base.errors import UserError
 from data_pipeline.base.random import shuffled
 from data_pipeline.document import Document
 from data_pipeline.objectives import Objective
-from data_pipeline.objectives.packing import Place, TokenizedDocument
+from data_pipeline.objectives.packing import Place, TokenizedDocument, stored_values
 from data_pipeline.sources.corpus import Corpus
 from data_pipeline.sources.readers import Span, by_reason
 from data_pipeline.tokenizer import Tokenizer
@@ -87,28 +87,35 @@ class LaneDocuments:
         assert self._position is not None
         span = self._spans[self._order[self._index]]
         documents, self._position = self._corpus.read(span, max(self._position, span.start))
+        documents = list(self._objective.checked(documents, self._corpus.place))
         encoded = self._tokenizer.encode_batch([document.text for document in documents])
-        targets = self._targets(documents)
+        others = self._others(documents)
         # One array for the block: eos, text, eos, text, eos. Neighbours share the eos between them.
         parts = [self._between] * (2 * len(encoded) + 1)
         parts[0] = self._first
         parts[1::2] = encoded
         flat = np.concatenate(parts)
         start, epoch, index = 0, self._epoch, self._index
-        for (document, file, position, *_), ids, target in zip(documents, encoded, targets, strict=True):
+        for (document, file, position, *_), ids, stored in zip(documents, encoded, others, strict=True):
             end = start + len(ids) + len(self._between)
             tokens = flat[start : end + 1]
-            self._ahead.append(TokenizedDocument(epoch, index, document, file, position, tokens, target))
+            self._ahead.append(TokenizedDocument(epoch, index, document, file, position, tokens, stored))
             start = end
         if self._held is not None:
             # Of a document whose text comes to no token, sentences take nothing.
             texts = [ids for ids in encoded if len(ids)] if self._objective.unit == "sentences" else encoded
             self._held += start if self._objective.unit == "window" else len(texts)
 
-    def _targets(self, documents: list[Document]) -> Sequence[np.ndarray | None]:
-        if self._objective.unit != "pair":
-            return [None] * len(documents)
-        return self._tokenizer.encode_batch([document.target or "" for document in documents])
+    def _others(self, documents: list[Document]) -> Sequence[tuple[np.ndarray, ...]]:
+        """What else is stored of each document."""
+        stored = self._objective.config.stored
+        if not stored.arrays:
+            return [()] * len(documents)
+        others = [stored_values(document.values, stored) for document in documents]
+        if not stored.target:
+            return others
+        targets = self._tokenizer.encode_batch([document.target or "" for document in documents])
+        return [(target, *values) for target, values in zip(targets, others, strict=True)]
 
     def _next_span(self) -> None:
         self._index += 1

@@ -10,7 +10,7 @@ import numpy as np
 from data_pipeline.config import DataConfig
 from data_pipeline.objectives import Objective
 from data_pipeline.objectives.packing import Origin, Sample
-from data_pipeline.samples import Chunk, Met, require_targets
+from data_pipeline.samples import Chunk, Met
 from data_pipeline.sources.corpus import Corpus
 from data_pipeline.sources.readers.bad_records import VERSION
 from data_pipeline.sources.readers.kinds import Survey
@@ -35,8 +35,7 @@ class StreamSamples:
     ) -> None:
         """Lists the files, unless that has been done. Raises UserError as `Corpus` and `Lanes` do, or for sources that
         lack the targets."""
-        if objective.unit == "pair":
-            require_targets(config)
+        objective.require(config.sources, "data.sources")
         self.corpus = Corpus.training(config, surveys)
         self.lanes = Lanes(self.corpus, tokenizer, config, objective, seed)
         self._objective = objective

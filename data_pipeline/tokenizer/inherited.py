@@ -45,8 +45,22 @@ def inherit(tokenizer: StoredTokenizer, begins_from: str | None, roles: Sequence
         tokenizer.assign_roles(own, appended)
 
 
+def appended_roles(begins_from: str | None) -> tuple[str, ...]:
+    """The roles for which the tokenizer of a checkpoint got tokens of its own, so that a run that begins from it gets
+    them too, though its objective may need fewer."""
+    _, meta = _read_meta(begins_from)
+    appended = (meta or {}).get("appended")
+    return tuple(filter(lambda role: isinstance(role, str), appended)) if isinstance(appended, list) else ()
+
+
 def _meta_of(begins_from: str | None) -> tuple[Path, dict[str, Any] | None]:
     """The folder of a checkpoint's tokenizer and its meta.json; None where that has no conventions."""
+    folder, meta = _read_meta(begins_from)
+    return folder, meta if meta is not None and "conventions" in meta else None
+
+
+def _read_meta(begins_from: str | None) -> tuple[Path, dict[str, Any] | None]:
+    """The folder of a checkpoint's tokenizer and its meta.json, where it is there."""
     path = Path(begins_from or "")
     folder = (path.parent if path.name == "checkpoints" else path) / "tokenizer"
     if begins_from is None:
@@ -59,7 +73,7 @@ def _meta_of(begins_from: str | None) -> tuple[Path, dict[str, Any] | None]:
         raise UserError(f"cannot read {folder / META_FILE}: {error.strerror}; make it readable") from None
     except (ValueError, RecursionError):
         raise UserError(f"{folder / META_FILE} is damaged; restore {begins_from}") from None
-    return folder, meta if isinstance(meta, dict) and "conventions" in meta else None
+    return folder, meta if isinstance(meta, dict) else None
 
 
 def _same_vocabulary(folder: Path, meta: dict[str, Any], tokenizer: Tokenizer) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,16 +74,17 @@ def load_weights(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
         parameter.copy_(checkpoint.full(name))
 
 
-def require_tensors(checkpoint: Checkpoint, shapes: dict[str, tuple[int, ...]]) -> None:
+def require_tensors(checkpoint: Checkpoint, shapes: dict[str, tuple[int, ...]], ignored: Iterable[str] = ()) -> None:
     """Refuse a checkpoint whose tensors are not those of a model.
 
     Args:
         shapes: of the model's tensors, by name.
+        ignored: tensors that the checkpoint may have besides.
 
     Raises:
         UserError: a tensor is missing on either side or has another shape; names it and both shapes.
     """
-    lacking = set(checkpoint.names) - set(shapes)
+    lacking = set(checkpoint.names) - set(shapes) - set(ignored)
     if lacking:
         raise UserError(
             f"{checkpoint.path} has the tensor {min(lacking)}, which the model lacks; make the model section that of"

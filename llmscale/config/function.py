@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from llmscale.config.identity import flatten
-from llmscale.config.model import ModelConfig
+from llmscale.config.model import OF_HEADS, ModelConfig
 
 _OTHER = {
     *("family", "vocab_size", "vocab_multiple", "max_positions"),
@@ -16,18 +16,23 @@ _OTHER_OF_EXPERTS = {"capacity_factor", "balance_weight", "z_weight"}
 """Those that act in training alone."""
 
 
-def function_differences(ours: ModelConfig, theirs: ModelConfig) -> dict[str, tuple[Any, Any]]:
+def function_differences(ours: ModelConfig, theirs: ModelConfig, *, head: bool = True) -> dict[str, tuple[Any, Any]]:
     """Settings by which two models of the same tensors compute something else: both values by dotted key.
 
     Values that are not given count as what they come to, those of parts that a model does not have not at all, and
     what differs only since it follows from another setting is left out.
+
+    Args:
+        head: whether the heads count.
     """
     mine, other = _function(ours), _function(theirs)
     given, theirs_given = (dict(flatten(model.model_dump(mode="json"), "model.")) for model in (ours, theirs))
     return {
         key: (mine.get(key), other.get(key))
         for key in {**mine, **other}
-        if mine.get(key) != other.get(key) and given.get(key) != theirs_given.get(key)
+        if (head or key.split(".")[1] not in OF_HEADS)
+        and mine.get(key) != other.get(key)
+        and given.get(key) != theirs_given.get(key)
     }
 
 

@@ -13,6 +13,9 @@ from llmscale.config.bounds import Count, Layers, Width
 GATED = ("swiglu", "geglu", "geglu_tanh", "reglu")
 """Activations that multiply a second projection with the activated one."""
 
+OF_HEADS = ("head", "head_bias", "head_transform", "scaled_head", "tied_embeddings", "next_sentence")
+"""Settings of the model that are those of its heads."""
+
 
 class RotaryScaling(Section):
     """How the rotary frequencies of a model are stretched beyond the context that it was first trained on."""
@@ -65,6 +68,25 @@ class ExpertsConfig(Section):
         if self.per_token > self.count:
             raise ValueError(f"per_token ({self.per_token}) exceeds count ({self.count}) experts")
         return self
+
+
+class HeadConfig(Section):
+    """A head in place of the language model's: what an objective that predicts no tokens needs, and sets itself."""
+
+    name: str
+    """Which head (llmscale/model/heads)."""
+    outputs: Width = Field(ge=1)
+    """Numbers that it makes of a vector."""
+    pooling: Literal["first", "last", "mean", "each"] = "first"
+    """Whose vector: the first token's, the last one's, the mean over the tokens, or each token's."""
+    pooler: bool = False
+    """A dense layer and tanh before the projection (BERT)."""
+    bias: bool = True
+    """A bias of each output."""
+    loss: Literal["cross_entropy", "binary_cross_entropy", "squared_error"] = "cross_entropy"
+    """Of the outputs: one class is right; each is right or not; they are numbers."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the vector's values dropped before the projection in training."""
 
 
 class ModelConfig(Section):
@@ -159,6 +181,8 @@ class ModelConfig(Section):
     """Rows of a learned table for the type of each token: first or second segment (BERT); 0: none."""
     next_sentence: bool = False
     """A pooler over the first token and a head that tells whether the second segment follows the first (BERT)."""
+    head: HeadConfig | None = None
+    """A head in place of the language model's; the objective sets it."""
     query_layer: bool = False
     """The last layer takes its queries from a learned table of positions instead of the hidden states, after the
     final norm (PanGu-alpha, section 2.2.2)."""
@@ -183,6 +207,25 @@ class ModelConfig(Section):
         if isinstance(given, dict) and isinstance(given.get("family"), str):
             return {**families.preset(given["family"]), **given}
         return given
+
+    @property
+    def predicts(self) -> tuple[str, ...]:
+        """The names of its heads (llmscale/model/heads), that of its loss first."""
+        if self.head is not None:
+            return (self.head.name,)
+        return ("language", "next_sentence") if self.next_sentence else ("language",)
+
+    @property
+    def shares_embedding(self) -> bool:
+        """Whether a head's weight is the embedding's."""
+        return self.tied_embeddings and self.head is None
+
+    @property
+    def cannot_generate(self) -> str | None:
+        """The setting for which the model continues no text, with its value; None: it does."""
+        if self.architecture == "encoder":
+            return "model.architecture is encoder"
+        return None if self.head is None else f"model.head is {self.head.name}"
 
     @property
     def kv_head_count(self) -> int:

@@ -1,9 +1,12 @@
 """The whole config of a run."""
 
+from pydantic import model_validator
+
 from data_pipeline.base.section import Section
 from data_pipeline.config import DataConfig
-from data_pipeline.objectives.config import CausalObjective, ObjectiveConfig
-from llmscale.config.model import ModelConfig
+from data_pipeline.objectives.causal import CausalObjective
+from data_pipeline.objectives.config import ObjectiveConfig
+from llmscale.config.model import HeadConfig, ModelConfig
 from llmscale.config.system import (
     CheckpointConfig,
     EngineConfig,
@@ -47,3 +50,18 @@ class RunConfig(LearningChecks, Section):
     """When to save and what to keep."""
     logging: LoggingConfig = LoggingConfig()
     """What to report."""
+
+    @model_validator(mode="after")
+    def _head_of_the_objective(self) -> "RunConfig":
+        settings = self.objective.head(self.model.architecture)
+        wanted = None if settings is None else HeadConfig.model_validate(settings)
+        if wanted == self.model.head:
+            return self
+        if self.model.head is not None:
+            raise ValueError(
+                f"model.head is {self.model.head.model_dump()}, but objective {self.objective.name} sets it to"
+                f" {None if wanted is None else wanted.model_dump()}; leave it out"
+            )
+        # Not by way of the input, so that nobody has to write it down.
+        self.__dict__["model"] = self.model.model_copy(update={"head": wanted})
+        return self

@@ -26,8 +26,7 @@ from llmscale.engine.recompute import apply_recompute
 from llmscale.engine.schedule import learning_rate
 from llmscale.model import Dropout
 from llmscale.model.block import Block
-from llmscale.objectives import Loss
-from llmscale.objectives.loss import TokenLoss
+from llmscale.objectives.loss import Loss
 from llmscale.objectives.scores import own_places, token_scores
 from llmscale.parallel.grid import RankGrid
 from llmscale.parallel.init import Weights
@@ -45,7 +44,8 @@ class ObjectiveModule(nn.Module):
         super().__init__()
         self.model = model
         self.loss = loss
-        self._drops = bool(config.model.dropout or config.model.attention_dropout)
+        head = config.model.head
+        self._drops = bool(config.model.dropout or config.model.attention_dropout or (head and head.dropout))
         self._seed, self._layout_free = config.run.seed, config.engine.dropout_layout_free
         self._part = dropout_part(grid, config.parallel.tensor_sequence)
         self._grid = grid
@@ -55,9 +55,8 @@ class ObjectiveModule(nn.Module):
         """The sum of each term of the loss over the batch, (terms,) in fp32; with dropout in training. Of a batch that
         asks for scores those, (2, B, K)."""
         if batch.scored_places is not None:
-            assert isinstance(self.loss, TokenLoss)
             return self.scores(self.model, self.loss.output(self.model, batch).hidden, batch)
-        return self.loss(self.model, batch, self.dropout(batch), own_targets(batch, self._grid))
+        return self.loss(self.model, batch, self.dropout(batch), own_targets(batch, self.loss.heads, self._grid))
 
     def scores(self, model: Any, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
         """`token_scores` (2, B, K) of the positions that this rank has; 0 of those of other ranks."""
@@ -100,6 +99,9 @@ class Engine:
         self.grid = grid
         self.device = device
         self.dtype = resolve_dtype(config.engine.dtype, device)
+        self._measured = [0, *range(len(loss.terms), len(loss.terms) + len(loss.measures))]
+        self.measures = {name: name in loss.heads[0].higher_is_better for name in loss.measures}
+        """Names of what `measure` gives after the loss, and whether more is better."""
         self.named = self._trained(model)
         self.parameters = sum(math.prod(shard_of(parameter).shape) for _, parameter in self.named)
         """Of the whole model, not of this rank's part."""
@@ -202,13 +204,18 @@ class Engine:
         """Learning rate of 0-based step `step`."""
         return learning_rate(self.config.schedule, self.config.optimizer.lr, self.config.train.steps, step)
 
-    @torch.no_grad()
     def loss(self, batch: Batch) -> float:
-        """Sum of weight x loss over a batch's targets, without training, as `train_step` gives it; where ranks share
-        parameters they must call it together."""
+        """The first of `measure`."""
+        return self.measure(batch)[0]
+
+    @torch.no_grad()
+    def measure(self, batch: Batch) -> list[float]:
+        """Sum of weight x loss over a batch's targets, without training, as `train_step` gives it, and those of
+        `Loss.measures`; where ranks share parameters they must call it together."""
         self._engine.eval()
         with self._passes():
-            return float(self._engine.module(batch.to(self.device))[0]) * self.grid.reports
+            sums = self._engine.module(batch.to(self.device)).tolist()
+        return [sums[i] * self.grid.reports for i in self._measured]
 
     @torch.no_grad()
     def score(self, batch: Batch) -> torch.Tensor:

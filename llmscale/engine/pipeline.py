@@ -20,8 +20,7 @@ from llmscale.config import RunConfig
 from llmscale.engine.deepspeed import shims, zero_state
 from llmscale.engine.engine import Engine, ObjectiveModule, over_positions
 from llmscale.model import Transformer
-from llmscale.objectives import Loss
-from llmscale.objectives.loss import TokenLoss
+from llmscale.objectives.loss import Loss
 from llmscale.parallel.grid import REPLICAS, RankGrid
 from llmscale.parallel.init import Weights
 from llmscale.parallel.pipeline import shared_by_stages, users
@@ -44,7 +43,6 @@ class Stage(nn.Module):
 
     def __init__(self, objective: ObjectiveModule) -> None:
         super().__init__()
-        assert isinstance(objective.loss, TokenLoss)
         self.objective = objective
         self._loss = objective.loss
         self._micro_batches: Iterator[Batch] = iter(())
@@ -69,13 +67,14 @@ class Stage(nn.Module):
         batch = next(self._micro_batches)
         model, loss = self.objective.model, self._loss
         run: Any = model if model.begins else partial(model, hidden=hidden)
-        output = loss.output(run, batch, self.objective.dropout(batch))
+        dropout = self.objective.dropout(batch)
+        output = loss.output(run, batch, dropout)
         if not model.ends:
             return output.hidden
         if batch.scored_places is not None:
             self.scores.append(self.objective.scores(model, output.hidden, batch))
             return output.hidden.new_zeros(())
-        terms = torch.stack(loss.sums(model, output, batch))
+        terms = torch.stack(loss.sums(model, output, batch, dropout))
         self.sums.append(terms.detach())
         return (terms if self._scale is None else terms * self._scale).sum()
 
@@ -184,9 +183,10 @@ class PipelineEngine(Engine):
         return torch.stack(sums).double().sum(0) if sums else torch.zeros(len(scale), dtype=torch.float64)
 
     @torch.no_grad()
-    def loss(self, batch: Batch) -> float:
+    def measure(self, batch: Batch) -> list[float]:
         self._evaluate(batch)
-        return sum(float(terms[0]) for terms in self._stage.sums) * self.grid.reports
+        totals = [sum(float(terms[i]) for terms in self._stage.sums) for i in self._measured]
+        return [total * self.grid.reports for total in totals]
 
     @torch.no_grad()
     def score(self, batch: Batch) -> Tensor:

@@ -14,9 +14,9 @@ from data_pipeline.config import DataConfig
 from data_pipeline.finite.heldout import build_evaluation_set
 from data_pipeline.sources.readers import by_reason
 from llmscale.checkpoint.model import load_model
-from llmscale.evaluate.heldout import evaluate
+from llmscale.evaluate.heldout import evaluate, told
 from llmscale.evaluate.sources import Given, evaluation_sources
-from llmscale.objectives import build_loss
+from llmscale.objectives.loss import build_loss
 
 
 def evaluate_files(
@@ -51,7 +51,14 @@ def evaluate_files(
             seed=trained.config.run.seed,
             where="--data",
         )
-        figures = evaluate(lambda part: float(loss(trained.model, part)[0]), documents, batch)
+        kept = [0, *range(len(loss.terms), len(loss.terms) + len(loss.measures))]
+        figures = evaluate(
+            lambda part: loss(trained.model, part)[kept].tolist(),
+            documents,
+            batch,
+            measures=loss.measures,
+            text=trained.config.model.head is None,
+        )
     assert figures is not None
     for warning in documents.met.warnings(data.bad_record_warning):
         click.echo(warning, err=True)
@@ -60,9 +67,4 @@ def evaluate_files(
         click.echo(json.dumps(strict(row), allow_nan=False))
         return
     dropped = by_reason(documents.dropped)
-    click.echo(
-        f"{trained.checkpoint.path}: loss {figures['loss']:.4f} nats/token, perplexity {figures['perplexity']:.2f},"
-        f" {figures['bits_per_byte']:.4f} bits per byte"
-        f" ({figures['documents']} documents, {figures['bytes']:,} bytes, {figures['tokens']:,} tokens"
-        f"{'; dropped or repaired: ' if dropped else ''}{dropped})"
-    )
+    click.echo(f"{trained.checkpoint.path}: {told(figures)}{'; dropped or repaired: ' if dropped else ''}{dropped})")

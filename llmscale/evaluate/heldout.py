@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -11,11 +11,12 @@ import torch
 from data_pipeline.batch import Batch
 from data_pipeline.finite.heldout import EvaluationSet
 
+_ALWAYS = ("loss", "samples", "documents")
 Reduce = Callable[[list[float]], list[float]]
 
 
 def evaluate(
-    loss_of: Callable[[Batch], float],
+    measure: Callable[[Batch], list[float]],
     documents: EvaluationSet,
     batch_size: int,
     *,
@@ -24,6 +25,8 @@ def evaluate(
     reduce: Reduce = lambda values: values,
     counted: bool = True,
     max_samples: int | None = None,
+    measures: Sequence[str] = (),
+    text: bool = True,
     stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any] | None:
     """Mean loss over all targets of the set.
@@ -32,11 +35,13 @@ def evaluate(
     deadlock sharded models.
 
     Args:
-        loss_of: sum of weight x loss over a batch's targets, in nats.
+        measure: sum of weight x loss over a batch's targets, in nats, and the sum of each of `measures`.
         batch_size: samples of a forward pass.
         reduce: sums each number over all ranks, in double precision.
         counted: whether the targets of this rank's samples count; else another rank has the same.
         max_samples: evaluate on an even sample of this many; None: on all.
+        measures: names of what is measured besides the loss; each as a mean over the targets.
+        text: whether the targets are the documents' text, so that there is a loss per byte.
         stop: whether this rank wants to leave; when any does, all leave together.
 
     Returns:
@@ -45,23 +50,43 @@ def evaluate(
         None when a rank asked to leave.
     """
     chosen = even_sample(len(documents), max_samples)
-    loss_sum = targets = 0.0
+    sums, targets = [0.0] * (1 + len(measures)), 0.0
     for batch in _share(documents, chosen, batch_size, rank, ranks):
-        loss_sum += loss_of(batch)
+        sums = [total + more for total, more in zip(sums, measure(batch), strict=True)]
         targets += float(batch.weights.sum(dtype=torch.float64)) * counted
         if reduce([float(stop())])[0]:
             return None
-    loss_sum, targets = reduce([loss_sum, targets])
+    *sums, targets = reduce([*sums, targets])
+    loss, *means = (total / max(targets, 1) for total in sums)
+    if not text:
+        return {
+            "loss": loss,
+            **dict(zip(measures, means, strict=True)),
+            "samples": round(targets),
+            "documents": documents.documents,
+        }
     size = documents.bytes * targets / max(documents.tokens, 1)
-    loss = loss_sum / max(targets, 1)
     return {
         "loss": loss,
+        **dict(zip(measures, means, strict=True)),
         "perplexity": math.inf if loss >= 700 else math.exp(loss),
-        "bits_per_byte": loss_sum / math.log(2) / max(size, 1),
+        "bits_per_byte": sums[0] / math.log(2) / max(size, 1),
         "tokens": round(targets),
         "bytes": round(size),
         "documents": documents.documents,
     }
+
+
+def told(figures: dict[str, Any]) -> str:
+    """The figures in a line."""
+    if "bits_per_byte" in figures:
+        return (
+            f"loss {figures['loss']:.4f} nats/token, perplexity {figures['perplexity']:.2f},"
+            f" {figures['bits_per_byte']:.4f} bits per byte ({figures['documents']} documents,"
+            f" {figures['bytes']:,} bytes, {figures['tokens']:,} tokens"
+        )
+    others = (f", {name.replace('_', ' ')} {value:.4f}" for name, value in figures.items() if name not in _ALWAYS)
+    return f"loss {figures['loss']:.4f}{''.join(others)} ({figures['documents']} documents"
 
 
 def even_sample(count: int, most: int | None) -> list[int]:

@@ -22,7 +22,7 @@ from llmscale.distributed.process_group import World
 from llmscale.engine.engine import Engine, ObjectiveModule
 from llmscale.engine.pipeline import make_engine
 from llmscale.layout import require_legal
-from llmscale.objectives import build_loss
+from llmscale.objectives.loss import build_loss
 from llmscale.parallel import init
 from llmscale.parallel.grid import RankGrid
 

@@ -50,8 +50,9 @@ def evaluation_sources(config: RunConfig, files: tuple[str, ...], given: Given) 
         UserError: files without pairs for a model that reads pairs, fields that the run does not name, or options that
             do not fit.
     """
-    pairs = config.objective.name == "seq2seq"
-    if given.target_field is not None and not pairs:
+    stored = config.objective.stored
+    pairs = stored.target
+    if given.target_field is not None and not (pairs or stored.values):
         raise UserError(
             f"--target-field is {given.target_field!r}, but this model's objective is {config.objective.name}, which"
             f" reads no pairs; leave it out, or evaluate a model of objective seq2seq"
@@ -60,7 +61,9 @@ def evaluation_sources(config: RunConfig, files: tuple[str, ...], given: Given) 
 
 
 def _source(config: RunConfig, pattern: str, given: Given, pairs: bool) -> SourceConfig:
-    kind = given.kind or _kind(config, pattern, pairs or given.field is not None)
+    objective = config.objective
+    values = bool(objective.stored.values)
+    kind = given.kind or _kind(config, pattern, pairs or values or given.field is not None)
     common = {"kind": kind, "paths": [pattern], "encoding": _encoding(config, kind, pattern, given)}
     if kind in _WITHOUT_FIELDS:
         named = [
@@ -70,10 +73,11 @@ def _source(config: RunConfig, pattern: str, given: Given, pairs: bool) -> Sourc
             raise UserError(
                 f"--data {pattern} has kind {kind}, which has no fields; leave out {named[0]}, or set --kind"
             )
-        if pairs and kind == "text":
+        if (pairs and kind == "text") or values:
+            wanted = "pairs" if pairs else f"texts with their {' and '.join(objective.stored.values)}"
             raise UserError(
-                f"--data {pattern} is text without fields, but a model of objective seq2seq is evaluated on pairs; give"
-                f" JSON lines, CSV, TSV, Parquet or Arrow (or set --kind to what it is)"
+                f"--data {pattern} is {kind} without fields, but a model of objective {objective.name} is evaluated on"
+                f" {wanted}; give JSON lines, CSV, TSV, Parquet or Arrow (or set --kind to what it is)"
             )
         return _made(common)
     return _made({**_fields(config, kind, pattern, given, pairs), **common})
@@ -107,17 +111,20 @@ def _own(config: RunConfig) -> list[SourceConfig]:
 
 def _fields(config: RunConfig, kind: str, pattern: str, given: Given, pairs: bool) -> dict[str, Any]:
     """The settings that say how records are read and which fields hold texts."""
-    needed = ("field", "target_field") if pairs else ("field",)
+    values = bool(config.objective.stored.values)
+    needed = ("field", "target_field") if pairs or values else ("field",)
     asked = {name: getattr(given, name) for name in needed if getattr(given, name) is not None}
     own = [source for source in _own(config) if source.kind not in _WITHOUT_FIELDS]
     if pairs:
         own = [source for source in own if source.target_field is not None]
+    if values:
+        own = [source for source in own if source.fields]
     same = [source for source in own if source.kind == kind]
-    known = [_reading(source, same=source.kind == kind) for source in same or (own if pairs else [])]
+    known = [_reading(source, same=source.kind == kind) for source in same or (own if pairs or values else [])]
     if not known and pairs and "target_field" not in asked:
         raise UserError(
-            f"--data {pattern}: the model's objective is seq2seq, but no source of its run names fields for pairs; give"
-            f" --field and --target-field"
+            f"--data {pattern}: the model's objective is {config.objective.name}, but no source of its run names fields"
+            f" for pairs; give --field and --target-field"
         )
     ways = sorted({" and ".join(repr({**reading, **asked}[name]) for name in needed) for reading in known})
     if len(ways) > 1:
@@ -129,8 +136,10 @@ def _fields(config: RunConfig, kind: str, pattern: str, given: Given, pairs: boo
         # None of them is meant more than another: the field is `text`, as of a run without such sources.
         known = []
     settings: dict[str, Any] = {**(known[0] if known else {}), **asked}
-    if not pairs:
+    if not (pairs or values):
         settings.pop("target_field", None)
+    if not values:
+        settings.pop("fields", None)
     named = {name for option in needed for name in _names(settings.get(option) or "text")}
     settings["defaults"] = {name: text for name, text in settings.get("defaults", {}).items() if name in named}
     return settings
@@ -140,7 +149,7 @@ def _reading(source: SourceConfig, *, same: bool) -> dict[str, Any]:
     """The part of a source's settings that another file is read by: of another kind of file, its fields alone."""
     about = {"paths", "exclude", "kind", "encoding", "name", "subset", "split", "label", "weight", "epochs"}
     settings = source.model_dump(exclude=about)
-    return settings if same else {name: settings[name] for name in ("field", "target_field", "defaults")}
+    return settings if same else {name: settings[name] for name in ("field", "target_field", "fields", "defaults")}
 
 
 def _names(field: str) -> list[str]:

@@ -18,7 +18,7 @@ from llmscale.config import ModelConfig
 from llmscale.model import Transformer
 from llmscale.model.attention import Attention
 from llmscale.model.feed_forward import FeedForward
-from llmscale.model.heads import Head
+from llmscale.model.projections import Vocabulary
 
 _ACTIVATIONS = {
     "gelu": ("gelu", "none"),
@@ -79,15 +79,15 @@ class PackedFeedForward(FeedForward):
         self.activation = _same
 
 
-class PackedHead(Head):
+class PackedHead(Vocabulary):
     """A head with a packed weight."""
 
     def pack(self) -> None:
-        """Take over a copy of a `Head`."""
+        """Take over a copy of a `Vocabulary`."""
         self.packed = PackedLinear(self.weight, self.bias)
 
     def project(self, hidden: Tensor) -> Tensor:
-        """As in `Head`."""
+        """As in `Vocabulary`."""
         return self.packed(hidden)
 
 
@@ -131,7 +131,7 @@ def _packed(module: Any, config: ModelConfig) -> Any:
     else:
         for name, child in module._modules.items():
             clone._modules[name] = None if child is None else _packed(child, config)
-    if type(module) is Head:
+    if type(module) is Vocabulary:
         clone.__class__ = PackedHead
         clone.pack()
     return clone

@@ -4,19 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from data_pipeline.base.encodings import is_unicode
 from data_pipeline.base.errors import UserError
-from data_pipeline.objectives.config import ObjectiveConfig, PairsObjective, PrefixObjective
+from data_pipeline.objectives import ObjectiveSettings
 from data_pipeline.tokenizer import Tokenizer, frame
 from llmscale.config import ModelConfig
-
-Reading = Literal["document", "prefix", "source"]
-"""What a decoder takes a prompt for. document: the beginning of a document, which follows the end-of-document token, or
-what an imported model has there; prefix: the same, its tokens all seeing each other (objective prefix); source: a text
-whose end is followed by another (objective seq2seq with concatenate). An encoder-decoder always reads a source, with
-its encoder."""
+from llmscale.objectives import Reading, model_side
 
 
 @dataclass(frozen=True)
@@ -36,18 +30,22 @@ class Context:
         return self.tokens if self.source is None else self.source
 
 
-def reading_of(objective: ObjectiveConfig) -> Reading:
+def reading_of(objective: ObjectiveSettings) -> Reading:
     """How a decoder trained by this objective reads a prompt."""
-    if isinstance(objective, PairsObjective):
-        return "source"
-    return "prefix" if isinstance(objective, PrefixObjective) else "document"
+    return model_side(objective).reading
+
+
+def needs_source(config: ModelConfig, reading: Reading) -> bool:
+    """Whether a model continues a source text, which may not be empty."""
+    return config.architecture == "encoder_decoder" or reading == "source"
 
 
 def require_generative(config: ModelConfig) -> None:
     """Raise UserError for a model that continues no text."""
-    if config.architecture == "encoder":
+    if why := config.cannot_generate:
+        setting, _, value = why.partition(" is ")
         raise UserError(
-            "model.architecture of this checkpoint is encoder, which continues no text; give a checkpoint of a decoder"
+            f"{setting} of this checkpoint is {value}, which continues no text; give a checkpoint of a decoder"
             " or an encoder_decoder"
         )
 
@@ -71,14 +69,15 @@ def contexts_of(
             no Unicode.
     """
     two = config.architecture == "encoder_decoder"
-    begin, end = frame.text_frame(tokenizer, source=two or reading == "source")
+    source = needs_source(config, reading)
+    begin, end = frame.text_frame(tokenizer, source=source)
     if raw:
         begin = end = []
     for number, prompt in enumerate(prompts):
         require_unicode(prompt, _name(number, len(prompts)))
     found = []
     for number, tokens in enumerate(tokenizer.encode_batch(prompts)):
-        if (two or reading == "source") and not len(tokens):
+        if source and not len(tokens):
             reader = "the encoder of this model" if two else "this model, trained on pairs of texts,"
             raise UserError(f"{_name(number, len(prompts))} is empty, but {reader} needs a source text; give one")
         ids = [*begin, *tokens.tolist(), *end]

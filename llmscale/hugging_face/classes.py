@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from pydantic import ValidationError
 from data_pipeline.base.errors import UserError
 from llmscale import families
 from llmscale.config import ModelConfig
+from llmscale.config.model import OF_HEADS, HeadConfig
 from llmscale.families.hugging_face import (
     HuggingFace,
     Settings,
@@ -19,6 +21,7 @@ from llmscale.families.hugging_face import (
     repeated,
     write_settings,
 )
+from llmscale.model.heads import all_heads, heads_of
 
 OWN = "llmscale"
 """`model_type` of models that transformers has no class for, under our own names."""
@@ -54,6 +57,8 @@ class Recognised:
     table: HuggingFace
     model: dict[str, Any]
     """The model section, with vocab_size."""
+    objective: dict[str, Any] | None
+    """The objective section, where a head says of itself what it predicts."""
     notes: list[str]
     """What is not carried over, in sentences."""
 
@@ -73,15 +78,21 @@ def recognise(values: dict[str, Any], path: Path) -> Recognised:
         )
     table = known[kind]
     classes = values.get("architectures") or []
-    if not isinstance(classes, list) or (classes and not any(name in table.classes for name in classes)):
+    settings = Settings(values)
+    try:
+        head = _head_of(table, classes if isinstance(classes, list) else [], settings)
+    except Unsupported as error:
+        raise UserError(f"{path}: {error}") from None
+    if not isinstance(classes, list) or (classes and not head and not any(name in table.classes for name in classes)):
         named = ", ".join(map(str, classes)) if isinstance(classes, list) else repr(classes)
         raise UserError(
             f"{path}: architectures is {named:.200}, but llmscale reads {' or '.join(table.classes)};"
             f" import a model of such a class"
         )
-    settings = Settings(values)
     try:
         model = read_settings(table, settings)
+        if head is not None:
+            model["head"] = head[0]
         ModelConfig.model_validate(model)
     except Unsupported as error:
         raise UserError(f"{path}: {error}") from None
@@ -89,7 +100,15 @@ def recognise(values: dict[str, Any], path: Path) -> Recognised:
         raise UserError(f"{path} gives a model that cannot be: {_problem(table, error)}; repair it") from None
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise UserError(f"{path} has a value of the wrong kind ({type(error).__name__}: {error}); repair it") from None
-    return Recognised(table_of(model["family"]), model, settings.notes)
+    return Recognised(table_of(model["family"]), model, None if head is None else head[1], settings.notes)
+
+
+def _head_of(
+    table: HuggingFace, classes: list[Any], settings: Settings
+) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """The head in place of the language model's that one of the classes has, and the objective it is trained by."""
+    found = (head.read(str(name), table, settings) for name in classes for head in all_heads())
+    return next((each for each in found if each is not None), None)
 
 
 def _problem(table: HuggingFace, error: ValidationError) -> str:
@@ -115,18 +134,23 @@ class Misfit:
     """Which option stands in the way."""
 
 
-def fit(model: ModelConfig, vocab_size: int) -> tuple[HuggingFace, dict[str, Any]] | Misfit:
+def fit(
+    model: ModelConfig, vocab_size: int, objective: Mapping[str, Any] | None = None
+) -> tuple[HuggingFace, dict[str, Any]] | Misfit:
     """The class that computes what a model computes, with its config.json, or what stands in the way.
 
     A class fits if what would be written reads back as the same function; the model's own family is asked first, and
     before classes that only repeat an older one those of that.
+
+    Args:
+        objective: the section that the model was trained by, of which heads tell more than the model does.
     """
     order = sorted(families.with_class(), key=lambda name: (name != model.family, table_of(name).repeats is not None))
     misfits: list[tuple[int, Misfit]] = []
     whole = _resolved(model)
     for name in order:
         table = table_of(name)
-        written = write_settings(table, whole, vocab_size)
+        written = write_settings(table, whole, vocab_size) | _written_head(model, table, objective or {})
         reasons = _differences(model, table, name, written)
         if not reasons and (need := table.needs and table.needs(whole)):
             reasons = [need]
@@ -159,11 +183,30 @@ def _differences(model: ModelConfig, table: HuggingFace, name: str, written: dic
     if table_of(back.family or name) is not table:
         return [f"model.activation is {model.activation}, where this class has {back.activation}", *far]
     ours, theirs = function_of(model), function_of(back)
-    differing = [key for key in ours if ours[key] != theirs[key]]
+    if model.head is not None:
+        class_name = heads_of(model)[0].class_name(table)
+        if class_name is None:
+            return [f"model.head is {model.head.name}, which none of its classes has", *far]
+        head = _head_of(table, [class_name], Settings(written))
+        ours = {key: value for key, value in ours.items() if key not in OF_HEADS} | _parts(model.head.model_dump())
+        theirs = {**theirs, **_parts(HeadConfig.model_validate(head[0]).model_dump() if head else {})}
+    differing = [key for key in ours if ours[key] != theirs.get(key)]
     return [
-        f"model.{key} is {_shown(ours[key])}, where {written['architectures'][0]} has {_shown(theirs[key])}"
+        f"model.{key} is {_shown(ours[key])}, where {written['architectures'][0]} has {_shown(theirs.get(key))}"
         for key in sorted(differing, key=lambda key: any(cause in differing for cause in _CAUSES.get(key, ())))
     ]
+
+
+def _parts(head: dict[str, Any]) -> dict[str, Any]:
+    return {f"head.{key}": value for key, value in head.items()}
+
+
+def _written_head(model: ModelConfig, table: HuggingFace, objective: Mapping[str, Any]) -> dict[str, Any]:
+    """What a head in place of the language model's adds to a config.json."""
+    if model.head is None:
+        return {}
+    head = heads_of(model)[0]
+    return {"architectures": [head.class_name(table) or table.classes[0]], **head.write(objective)}
 
 
 def _shown(value: Any) -> str:

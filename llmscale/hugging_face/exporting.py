@@ -11,7 +11,6 @@ from torch import Tensor
 
 from data_pipeline.base.durable import write_json
 from data_pipeline.base.errors import UserError, writing
-from data_pipeline.objectives.config import PairsObjective
 from data_pipeline.tokenizer import Tokenizer, load_tokenizer
 from data_pipeline.tokenizer.chat_files import carry_chat
 from data_pipeline.tokenizer.frame import conventions_of
@@ -23,6 +22,7 @@ from llmscale.hugging_face.files import CONFIG, GENERATION, new_folder, require_
 from llmscale.hugging_face.tensors import DTYPES, parse_size, write_tensors
 from llmscale.hugging_face.tokenizers import OWN_FOLDER, export_tokenizer, token_ids
 from llmscale.hugging_face.weights import Move, Shapes, plan, shapes_of
+from llmscale.objectives import model_side
 
 _TYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
@@ -52,7 +52,8 @@ def export_checkpoint(
     tokenizer = load_tokenizer(checkpoint.tokenizer)
     model, vocab_size = config.model, config.model.vocabulary(tokenizer.vocab_size)
     shapes = shapes_of(model, vocab_size)
-    fitting = fit(model, vocab_size)
+    objective = config.objective.model_dump(mode="json")
+    fitting = fit(model, vocab_size, objective)
     with new_folder(folder) as temporary, writing(folder):
         if isinstance(fitting, Misfit):
             moves = None
@@ -61,6 +62,8 @@ def export_checkpoint(
                 f" {fitting.reason}), so {folder} holds it under llmscale's own names, for `llmscale import` alone"
             )
             values = {"model_type": OWN, "vocab_size": vocab_size, "model": model.model_dump(mode="json")}
+            if model.head is not None:
+                values["objective"] = objective
         else:
             table, written = fitting
             moves = plan(table, model, shapes)
@@ -76,7 +79,7 @@ def export_checkpoint(
         else:
             _write_generation(temporary, model, tokenizer)
             if with_tokenizer:
-                source = isinstance(config.objective, PairsObjective)
+                source = model_side(config.objective).reading == "source"
                 export_tokenizer(tokenizer, temporary, model, source=source)
                 export_chat(checkpoint.tokenizer, temporary)
     if drawn := checkpoint.manifest.drawn:
@@ -106,7 +109,7 @@ def _write_generation(folder: Path, model: ModelConfig, tokenizer: Tokenizer) ->
     kept = conventions_of(tokenizer)
     if kept is not None and (model.architecture != "encoder" or "_from_model_config" not in kept.generation):
         write_json(folder / GENERATION, kept.generation)
-    if kept is not None or model.architecture == "encoder":
+    if kept is not None or model.cannot_generate:
         return
     ids = token_ids(tokenizer)
     found = {f"{role}_token_id": ids[role] for role in ("bos", "eos", "pad") if role in ids}

@@ -13,7 +13,6 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from data_pipeline.base.errors import UserError, writing
-from data_pipeline.objectives.config import PairsObjective
 from data_pipeline.tokenizer.base import StoredTokenizer
 from llmscale.checkpoint.manifest import TOKENIZER, RunState
 from llmscale.checkpoint.whole import write_whole
@@ -27,10 +26,12 @@ from llmscale.hugging_face.files import CONFIG, new_folder, read_json, require_f
 from llmscale.hugging_face.tensors import TensorFolder
 from llmscale.hugging_face.tokenizers import import_tokenizer
 from llmscale.hugging_face.weights import VOCABULARY, Move, Shapes, padded, plan, shapes_of
+from llmscale.model.heads import all_heads
+from llmscale.objectives import settings_for
 from llmscale.parallel.init import drawn
 from llmscale.parallel.shards import Shard
 
-_HEADS = ("head.", "next_sentence.")
+_HEADS = tuple(f"{head.attribute}." for head in all_heads())
 """What our names of the heads' tensors begin with; all others are the body's."""
 
 
@@ -105,6 +106,8 @@ class _Source:
 
     model: dict[str, Any]
     """The model section."""
+    objective: dict[str, Any] | None
+    """The objective section, where the files say what the head predicts."""
     vocab_size: int
     shapes: Shapes
     """Of ours, unpadded."""
@@ -144,26 +147,35 @@ def _source(values: dict[str, Any], path: Path, folder: TensorFolder) -> tuple[_
     table, model = found.table, dict(found.model)
     names = _known_names(table, folder)
     _stand_in(table.copies or {}, names)
-    for setting, tensor in (table.present or {}).items():
+    for setting, tensor in {} if "head" in model else (table.present or {}).items():
         model[setting] = model[setting] or tensor in names
     notes = list(found.notes)
     config = _config(model)
     _require_layers(config, folder, config.experts.count if config.experts else 0)
+    tied = {} if "head" in model else _tie(table, model, folder, names, notes)
+    config = _config(model)
+    shapes = shapes_of(config, model["vocab_size"])
+    moves = plan(table, config, shapes)
+    expected = {name: move.shape for move in moves for name in move.theirs}
+    unexpected = _unexpected(table, folder, names, expected, tied)
+    heads = {move.theirs[0]: move.ours[0] for move in moves if move.ours[0].startswith(_HEADS)}
+    lacking = _lacking(folder, names, expected, unexpected, heads)
+    return _Source(model, found.objective, model["vocab_size"], shapes, folder, names, moves, lacking), notes
+
+
+def _tie(
+    table: HuggingFace, model: dict[str, Any], folder: TensorFolder, names: dict[str, str], notes: list[str]
+) -> dict[str, str]:
+    """The head's tensor that stands for the embedding's, by its own; unties the model where both are stored and
+    differ."""
     head, embedding = _head(table, model)
-    if config.tied_embeddings:
+    if _config(model).tied_embeddings:
         _stand_in({head: embedding}, names)
     if _config(model).tied_embeddings and head in names and not _equal(folder, names, head, embedding):
         # As transformers does: what is stored counts for more than what config.json says.
         model["tied_embeddings"] = False
         notes.append(f"{head} is stored and differs from {embedding}, so the head is not tied")
-    config = _config(model)
-    shapes = shapes_of(config, model["vocab_size"])
-    moves = plan(table, config, shapes)
-    expected = {name: move.shape for move in moves for name in move.theirs}
-    unexpected = _unexpected(table, folder, names, expected, {head: embedding} if config.tied_embeddings else {})
-    heads = {move.theirs[0]: move.ours[0] for move in moves if move.ours[0].startswith(_HEADS)}
-    lacking = _lacking(folder, names, expected, unexpected, heads)
-    return _Source(model, model["vocab_size"], shapes, folder, names, moves, lacking), notes
+    return {head: embedding} if _config(model).tied_embeddings else {}
 
 
 def _own_source(values: dict[str, Any], path: Path, folder: TensorFolder) -> tuple[_Source, list[str]]:
@@ -184,7 +196,10 @@ def _own_source(values: dict[str, Any], path: Path, folder: TensorFolder) -> tup
     names = {name: name for name in folder.names}
     heads = {name: name for name in shapes if name.startswith(_HEADS)}
     lacking = _lacking(folder, names, shapes, set(names) - set(shapes), heads)
-    return _Source({**model, "vocab_size": vocab_size}, vocab_size, shapes, folder, names, None, lacking), []
+    section = values.get("objective")
+    objective = section if isinstance(section, dict) and config.head is not None else None
+    described = {**model, "vocab_size": vocab_size}
+    return _Source(described, objective, vocab_size, shapes, folder, names, None, lacking), []
 
 
 def _require_layers(model: ModelConfig, folder: TensorFolder, experts: int = 0) -> None:
@@ -296,14 +311,6 @@ def _more(names: set[str] | list[str]) -> str:
 def _run_config(source: _Source, tokenizer: StoredTokenizer, settings: dict[str, Any], out: Path) -> RunConfig:
     """A whole config around the model: enough to use it, and to begin a fine-tuning config from."""
     model = _config(source.model)
-    objectives: dict[str, dict[str, Any]] = {
-        "decoder": {"name": "causal"},
-        "encoder": {"name": "masked", "next_sentence": model.next_sentence},
-        "encoder_decoder": {"name": "denoising" if "sentinel_0" in tokenizer.special else "seq2seq"},
-    }
-    if objectives[model.architecture]["name"] == "seq2seq":
-        length = PairsObjective().target_length
-        objectives[model.architecture]["target_length"] = min(length, model.max_positions)
     data = {
         "sources": [{"kind": "text", "paths": ["corpus/*.txt"]}],
         "tokenizer": settings,
@@ -313,6 +320,6 @@ def _run_config(source: _Source, tokenizer: StoredTokenizer, settings: dict[str,
         "run": {"directory": f"runs/{out.name}"},
         "data": data,
         "model": source.model,
-        "objective": objectives[model.architecture],
+        "objective": source.objective or settings_for(model, tokenizer.special),
     }
     return parse_config(raw, origin=str(out))

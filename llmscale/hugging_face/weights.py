@@ -12,6 +12,7 @@ from torch import Tensor
 from llmscale.config import ModelConfig
 from llmscale.families.hugging_face import HuggingFace, Weight
 from llmscale.model import Transformer
+from llmscale.model.heads import heads_of
 
 Shapes = dict[str, tuple[int, ...]]
 VOCABULARY = ("embedding.weight", "head.weight", "head.bias")
@@ -83,7 +84,8 @@ def plan(table: HuggingFace, model: ModelConfig, shapes: Shapes) -> list[Move]:
     """The moves between a model and their class, which together hold each of our tensors once."""
     layers = max(model.layers, model.encoder_layer_count)
     moves: dict[str, Move] = {}
-    for row in table.weights:
+    rows = (*table.weights, *(row for head in heads_of(model) for row in head.weights(table)))
+    for row in rows:
         for ours, theirs in _spelled(row, layers):
             stacked = "{expert}" in theirs
             # Dense layers and layers of experts have one name for theirs; the experts' have a dimension more.

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 
-from data_pipeline.objectives.config import DenoisingObjective, PairsObjective
 from llmscale.config import ModelConfig, RunConfig
-
-Named = tuple[tuple[str, int], ...]
-"""(what a user calls a number, the number)."""
+from llmscale.model.heads import heads_of
+from llmscale.objectives import model_side
+from llmscale.objectives.objective import Named
 
 
 @dataclass(frozen=True)
@@ -31,6 +30,8 @@ class Facts:
     shares: Named
     """What data-parallel ranks share evenly: samples and lanes."""
     optimizer: str
+    whole_sequences: tuple[str, ...] = ()
+    """Heads that read several positions of a sequence at once."""
 
     @cached_property
     def widest_tensor(self) -> int:
@@ -58,9 +59,10 @@ def facts_of(config: RunConfig) -> Facts:
         encoder_decoder=model.architecture == "encoder_decoder",
         experts=model.experts.count if model.experts else 0,
         widths=_widths(model),
-        lengths=_lengths(config),
+        lengths=model_side(config.objective).lengths(config.data.sequence_length),
         shares=_shares(config),
         optimizer=config.optimizer.name,
+        whole_sequences=tuple(head.name for head in heads_of(model) if head.reads == "whole"),
     )
 
 
@@ -74,27 +76,6 @@ def _widths(model: ModelConfig) -> Named:
     if not all(has_experts):
         widths.append(("model.ffn_size", model.ffn_channels))
     return tuple(dict.fromkeys(widths))
-
-
-def _lengths(config: RunConfig) -> Named:
-    objective, length = config.objective, config.data.sequence_length
-    if isinstance(objective, PairsObjective):
-        target = objective.target_length
-        if objective.concatenate:
-            return (("data.sequence_length + objective.target_length", length + target),)
-        return ("data.sequence_length", length), ("objective.target_length", target)
-    if isinstance(objective, DenoisingObjective):
-        return ("data.sequence_length", length), ("the length of the decoder's targets", _cut_out(objective, length))
-    return (("data.sequence_length", length),)
-
-
-@lru_cache
-def _cut_out(objective: DenoisingObjective, sequence_length: int) -> int:
-    """Tokens of a denoising sample's targets."""
-    # Arrays, which nothing else here needs.
-    from data_pipeline.objectives.denoising import noise, window_length
-
-    return sum(noise(objective, window_length(objective, sequence_length))) + 1
 
 
 def _shares(config: RunConfig) -> Named:

@@ -132,6 +132,10 @@ def _sequence_model(facts: Facts, layout: Layout) -> Broken | None:
             f"parallel.sequence is {layout.sequence}, but model.experts.count is {facts.experts}, whose router looks at"
             " whole sequences"
         )
+    if layout.sequence > 1 and facts.whole_sequences:
+        return Broken(
+            f"parallel.sequence is {layout.sequence}, but the head {facts.whole_sequences[0]} looks at whole sequences"
+        )
     return None
 
 

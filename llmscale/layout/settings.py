@@ -1,11 +1,8 @@
 """What must fit together in a config whatever its layout: data, objective and architecture."""
 
 from data_pipeline.base.errors import UserError
-from data_pipeline.objectives.config import MaskedObjective, PairsObjective
 from llmscale.config import RunConfig
-
-_OBJECTIVES = {"decoder": "causal", "encoder": "masked", "encoder_decoder": "denoising"}
-"""The objective that each architecture was made for."""
+from llmscale.objectives import model_side, settings_for
 
 
 def require_possible(config: RunConfig) -> None:
@@ -32,10 +29,8 @@ def _require_possible_data(config: RunConfig) -> None:
 
 
 def _require_positions(config: RunConfig) -> None:
-    name, length = "data.sequence_length", config.data.sequence_length
+    name, length = model_side(config.objective).lengths(config.data.sequence_length)[0]
     positions = config.model.max_positions
-    if isinstance(config.objective, PairsObjective) and config.objective.concatenate:
-        name, length = "data.sequence_length + objective.target_length", length + config.objective.target_length
     if length > positions:
         raise UserError(
             f"{name} ({length} tokens) exceeds model.max_positions ({positions});"
@@ -45,36 +40,37 @@ def _require_positions(config: RunConfig) -> None:
 
 def _require_architecture(config: RunConfig) -> None:
     """The objective must be one that the model's architecture can learn, and use all heads that it has."""
-    objective, model = config.objective, config.model
-    name, architecture = objective.name, model.architecture
-    if isinstance(objective, PairsObjective):
-        wanted = "decoder" if objective.concatenate else "encoder_decoder"
-    else:
-        wanted = {"masked": "encoder", "denoising": "encoder_decoder"}.get(name, "decoder")
-    other = f"use objective.name={_OBJECTIVES[architecture]}"
-    if model.next_sentence:
-        other += " and objective.next_sentence=true"
-    if isinstance(objective, PairsObjective) and architecture != "encoder":
-        other = f"set objective.concatenate={str(architecture == 'decoder').lower()}"
-    if wanted != architecture:
-        form = " with concatenate" if isinstance(objective, PairsObjective) and objective.concatenate else ""
+    model, objective = config.model, model_side(config.objective)
+    architecture, wanted = model.architecture, " or ".join(map(_an, objective.architectures))
+    if architecture not in objective.architectures:
+        others = (
+            f"objective.{key}={_written(value)}"
+            for key, value in settings_for(model.model_copy(update={"head": None})).items()
+        )
+        other = objective.instead(architecture) or f"use {' and '.join(others)}"
         raise UserError(
-            f"objective.name is {name}{form}, which trains {_an(wanted)}, but model.architecture is {architecture};"
+            f"objective.name is {objective.form}, which trains {wanted}, but model.architecture is {architecture};"
             f" {other}, or "
-            + (f"a model.family that is {_an(wanted)}" if model.family else f"set model.architecture={wanted}")
+            + (
+                f"a model.family that is {wanted}"
+                if model.family
+                else f"set model.architecture={objective.architectures[0]}"
+            )
         )
-    pairs = isinstance(objective, MaskedObjective) and objective.next_sentence
-    if pairs != model.next_sentence:
+    mismatch = objective.mismatch(model)
+    if mismatch is not None:
+        raise UserError(mismatch)
+    if objective.predicts(model) != model.predicts:
         raise UserError(
-            f"objective.next_sentence is {str(pairs).lower()}, but model.next_sentence is"
-            f" {str(model.next_sentence).lower()}; set model.next_sentence={str(pairs).lower()}"
-            + (" and model.token_types=2" if pairs and model.token_types < 2 else "")
+            f"objective.name is {objective.form}, which trains the head {' and '.join(objective.predicts(model))}, but"
+            f" the model has {' and '.join(model.predicts)}; leave out model.head, which the objective sets"
         )
-    if config.logging.sample_prompts and architecture == "encoder":
-        raise UserError(
-            "logging.sample_prompts are given, but model.architecture is encoder, which continues no text;"
-            " leave them out"
-        )
+    if config.logging.sample_prompts and (why := model.cannot_generate):
+        raise UserError(f"logging.sample_prompts are given, but {why}, which continues no text; leave them out")
+
+
+def _written(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _an(architecture: str) -> str:

@@ -90,6 +90,10 @@ class Dropout:
         keys = fold(fold(self.keys, stack), 0)
         return fold(keys, 0), fold(keys, 1)
 
+    def for_head(self) -> Tensor:
+        """(B, 2) keys of what a head drops."""
+        return fold(fold(fold(self.keys, 0), 0), 2)
+
 
 def drop(x: Tensor, keys: Tensor, rate: float, part: Sequence[int] = ()) -> Tensor:
     """Zeros in place of a share `rate` of x (B, ..., T, C), the rest scaled by 1 / (1 - rate), by keys (B, 2).

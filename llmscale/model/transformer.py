@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from llmscale.config.model import ModelConfig
 from llmscale.model.cache import KeyValueCache
 from llmscale.model.dropout import Dropout
-from llmscale.model.heads import Head, NextSentenceHead
+from llmscale.model.heads import all_heads, heads_of
 from llmscale.model.masks import Sight
 from llmscale.model.norms import make_norm
 from llmscale.model.positions import sinusoidal
+from llmscale.model.projections import Vocabulary
 from llmscale.model.stack import Stack
 
 
@@ -34,6 +35,9 @@ class Transformer(Stack):
     `llmscale.parallel.init` draw them (`llmscale.parallel.init.build` does all three).
     """
 
+    head: Vocabulary
+    """That of a language model; None in a model without one, and on other stages of a pipeline than the last."""
+
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:
         two = config.architecture == "encoder_decoder"
         super().__init__(config, config.layers, causal=config.architecture != "encoder", cross=two)
@@ -45,8 +49,9 @@ class Transformer(Stack):
         self.token_types = nn.Embedding(config.token_types, config.hidden_size) if config.token_types else None
         self.embedding_norm = make_norm(config) if config.embedding_norm else None
         self.encoder = Stack(config, config.encoder_layer_count, causal=False, number=1) if two else None
-        self.head = Head(config, vocab_size, rows)
-        self.next_sentence = NextSentenceHead(config) if config.next_sentence else None
+        own = {head.name: head for head in heads_of(config)}
+        for each in all_heads():
+            setattr(self, each.attribute, own[each.name].build(vocab_size) if each.name in own else None)
         self._tie()
 
     def forward(

@@ -1,21 +1,23 @@
-"""Predict the next token: causal LM, the part after a prefix, or the target after a source."""
+"""The next token, of decoders."""
 
 from __future__ import annotations
 
-from data_pipeline.batch import Batch
-from llmscale.model import Dropout, Output, Transformer
-from llmscale.objectives.loss import TokenLoss
+from collections.abc import Container
+from typing import Any
+
+from data_pipeline.objectives.causal import CausalObjective
+from llmscale.config import ModelConfig
+from llmscale.objectives.objective import ModelSide, Shape
 
 
-class CausalLoss(TokenLoss):
-    """For decoders."""
+class Causal(ModelSide[CausalObjective]):
+    """What every decoder is trained by at first."""
 
-    def output(self, model: Transformer, batch: Batch, dropout: Dropout | None = None) -> Output:
-        return model(
-            batch.inputs,
-            batch.positions,
-            batch.segment_ids,
-            batch.prefix_lengths,
-            shared_lengths=batch.shared_lengths,
-            dropout=dropout,
-        )
+    settings = CausalObjective
+
+    def shape(self, sequence_length: int) -> Shape:
+        return Shape(sequence_length, masked=self.config.separate_documents)
+
+    @classmethod
+    def made_for(cls, model: ModelConfig, roles: Container[str] | None = None) -> dict[str, Any] | None:
+        return {"name": "causal"} if model.architecture == "decoder" and model.head is None else None

@@ -1,68 +1,101 @@
-"""What every loss gives: sums over a batch, and what to divide them by."""
+"""The loss of a model: the sums of its heads' losses over a batch, and what to divide them by."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from data_pipeline.batch import Batch
+from data_pipeline.objectives import ObjectiveSettings
+from llmscale.config import ModelConfig
 from llmscale.model import Dropout, Output, Transformer
+from llmscale.model.heads import Head, heads_of
+from llmscale.objectives import model_side
 
 
-class Loss(ABC):
+def build_loss(objective: ObjectiveSettings, model: ModelConfig) -> Loss:
+    """The loss of an objective for a model that `llmscale.layout` lets it train."""
+    return Loss(model, heads_of(model), sparse=model_side(objective).sparse)
+
+
+class Loss:
     """One or more terms that are minimised together: each a sum over the batch, divided by its count over the whole
-    global batch. Only the caller knows that count, so how a batch is cut never enters the gradient."""
+    global batch. Only the caller knows that count, so how a batch is cut never enters the gradient.
 
-    terms: tuple[str, ...] = ("loss",)
-    """Names of the terms, as metrics show them. The first is the loss per target token."""
+    The first is that of the first head. Where there are experts the router's loss follows: that of each sequence, times
+    its targets; then those of the other heads.
+    """
 
-    @abstractmethod
+    def __init__(self, model: ModelConfig, heads: tuple[Head, ...], sparse: bool) -> None:
+        """`sparse`: whether most positions are no targets, so that the first head had better see the others alone."""
+        self.heads = heads
+        self._architecture = model.architecture
+        self._sparse = sparse
+        experts = any(model.has_experts(layer) for layer in range(model.layers))
+        self._first, *self._others = heads
+        self._router = ["router_loss"] if experts else []
+        self.terms = ("loss", *self._router, *(f"{head.name}_loss" for head in self._others))
+        """Names of the terms, as metrics show them. The first is the loss per target."""
+        self.measures = self._first.measures
+        """Names of what is measured of held-out samples besides the first term, each divided by its count."""
+
     def __call__(
         self, model: Transformer, batch: Batch, dropout: Dropout | None = None, targets: Batch | None = None
     ) -> Tensor:
-        """The sum of each term over the batch, (terms,) of at least fp32.
+        """The sum of each term over the batch, (terms,) of at least fp32; of a model in evaluation mode followed by the
+        sum of each of `measures`.
 
         Args:
             dropout: what training drops.
             targets: the batch with the targets, weights and labels that fit the hidden states which the model gives,
                 where those are of some positions only; None: `batch` has them.
         """
+        return torch.stack(self.sums(model, self.output(model, batch, dropout), targets or batch, dropout))
 
     def counts(self, batch: Batch) -> list[float]:
         """What the sum of each term over a batch is divided by, once it is added up over the global batch."""
-        return [float(batch.weights.sum(dtype=torch.float64))] * len(self.terms)
+        targets = self._first.count(batch)
+        return [targets, *(targets for _ in self._router), *(head.count(batch) for head in self._others)]
 
-
-class TokenLoss(Loss):
-    """Sum over the targets of weight x negative log-likelihood in nats, and the router's loss where there are experts:
-    that of each sequence, times its targets."""
-
-    def __init__(self, experts: bool) -> None:
-        self.experts = experts
-        if experts:
-            self.terms = ("loss", "router_loss")
-
-    def __call__(
-        self, model: Transformer, batch: Batch, dropout: Dropout | None = None, targets: Batch | None = None
-    ) -> Tensor:
-        return torch.stack(self.sums(model, self.output(model, batch, dropout), targets or batch))
-
-    def sums(self, model: Transformer, output: Output, batch: Batch) -> list[Tensor]:
-        """The terms one by one, scalars of one dtype."""
-        loss = self.of_tokens(model, output.hidden, batch)
-        if output.router_loss is None:
-            return [loss]
-        return [loss, (output.router_loss * batch.weights.sum(1)).sum().to(loss.dtype)]
-
-    @abstractmethod
     def output(self, model: Transformer, batch: Batch, dropout: Dropout | None = None) -> Output:
         """What the model makes of the batch."""
+        match self._architecture:
+            case "decoder":
+                return model(
+                    batch.inputs,
+                    batch.positions,
+                    batch.segment_ids,
+                    batch.prefix_lengths,
+                    shared_lengths=batch.shared_lengths,
+                    dropout=dropout,
+                )
+            case "encoder":
+                real = real_tokens(batch.encoder_weights)
+                return model(batch.inputs, token_types=batch.segment_ids, real=real, dropout=dropout)
+            case _:
+                real = real_tokens(batch.encoder_weights)
+                return model(batch.inputs, encoder_inputs=batch.encoder_inputs, encoder_real=real, dropout=dropout)
 
-    def of_tokens(self, model: Transformer, hidden: Tensor, batch: Batch) -> Tensor:
-        """The summed loss of the targets, a scalar."""
-        return model.head(hidden, batch.targets, batch.weights)
+    def sums(self, model: Transformer, output: Output, batch: Batch, dropout: Dropout | None = None) -> list[Tensor]:
+        """The terms one by one, scalars of one dtype, and in evaluation mode the measures."""
+        keys = None if dropout is None else dropout.for_head()
+        hidden, targets = output.hidden, batch
+        if self._sparse:
+            # Most tokens are no targets, and the head is a large part of the work.
+            chosen = batch.weights > 0
+            hidden = hidden[chosen]
+            targets = replace(batch, targets=batch.targets[chosen], weights=batch.weights[chosen])
+        terms = [self._first.loss(getattr(model, self._first.attribute), hidden, targets, keys)]
+        if output.router_loss is not None:
+            terms.append((output.router_loss * batch.weights.sum(1)).sum().to(terms[0].dtype))
+        for head in self._others:
+            own = head.loss(getattr(model, head.attribute), output.hidden, batch, keys)
+            terms.append(own.to(terms[0].dtype))
+        if self.measures and not model.training:
+            terms += self._first.measure(getattr(model, self._first.attribute), hidden, targets)
+        return terms
 
 
 def real_tokens(weights: Tensor | None) -> Tensor | None:

@@ -1,45 +1,43 @@
-"""Predict hidden tokens, and whether the second segment follows the first (BERT; Devlin et al. 2019, section 3.1)."""
+"""Hidden tokens, and whether the second segment follows the first: encoders (BERT)."""
 
 from __future__ import annotations
 
-import torch.nn.functional as F
-from torch import Tensor
+from collections.abc import Container
+from typing import Any
 
-from data_pipeline.batch import Batch
-from llmscale.model import Dropout, Output, Transformer
-from llmscale.objectives.loss import TokenLoss, real_tokens
+from data_pipeline.objectives.masked import MaskedObjective
+from llmscale.config import ModelConfig
+from llmscale.objectives.objective import ModelSide, Shape
 
 
-class MaskedLoss(TokenLoss):
-    """For encoders. With `next_sentence` the mean of its loss over the pairs is added."""
+class Masked(ModelSide[MaskedObjective]):
+    """Trains the head of next sentences with the other, where there is one."""
 
-    def __init__(self, experts: bool, next_sentence: bool) -> None:
-        super().__init__(experts)
-        self.next_sentence = next_sentence
-        if next_sentence:
-            self.terms = (*self.terms, "next_sentence_loss")
+    settings = MaskedObjective
+    sparse = True
 
-    def sums(self, model: Transformer, output: Output, batch: Batch) -> list[Tensor]:
-        terms = super().sums(model, output, batch)
-        if self.next_sentence:
-            assert model.next_sentence is not None
-            logits = model.next_sentence(output.hidden).to(terms[0].dtype)
-            terms.append(F.cross_entropy(logits, batch.next_sentence_labels, ignore_index=-1, reduction="sum"))
-        return terms
+    @property
+    def architectures(self) -> tuple[str, ...]:
+        return ("encoder",)
 
-    def counts(self, batch: Batch) -> list[float]:
-        counts = super().counts(batch)
-        if self.next_sentence:
-            assert batch.next_sentence_labels is not None
-            counts[-1] = float((batch.next_sentence_labels >= 0).sum())
-        return counts
+    def predicts(self, model: ModelConfig) -> tuple[str, ...]:
+        return ("language", "next_sentence") if self.config.next_sentence else ("language",)
 
-    def output(self, model: Transformer, batch: Batch, dropout: Dropout | None = None) -> Output:
-        return model(
-            batch.inputs, token_types=batch.segment_ids, real=real_tokens(batch.encoder_weights), dropout=dropout
+    def shape(self, sequence_length: int) -> Shape:
+        return Shape(sequence_length, targets=self.config.rate, masked=self.config.next_sentence)
+
+    def mismatch(self, model: ModelConfig) -> str | None:
+        pairs = self.config.next_sentence
+        if pairs == model.next_sentence:
+            return None
+        return (
+            f"objective.next_sentence is {str(pairs).lower()}, but model.next_sentence is"
+            f" {str(model.next_sentence).lower()}; set model.next_sentence={str(pairs).lower()}"
+            + (" and model.token_types=2" if pairs and model.token_types < 2 else "")
         )
 
-    def of_tokens(self, model: Transformer, hidden: Tensor, batch: Batch) -> Tensor:
-        # Most tokens are not hidden, and the head is a large part of the work.
-        chosen = batch.weights > 0
-        return model.head(hidden[chosen], batch.targets[chosen], batch.weights[chosen])
+    @classmethod
+    def made_for(cls, model: ModelConfig, roles: Container[str] | None = None) -> dict[str, Any] | None:
+        if model.architecture != "encoder" or model.head is not None:
+            return None
+        return {"name": "masked", **({"next_sentence": True} if model.next_sentence else {})}

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from llmscale.config.model import ModelConfig
 from llmscale.model import Transformer
+from llmscale.model.heads import heads_of
 from llmscale.parallel.expert import apply_expert_parallel
 from llmscale.parallel.grid import RankGrid
 from llmscale.parallel.pipeline import keep_stage
@@ -148,6 +149,11 @@ def initial_values(config: ModelConfig, seed: int, name: str, start: int, end: i
 
 
 def _deviation(config: ModelConfig, name: str) -> float:
+    for head in heads_of(config):
+        attribute, _, below = name.partition(".")
+        own = head.deviation(below) if attribute == head.attribute else None
+        if own is not None:
+            return own
     if config.init_scheme == "fan_in":
         if name == "embedding.weight":
             return 1.0

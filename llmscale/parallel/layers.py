@@ -15,12 +15,13 @@ from torch import Tensor, nn
 
 from llmscale.model.attention import Attention, CrossAttention
 from llmscale.model.context import Context
+from llmscale.model.cross_entropy import Rows, linear_cross_entropy, linear_scores
 from llmscale.model.dropout import LayerDropout
 from llmscale.model.experts import ExpertLinear, Experts
 from llmscale.model.feed_forward import FeedForward
-from llmscale.model.heads import Head, Rows, linear_cross_entropy, linear_scores
 from llmscale.model.linear import linear
 from llmscale.model.masks import Sight
+from llmscale.model.projections import Vocabulary
 from llmscale.model.stack import Stack
 from llmscale.model.transformer import Transformer
 from llmscale.parallel import collectives
@@ -129,7 +130,7 @@ class SharedRows(Rows):
         return values
 
 
-class VocabularyHead(Head):
+class VocabularyHead(Vocabulary):
     """A head of which each rank has some rows of the vocabulary. Logits never come together for the loss (Shoeybi et
     al. 2019, section 3)."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from llmscale.config import ModelConfig
 from llmscale.model import Transformer
+from llmscale.model.heads import heads_of
 from llmscale.parallel.grid import RankGrid
 from llmscale.parallel.plans import stage_layers
 
@@ -11,8 +12,8 @@ from llmscale.parallel.plans import stage_layers
 def keep_stage(model: Transformer, grid: RankGrid) -> None:
     """Make of a model on the meta device this rank's stage of it, in place; nothing where there is one stage.
 
-    The first stage has the embedding and the last one the head. What several stages use (`shared_by_stages`), all of
-    these have.
+    The first stage has the embedding, and each head is where it says, on the last one. What several stages use
+    (`shared_by_stages`), all of these have.
     """
     if grid.pipeline == 1:
         return
@@ -25,10 +26,12 @@ def keep_stage(model: Transformer, grid: RankGrid) -> None:
     absent: list[str] = []
     if not model.begins:
         absent += ["positions", "token_types", "embedding_norm"]
-        if not (model.ends and model.config.tied_embeddings):
+        if not (model.ends and model.config.shares_embedding):
             absent.append("embedding")
     if not model.ends:
-        absent += ["norm", "queries", "head", "next_sentence"]
+        absent += ["norm", "queries"]
+    stage = grid.coordinate("pipeline")
+    absent += [head.attribute for head in heads_of(model.config) if head.stage % grid.pipeline != stage]
     for name in absent:
         setattr(model, name, None)
 
@@ -37,7 +40,7 @@ def shared_by_stages(config: ModelConfig, stages: int) -> dict[str, tuple[int, .
     """The stages that use a parameter, for each that several do, by name. The first of them owns it: the others send
     it their gradients and get the new values."""
     shared: dict[str, tuple[int, ...]] = {}
-    if stages > 1 and config.tied_embeddings:
+    if stages > 1 and config.shares_embedding:
         shared["embedding.weight"] = (0, stages - 1)
     if stages > 1 and config.positions == "relative":
         shared["relative_bias.table.weight"] = tuple(range(stages))

@@ -10,6 +10,8 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 from typing import Literal
 
+from llmscale.model.heads import all_heads
+
 Cut = Literal["column", "key_value", "row", "vocabulary", "heads", "replicated_sum"]
 """How a module's parameters are cut (weights are (outputs, inputs), those of experts (experts, outputs, inputs)).
 
@@ -31,9 +33,9 @@ TENSOR: tuple[tuple[str, Cut], ...] = (
     ("*feed_forward.down", "row"),
     ("*relative_bias.table", "heads"),
     ("embedding", "vocabulary"),
-    ("head", "vocabulary"),
+    *((f"{head.attribute}.{module}".rstrip("."), cut) for head in all_heads() for module, cut in head.sharding),
 )
-"""For all modules of a Transformer."""
+"""For all modules of a Transformer; heads have their own rows."""
 
 BY_POSITIONS: tuple[tuple[str, Cut], ...] = (
     ("*attention_norm", "replicated_sum"),

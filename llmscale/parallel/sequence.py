@@ -7,6 +7,7 @@ DeepSpeed these ranks are data-parallel ones: they have the same weights and see
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,10 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data_pipeline.batch import Batch
+from data_pipeline.batch import Batch, no_labels
 from llmscale.model import Transformer
 from llmscale.model.attention import Core
 from llmscale.model.dropout import LayerDropout
+from llmscale.model.heads import Head
 from llmscale.model.masks import Sight
 from llmscale.model.positions import RelativeBias
 from llmscale.model.stack import Stack
@@ -127,14 +129,20 @@ def apply_sequence_parallel(model: Transformer, grid: RankGrid) -> None:
             mix_in(module, kind, sequence=ranks)
 
 
-def own_targets(batch: Batch, grid: RankGrid) -> Batch:
-    """The batch with the targets and weights of this rank's positions, whose hidden states it has. Labels of sentences
-    are for the rank that has the first token."""
+def own_targets(batch: Batch, heads: Sequence[Head], grid: RankGrid) -> Batch:
+    """The batch with the targets, weights and labels of this rank's positions, whose hidden states it has. Labels of
+    what is read from the first token are for the rank that has it."""
     if grid.sequence == 1:
         return batch
     ranks = SequenceRanks(None, grid.coordinate("sequence"), grid.sequence)
-    labels = batch.next_sentence_labels
-    if labels is not None and ranks.rank:
-        labels = torch.full_like(labels, -1)
+    labels = dict(batch.labels)
+    for head in heads:
+        if head.name not in labels:
+            continue
+        assert head.reads != "whole", "refused by llmscale.layout"
+        if head.reads == "each":
+            labels[head.name] = ranks.own(labels[head.name])
+        elif ranks.rank:
+            labels[head.name] = no_labels(labels[head.name])
     own = ranks.own(batch.targets), ranks.own(batch.weights)
-    return replace(batch, targets=own[0], weights=own[1], next_sentence_labels=labels)
+    return replace(batch, targets=own[0], weights=own[1], labels=labels)

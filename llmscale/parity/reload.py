@@ -14,7 +14,7 @@ from llmscale.checkpoint.reader import newest_intact
 from llmscale.config import RunConfig, parse_config
 from llmscale.distributed.process_group import all_reduce_sum, gather_objects, join, leave, read_world
 from llmscale.engine.pipeline import make_engine
-from llmscale.objectives import build_loss
+from llmscale.objectives.loss import build_loss
 from llmscale.parallel import init
 from llmscale.parity.layouts import Layout
 from llmscale.parity.ranks import run_ranks

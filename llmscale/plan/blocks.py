@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llmscale.config.model import ModelConfig
+from llmscale.model.heads import heads_of
+from llmscale.model.heads.language import CHUNK_TOKENS
 from llmscale.plan import kernels
 from llmscale.plan.flops import seen
 from llmscale.plan.hardware import Hardware
 from llmscale.plan.layout import Layout
 from llmscale.plan.parameters import local_heads
-from llmscale.plan.saved import CHUNK_TOKENS
 from llmscale.plan.workload import Workload
 
 _FLAG, _WIDE = 1, 4
@@ -258,26 +259,33 @@ class Layer:
 
 
 def head_time(gpu: Hardware, model: ModelConfig, work: Workload, layout: Layout, software: Software) -> Time:
-    """The head with its loss, whose gradients are computed at once, a chunk of tokens at a time
-    (`llmscale.model.heads`), and the embedding."""
+    """The head with its loss, and the embedding. Heads of few outputs take no time worth telling."""
     layer = Layer(gpu, model, layout, software)
+    group = kernels.ranks(gpu, layout.tensor, 1)
+    size = layer.tokens(work.tokens) * model.hidden_size * software.element
+    embedded = Time(tensor=2 * kernels.all_reduce(gpu, size, group), passes=kernels.pass_over(gpu, 6 * size))
+    if not any(head.generates for head in heads_of(model)):
+        return embedded
+    return embedded + _vocabulary_time(layer, model, work)
+
+
+def _vocabulary_time(layer: Layer, model: ModelConfig, work: Workload) -> Time:
+    """A projection to the vocabulary, whose gradients are computed with the loss, a chunk of tokens at a time
+    (`llmscale.model.cross_entropy`)."""
+    gpu, element = layer.gpu, layer.software.element
     tokens = max(int(layer.tokens(work.length) * work.targets), 1)
-    rows = model.padded_vocab(work.vocab_size) // layout.tensor
+    rows = model.padded_vocab(work.vocab_size) // layer.layout.tensor
     chunk = min(tokens, CHUNK_TOKENS)
     chunks = tokens / chunk
     forward, backward = layer.linear(chunk, rows, model.hidden_size)
-    element = software.element
     # Widened, shifted, exponentiated, summed and narrowed again; the weight's gradient is summed in fp32.
     logits = kernels.pass_over(gpu, chunk * rows * (2 * element + 8 * _WIDE))
     weight = kernels.pass_over(gpu, rows * model.hidden_size * (2 * _WIDE + 2 * element))
-    group = kernels.ranks(gpu, layout.tensor, 1)
-    size = layer.tokens(work.tokens) * model.hidden_size * element
-    reduced = 2 * kernels.all_reduce(gpu, size, group)
-    total = Time(products=chunks * (forward + backward), passes=chunks * (logits + weight), tensor=reduced)
+    total = Time(products=chunks * (forward + backward), passes=chunks * (logits + weight))
     if model.head_transform:
         dense = layer.linear(tokens, model.hidden_size, model.hidden_size)
         total += Time(products=sum(dense))
-    return total + Time(passes=kernels.pass_over(gpu, 6 * size))
+    return total
 
 
 def software_of(model: ModelConfig, element: int, compiled: bool, layout_free: bool = True) -> Software:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llmscale.config.model import ModelConfig
+from llmscale.model.heads import heads_of
 from llmscale.plan.workload import Workload
 
 
@@ -22,7 +23,7 @@ class Flops:
     attention: int
     """Scores and their mixing of values."""
     head: int
-    """Products with the vocabulary."""
+    """Products of the heads."""
 
     @property
     def forward(self) -> int:
@@ -63,11 +64,8 @@ def flops(config: ModelConfig, work: Workload, *, causal: bool = False) -> Flops
         if memory:
             projections += layers * (length * _cross_asking(config) + memory * _cross_asked(config))
             attention += layers * 4 * length * memory * config.heads * config.head_channels
-    rows = config.padded_vocab(work.vocab_size)
     targets = int(work.length * work.targets)
-    head = 2 * targets * config.hidden_size * rows
-    if config.head_transform:
-        head += 2 * targets * config.hidden_size**2
+    head = sum(head.flops(work.vocab_size, targets) for head in heads_of(config))
     return Flops(projections, attention, head)
 
 

@@ -10,6 +10,7 @@ from collections import Counter
 from functools import lru_cache
 
 from llmscale.config.model import ModelConfig
+from llmscale.model.heads import heads_of
 from llmscale.parallel.plans import stage_layers
 
 Counts = Counter[str]
@@ -154,12 +155,6 @@ def _first(config: ModelConfig, vocab_size: int, tensor: int) -> Counts:
 
 def _last(config: ModelConfig, vocab_size: int, tensor: int, tied_elsewhere: bool) -> Counts:
     counts = _around(config, tensor)
-    rows, hidden = config.padded_vocab(vocab_size) // tensor, config.hidden_size
-    if not config.tied_embeddings or tied_elsewhere:
-        counts["head"] += rows * hidden
-    counts["head"] += config.head_bias * rows
-    if config.head_transform:
-        counts["head"] += hidden * (hidden + config.bias) + _norm(config)
-    if config.next_sentence:
-        counts["head"] += hidden * (hidden + 1) + 2 * (hidden + 1)
+    heads = heads_of(config)
+    counts["head"] = sum(head.parameters(vocab_size, tensor=tensor, ties=not tied_elsewhere) for head in heads)
     return counts

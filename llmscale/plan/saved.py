@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from llmscale.model.heads import heads_of
+from llmscale.model.heads.head import Sizes
 from llmscale.parallel.plans import stage_layers
 from llmscale.plan.activations import Activations, Saved, add
 from llmscale.plan.parameters import layer_kinds
 
-CHUNK_TOKENS = 1024
-"""Tokens whose logits the head holds at a time (`llmscale.model.heads`)."""
 _FLAG, _INDEX, _WIDE = 1, 8, 4
 
 
@@ -132,28 +132,13 @@ def _finish(acts: Activations, kept: Saved, length: int) -> None:
 
 
 def _head(acts: Activations, kept: Saved) -> tuple[int, int]:
-    """Add what the head keeps, and give what it holds in its forward and at the start of its backward pass.
-
-    The loss keeps the gradients of its input and of its weight, which it computes at once (`llmscale.model.heads`).
-    """
-    model, work = acts.model, acts.work
+    """Add what the heads keep, and give what they hold in their forward and at the start of their backward pass."""
+    work = acts.work
     tokens = int(acts.tokens(work.length) * work.targets)
-    rows = model.padded_vocab(work.vocab_size) // acts.layout.tensor
-    hidden = tokens * model.hidden_size * acts.element
-    weight = rows * model.hidden_size
-    gradients = hidden + weight * acts.element + (rows * acts.element if model.head_bias else 0)
-    add(kept, {"head": gradients})
-    if model.head_transform:
-        statistics = (2 if model.norm == "layernorm" else 1) * tokens * _WIDE
-        add(kept, {"head": 3 * hidden + statistics + tokens * _INDEX})
-    if model.next_sentence:
-        add(kept, {"head": acts.residual(work.length)})
-    narrow = acts.element < _WIDE
-    chunk = min(CHUNK_TOKENS, tokens) * rows * (_WIDE + (acts.element if narrow else 0))
-    # The gradient is summed in fp32; what is kept of it afterwards is counted already.
-    wide = weight * _WIDE if narrow else 0
-    product = weight * acts.element if narrow else 0
-    return max(chunk + product + wide - (weight * acts.element if narrow else 0), wide), gradients
+    sizes = Sizes(work.vocab_size, tokens, acts.element, acts.residual(work.length), acts.layout.tensor)
+    memory = [head.memory(sizes) for head in heads_of(acts.model)]
+    add(kept, {"head": sum(each.kept for each in memory)})
+    return max(each.forward for each in memory), sum(each.backward for each in memory)
 
 
 def _gradients(acts: Activations) -> int:

@@ -7,14 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_pipeline.base.errors import UserError
-from data_pipeline.objectives.config import (
-    CausalObjective,
-    DenoisingObjective,
-    MaskedObjective,
-    PairsObjective,
-    PrefixObjective,
-)
 from llmscale.config import RunConfig
+from llmscale.objectives import model_side
 
 _BYTES = 259
 """Tokens of the bytes tokenizer: pad, bos, eos and the 256 bytes."""
@@ -27,13 +21,10 @@ class Workload:
     vocab_size: int
     """Tokens that the model knows."""
     length: int
-    """Tokens of the decoder, or of the encoder where it is alone."""
+    """As in `llmscale.objectives.Shape`, as the others."""
     memory: int = 0
-    """Tokens of the encoder of an encoder-decoder; 0: there is none."""
     targets: float = 1.0
-    """Share of the `length` tokens that the head sees."""
     masked: bool = False
-    """Whether attention takes a mask: documents kept apart, a prefix, or samples of unequal length."""
 
     @property
     def tokens(self) -> int:
@@ -47,26 +38,7 @@ def workload_of(config: RunConfig) -> Workload:
     Raises:
         UserError: the vocabulary is known from the tokenizer's file only, which is not there.
     """
-    objective, length = config.objective, config.data.sequence_length
-    vocab = vocabulary(config)
-    match objective:
-        case CausalObjective():
-            return Workload(vocab, length, masked=objective.separate_documents)
-        case PrefixObjective():
-            return Workload(vocab, length, masked=True)
-        case MaskedObjective():
-            return Workload(vocab, length, targets=objective.rate, masked=objective.next_sentence)
-        case DenoisingObjective():
-            from data_pipeline.objectives.denoising import noise, window_length
-
-            window = window_length(objective, length)
-            cut, spans = noise(objective, window)
-            # The encoder's rows are filled up where no window fills them exactly.
-            return Workload(vocab, cut + spans + 1, memory=length, masked=window - cut + spans + 1 < length)
-        case PairsObjective():
-            if objective.concatenate:
-                return Workload(vocab, length + objective.target_length, masked=True)
-            return Workload(vocab, objective.target_length, memory=length, masked=True)
+    return Workload(vocabulary(config), *model_side(config.objective).shape(config.data.sequence_length))
 
 
 def vocabulary(config: RunConfig) -> int:

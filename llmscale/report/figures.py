@@ -17,7 +17,7 @@ import numpy as np
 from data_pipeline.base.durable import replace_file
 from data_pipeline.base.errors import UserError
 from llmscale.report.curves import settled_limits, smooth, thin
-from llmscale.report.record import TERMS, RunRecord, Series
+from llmscale.report.record import TERMS, UNITS, RunRecord, Series
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -141,8 +141,7 @@ def gradient_norm_figure(runs: list[RunRecord]) -> Figure:
 
 def term_figure(name: str, runs: list[RunRecord]) -> Figure:
     """One of `TERMS` in training, of the runs that have it."""
-    unit = "nats per pair" if name == "next_sentence_loss" else "mean over sequences, weighted by their targets"
-    canvas = _Canvas(runs, TERMS[name], unit)
+    canvas = _Canvas(runs, TERMS[name], UNITS[name])
     for index, run in enumerate(runs):
         canvas.smoothed(index, run.metrics[name], canvas.name(run))
     canvas.from_zero()

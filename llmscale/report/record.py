@@ -12,8 +12,14 @@ import numpy as np
 from data_pipeline.base.durable import parse_json, read_file
 from data_pipeline.base.errors import UserError
 from data_pipeline.base.records import read_counted_records
+from llmscale.model.heads import all_heads
 
-TERMS = {"router_loss": "Router loss", "next_sentence_loss": "Next-sentence loss"}
+UNITS = {
+    "router_loss": "mean over sequences, weighted by their targets",
+    **{f"{head.name}_loss": head.unit for head in all_heads() if head.title},
+}
+"""What terms of the loss besides that of the tokens are given in, by their names in metrics.jsonl."""
+TERMS = {"router_loss": "Router loss", **{f"{head.name}_loss": head.title for head in all_heads() if head.title}}
 """Terms of the loss besides that of the tokens, by their names in metrics.jsonl; few models have them."""
 _METRICS = ("loss", *TERMS, "grad_norm", "lr", "tokens_per_second")
 _EVALUATION = ("loss", "perplexity", "bits_per_byte", "tokens", "bytes")

@@ -23,7 +23,7 @@ from data_pipeline.sources.readers import by_reason
 from data_pipeline.stream.cursor import merge_cursors
 from data_pipeline.tokenizer import Tokenizer, load_tokenizer, prepare_tokenizer
 from data_pipeline.tokenizer.frame import conventions_of, text_frame
-from data_pipeline.tokenizer.inherited import inherited
+from data_pipeline.tokenizer.inherited import appended_roles, inherited
 from llmscale.checkpoint.store import Retention, clean
 from llmscale.checkpoint.writer import CheckpointWriter
 from llmscale.config import RunConfig
@@ -32,7 +32,7 @@ from llmscale.distributed.agreement import on_rank_zero, together
 from llmscale.distributed.process_group import World
 from llmscale.engine.engine import resolve_dtype
 from llmscale.evaluate.tasks import Task, load_tasks
-from llmscale.generate.prompts import require_unicode
+from llmscale.generate.prompts import needs_source, reading_of, require_unicode
 from llmscale.model import Transformer
 from llmscale.model.experts import ExpertLinear
 from llmscale.parallel import init
@@ -155,6 +155,7 @@ def require_shared(run: RunDirectory, world: World, seconds: float = SHARED_SECO
 def build_tokenizer(config: RunConfig, run: RunDirectory) -> Tokenizer:
     """The run's own tokenizer: copied or trained by rank 0, loaded by all."""
     roles = required_roles(config.objective, config.data.sequence_length)
+    roles = tuple(dict.fromkeys((*roles, *appended_roles(config.train.init_from))))
 
     def prepare() -> None:
         said = repair_tokenizer(run, config)
@@ -175,7 +176,7 @@ def build_tokenizer(config: RunConfig, run: RunDirectory) -> Tokenizer:
         require_unicode(prompt, f"logging.sample_prompts.{index}")
         length, around = len(tokenizer.encode(prompt)), sum(map(len, text_frame(tokenizer, source=False)))
         needed, room = length + max(around, 1) + 1, config.model.max_positions
-        if not length and (config.model.architecture == "encoder_decoder" or config.objective.name == "seq2seq"):
+        if not length and needs_source(config.model, reading_of(config.objective)):
             raise UserError(
                 f"logging.sample_prompts.{index} is empty, but a model trained by objective {config.objective.name}"
                 " continues a source text; give one"
@@ -208,7 +209,7 @@ def build_model(
                 f"{config.run.directory}/tokenizer was made without the conventions (special tokens around texts) of"
                 f" train.init_from {config.train.init_from}; remove that folder, or start a new run"
             )
-        return model, start_from(model, config.train.init_from, tokenizer)
+        return model, start_from(model, config.train.init_from, tokenizer, config.run.seed)
     return model, init.drawn(config.model, config.run.seed)
 
 

@@ -56,7 +56,7 @@ def finish(setup: Setup) -> None:
             "threads": torch.get_num_threads(),
         },
     }
-    if config.evaluation.baselines and setup.state.evaluation is not None:
+    if config.evaluation.baselines and "bits_per_byte" in (setup.state.evaluation or {}):
         summary["baselines"] = _baselines(setup).as_json()
     summary["samples"] = _samples(setup)
     write_json(run.summary_file, strict(summary))
@@ -118,21 +118,28 @@ def _draw(setup: Setup) -> str | None:
     return str(path)
 
 
+_COLUMNS = {"bits_per_byte": "bits per byte", "loss": "loss (nats/token)"}
+"""What the table calls figures whose name is not enough."""
+
+
 def _show(setup: Setup, summary: dict[str, Any], picture: str | None) -> None:
     """The result on stdout."""
     console = Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 100)
     run = setup.run.path
     figures = summary["evaluation"]
     if figures is not None:
-        table = Table(title=Text(f"{run}: {figures['documents']} held-out documents, {figures['bytes']:,} bytes"))
-        for column in ("", "bits per byte", "loss (nats/token)", "perplexity"):
+        size = f", {figures['bytes']:,} bytes" if "bytes" in figures else ""
+        table = Table(title=Text(f"{run}: {figures['documents']} held-out documents{size}"))
+        columns = {
+            (_COLUMNS if "bits_per_byte" in figures else {}).get(name, name.replace("_", " ")): f"{value:.1f}"
+            if name == "perplexity"
+            else f"{value:.3f}"
+            for name, value in sorted(figures.items(), key=lambda item: item[0] != "bits_per_byte")
+            if name not in ("documents", "bytes", "tokens", "samples")
+        }
+        for column in ("", *columns):
             table.add_column(column, justify="left" if not column else "right")
-        table.add_row(
-            f"this model, step {summary['steps']}",
-            f"{figures['bits_per_byte']:.3f}",
-            f"{figures['loss']:.3f}",
-            f"{figures['perplexity']:.1f}",
-        )
+        table.add_row(f"this model, step {summary['steps']}", *columns.values())
         names = {"xz": "xz -9e", "unigram": "unigram of the training tokens"}
         for name, baseline in summary.get("baselines", {}).items():
             table.add_row(names[name], f"{baseline['bits_per_byte']:.3f}", "", "")
@@ -142,22 +149,22 @@ def _show(setup: Setup, summary: dict[str, Any], picture: str | None) -> None:
         console.print(for_stream(sample["prompt"], sys.stdout), style="bold", end="", markup=False)
         console.print(for_stream(sample["text"], sys.stdout), markup=False)
         console.rule()
-    show_next(str(run), picture, setup.config.model.architecture)
+    show_next(str(run), picture, generates=not setup.config.model.cannot_generate)
 
 
-def show_next(run: str, picture: str | None, architecture: str) -> None:
+def show_next(run: str, picture: str | None, *, generates: bool) -> None:
     """Print what to do with a finished run in the directory `run`, as lines that can be pasted into a shell."""
     console = Console(file=sys.stdout, highlight=False)
     console.print("Next:", style="bold")
-    for line in _next_commands(shlex.quote(run), picture, architecture):
+    for line in _next_commands(shlex.quote(run), picture, generates):
         console.print(f"  {line}", markup=False, soft_wrap=True)  # not folded at the width of the screen
 
 
-def _next_commands(run: str, picture: str | None, architecture: str) -> Iterator[str]:
+def _next_commands(run: str, picture: str | None, generates: bool) -> Iterator[str]:
     """What to do with a finished run, whose directory is given as a word of a shell."""
     if picture:
         yield f"look at {shlex.quote(picture)}, or make a page of it: llmscale report {run}"
-    if architecture != "encoder":
+    if generates:
         yield f"generate:  llmscale generate {run} --prompt 'def main('"
     yield f"evaluate:  llmscale eval {run} --data FILE"
     yield f"checkpoint: llmscale checkpoint show {run}"

@@ -19,11 +19,14 @@ from llmscale.config import ModelConfig, parse_config
 from llmscale.config.function import function_differences
 from llmscale.distributed.agreement import on_rank_zero
 from llmscale.model import Transformer
-from llmscale.parallel.init import Weights
+from llmscale.model.heads import all_heads
+from llmscale.parallel.init import Weights, drawn
+from llmscale.parallel.shards import Shard
 
 
-def start_from(model: Transformer, path: str, tokenizer: Tokenizer) -> Weights:
-    """The weights of another run's checkpoint for a model.
+def start_from(model: Transformer, path: str, tokenizer: Tokenizer, seed: int = 0) -> Weights:
+    """The weights of another run's checkpoint for a model. A head in place of the language model's that the checkpoint
+    does not have is drawn by `seed`, but for BERT's pooler, where another head of the checkpoint has that.
 
     Raises:
         UserError: no intact checkpoint, another tokenizer, a tensor that is missing or has another shape, or a model
@@ -42,17 +45,55 @@ def start_from(model: Transformer, path: str, tokenizer: Tokenizer) -> Weights:
         )
     with torch.device("meta"):
         whole = Transformer(model.config, model.vocab_size)
+    shapes = {name: tuple(parameter.shape) for name, parameter in whole.named_parameters()}
+    fresh = _fresh(model.config, checkpoint, shapes)
+    stored = {name: shape for name, shape in shapes.items() if name not in fresh}
     try:
-        require_tensors(checkpoint, {name: tuple(parameter.shape) for name, parameter in whole.named_parameters()})
-        require_function(model.config, checkpoint)
+        require_tensors(checkpoint, stored, ignored=_heads_tensors(checkpoint.names) if fresh else ())
+        require_function(model.config, checkpoint, head=not fresh)
     except UserError as error:
         raise UserError(f"train.init_from: {error}") from None
-    return weights_of(checkpoint)
+    if not fresh:
+        return weights_of(checkpoint)
+    parts = [f"{name} is {f'that of {home}' if home else 'drawn'}" for name, home in sorted(fresh.items())]
+    said = f"train.init_from {path} has another head than {model.config.predicts[0]}: {', '.join(parts)}"
+    on_rank_zero(lambda: tell(said))
+    return _with_head(weights_of(checkpoint), drawn(model.config, seed), fresh)
 
 
-def require_function(model: ModelConfig, checkpoint: Checkpoint) -> None:
+def _heads_tensors(names: Iterable[str]) -> list[str]:
+    """Those that belong to heads."""
+    attributes = {head.attribute for head in all_heads()}
+    return [name for name in names if name.partition(".")[0] in attributes]
+
+
+def _fresh(model: ModelConfig, checkpoint: Checkpoint, shapes: dict[str, tuple[int, ...]]) -> dict[str, str | None]:
+    """The tensors of a head in place of the language model's that a checkpoint does not have, with the tensor of
+    another head that is to be taken for each; None: it is drawn."""
+    theirs = parse_config(dict(checkpoint.manifest.config), origin=str(checkpoint.path)).model
+    if model.head is None or theirs.head == model.head:
+        return {}
+    poolers = {name.partition(".")[2]: name for name in _heads_tensors(checkpoint.names) if ".pooler." in name}
+    homes = {name: poolers.get(name.partition(".")[2]) for name in _heads_tensors(shapes)}
+    return {name: home if home and checkpoint.shape(home) == shapes[name] else None for name, home in homes.items()}
+
+
+def _with_head(stored: Weights, new: Weights, fresh: dict[str, str | None]) -> Weights:
+    def read(name: str, part: Shard, start: int, end: int) -> torch.Tensor:
+        if name not in fresh:
+            return stored(name, part, start, end)
+        home = fresh[name]
+        return new(name, part, start, end) if home is None else stored(home, part, start, end)
+
+    return read
+
+
+def require_function(model: ModelConfig, checkpoint: Checkpoint, *, head: bool = True) -> None:
     """Refuse weights that were trained as another function than `model` makes of them; warn of other rotary settings,
     by which a context may be stretched.
+
+    Args:
+        head: whether the heads are compared too.
 
     Raises:
         UserError: names the settings that differ, both values, and what to set.
@@ -60,7 +101,7 @@ def require_function(model: ModelConfig, checkpoint: Checkpoint) -> None:
     if not checkpoint.manifest.config:
         return
     theirs = parse_config(dict(checkpoint.manifest.config), origin=str(checkpoint.path)).model
-    differences = function_differences(model, theirs)
+    differences = function_differences(model, theirs, head=head)
     rotary = {key: values for key, values in differences.items() if key.startswith("model.rotary_")}
     others = {key: values for key, values in differences.items() if key not in rotary}
     if others:

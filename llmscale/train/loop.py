@@ -11,7 +11,7 @@ from data_pipeline.loader import TrainLoader
 from llmscale.config import RunConfig
 from llmscale.distributed.process_group import all_reduce_sum, all_reduce_wrapping
 from llmscale.engine.engine import Engine, accumulation
-from llmscale.objectives import Loss
+from llmscale.objectives.loss import Loss
 from llmscale.train.batch_size import batch_at
 from llmscale.train.callbacks import Callback
 from llmscale.train.signals import Phase, PreemptionFlag

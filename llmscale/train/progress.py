@@ -67,10 +67,14 @@ class Progress:
 
     def evaluated(self, step: int, figures: dict[str, Any]) -> None:
         """Show an evaluation."""
-        self.say(
-            f"step {step}: held-out loss {figures['loss']:.4f}, perplexity {figures['perplexity']:.2f},"
-            f" {figures['bits_per_byte']:.4f} bits per byte"
-        )
+        shown = {"perplexity": "perplexity {:.2f}", "bits_per_byte": "{:.4f} bits per byte"}
+        hidden = ("tokens", "bytes", "samples", "documents")
+        parts = [
+            shown.get(name, f"{name.replace('_', ' ')} {{:.4f}}").format(value)
+            for name, value in figures.items()
+            if name not in hidden
+        ]
+        self.say(f"step {step}: held-out {', '.join(parts)}")
 
     def say(self, text: str) -> None:
         """One line above the bar."""

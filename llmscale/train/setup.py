@@ -18,7 +18,7 @@ from llmscale.distributed.process_group import World
 from llmscale.engine.engine import Engine
 from llmscale.engine.pipeline import make_engine
 from llmscale.evaluate.tasks import Task
-from llmscale.objectives import build_loss
+from llmscale.objectives.loss import build_loss
 from llmscale.parallel.grid import RankGrid
 from llmscale.train import build
 from llmscale.train.callbacks import Callback

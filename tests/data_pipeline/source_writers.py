@@ -16,6 +16,7 @@ import zstandard
 
 from data_pipeline.document import Document
 from data_pipeline.finite.cache import materialise
+from data_pipeline.objectives.packing import Stored
 from data_pipeline.tokenizer import BytesTokenizer
 
 FILES = 120
@@ -118,7 +119,7 @@ def _tokens(folder: Path, documents: list[str]) -> dict[str, Any]:
     """Pairs too: each document followed by its target."""
     for name, rows in _parts(documents, 3):
         made = [Document(row["n"], 0, row["n"], row["text"], row["summary"]) for row in rows]
-        materialise(made, BytesTokenizer(), folder / name, digest=name, pairs=True)
+        materialise(made, BytesTokenizer(), folder / name, digest=name, stored=Stored(target=True))
     return {"kind": "tokens", "paths": [f"{folder}/*"]}
 
 

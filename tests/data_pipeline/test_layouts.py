@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import itertools
 import json
@@ -16,14 +15,12 @@ import pytest
 from data_pipeline.config import DataConfig
 from data_pipeline.loader import TrainLoader
 from data_pipeline.objectives import required_roles
-from data_pipeline.objectives.config import (
-    CausalObjective,
-    DenoisingObjective,
-    MaskedObjective,
-    ObjectiveConfig,
-    PairsObjective,
-    PrefixObjective,
-)
+from data_pipeline.objectives.causal import CausalObjective
+from data_pipeline.objectives.config import ObjectiveConfig
+from data_pipeline.objectives.denoising import DenoisingObjective
+from data_pipeline.objectives.masked import MaskedObjective
+from data_pipeline.objectives.prefix import PrefixObjective
+from data_pipeline.objectives.seq2seq import Seq2SeqObjective
 from data_pipeline.stream.cursor import merge_cursors
 from data_pipeline.tokenizer import load_tokenizer, prepare_tokenizer
 from tests.data_pipeline.corpora import texts
@@ -42,7 +39,7 @@ OBJECTIVES: dict[str, ObjectiveConfig] = {
     "masked": MaskedObjective(),
     "masked-words-sentences": MaskedObjective(whole_words=True, next_sentence=True),
     "denoising": DenoisingObjective(),
-    "pairs": PairsObjective(target_length=16),
+    "pairs": Seq2SeqObjective(target_length=16),
 }
 KINDS = [*WRITERS, "permutation"]
 
@@ -54,7 +51,7 @@ class Reader:
     """Reads global batches of a corpus at any layout."""
 
     def __init__(self, folder: Path, kind: str, objective: ObjectiveConfig) -> None:
-        pairs = isinstance(objective, PairsObjective)
+        pairs = isinstance(objective, Seq2SeqObjective)
         source = write("jsonl" if kind == "permutation" else kind, folder / "data", texts(240, longest=50), pairs)
         order = "permutation" if kind == "permutation" else "stream"
         settings = {"sequence_length": 32, "lanes": LANES, "span_bytes": 600, "shuffle_buffer": 300, "order": order}
@@ -108,10 +105,11 @@ def _digest(parts: list[Any]) -> str:
     """Over all fields of a global batch in the order of sample numbers, and the ledger's sum."""
     order = np.argsort(np.concatenate([batch.sample_ids.numpy() for batch, _ in parts]))
     state = hashlib.sha256(str(sum(total for _, total in parts) % 2**64).encode())
-    for field in dataclasses.fields(parts[0][0]):
-        values = [getattr(batch, field.name) for batch, _ in parts]
+    tensors = [{**vars(batch), **batch.labels} for batch, _ in parts]
+    for name in sorted(tensors[0].keys() - {"labels"}):
+        values = [each[name] for each in tensors]
         if values[0] is not None:
-            state.update(field.name.encode() + np.concatenate([value.numpy() for value in values])[order].tobytes())
+            state.update(name.encode() + np.concatenate([value.numpy() for value in values])[order].tobytes())
     return state.hexdigest()
 
 

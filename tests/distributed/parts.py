@@ -17,7 +17,7 @@ from llmscale.distributed.process_group import all_reduce_sum, gather_objects, j
 from llmscale.engine.engine import Engine, accumulation
 from llmscale.engine.schedule import learning_rate
 from llmscale.model import Dropout
-from llmscale.objectives import build_loss
+from llmscale.objectives.loss import build_loss
 from llmscale.parallel.grid import RankGrid
 from tests.engine.cases import GLOBAL_BATCH, LENGTH, STEPS, VOCAB, build, case_config, open_engine, own_optimizers
 
@@ -78,7 +78,7 @@ def global_batch(config: RunConfig, step: int) -> Batch:
             batch.weights = batch.encoder_weights * (torch.rand(GLOBAL_BATCH, LENGTH, generator=generator) < 0.2)
             batch.targets = tokens[:, :-1]
             batch.segment_ids = (places > length // 2).long()
-            batch.next_sentence_labels = numbers[:, 0] % 3 - 1
+            batch.labels["next_sentence"] = numbers[:, 0] % 3 - 1
         case "encoder_decoder":
             batch.encoder_inputs = source
             batch.encoder_weights = (torch.arange(SOURCE) < 11 + 2 * numbers).float()
@@ -112,8 +112,8 @@ def mean_loss(model: nn.Module, config: RunConfig, batch: Batch, dropout: Dropou
     if output.router_loss is not None:
         total = total + (output.router_loss * batch.weights.sum(1)).sum() / batch.weights.sum()
     if config.model.next_sentence:
-        labels = batch.next_sentence_labels
-        total = total + F.cross_entropy(model.next_sentence(output.hidden)[labels >= 0], labels[labels >= 0])
+        labels = batch.labels["next_sentence"]
+        total = total + F.cross_entropy(model.next_sentence(output.hidden[:, 0])[labels >= 0], labels[labels >= 0])
     return loss, total
 
 

@@ -13,7 +13,7 @@ from llmscale.engine.engine import Engine
 from llmscale.engine.optimizers import build_optimizer
 from llmscale.engine.schedule import learning_rate
 from llmscale.model import Dropout
-from llmscale.objectives import build_loss
+from llmscale.objectives.loss import build_loss
 from llmscale.parallel.grid import RankGrid
 from tests.engine import cases
 
@@ -74,7 +74,7 @@ def batch_of(config: RunConfig, step: int) -> Batch:
         place = torch.arange(cases.LENGTH)
         numbers = torch.arange(cases.GLOBAL_BATCH)[:, None]
         batch.segment_ids = (place > 3 + numbers).long()
-        batch.next_sentence_labels = (numbers[:, 0] + step) % 3 - 1
+        batch.labels["next_sentence"] = (numbers[:, 0] + step) % 3 - 1
     return batch
 
 
@@ -109,9 +109,9 @@ def _plain_losses(model: Any, batch: Batch, dropout: Dropout | None = None) -> l
     losses = nn.functional.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), reduction="none")
     found = [(losses * batch.weights.flatten()).sum() / batch.weights.sum()]
     if encodes:
-        known = batch.next_sentence_labels >= 0
-        pairs = model.next_sentence(hidden)[known]
-        found.append(nn.functional.cross_entropy(pairs, batch.next_sentence_labels[known]))
+        known = batch.labels["next_sentence"] >= 0
+        pairs = model.next_sentence(hidden[:, 0])[known]
+        found.append(nn.functional.cross_entropy(pairs, batch.labels["next_sentence"][known]))
     return found
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from llmscale.config import RunConfig
-from llmscale.objectives import build_loss
+from llmscale.objectives.loss import build_loss
 from llmscale.parallel import init
 from llmscale.parallel.grid import RankGrid
 from llmscale.parallel.plans import stage_layers

@@ -17,7 +17,7 @@ from llmscale.engine.optimizers import build_optimizer
 from llmscale.engine.pipeline import make_engine
 from llmscale.engine.schedule import learning_rate
 from llmscale.model import Dropout
-from llmscale.objectives import build_loss
+from llmscale.objectives.loss import build_loss
 from llmscale.parallel import init
 from llmscale.parallel.grid import RankGrid
 from llmscale.train.build import build_grid

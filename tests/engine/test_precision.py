@@ -13,7 +13,7 @@ from torch import Tensor
 from llmscale.checkpoint.fragments import Fragment
 from llmscale.config import RunConfig
 from llmscale.distributed.process_group import gather_objects, join, leave, read_world
-from llmscale.objectives import build_loss
+from llmscale.objectives.loss import build_loss
 from llmscale.parity.job import assembled
 from tests.engine.cases import (
     GLOBAL_BATCH,

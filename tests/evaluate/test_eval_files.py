@@ -20,6 +20,7 @@ from data_pipeline.config import DataConfig
 from data_pipeline.document import Document
 from data_pipeline.finite.cache import materialise
 from data_pipeline.objectives import required_roles
+from data_pipeline.objectives.packing import Stored
 from data_pipeline.tokenizer import load_tokenizer, prepare_tokenizer
 from llmscale.checkpoint.manifest import RunState
 from llmscale.checkpoint.model import load_model
@@ -55,7 +56,7 @@ def write(path: Path, kind: str, records: list[dict[str, Any]]) -> Path:
         tokenizer = load_tokenizer(path.parent / "tokenizer")
         names = list(records[0])
         made = [Document(i, 0, i, row[names[0]], row[names[-1]]) for i, row in enumerate(records)]
-        materialise(made, tokenizer, path.with_suffix(""), digest="", pairs=len(names) > 1)
+        materialise(made, tokenizer, path.with_suffix(""), digest="", stored=Stored(target=len(names) > 1))
         return path.with_suffix(".idx")
     else:
         table = pyarrow.Table.from_pylist(records)

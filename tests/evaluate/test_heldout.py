@@ -29,11 +29,11 @@ def test_a_batch_is_no_larger_than_what_there_is(size: int, ranks: int) -> None:
     for rank in range(ranks):
         batches: list[int] = []
 
-        def loss_of(batch: SimpleNamespace, batches: list[int] = batches) -> float:
+        def measure(batch: SimpleNamespace, batches: list[int] = batches) -> list[float]:
             batches.append(len(batch.weights))
-            return float(batch.weights.sum())
+            return [float(batch.weights.sum())]
 
-        found = evaluate(loss_of, Documents(), size, rank=rank, ranks=ranks)  # type: ignore[arg-type]
+        found = evaluate(measure, Documents(), size, rank=rank, ranks=ranks)  # type: ignore[arg-type]
         assert found is not None
         total += found["tokens"]
         assert max(batches) <= min(size, -(-5 // ranks))

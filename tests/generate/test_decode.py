@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from data_pipeline.base.errors import UserError
-from data_pipeline.objectives.config import CausalObjective, PairsObjective, PrefixObjective
+from data_pipeline.objectives.causal import CausalObjective
+from data_pipeline.objectives.prefix import PrefixObjective
+from data_pipeline.objectives.seq2seq import Seq2SeqObjective
 from data_pipeline.tokenizer import BytesTokenizer
 from llmscale.config import ModelConfig
 from llmscale.generate import Completion, Generator, Settings, generate, reading_of
@@ -60,7 +62,7 @@ def test_a_prompt_follows_the_end_of_document_token(model: Transformer) -> None:
 
 def test_contexts_by_what_the_model_was_trained_on(model: Transformer, seq2seq: Transformer) -> None:
     ids = TOKENIZER.encode("ab")
-    objectives = (CausalObjective(), PrefixObjective(), PairsObjective(concatenate=True))
+    objectives = (CausalObjective(), PrefixObjective(), Seq2SeqObjective(concatenate=True))
     found = [contexts_of(["ab"], TOKENIZER, model.config, reading_of(objective))[0] for objective in objectives]
     assert found == [Context([END, *ids]), Context([END, *ids], prefix=True), Context([*ids, END])]
     assert contexts_of(["ab"], TOKENIZER, seq2seq.config, "document") == [Context([PAD], [*ids, END])]

@@ -17,7 +17,9 @@ from data_pipeline.base.errors import UserError
 from data_pipeline.config import DataConfig
 from data_pipeline.loader import TrainLoader
 from data_pipeline.objectives import required_roles
-from data_pipeline.objectives.config import CausalObjective, ObjectiveConfig, PairsObjective
+from data_pipeline.objectives.causal import CausalObjective
+from data_pipeline.objectives.config import ObjectiveConfig
+from data_pipeline.objectives.seq2seq import Seq2SeqObjective
 from data_pipeline.prepare.prepare import prepare
 from data_pipeline.tokenizer import load_tokenizer, prepare_tokenizer
 from data_pipeline.tokenizer.base import META_FILE
@@ -159,13 +161,13 @@ def test_pairs_of_an_imported_model(folder: Path, tmp_path: Path) -> None:
     """A decoder reads the source after its begin token; the decoder of an encoder-decoder starts from its own token,
     and losses are those of transformers."""
     sources = [{"kind": "jsonl", "paths": [str(folder / "pairs.jsonl")], "target_field": "target"}]
-    joined = PairsObjective(target_length=16, concatenate=True)
+    joined = Seq2SeqObjective(target_length=16, concatenate=True)
     rows = {line: f"answer {number}" for number, line in enumerate(LINES)}
     theirs = transformers.AutoTokenizer.from_pretrained(folder / "hf-t5")
     model: Any = transformers.T5ForConditionalGeneration.from_pretrained(folder / "hf-t5").eval()
     ours = load_model(folder / "t5")
     data = data_of(folder, "t5", sources=sources, sequence_length=32)
-    for batch in batches(data, tmp_path / "t5", PairsObjective(target_length=16), folder / "t5", 5):
+    for batch in batches(data, tmp_path / "t5", Seq2SeqObjective(target_length=16), folder / "t5", 5):
         kept = batch.encoder_weights[0].bool()
         text = ours.tokenizer.decode(batch.encoder_inputs[0][kept].tolist())
         source = theirs(text).input_ids

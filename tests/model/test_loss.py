@@ -6,10 +6,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data_pipeline.batch import Batch
+from data_pipeline.objectives.causal import CausalObjective
 from llmscale.config import ModelConfig
-from llmscale.model import heads
-from llmscale.model.heads import Head, linear_cross_entropy
-from llmscale.objectives.causal import CausalLoss
+from llmscale.model import cross_entropy
+from llmscale.model.cross_entropy import linear_cross_entropy
+from llmscale.model.projections import Vocabulary
+from llmscale.objectives.loss import build_loss
 from llmscale.parallel.init import build
 from tests.model.references import GPT2, VOCAB
 
@@ -18,7 +20,7 @@ ROWS, VOCABULARY, WIDTH, TOKENS = 48, 43, 16, 29
 
 @pytest.fixture(params=[1, 7, 29, 1024])
 def chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(heads, "CHUNK_TOKENS", request.param)
+    monkeypatch.setattr(cross_entropy, "CHUNK_TOKENS", request.param)
     return request.param
 
 
@@ -80,7 +82,7 @@ def test_backward_may_run_twice() -> None:
 
 @pytest.mark.parametrize("chunk_tokens", [5, 1024])
 def test_bf16_weights_with_an_fp32_softmax(chunk_tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(heads, "CHUNK_TOKENS", chunk_tokens)
+    monkeypatch.setattr(cross_entropy, "CHUNK_TOKENS", chunk_tokens)
     hidden, weight, targets, weights = case(torch.bfloat16)
     loss = linear_cross_entropy(hidden, weight, targets, weights, VOCABULARY)
     assert loss.dtype == torch.float32
@@ -123,15 +125,17 @@ def test_extreme_logits_stay_finite() -> None:
 
 def test_no_chunk_holds_more_than_its_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    original = heads._softmax
-    monkeypatch.setattr(heads, "_softmax", lambda logits, *rest: seen.append(len(logits)) or original(logits, *rest))
-    monkeypatch.setattr(heads, "CHUNK_TOKENS", 8)
+    original = cross_entropy._softmax
+    monkeypatch.setattr(
+        cross_entropy, "_softmax", lambda logits, *rest: seen.append(len(logits)) or original(logits, *rest)
+    )
+    monkeypatch.setattr(cross_entropy, "CHUNK_TOKENS", 8)
     linear_cross_entropy(*case(), VOCABULARY).backward()
     assert seen == [8, 8, 8, 5]
 
 
 def test_the_head_gives_the_loss_of_its_logits() -> None:
-    head = Head(ModelConfig(hidden_size=WIDTH, heads=1), VOCABULARY, ROWS).double()
+    head = Vocabulary(ModelConfig(hidden_size=WIDTH, heads=1, vocab_multiple=ROWS), VOCABULARY).double()
     hidden, weight, targets, _ = case()
     head.weight = torch.nn.Parameter(weight.detach())
     logits = head(hidden.view(1, TOKENS, WIDTH))
@@ -148,6 +152,6 @@ def test_tied_gradient_is_the_sum_of_both_uses() -> None:
     expected = (F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none") * weights.flatten()).sum()
     gradients = torch.autograd.grad(expected, list(model.parameters()))
     batch = Batch(inputs, targets, weights, torch.arange(3))
-    (loss,) = CausalLoss(experts=False)(model, batch)
+    (loss,) = build_loss(CausalObjective(), model.config)(model, batch)
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(torch.autograd.grad(loss, list(model.parameters())), gradients)

@@ -141,12 +141,12 @@ def test_a_scaled_head_divides_by_the_root_of_the_width() -> None:
     torch.testing.assert_close(model.head(hidden())[..., :VOCAB], expected[..., :VOCAB])
 
 
-def test_the_next_sentence_head_reads_the_first_token() -> None:
+def test_the_next_sentence_head_has_a_pooler() -> None:
     model = random_(build(config(architecture="encoder", token_types=2, next_sentence=True), VOCAB, seed=1))
     pooler, classifier = model.next_sentence.pooler, model.next_sentence.classifier
     x = hidden()
     expected = torch.tanh(x[:, 0] @ pooler.weight.T + pooler.bias) @ classifier.weight.T + classifier.bias
-    torch.testing.assert_close(model.next_sentence(x), expected)
+    torch.testing.assert_close(model.next_sentence(x[:, 0]), expected)
     assert expected.shape == (2, 2)
 
 

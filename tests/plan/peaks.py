@@ -12,7 +12,7 @@ from llmscale.config import RunConfig, parse_config
 from llmscale.distributed.process_group import join, leave, read_world
 from llmscale.engine.engine import accumulation
 from llmscale.engine.pipeline import make_engine
-from llmscale.objectives import build_loss
+from llmscale.objectives.loss import build_loss
 from llmscale.parallel import init
 from llmscale.train.build import build_grid
 

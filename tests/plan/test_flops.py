@@ -64,7 +64,8 @@ def test_of_masked_models_the_head_sees_the_hidden_tokens_only() -> None:
     config = ModelConfig(family="bert", layers=1, hidden_size=64, heads=4)
     work = Workload(VOCAB, 100, targets=0.15)
     rows = config.padded_vocab(VOCAB)
-    assert flops(config, work).head == 2 * 15 * 64 * (rows + 64)
+    pair = 2 * 64 * (64 + 2)
+    assert flops(config, work).head == 2 * 15 * 64 * (rows + 64) + pair
 
 
 def test_selective_recomputation_repeats_attention_that_is_not_fused() -> None:

@@ -13,7 +13,7 @@ from llmscale.distributed.process_group import all_reduce_sum, join, leave, read
 from llmscale.engine.engine import accumulation
 from llmscale.engine.pipeline import make_engine
 from llmscale.model import Dropout
-from llmscale.objectives import build_loss
+from llmscale.objectives.loss import build_loss
 from llmscale.parallel import init
 from llmscale.parallel.grid import RankGrid
 from llmscale.train.build import build_grid
@@ -54,7 +54,13 @@ def global_batch(config: RunConfig, step: int) -> Batch:
             labels = torch.randint(-1, 2, (GLOBAL_BATCH,), generator=draw)
             types = ((place >= sizes[:, None] // 2) & (real > 0)).long()
             return Batch(
-                inputs, inputs, hidden, numbers, encoder_weights=real, segment_ids=types, next_sentence_labels=labels
+                inputs,
+                inputs,
+                hidden,
+                numbers,
+                encoder_weights=real,
+                segment_ids=types,
+                labels={"next_sentence": labels},
             )
         case "denoising":
             encoder = torch.randint(0, VOCAB, (GLOBAL_BATCH, LENGTH - 4), generator=draw)

@@ -9,7 +9,7 @@ from llmscale.train.finish import show_next
 
 @pytest.mark.parametrize("directory", ["runs/a", "my runs/$(reboot)", "it's; ls", "x" * 150 + " y"])
 def test_commands_name_the_directory_as_one_word(directory, capsys):
-    show_next(directory, f"{directory}/report/loss.png", "decoder")
+    show_next(directory, f"{directory}/report/loss.png", generates=True)
     lines = capsys.readouterr().out.splitlines()
     commands = [line.partition("llmscale ")[2] for line in lines if "llmscale " in line]
     words = [shlex.split(command) for command in commands]

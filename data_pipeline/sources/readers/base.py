@@ -52,10 +52,13 @@ class Block:
         positions: list[int] | Callable[[], list[int]],
         next_position: int | None,
         targets: list[str] | None = None,
+        values: list[dict[str, Any]] | None = None,
     ) -> None:
         self.texts = texts
         self.targets = targets
         """Second texts of pairs; None where the source has none."""
+        self.values = values
+        """Values of the source's other fields; None where it names none."""
         self.next_position = next_position
         """Where to go on; None at the end of the span."""
         self._positions = positions

@@ -34,7 +34,11 @@ class Extractor:
         columns = {name: columns.get(name) or [None] * len(positions) for name in self.fields.names}
         filled = any(value is None for name in self.fields.defaults for value in columns[name])
         texts, targets = ([self._column(field, columns) for field in self.fields.both] + [None])[:2]
-        if not filled and all(self.usable(column) for column in (texts, targets) if column is not None):
+        if (
+            not self.fields.others
+            and not filled
+            and all(self.usable(column) for column in (texts, targets) if column is not None)
+        ):
             return Block(list(texts or ()), positions, next_position, targets)  # type: ignore[arg-type]
         rows = zip(*(columns[name] for name in self.fields.names), strict=True)
         records = (dict(zip(self.fields.names, row, strict=True)) for row in rows)
@@ -58,6 +62,8 @@ class Extractor:
         self, positions: Iterable[int], records: Iterable[Any], note: Note, next_position: int | None
     ) -> Block:
         kept: list[int] = []
+        values: list[dict[str, Any]] = []
+        others = self.fields.others
         both: list[list[str]] = [[] for _ in self.fields.both]
         for position, record in zip(positions, records, strict=True):
             texts = [self._text(position, field, record, note) for field in self.fields.both[:1]]
@@ -72,10 +78,12 @@ class Extractor:
             if self.fields.uses_default(record):
                 self.bad.dropped[FILLED] += 1
             kept.append(position)
+            if others:
+                values.append({called: record.get(name) for called, name in others.items()})
             for column, text in zip(both, texts, strict=True):
                 column.append(text or "")
         targets = both[1] if len(both) == 2 else None
-        return Block(both[0], kept, next_position, targets)
+        return Block(both[0], kept, next_position, targets, values if others else None)
 
     def _text(self, position: int, field: TextField, record: Any, note: Note) -> str | None:
         text = field.text(record) if isinstance(record, dict) else None

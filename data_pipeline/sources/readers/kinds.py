@@ -16,7 +16,7 @@ from data_pipeline.sources.fields import Fields
 from data_pipeline.sources.files import FileEntry, is_remote, list_files
 from data_pipeline.sources.hub import DatasetReader, StreamedDataset
 from data_pipeline.sources.readers.arrow import ArrowReader, arrow_spans
-from data_pipeline.sources.readers.bad_records import BadRecords
+from data_pipeline.sources.readers.bad_records import BadRecord, BadRecords, LineNumbers
 from data_pipeline.sources.readers.base import Reader, Span
 from data_pipeline.sources.readers.delimited import DelimitedReader
 from data_pipeline.sources.readers.dialect import Dialect
@@ -119,6 +119,15 @@ def open_source(
     return OpenSource(survey.files, list(map(Span._make, survey.spans.tolist())), reader)
 
 
+def place_of(source: SourceConfig, file: FileEntry, position: int) -> str:
+    """Where the record at a position stands, for people: `path:line`, or the path with its row."""
+    if source.kind not in TEXT_KINDS:
+        return BadRecord("", file.path, None, position, position, "").place
+    with contextlib.closing(Files()) as stored:
+        line = LineNumbers(ByteSources(stored, source.encoding or UTF8).open(file)).at(position)
+    return BadRecord("", file.path, line, None, position, "").place
+
+
 def _require_here(files: list[FileEntry], where: str) -> None:
     """Refuse files that another machine has and this one has not, or otherwise; looking at one is enough, and cheap."""
     for file in files[:1]:
@@ -137,8 +146,9 @@ def _require_fitting(source: SourceConfig, where: str) -> None:
             f"{where}.target_field is {source.target_field!r}, but kind text has no fields; use jsonl or csv"
         )
     separated = source.kind in DELIMITERS or (source.kind == "text" and source.document == "file")
-    if source.kind == "text" and source.defaults:
-        raise UserError(f"{where}.defaults is {source.defaults}, but kind text has no fields; leave it out")
+    for name, given in (("defaults", source.defaults), ("fields", source.fields)):
+        if source.kind == "text" and given:
+            raise UserError(f"{where}.{name} is {given}, but kind text has no fields; leave it out")
     if source.delimiter is not None and not separated:
         what = f"kind {source.kind}" if source.kind != "text" else "document: line"
         raise UserError(f"{where}.delimiter is {source.delimiter!r}, but {where} has {what}; leave out one of the two")

@@ -171,7 +171,8 @@ class JsonParser:
     def __init__(self, extractor: Extractor) -> None:
         self._extractor = extractor
         fields = extractor.fields.both
-        self._plain = [field.names[0] for field in fields] if all(field.template is None for field in fields) else []
+        plain = not extractor.fields.others and all(field.template is None for field in fields)
+        self._plain = [field.names[0] for field in fields] if plain else []
 
     def parse(self, pieces: Pieces, note: Note, next_position: int | None) -> Block:
         if not self._plain:

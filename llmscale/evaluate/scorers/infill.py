@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from data_pipeline.objectives.config import DenoisingObjective, ObjectiveConfig
+from data_pipeline.objectives.config import ObjectiveConfig
+from data_pipeline.objectives.denoising import DenoisingObjective
 from data_pipeline.reading.item import Item
 from data_pipeline.reading.reader import ReadAnswer
 from data_pipeline.tokenizer import frame

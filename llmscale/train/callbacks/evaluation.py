@@ -75,7 +75,7 @@ class Evaluator(Callback):
             self._flag.enter(Phase.TRAINING)  # the last step is saved, so that a second signal may end this
         grid = self._engine.grid
         figures = evaluate(
-            self._engine.loss,
+            self._engine.measure,
             self._documents,
             self._config.batch,
             rank=grid.coordinate("data"),
@@ -83,11 +83,14 @@ class Evaluator(Callback):
             reduce=all_reduce_sum,
             counted=grid.leads,
             max_samples=max_samples,
+            measures=list(self._engine.measures),
+            text=self._engine.config.model.head is None,
             stop=self._flag.poll,
         )
         if figures is None:
             state.preempted = True
             return None
         self._outputs.evaluation(state.step, figures)
-        state.figures["loss"] = Figure(figures["loss"])
+        for name, higher in {"loss": False, **self._engine.measures}.items():
+            state.figures[name] = Figure(figures[name], higher)
         return figures

@@ -12,8 +12,9 @@ from data_pipeline.base.errors import UserError
 from data_pipeline.batch import Batch
 from data_pipeline.finite.cache import materialise
 from data_pipeline.finite.heldout import build_evaluation_set, heldout_documents, training_documents
-from data_pipeline.objectives.config import CausalObjective, MaskedObjective, PairsObjective
-from data_pipeline.objectives.masked import Masked
+from data_pipeline.objectives.causal import CausalObjective
+from data_pipeline.objectives.masked import ROLES, MaskedObjective
+from data_pipeline.objectives.seq2seq import Seq2SeqObjective
 from data_pipeline.sources.corpus import Corpus
 from data_pipeline.tokenizer import BytesTokenizer, load_tokenizer, prepare_tokenizer
 from tests.data_pipeline.corpora import bytes_tokenizer, config, texts, write_files, write_jsonl, write_lines
@@ -75,7 +76,7 @@ def test_documents_apart_number_each_target(tmp_path: Path) -> None:
 
 def test_pairs_are_predicted_from_their_sources(tmp_path: Path) -> None:
     source = write("jsonl", tmp_path / "a", texts(20, longest=3), pairs=True)
-    objective = PairsObjective(target_length=24, concatenate=True)
+    objective = Seq2SeqObjective(target_length=24, concatenate=True)
     directory = tmp_path / "tokenizer"
     data = config(source, evaluation=[source])
     prepare_tokenizer(data, directory)
@@ -98,7 +99,7 @@ def test_sentence_pairs_hold_text_alone(tmp_path: Path) -> None:
         tokenizer={"kind": "wordpiece", "path": str(vocabulary)},
         sequence_length=25,
     )
-    prepare_tokenizer(data, tmp_path / "tokenizer", roles=Masked.roles)
+    prepare_tokenizer(data, tmp_path / "tokenizer", roles=ROLES)
     pairs = build_evaluation_set(
         data, load_tokenizer(tmp_path / "tokenizer"), tmp_path / "c", objective=MaskedObjective(next_sentence=True)
     )

@@ -21,15 +21,13 @@ from data_pipeline.finite.samples import make_view
 from data_pipeline.finite.shards import Shards
 from data_pipeline.finite.writer import IndexedWriter
 from data_pipeline.objectives import Objective, build_objective, required_roles
-from data_pipeline.objectives.config import (
-    CausalObjective,
-    DenoisingObjective,
-    MaskedObjective,
-    ObjectiveConfig,
-    PairsObjective,
-    PrefixObjective,
-)
+from data_pipeline.objectives.causal import CausalObjective
+from data_pipeline.objectives.config import ObjectiveConfig
+from data_pipeline.objectives.denoising import DenoisingObjective
+from data_pipeline.objectives.masked import MaskedObjective
 from data_pipeline.objectives.packing import Piece, Sample
+from data_pipeline.objectives.prefix import PrefixObjective
+from data_pipeline.objectives.seq2seq import Seq2SeqObjective
 from data_pipeline.open_samples import open_samples
 from data_pipeline.tokenizer import prepare_tokenizer
 from tests.data_pipeline.corpora import config, texts, write_jsonl
@@ -185,10 +183,9 @@ def test_sentence_pairs_are_framed_and_labelled() -> None:
     assert batch.targets[0].tolist()[:20] == [cls, *first.tolist(), sep, *second.tolist(), sep]
     assert batch.segment_ids is not None
     assert batch.encoder_weights is not None
-    assert batch.next_sentence_labels is not None
     assert batch.segment_ids[0].tolist() == [0] * 12 + [1] * 8 + [0] * 12
     assert batch.encoder_weights[0].tolist() == [1] * 20 + [0] * 12
-    assert batch.next_sentence_labels.tolist() == [1]
+    assert batch.labels["next_sentence"].tolist() == [1]
 
 
 @pytest.mark.parametrize("suffix_first", [0.0, 1.0])
@@ -240,7 +237,7 @@ def test_a_prefix_is_read_and_not_predicted() -> None:
 def test_pairs_for_an_encoder_and_for_a_decoder() -> None:
     source, target = np.arange(10, 16, dtype=np.int32), np.arange(50, 54, dtype=np.int32)
     sample = Sample(np.concatenate([source, target]), (Piece(0, 0, 0, 1, 10),), 6)
-    objective, tokenizer = make(PairsObjective(target_length=8), 10)
+    objective, tokenizer = make(Seq2SeqObjective(target_length=8), 10)
     pad = tokenizer.special["pad"]
     batch = make_batch(objective.arrays([sample], [0]), np.array([0]))
     assert batch.encoder_inputs is not None
@@ -248,7 +245,7 @@ def test_pairs_for_an_encoder_and_for_a_decoder() -> None:
     assert batch.targets[0].tolist() == [*target.tolist(), EOS, pad, pad, pad]
     assert batch.inputs[0].tolist() == [pad, *target.tolist(), EOS, pad, pad]
     assert batch.weights[0].tolist() == [1] * 5 + [0] * 3
-    objective, _ = make(PairsObjective(target_length=3, concatenate=True), 5)
+    objective, _ = make(Seq2SeqObjective(target_length=3, concatenate=True), 5)
     batch = make_batch(objective.arrays([sample], [0]), np.array([0]))
     rows = zip(batch.inputs[0].tolist(), batch.targets[0].tolist(), batch.weights[0].tolist(), strict=True)
     counted = [(read, given) for read, given, weight in rows if weight]
@@ -259,7 +256,7 @@ def test_pairs_for_an_encoder_and_for_a_decoder() -> None:
 def test_pairs_of_tokenised_documents_lose_nothing(tmp_path: Path) -> None:
     """With eos behind each text, and as Megatron-LM writes them unless it is asked to: without."""
     texts = [[10, 11, 12], [50, 51], [13], [52, 53, 54]]
-    objective, _ = make(PairsObjective(target_length=8), 10)
+    objective, _ = make(Seq2SeqObjective(target_length=8), 10)
     for name, ends in (("ended", [EOS]), ("bare", [])):
         with IndexedWriter(tmp_path / name, np.dtype("int32")) as writer:
             writer.add([np.array([*text, *ends]) for text in texts])

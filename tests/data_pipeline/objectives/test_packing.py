@@ -7,13 +7,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.objectives.packing import (
+    DocumentPacker,
     Packer,
-    PairPacker,
     Place,
     SentencePairPacker,
     TokenizedDocument,
     WindowPacker,
 )
+from data_pipeline.objectives.seq2seq import Seq2SeqObjective
+from data_pipeline.tokenizer import BytesTokenizer
 
 EOS = 2
 LENGTHS = st.lists(st.integers(0, 23), min_size=2, max_size=12).filter(lambda lengths: sum(n > 0 for n in lengths) > 1)
@@ -37,7 +39,7 @@ class Documents:
     def _document(self, at: int) -> TokenizedDocument:
         epoch, i = divmod(at, len(self.lengths))
         text = 100 * i + np.arange(self.lengths[i]) + 10
-        return TokenizedDocument(epoch, 0, i, 0, i, np.array([EOS, *text, EOS], dtype=np.int32), text[::-1])
+        return TokenizedDocument(epoch, 0, i, 0, i, np.array([EOS, *text, EOS], dtype=np.int32), (text[::-1],))
 
 
 def stream(lengths: list[int], tokens: int) -> list[int]:
@@ -105,7 +107,7 @@ def test_half_of_the_sentence_pairs_are_of_two_documents() -> None:
 
 
 def test_pairs_are_a_document_and_its_target() -> None:
-    packer = PairPacker(Documents([3, 5]), 0)
+    packer = DocumentPacker(Documents([3, 5]), 0, Seq2SeqObjective().build(BytesTokenizer(), 8, 0).sample)
     sample = packer.next(0)
     assert (sample.tokens.tolist(), sample.split) == ([10, 11, 12, 12, 11, 10], 3)
     assert packer.place == Place(0, 0, 1, 0)

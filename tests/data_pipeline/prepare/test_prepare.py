@@ -21,6 +21,7 @@ from data_pipeline.finite.cache import materialise
 from data_pipeline.finite.format import IndexedDataset
 from data_pipeline.finite.shards import Shards
 from data_pipeline.finite.views import Examples
+from data_pipeline.objectives.packing import Stored
 from data_pipeline.prepare.prepare import Outcome, Watcher, prepare
 from data_pipeline.sources.corpus import Corpus
 from data_pipeline.tokenizer import BytesTokenizer, load_tokenizer
@@ -348,10 +349,10 @@ def test_materialise_writes_once_and_again_when_something_changed(tmp_path: Path
     assert materialise(iter(documents[:2]), tokenizer, prefix, digest="b").documents == 2
     assert documents_of(prefix) == [byte_ids("one"), byte_ids("déjà")]
     pairs = [document._replace(target="t") for document in documents]
-    assert materialise(pairs, tokenizer, prefix, digest="b", pairs=True).documents == 4
+    assert materialise(pairs, tokenizer, prefix, digest="b", stored=Stored(target=True)).documents == 4
     assert documents_of(prefix)[1::2] == [byte_ids("t")] * 4
-    with pytest.raises(ValueError, match="pairs=True"):
-        materialise(documents, tokenizer, prefix, digest="c", pairs=True)
+    with pytest.raises(ValueError, match="no target, but targets are stored"):
+        materialise(documents, tokenizer, prefix, digest="c", stored=Stored(target=True))
     assert sorted(path.name for path in prefix.parent.iterdir()) == ["set.bin", "set.idx", "set.places"]
     assert np.array_equal(IndexedDataset(prefix).tokens[:4], byte_ids("one"))
 

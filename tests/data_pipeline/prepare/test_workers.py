@@ -16,8 +16,7 @@ import pytest
 from data_pipeline.base.errors import UserError
 from data_pipeline.config import DataConfig
 from data_pipeline.loader import TrainLoader
-from data_pipeline.objectives.config import MaskedObjective
-from data_pipeline.objectives.masked import Masked
+from data_pipeline.objectives.masked import ROLES, MaskedObjective
 from data_pipeline.tokenizer import load_tokenizer, prepare_tokenizer
 from tests.data_pipeline.corpora import bytes_tokenizer, config, texts, write_files, write_jsonl, write_lines
 from tests.data_pipeline.tokenizer.vocabularies import bert_file
@@ -96,7 +95,7 @@ def test_documents_that_come_to_no_token_do_not_loop_for_ever(tmp_path: Path) ->
     # BERT's normalisation removes a zero-width space.
     tokenizer = {"kind": "wordpiece", "path": str(bert_file(tmp_path / "bert"))}
     data = config(write_lines(tmp_path / "a", ["\u200b"] * 100), lanes=1, tokenizer=tokenizer)
-    prepare_tokenizer(data, tmp_path / "tokenizer", roles=Masked.roles)
+    prepare_tokenizer(data, tmp_path / "tokenizer", roles=ROLES)
     pairs = MaskedObjective(next_sentence=True)
     loader = TrainLoader(data, load_tokenizer(tmp_path / "tokenizer"), objective=pairs, seed=0, dp_rank=0, dp_size=1)
     with pytest.raises(UserError, match="holds only 0 documents"):

@@ -18,7 +18,7 @@ import zstandard
 from data_pipeline.base.errors import UserError
 from data_pipeline.config import SourceConfig
 from data_pipeline.loader import TrainLoader
-from data_pipeline.objectives.config import CausalObjective
+from data_pipeline.objectives.causal import CausalObjective
 from data_pipeline.open_samples import open_samples
 from data_pipeline.samples import Met
 from data_pipeline.sources.corpus import Corpus

@@ -18,7 +18,8 @@ from data_pipeline.base.errors import UserError
 from data_pipeline.config import SourceConfig
 from data_pipeline.finite.heldout import build_evaluation_set
 from data_pipeline.loader import TrainLoader
-from data_pipeline.objectives.config import CausalObjective, PairsObjective
+from data_pipeline.objectives.causal import CausalObjective
+from data_pipeline.objectives.seq2seq import Seq2SeqObjective
 from data_pipeline.open_samples import open_samples
 from data_pipeline.sources.corpus import Corpus
 from data_pipeline.stream.samples import StreamSamples
@@ -268,7 +269,7 @@ def test_pairs_to_evaluate_on_need_targets(tmp_path: Path, place: str) -> None:
     data = config(*(sources if place == "sources" else sources[:1]), **held)
     with pytest.raises(UserError, match=rf"seq2seq, but data\.{place}[\[.]1\]? has no target_field; name the field"):
         build_evaluation_set(
-            data, load_tokenizer(bytes_tokenizer(tmp_path)), tmp_path / "cache", objective=PairsObjective()
+            data, load_tokenizer(bytes_tokenizer(tmp_path)), tmp_path / "cache", objective=Seq2SeqObjective()
         )
 
 

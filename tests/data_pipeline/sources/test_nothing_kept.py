@@ -22,7 +22,7 @@ from data_pipeline.cleaning.config import LengthStep
 from data_pipeline.config import SourceConfig
 from data_pipeline.finite.format import IndexedDataset
 from data_pipeline.finite.writer import IndexedWriter
-from data_pipeline.objectives.config import CausalObjective
+from data_pipeline.objectives.causal import CausalObjective
 from data_pipeline.open_samples import open_samples
 from data_pipeline.sources.corpus import Corpus
 from data_pipeline.sources.readers.storage import PlainBytes

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from data_pipeline.base.errors import UserError
-from data_pipeline.objectives.config import CausalObjective
+from data_pipeline.objectives.causal import CausalObjective
 from data_pipeline.open_samples import open_samples
 from data_pipeline.sources.corpus import Corpus, survey_sources
 from data_pipeline.tokenizer import load_tokenizer

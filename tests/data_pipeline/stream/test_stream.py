@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from data_pipeline.base.errors import UserError
 from data_pipeline.config import DataConfig
 from data_pipeline.loader import TrainLoader
-from data_pipeline.objectives.config import CausalObjective
+from data_pipeline.objectives.causal import CausalObjective
 from data_pipeline.sources.corpus import Corpus
 from data_pipeline.stream.cursor import merge_cursors
 from data_pipeline.tokenizer import load_tokenizer

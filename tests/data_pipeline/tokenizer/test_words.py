@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from data_pipeline.base.errors import UserError
 from data_pipeline.objectives import build_objective
-from data_pipeline.objectives.config import MaskedObjective
+from data_pipeline.objectives.masked import MaskedObjective
 from data_pipeline.objectives.packing import Piece, Sample
 from data_pipeline.tokenizer import BytesTokenizer, Tokenizer, load_tokenizer, prepare_tokenizer
 from data_pipeline.tokenizer.words import Words

@@ -3,24 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated, Literal
 
 import numpy as np
+from pydantic import Field
 
-from data_pipeline.objectives.config import PairsObjective
-from data_pipeline.objectives.objective import Arrays, Objective, decoder_inputs, filled, stack
-from data_pipeline.objectives.packing import OpenPacker, PairPacker, Sample
+from data_pipeline.objectives.objective import Arrays, Objective, ObjectiveSettings, decoder_inputs, filled, stack
+from data_pipeline.objectives.packing import DocumentPacker, OpenPacker, Sample, Stored
 from data_pipeline.tokenizer import Tokenizer
 from data_pipeline.tokenizer.frame import pad_token, start_token, text_frame
 
 
-class Pairs(Objective):
+class Seq2SeqObjective(ObjectiveSettings):
+    """A target text from a source text: sources need `target_field`."""
+
+    name: Literal["seq2seq"] = "seq2seq"
+    """A target text from a source text."""
+    target_length: Annotated[int, Field(gt=0)] = 128
+    """Tokens that are kept of a target, its end token included. Sources are cut at data.sequence_length, likewise."""
+    concatenate: bool = False
+    """For decoders: source and target follow each other in one sample of data.sequence_length + target_length tokens,
+    and only the target is predicted. Otherwise the source goes to an encoder."""
+
+    def roles(self, sequence_length: int) -> tuple[str, ...]:
+        return ("pad",)
+
+    @property
+    def stored(self) -> Stored:
+        return Stored(target=True)
+
+    def build(self, tokenizer: Tokenizer, sequence_length: int, seed: int) -> Seq2Seq:
+        return Seq2Seq(self, tokenizer, sequence_length)
+
+
+class Seq2Seq(Objective):
     """Each pair is one sample. Texts that are too long are cut at their end."""
 
-    unit = "pair"
+    unit = "document"
     length = 0
-    roles = ("pad",)
 
-    def __init__(self, config: PairsObjective, tokenizer: Tokenizer, sequence_length: int) -> None:
+    config: Seq2SeqObjective
+
+    def __init__(self, config: Seq2SeqObjective, tokenizer: Tokenizer, sequence_length: int) -> None:
         self.config = config
         self.sequence_length = sequence_length
         self.eos = tokenizer.special["eos"]
@@ -39,7 +63,7 @@ class Pairs(Objective):
         return self.config.target_length
 
     def packer(self) -> OpenPacker:
-        return lambda documents, token, _: PairPacker(documents, token)
+        return lambda documents, token, _: DocumentPacker(documents, token, self.sample)
 
     def arrays(self, samples: Sequence[Sample], numbers: Sequence[int]) -> Arrays:
         sources = [_cut(s.tokens[: s.split], self.sequence_length, *self._around_source) for s in samples]

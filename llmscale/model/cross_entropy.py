@@ -1,99 +1,17 @@
-"""Heads: logits of tokens, or their loss without ever holding all logits; and whether one sentence follows another."""
+"""The loss of a projection to the vocabulary, and scores of tokens, without ever holding all logits."""
+
+from __future__ import annotations
 
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from llmscale.config.model import ModelConfig
-from llmscale.model.feed_forward import ACTIVATIONS
-from llmscale.model.linear import Linear, add_outer, linear
-from llmscale.model.norms import make_norm
+from llmscale.model.linear import add_outer, linear
 
 CHUNK_TOKENS = 1024
 """Tokens whose logits are held at a time: enough that the weight's gradient is not read and written too often."""
-
-
-class Head(nn.Module):
-    """A projection to the padded vocabulary, whose padded columns never get any probability.
-
-    BERT has a dense layer, activation and norm before it (Devlin et al. 2019, code).
-    """
-
-    def __init__(self, config: ModelConfig, vocab_size: int, rows: int) -> None:
-        super().__init__()
-        self.vocab_size = vocab_size
-        self.factor = config.hidden_size**-0.5 if config.scaled_head else None
-        self.activation = ACTIVATIONS[config.activation]
-        transform = config.head_transform
-        self.dense = Linear(config.hidden_size, config.hidden_size, bias=config.bias) if transform else None
-        self.norm = make_norm(config) if transform else None
-        self.weight = nn.Parameter(torch.empty(rows, config.hidden_size))
-        self.bias = nn.Parameter(torch.empty(rows)) if config.head_bias else None
-
-    def forward(
-        self,
-        hidden: Tensor,
-        targets: Tensor | None = None,
-        weights: Tensor | None = None,
-        *,
-        scored: bool = False,
-    ) -> Tensor:
-        """Logits, or with `targets` the loss, or the log-probability of each target.
-
-        All go through `forward` since DeepSpeed ZeRO 3 gathers a module's parameters only around it.
-
-        Args:
-            hidden: (..., hidden_size).
-            targets: (...) int64, below vocab_size also where the weight is 0.
-            weights: (...) how much each target counts; None: 1.
-            scored: whether the targets' log-probabilities are wanted; then hidden is (P, hidden_size) and the targets,
-                (P, M), are M tokens at each position.
-
-        Returns:
-            Logits (..., padded vocabulary) with -inf in the padded columns; or the sum over targets of
-            weight x negative log-likelihood in nats, a scalar of at least fp32; or with `scored` (2, P, M) of at least
-            fp32: log-probabilities in nats, and 1 where no token is more probable than the target.
-        """
-        if self.dense is not None and self.norm is not None:
-            hidden = self.norm(self.activation(self.dense(hidden)))
-        if self.factor is not None:
-            hidden = hidden * self.factor
-        if targets is None:
-            logits = self.project(hidden)
-            logits[..., self.vocab_size :] = -torch.inf
-            return logits
-        if scored:
-            return self.scores(hidden, targets)
-        hidden, targets = hidden.flatten(0, -2), targets.flatten()
-        weights = torch.ones_like(targets, dtype=torch.float32) if weights is None else weights.flatten()
-        return self.loss(hidden, targets, weights)
-
-    def loss(self, hidden: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-        """The loss of (N, hidden_size) transformed hidden states, (N,) targets and weights."""
-        return linear_cross_entropy(hidden, self.weight, targets, weights, self.vocab_size, self.bias)
-
-    def scores(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """The scores (2, P, M) of (P, hidden_size) transformed hidden states and (P, M) targets."""
-        return linear_scores(hidden, self.weight, targets, self.vocab_size, self.bias)
-
-    def project(self, hidden: Tensor) -> Tensor:
-        """(..., hidden_size) to (..., padded vocabulary)."""
-        return linear(hidden, self.weight, self.bias)
-
-
-class NextSentenceHead(nn.Module):
-    """The pooler over the first token, and two logits: the second segment follows the first, or does not (BERT)."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.pooler = Linear(config.hidden_size, config.hidden_size)
-        self.classifier = Linear(config.hidden_size, 2)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """(B, T, hidden_size) to logits (B, 2)."""
-        return self.classifier(self.pooler(hidden[:, 0]).tanh())
 
 
 class Rows:

@@ -1,0 +1,202 @@
+"""Sequence classification: one label of each text or pair of texts, several, or numbers (regression)."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import Field, field_validator, model_validator
+
+from data_pipeline.objectives.objective import LABELS, Arrays, Objective, ObjectiveSettings, filled, stack
+from data_pipeline.objectives.packing import DocumentPacker, OpenPacker, Sample, Stored, value_of
+from data_pipeline.tokenizer import Tokenizer
+from data_pipeline.tokenizer.frame import pad_token, text_frame
+
+NAME = "classification"
+"""Of the objective and of its head."""
+_SHOWN = 12
+"""Most labels that a message lists."""
+_LOSSES = {"single_label": "cross_entropy", "multi_label": "binary_cross_entropy", "regression": "squared_error"}
+"""The head's loss by problem."""
+
+
+class ClassificationObjective(ObjectiveSettings):
+    """Labels of a text, or of a pair of texts where sources have a `target_field`. Sources name the field of the label:
+    `fields: {label: NAME}`. Texts that are too long are cut, of a pair the longer one first."""
+
+    name: Literal["classification"] = "classification"
+    """Labels of texts."""
+    labels: list[str]
+    """The labels, in the order of the head's outputs; for a regression what its numbers are called."""
+    problem: Literal["single_label", "multi_label", "regression"] = "single_label"
+    """single_label: one of the labels is right, and records hold it; multi_label: any of them, and records hold a list;
+    regression: records hold a number for each (or one number, where there is one)."""
+    pooling: Literal["first", "last", "mean"] = "first"
+    """Whose hidden state the head sees: first: that of `[CLS]`, for encoders (BERT); last: that of the last token, for
+    decoders (GPT-2); mean: the mean over the tokens."""
+    pooler: bool | None = None
+    """A dense layer and tanh before the projection (BERT); with pooling first where not given."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of that vector dropped in training."""
+
+    @field_validator("labels")
+    @classmethod
+    def _labels_apart(cls, labels: list[str]) -> list[str]:
+        if not labels:
+            raise ValueError("labels is empty, but the head has an output for each; name the labels of the data")
+        twice = [label for label, count in Counter(labels).items() if count > 1]
+        if twice:
+            raise ValueError(f"labels has {twice[0]!r} {labels.count(twice[0])} times; name each label once")
+        return labels
+
+    @model_validator(mode="after")
+    def _something_to_choose(self) -> ClassificationObjective:
+        if self.problem == "single_label" and len(self.labels) < 2:
+            raise ValueError(
+                f"labels has {self.labels[0]!r} alone, but with problem=single_label there must be two to choose from;"
+                f" name the others, or set problem=multi_label"
+            )
+        return self
+
+    @property
+    def least_length(self) -> int:
+        return 5 if self.pooling == "first" else 3
+
+    @property
+    def stored(self) -> Stored:
+        return Stored(values=("label",))
+
+    def roles(self, sequence_length: int) -> tuple[str, ...]:
+        return ("cls", "sep", "pad") if self.pooling == "first" else ("pad",)
+
+    def head(self, architecture: str) -> dict[str, Any]:
+        return {
+            "name": NAME,
+            "outputs": len(self.labels),
+            "pooling": self.pooling,
+            "pooler": self.pooling == "first" if self.pooler is None else self.pooler,
+            "bias": self.pooling != "last",
+            "loss": _LOSSES[self.problem],
+            "dropout": self.dropout,
+        }
+
+    def build(self, tokenizer: Tokenizer, sequence_length: int, seed: int) -> Classification:
+        return Classification(self, tokenizer, sequence_length)
+
+
+class Classification(Objective):
+    """Each text, or pair of texts, is one sample: `[CLS] text [SEP] second [SEP]`, or texts that each end with eos."""
+
+    config: ClassificationObjective
+    unit = "document"
+    length = 0
+
+    def __init__(self, config: ClassificationObjective, tokenizer: Tokenizer, sequence_length: int) -> None:
+        self.config = config
+        self.sequence_length = sequence_length
+        self.eos = tokenizer.special["eos"]
+        self._pad = pad_token(tokenizer)
+        if config.pooling == "first":
+            begin, end = [tokenizer.special["cls"]], [tokenizer.special["sep"]]
+        else:
+            begin, end = text_frame(tokenizer, source=True)
+        self._begin, self._end = (np.array(ids, dtype=np.int32) for ids in (begin, end))
+        self._outputs = {label: output for output, label in enumerate(config.labels)}
+
+    @property
+    def targets_per_sample(self) -> int:
+        return 1
+
+    def packer(self) -> OpenPacker:
+        return lambda documents, token, _: DocumentPacker(documents, token, self.sample)
+
+    def arrays(self, samples: Sequence[Sample], numbers: Sequence[int]) -> Arrays:
+        rows, firsts = zip(*map(self._row, samples), strict=True)
+        real = filled(rows, self.sequence_length)
+        arrays = {
+            "inputs": stack(rows, self.sequence_length, self._pad),
+            "targets": np.zeros((len(rows), 1), dtype=np.int8),
+            "weights": np.ones((len(rows), 1), dtype=np.float32),
+            "encoder_weights": real,
+            f"{LABELS}{NAME}": np.stack([self._label(value_of(sample.values[0])) for sample in samples]),
+        }
+        if self.config.pooling == "first":
+            second = np.arange(self.sequence_length) >= np.array(firsts)[:, None]
+            arrays["segment_ids"] = (second & (real > 0)).astype(np.int8)
+        return arrays
+
+    def problem(self, values: Mapping[str, Any]) -> str | None:
+        try:
+            self._label(values.get("label"))
+        except ValueError as error:
+            return str(error)
+        return None
+
+    def _row(self, sample: Sample) -> tuple[np.ndarray, int]:
+        """The tokens of a sample, and the place of the first one of the second text."""
+        texts = [sample.tokens[: sample.split], sample.tokens[sample.split :]]
+        pair = len(texts[1]) > 0
+        room = self.sequence_length - len(self._begin) - (1 + pair) * len(self._end)
+        sizes = _shortened([len(text) for text in texts], room)
+        first, second = (text[:size] for text, size in zip(texts, sizes, strict=True))
+        begun = np.concatenate([self._begin, first, self._end])
+        return (np.concatenate([begun, second, self._end]) if pair else begun), len(begun)
+
+    def _label(self, value: Any) -> np.ndarray:
+        """A record's label as the head's loss takes it: a class, or a number for each output.
+
+        Raises:
+            ValueError: it is none; says why, and what to do.
+        """
+        if value is None or value == "":
+            raise ValueError("the record has no label; give it one, or leave the record out")
+        if self.config.problem == "regression":
+            return self._numbers(value if isinstance(value, list) else [value])
+        if self.config.problem == "single_label":
+            return np.array(self._output(value), dtype=np.int64)
+        if not isinstance(value, list):
+            raise ValueError(f"the label is {_written(value)}, but problem is multi_label; give a list of labels")
+        chosen = np.zeros(len(self._outputs), dtype=np.float32)
+        chosen[[self._output(each) for each in value]] = 1
+        return chosen
+
+    def _output(self, value: Any) -> int:
+        label = value if isinstance(value, str) else _written(value)
+        if label not in self._outputs:
+            known = ", ".join(map(repr, self.config.labels[:_SHOWN]))
+            more = f" and {len(self._outputs) - _SHOWN} more" if len(self._outputs) > _SHOWN else ""
+            raise ValueError(
+                f"the label is {label[:60]!r}, but objective.labels has {known}{more}; correct the record, or add it to"
+                f" objective.labels"
+            )
+        return self._outputs[label]
+
+    def _numbers(self, values: list[Any]) -> np.ndarray:
+        try:
+            numbers = [math.nan if isinstance(value, bool) else float(value) for value in values]
+        except (TypeError, ValueError, OverflowError):
+            numbers = []
+        if len(numbers) != len(self._outputs) or not all(abs(number) < 3e38 for number in numbers):
+            raise ValueError(
+                f"the label is {_written(values)}, but objective.labels asks for {len(self._outputs)} finite"
+                f" number{'s' if len(self._outputs) > 1 else ''}; correct the record"
+            )
+        return np.array(numbers, dtype=np.float32)
+
+
+def _shortened(sizes: list[int], room: int) -> list[int]:
+    """Sizes of two texts that have room together: the longer one is cut first."""
+    first, second = sizes
+    over = max(0, first + second - room)
+    cut = min(over, abs(first - second))
+    first, second = (first - cut, second) if first > second else (first, second - cut)
+    over -= cut
+    return [first - (over + 1) // 2, second - over // 2] if second else [first - over, 0]
+
+
+def _written(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, default=str)

@@ -1,0 +1,190 @@
+"""Labels of a whole sequence, from the hidden state of one of its tokens or from their mean."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from llmscale.config.model import HeadConfig, ModelConfig
+from llmscale.families.hugging_face import HuggingFace, Settings, Unsupported, Weight
+from llmscale.model.heads.head import Head, Memory, Sizes
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from data_pipeline.batch import Batch
+
+_OURS = "classification.classifier"
+_BERT = (
+    Weight(("classification.pooler.{kind}",), "bert.pooler.dense.{kind}"),
+    Weight((f"{_OURS}.{{kind}}",), "classifier.{kind}"),
+)
+_DECODER = (Weight((f"{_OURS}.weight",), "score.weight"),)
+_LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel")
+"""How the classes of decoders end, which all have a classifier of one form."""
+_CLASSIFIER = "ForSequenceClassification"
+_PROBLEMS = {
+    "single_label_classification": ("single_label", "cross_entropy"),
+    "multi_label_classification": ("multi_label", "binary_cross_entropy"),
+    "regression": ("regression", "squared_error"),
+}
+"""`objective.problem` and the loss, by `problem_type` of a config.json."""
+
+
+class ClassificationHead(Head):
+    """BERT's pooler, the last token of GPT-2, or a mean; and a projection to a number for each label."""
+
+    name = "classification"
+    attribute = "classification"
+    higher_is_better = frozenset({"accuracy"})
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        assert config.head is not None
+        self._head: HeadConfig = config.head
+        self.reads = "first" if self._head.pooling == "first" else "whole"
+        self.measures = {
+            "cross_entropy": ("accuracy",),
+            "binary_cross_entropy": ("accuracy",),
+            "squared_error": ("absolute_error",),
+        }[self._head.loss]
+
+    def build(self, vocab_size: int) -> nn.Module:
+        from llmscale.model.projections import Pooled
+
+        head = self._head
+        return Pooled(self.config.hidden_size, head.outputs, pooler=head.pooler, bias=head.bias, dropout=head.dropout)
+
+    def logits(self, module: nn.Module, hidden: Tensor, batch: Batch, dropout: Tensor | None = None) -> Tensor:
+        """(B, outputs), of at least fp32."""
+        import torch
+
+        logits: Tensor = module(self._pooled(hidden, batch), dropout)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    def loss(self, module: nn.Module, hidden: Tensor, batch: Batch, dropout: Tensor | None = None) -> Tensor:
+        """Over samples; of several labels or numbers, their mean (transformers' losses)."""
+        import torch.nn.functional as F
+
+        logits, labels = self.logits(module, hidden, batch, dropout), batch.labels[self.name]
+        if self._head.loss == "cross_entropy":
+            return F.cross_entropy(logits, labels, ignore_index=-1, reduction="sum")
+        known = ~labels.isnan()
+        labels = labels.masked_fill(~known, 0.0).to(logits.dtype)
+        if self._head.loss == "binary_cross_entropy":
+            losses = F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
+        else:
+            losses = F.mse_loss(logits, labels, reduction="none")
+        return (losses * known).sum() / self._head.outputs
+
+    def count(self, batch: Batch) -> float:
+        return float(self._known(batch).sum())
+
+    def measure(self, module: nn.Module, hidden: Tensor, batch: Batch) -> list[Tensor]:
+        """Accuracy counts a sample of several labels where all of them are right."""
+        logits, labels, known = self.logits(module, hidden, batch), batch.labels[self.name], self._known(batch)
+        if self._head.loss == "squared_error":
+            errors = (logits - labels.nan_to_num()).abs().mean(1)
+            return [(errors * known).sum()]
+        if self._head.loss == "cross_entropy":
+            right = logits.argmax(1) == labels
+        else:
+            right = ((logits > 0) == (labels > 0)).all(1)
+        return [(right & known).sum().to(logits.dtype)]
+
+    def parameters(self, vocab_size: int, *, tensor: int = 1, ties: bool = True) -> int:
+        hidden, head = self.config.hidden_size, self._head
+        return head.pooler * hidden * (hidden + 1) + head.outputs * (hidden + head.bias)
+
+    def flops(self, vocab_size: int, targets: int) -> int:
+        hidden, head = self.config.hidden_size, self._head
+        return 2 * hidden * (head.pooler * hidden + head.outputs)
+
+    def memory(self, sizes: Sizes) -> Memory:
+        # The gradient of a slice is as large as what it is of.
+        return Memory(sizes.residual)
+
+    def weights(self, table: HuggingFace) -> tuple[Weight, ...]:
+        if table.model_type == "bert":
+            return _BERT
+        return _DECODER if self.class_name(table) else ()
+
+    def class_name(self, table: HuggingFace) -> str | None:
+        return _class_name(table)
+
+    @classmethod
+    def read(cls, name: str, table: HuggingFace, settings: Settings) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        if name != _class_name(table):
+            return None
+        labels = _labels(settings)
+        kind = settings.values.get("problem_type") or ("regression" if len(labels) == 1 else next(iter(_PROBLEMS)))
+        if kind not in _PROBLEMS:
+            raise Unsupported(f"problem_type is {kind!r:.60}, but must be {' or '.join(_PROBLEMS)}; repair it")
+        problem, loss = _PROBLEMS[kind]
+        encoder = table.model_type == "bert"
+        given = {
+            "pooling": "first" if encoder else "last",
+            "pooler": encoder,
+            "dropout": _dropout(settings, table) if encoder else 0.0,
+        }
+        head = HeadConfig.model_validate(
+            {"name": cls.name, "outputs": len(labels), "bias": encoder, "loss": loss, **given}
+        )
+        return head.model_dump(), {"name": cls.name, "labels": labels, "problem": problem, **given}
+
+    def write(self, objective: Mapping[str, Any]) -> dict[str, Any]:
+        labels = objective.get("labels") or [f"LABEL_{output}" for output in range(self._head.outputs)]
+        kinds = {loss: kind for kind, (_, loss) in _PROBLEMS.items()}
+        return {
+            "id2label": {str(output): label for output, label in enumerate(labels)},
+            "label2id": {label: output for output, label in enumerate(labels)},
+            "problem_type": kinds[self._head.loss],
+            **({"classifier_dropout": self._head.dropout} if self._head.pooling == "first" else {}),
+        }
+
+    def _pooled(self, hidden: Tensor, batch: Batch) -> Tensor:
+        """(B, hidden_size) of (B, T, hidden_size)."""
+        import torch
+
+        if self._head.pooling == "first":
+            return hidden[:, 0]
+        assert batch.encoder_weights is not None
+        real = batch.encoder_weights > 0
+        if self._head.pooling == "last":
+            last = real.sum(1).clamp(min=1) - 1
+            return hidden[torch.arange(len(last), device=last.device), last]
+        return (hidden * real[..., None]).sum(1) / real.sum(1, keepdim=True).clamp(min=1)
+
+    def _known(self, batch: Batch) -> Tensor:
+        """(B,) booleans: which samples have labels."""
+        labels = batch.labels[self.name]
+        return ~labels.isnan().any(1) if labels.is_floating_point() else labels >= 0
+
+
+def _class_name(table: HuggingFace) -> str | None:
+    if table.model_type == "bert":
+        return f"Bert{_CLASSIFIER}"
+    bases = (table.classes[0].removesuffix(end) for end in _LANGUAGE_MODELS if table.classes[0].endswith(end))
+    base = next(bases, None)
+    return None if base is None else f"{base}{_CLASSIFIER}"
+
+
+def _labels(settings: Settings) -> list[str]:
+    """The labels of a config.json in the order of the outputs; transformers' own two where it names none."""
+    named = settings.take("id2label", None, dict)
+    if named is None:
+        count = settings.take("num_labels", 2)
+        return [f"LABEL_{output}" for output in range(count)]
+    labels = [named.get(str(output)) for output in range(len(named))]
+    if not labels or not all(isinstance(label, str) for label in labels) or len(set(labels)) < len(labels):
+        raise Unsupported(
+            f"id2label is {named!s:.60}, but must name each of the outputs 0 to {len(named) - 1} by a label of its"
+            f" own; repair it"
+        )
+    return labels  # type: ignore[return-value]
+
+
+def _dropout(settings: Settings, table: HuggingFace) -> float:
+    """BERT's `classifier_dropout`, which is `hidden_dropout_prob` where it is null or absent."""
+    rate = settings.take("classifier_dropout", None, float, null=None)
+    return float(settings.take(table.dropout[0], table.dropout_rate, float) if rate is None else rate)

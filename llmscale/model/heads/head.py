@@ -1,0 +1,148 @@
+"""What a head says of itself: everything that is special about it, in one file of this folder.
+
+Nothing here needs torch until a model is built, since layouts, plans and tables of families ask too.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+
+from llmscale.config.model import ModelConfig
+from llmscale.families.hugging_face import HuggingFace, Settings, Weight
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from data_pipeline.batch import Batch
+
+Cut = Literal["column", "row", "vocabulary"]
+"""How tensor-parallel ranks share a module of a head (`llmscale.parallel.plans`)."""
+
+
+class Sizes(NamedTuple):
+    """One micro batch as a head of one rank sees it, for `Head.memory`."""
+
+    vocab_size: int
+    tokens: int
+    """Positions for which something is predicted."""
+    element: int
+    """Bytes of a number."""
+    residual: int
+    """Bytes of the hidden states of all positions."""
+    tensor: int
+    """Tensor-parallel size."""
+
+
+class Memory(NamedTuple):
+    """Bytes that a head takes."""
+
+    kept: int
+    """From the forward to the backward pass."""
+    forward: int = 0
+    """Only while it computes its loss."""
+    backward: int = 0
+    """Only while its gradients are scaled."""
+
+
+class Head(ABC):
+    """A head: what predicts from the hidden states, and the loss of that."""
+
+    name: ClassVar[str]
+    """As in `ModelConfig.predicts` and `Batch.labels`."""
+    attribute: ClassVar[str]
+    """The module's name in the model, with which its tensors' names begin."""
+    title: ClassVar[str | None] = None
+    """What reports call its loss where it is not the first of its model's heads."""
+    unit: ClassVar[str] = "nats"
+    """Unit of that."""
+    measures: tuple[str, ...] = ()
+    """What is measured of held-out samples besides the loss, each as a mean over them."""
+    higher_is_better: ClassVar[frozenset[str]] = frozenset()
+    """Those of them of which more is better."""
+    generates: ClassVar[bool] = False
+    """Whether it gives probabilities of the next token."""
+    reads: Literal["each", "first", "whole"] = "each"
+    """What one prediction is made of: its own position, the first of the sequence, or several of them."""
+    sharding: ClassVar[tuple[tuple[str, Cut], ...]] = ()
+    """(module below the head, or "" for itself; how tensor-parallel ranks share it). All else is whole on each rank."""
+    stage: ClassVar[int] = -1
+    """The stage of a pipeline that has it: the last, which has the final hidden states."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        """`config`: of a model that has this head."""
+        self.config = config
+
+    @abstractmethod
+    def build(self, vocab_size: int) -> nn.Module:
+        """The module, of a model that knows `vocab_size` tokens."""
+
+    @abstractmethod
+    def loss(self, module: nn.Module, hidden: Tensor, batch: Batch, dropout: Tensor | None = None) -> Tensor:
+        """The sum of its loss over a batch, a scalar of at least fp32.
+
+        Args:
+            module: what `build` made, with this rank's part of it.
+            hidden: (B, T, hidden_size).
+            batch: with the targets and labels that belong to the hidden states.
+            dropout: (B, 2) keys of what training drops (`llmscale.model.dropout.drop`); None: nothing.
+        """
+
+    @abstractmethod
+    def count(self, batch: Batch) -> float:
+        """What the sum over a batch is divided by, once it is added up over the global batch."""
+
+    def measure(self, module: nn.Module, hidden: Tensor, batch: Batch) -> list[Tensor]:
+        """The sum over a batch of each of `measures`."""
+        return []
+
+    @abstractmethod
+    def parameters(self, vocab_size: int, *, tensor: int = 1, ties: bool = True) -> int:
+        """Elements that one rank of `tensor` tensor-parallel ones holds, before ZeRO.
+
+        `ties`: whether a weight that is shared with the embedding is counted there.
+        """
+
+    @abstractmethod
+    def flops(self, vocab_size: int, targets: int) -> int:
+        """Operations of products of the forward pass of one sample with so many targets."""
+
+    @abstractmethod
+    def memory(self, sizes: Sizes) -> Memory:
+        """What one rank holds of one micro batch."""
+
+    def deviation(self, name: str) -> float | None:
+        """Standard deviation of the initial values of one of its tensors, by name below the head; None: as the model's
+        `init_scheme` has it. Biases are 0, and weights of norms 1."""
+        return None
+
+    def weights(self, table: HuggingFace) -> tuple[Weight, ...]:
+        """Rows that a family's weight map gets for the head; none where the family's own map has them."""
+        return ()
+
+    def class_name(self, table: HuggingFace) -> str | None:
+        """transformers' class of a model of the family with this head, which `AutoModelFor...` opens; None: there is
+        none, or what the family's own table says."""
+        return None
+
+    @classmethod
+    def read(cls, name: str, table: HuggingFace, settings: Settings) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        """What a config.json says of the head.
+
+        Args:
+            name: the class that it names.
+            table: of its family.
+            settings: the file, of which the keys of this head are taken.
+
+        Returns:
+            `model.head`, and the objective section that a model with it is trained by; None for another class.
+
+        Raises:
+            Unsupported: an option that the head does not have.
+        """
+        return None
+
+    def write(self, objective: Mapping[str, Any]) -> dict[str, Any]:
+        """Its keys of a config.json; `objective`: the section that the model was trained by."""
+        return {}
