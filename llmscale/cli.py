@@ -24,6 +24,7 @@ COMMANDS = {
     "parity": "llmscale.commands.parity:parity",
     "plan": "llmscale.commands.plan:plan",
     "report": "llmscale.commands.report:report",
+    "runs": "llmscale.commands.runs:runs",
     "schema": "llmscale.commands.schema:schema",
     "train": "llmscale.commands.train:train",
 }

@@ -109,6 +109,7 @@ MAY_IMPORT = {
         "llmscale.model",
         "llmscale.config",
         "llmscale.layout",
+        "llmscale.plan",
         "data_pipeline",
     },
     "llmscale.parity": {

@@ -12,10 +12,12 @@ from llmscale.config import RunConfig
 from llmscale.distributed.process_group import all_reduce_sum, all_reduce_wrapping
 from llmscale.engine.engine import Engine, accumulation
 from llmscale.objectives import Loss
+from llmscale.report.goodput import COMPUTE, DATA
 from llmscale.train.batch_size import batch_at
 from llmscale.train.callbacks import Callback
 from llmscale.train.signals import Phase, PreemptionFlag
 from llmscale.train.state import StepResult, TrainState
+from llmscale.train.time_account import TimeAccount
 
 
 class Trainer:
@@ -29,6 +31,7 @@ class Trainer:
         loader: TrainLoader,
         state: TrainState,
         flag: PreemptionFlag,
+        account: TimeAccount,
     ) -> None:
         self.config = config
         self.engine = engine
@@ -36,21 +39,28 @@ class Trainer:
         self.loader = loader
         self.state = state
         self.flag = flag
+        self.account = account
 
     def train(self, callbacks: Sequence[Callback]) -> None:
         """Run to the last step, or to the first step after a preemption signal reached any rank."""
-        state = self.state
+        state, account = self.state, self.account
+        account.started()
         for callback in callbacks:
-            callback.on_start(state)
+            with account.spending(callback.activity):
+                callback.on_start(state)
         while not state.finished and not state.preempted:
             result = self.one_step()
+            account.spend(DATA, result.data_seconds)
+            account.spend(COMPUTE, result.step_seconds - result.data_seconds)
             for callback in callbacks:
-                callback.on_step(state, result)
+                with account.spending(callback.activity):
+                    callback.on_step(state, result)
         for callback in callbacks:
             callback.on_stop(state)
         self.flag.enter(Phase.SAVING)
         for callback in reversed(callbacks):
-            callback.on_end(state)
+            with account.spending(callback.activity):
+                callback.on_end(state)
         # A signal that came while the last step was saved: what is left to do can take long.
         state.preempted = state.preempted or all_reduce_sum([float(self.flag.poll())])[0] > 0
 
@@ -90,6 +100,7 @@ class Trainer:
             lr=self.engine.learning_rate(state.step - 1),
             tokens=int(targets),
             data_seconds=data_seconds,
+            forward_seconds=self.engine.forward_timer.take(),
             step_seconds=step_seconds,
             skipped=skipped,
             samples=global_batch,

@@ -33,17 +33,22 @@ from llmscale.train.lost_rank import LossReport
 from llmscale.train.run_directory import RunDirectory
 from llmscale.train.setup import Setup, set_up
 from llmscale.train.signals import Phase, PreemptionFlag
+from llmscale.train.time_account import TimeAccount
 
 
-def train(config: RunConfig, flag: PreemptionFlag, from_scratch: bool = False) -> int:
+def train(
+    config: RunConfig, flag: PreemptionFlag, from_scratch: bool = False, account: TimeAccount | None = None
+) -> int:
     """Train on this rank until done, or until `flag` is raised on any; returns the exit code.
 
     Args:
         from_scratch: whether a run that has lost its checkpoints may begin at step 0.
+        account: of the time of this attempt, where it began before this call.
 
     Raises:
         UserError: the config, the files or the machine cannot serve the run. Nothing that a run had is changed.
     """
+    account = account or TimeAccount()
     try:
         world = read_world(config.run.device)
         require_legal(config, world.size)
@@ -57,7 +62,7 @@ def train(config: RunConfig, flag: PreemptionFlag, from_scratch: bool = False) -
         join(world, settings=dict(flatten(config.model_dump(mode="json"))))
         stack.push(_leave)
         flag.expect_no_step(others=world.size > 1)
-        attempt = build.open_run(config, run, stack, from_scratch)
+        attempt = build.open_run(config, run, stack, account, world, from_scratch)
         if attempt is None:
             step = run.outcome()["step"]
             gone = (
@@ -82,7 +87,7 @@ def train(config: RunConfig, flag: PreemptionFlag, from_scratch: bool = False) -
         try:
             with named_losses():
                 build.require_shared(run, world)
-                setup = set_up(config, run, world, attempt, flag, stack, from_scratch)
+                setup = set_up(config, run, world, attempt, flag, stack, from_scratch, account)
                 losses.state = setup.state
                 _announce(setup, threads)
                 setup.train(stack)

@@ -30,6 +30,8 @@ class StepResult:
     """Target tokens of the global batch."""
     data_seconds: float
     """Time that this rank waited for data."""
+    forward_seconds: float
+    """Time of this rank's forward passes; 0 in a pipeline, whose stages wait for each other in them."""
     step_seconds: float
     skipped: bool
     """The global batch had no target, or its gradient was not finite."""
@@ -70,6 +72,8 @@ class TrainState:
     """The best of `evaluation.best` so far."""
     stopped: bool = False
     """`evaluation.patience` is over."""
+    saved: int = -1
+    """The step of the checkpoint that this attempt began to write last; -1 before the first."""
     diverging: bool = False
     """The last steps were skipped, so that no checkpoint should take the place of an earlier one."""
 

@@ -46,6 +46,7 @@ FREE: dict[str, Any] = {
     "checkpoint.keep": 7,
     "checkpoint.keep_every": 7,
     "logging.interval": 7,
+    "logging.peak_flops": 7e12,
     "logging.trackers": ["tensorboard"],
     "logging.ledger_snapshot_interval": 7,
     "logging.profile_start": 7,
