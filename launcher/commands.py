@@ -24,14 +24,23 @@ def launch() -> None:
     show_default=True,
     help="Seconds that ranks may take to save and end after SIGTERM or SIGUSR1 before they are killed.",
 )
+@click.option(
+    "--restarts",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="How often to start all ranks again, from the newest checkpoint, after one has failed.",
+)
 @_CONFIG
 @_OVERRIDES
 @click.pass_context
-def local(context: click.Context, nproc: int, grace: float, config: str, overrides: tuple[str, ...]) -> None:
+def local(
+    context: click.Context, nproc: int, grace: float, restarts: int, config: str, overrides: tuple[str, ...]
+) -> None:
     """Run `llmscale train` once per rank on this machine."""
     from launcher.local import launch_local
 
-    context.exit(launch_local(config, overrides, nproc, grace))
+    context.exit(launch_local(config, overrides, nproc, grace, restarts))
 
 
 @launch.command()

@@ -19,6 +19,7 @@ from data_pipeline.base.errors import UserError
 from data_pipeline.base.records import read_records
 from data_pipeline.base.terminal import tell
 from launcher.environment import STEP_TASKS
+from launcher.restarts import Restarts
 from llmscale.config import load_config, resolve_directory
 from llmscale.distributed.exit_codes import PREEMPTED, USER_MISTAKE
 from llmscale.distributed.ranks import LAUNCHER
@@ -48,7 +49,9 @@ class _Ranks:
     """Ranks that were killed here, and what they had not done in time."""
 
 
-def launch_local(config: str, overrides: tuple[str, ...], nproc: int, save_seconds: float = SAVE_SECONDS) -> int:
+def launch_local(
+    config: str, overrides: tuple[str, ...], nproc: int, save_seconds: float = SAVE_SECONDS, restarts: int = 0
+) -> int:
     """Train with `nproc` ranks on this machine: `llmscale train CONFIG OVERRIDES` once per rank.
 
     Args:
@@ -56,9 +59,10 @@ def launch_local(config: str, overrides: tuple[str, ...], nproc: int, save_secon
         overrides: `dotted.key=value` strings.
         nproc: number of ranks; may exceed the cores.
         save_seconds: how long ranks may take to save and end after a preemption signal.
+        restarts: how often all ranks are started again, from the newest checkpoint, after one has failed.
 
     Returns:
-        The exit code of the whole run, as `run_ranks` defines it.
+        The exit code of the whole run, as `run_ranks` defines it; of its last start.
 
     Raises:
         UserError: the config is wrong, or illegal for `nproc` ranks; no process was started.
@@ -67,7 +71,13 @@ def launch_local(config: str, overrides: tuple[str, ...], nproc: int, save_secon
     require_legal(resolved, nproc)
     run = RunDirectory(resolved.run.directory)
     command = [sys.executable, "-m", "llmscale", "train", config, *overrides]
-    return run_ranks(command, nproc, run.logs, save_seconds=save_seconds, run=run)
+    allowed = Restarts(run, restarts)
+    with _caught_signals() as caught:
+        while True:
+            code = run_ranks(command, nproc, run.logs, save_seconds=save_seconds, run=run, caught=caught)
+            # Whoever has sent a signal wants an end, whatever the ranks made of it.
+            if caught or not allowed.again(code):
+                return code
 
 
 def run_ranks(
@@ -77,6 +87,7 @@ def run_ranks(
     grace_seconds: float = GRACE_SECONDS,
     save_seconds: float = SAVE_SECONDS,
     run: RunDirectory | None = None,
+    caught: list[int] | None = None,
 ) -> int:
     """Run `command` once per rank, with torchrun's variables and a secret of this launch, and wait for all.
 
@@ -88,6 +99,7 @@ def run_ranks(
 
     Args:
         run: of which outcome.json is to say why it failed, where no rank has.
+        caught: grows by each signal that comes, where the caller catches them; else they are caught here.
 
     Returns:
         0 when every rank ended well; 75 when those that did not had all saved after a preemption signal; 2 when any met
@@ -105,7 +117,8 @@ def run_ranks(
     started = time.time()
     port, token = _free_port(), secrets.token_hex(16)
     ranks = _Ranks()
-    with _caught_signals() as caught, contextlib.ExitStack() as files:
+    with contextlib.ExitStack() as files:
+        caught = files.enter_context(_caught_signals()) if caught is None else caught
         try:
             for rank in range(nproc):
                 log = files.enter_context(open(_log_path(logs, rank), "ab", opener=unlinked)) if rank else None
