@@ -21,7 +21,7 @@ from data_pipeline.base.terminal import tell
 from launcher.environment import STEP_TASKS
 from launcher.restarts import Restarts
 from llmscale.config import load_config, resolve_directory
-from llmscale.distributed.exit_codes import PREEMPTED, USER_MISTAKE
+from llmscale.distributed.exit_codes import HUNG, PREEMPTED, USER_MISTAKE
 from llmscale.distributed.ranks import LAUNCHER
 from llmscale.layout import require_legal
 from llmscale.train.run_directory import RunDirectory
@@ -29,6 +29,9 @@ from llmscale.train.run_directory import RunDirectory
 GRACE_SECONDS = 25.0
 """How long the other ranks may live on after one has failed, so that all are gone within 30 s. Ranks that share a
 user's mistake end by themselves; one that waits for the failed rank in a collective would wait for ever."""
+
+HUNG_SECONDS = 5.0
+"""As `GRACE_SECONDS`, where ranks have ended since one hangs, after all that can have said where they are."""
 
 SAVE_SECONDS = 120.0
 """How long ranks may take to end after SIGTERM or SIGUSR1, the step and the save that they still make included."""
@@ -206,9 +209,12 @@ def _wait(ranks: _Ranks, caught: list[int], grace_seconds: float, save_seconds: 
             if number != signal.SIGINT and time.monotonic() + save_seconds < deadline:
                 deadline = time.monotonic() + save_seconds
                 late = f"did not end within {save_seconds:g} s of {signal.Signals(number).name}"
-        if _note_failures(ranks) and time.monotonic() + grace_seconds < deadline:
-            deadline = time.monotonic() + grace_seconds
-            late = f"did not end within {grace_seconds:g} s of rank {ranks.failures[0]}"
+        if _note_failures(ranks):
+            hung = ranks.processes[ranks.failures[0]].returncode == HUNG
+            patience = min(grace_seconds, HUNG_SECONDS) if hung else grace_seconds
+            if time.monotonic() + patience < deadline:
+                deadline = time.monotonic() + patience
+                late = f"did not end within {patience:g} s of rank {ranks.failures[0]}"
         if all(process.returncode is not None for process in ranks.processes):
             return
         if time.monotonic() > deadline or caught.count(signal.SIGINT) > 1:
@@ -246,6 +252,10 @@ def _judge(ranks: _Ranks, logs: Path, run: RunDirectory | None, started: float) 
     own = [rank for rank in unsaved if rank not in ranks.killed]
     rank = (mistaken or died or own or unsaved)[0]
     code = codes[rank]
+    if code == HUNG and run is not None:
+        if 0 not in own:  # which says it itself
+            tell(f"{run.outcome().get('reason', 'a rank hung')}; see {_log_path(logs, rank)}")
+        return HUNG
     number = -code if code < 0 and rank not in ranks.killed else 0
     if number:
         hint = ": out of memory?" if number == signal.SIGKILL else ""

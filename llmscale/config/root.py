@@ -4,6 +4,7 @@ from data_pipeline.base.section import Section
 from data_pipeline.config import DataConfig
 from data_pipeline.objectives.config import CausalObjective, ObjectiveConfig
 from llmscale.config.model import ModelConfig
+from llmscale.config.recovery import RecoveryConfig
 from llmscale.config.system import (
     CheckpointConfig,
     EngineConfig,
@@ -47,3 +48,5 @@ class RunConfig(LearningChecks, Section):
     """When to save and what to keep."""
     logging: LoggingConfig = LoggingConfig()
     """What to report."""
+    recovery: RecoveryConfig = RecoveryConfig()
+    """What to do about ranks that hang."""

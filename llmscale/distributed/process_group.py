@@ -82,13 +82,13 @@ def read_world(device: Literal["auto", "cpu", "cuda"]) -> World:
     )
 
 
-def join(world: World, timeout_minutes: float = 30, settings: dict[str, Any] | None = None) -> None:
+def join(world: World, timeout_seconds: float = 1800, settings: dict[str, Any] | None = None) -> None:
     """Initialise torch.distributed, also for a single process, so that one code path serves all sizes.
 
     CPU tensors travel by gloo on every machine, CUDA tensors by NCCL. From here to `leave` a rank that dies is noticed.
 
     Args:
-        timeout_minutes: of each collective.
+        timeout_seconds: of each collective.
         settings: the flat config of this rank, which must be that of rank 0.
 
     Raises:
@@ -97,7 +97,7 @@ def join(world: World, timeout_minutes: float = 30, settings: dict[str, Any] | N
             listen. On every rank: two of them have taken the same GPU.
     """
     backend = "cpu:gloo,cuda:nccl" if world.device.type == "cuda" else "gloo"
-    options: dict[str, Any] = {"timeout": timedelta(minutes=timeout_minutes)}
+    options: dict[str, Any] = {"timeout": timedelta(seconds=timeout_seconds)}
     if world.device.type == "cuda":
         torch.cuda.set_device(world.device)
         options["device_id"] = world.device
@@ -276,6 +276,11 @@ def on_stuck(function: Callable[[Loss], int]) -> None:
     """`function` says, and its result is the exit code, where this process hangs after a rank was lost."""
     for watch in _watches:
         watch.on_stuck = function
+
+
+def watch() -> Watch | None:
+    """What listens to the other ranks of this process's group; None for a lone process."""
+    return _watches[0] if _watches else None
 
 
 def leave(reason: str = "") -> None:

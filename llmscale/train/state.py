@@ -74,6 +74,16 @@ class TrainState:
     """`evaluation.patience` is over."""
     saved: int = -1
     """The step of the checkpoint that this attempt began to write last; -1 before the first."""
+    phase: str = "starting"
+    """What this rank is in, for whoever asks why it does not go on."""
+    place: int = 0
+    """Of the phase within its step, in the order in which ranks pass through them."""
+    in_step: bool = False
+    """Whether a step has begun that is not done."""
+    evaluating: bool = False
+    """Whether the phase is an evaluation, which takes as long as it takes."""
+    beats: int = 0
+    """Phases entered so far."""
     diverging: bool = False
     """The last steps were skipped, so that no checkpoint should take the place of an earlier one."""
 
@@ -90,6 +100,11 @@ class TrainState:
             seconds=resume.seconds,
             best=resume.best,
         )
+
+    def enter(self, phase: str, place: int, evaluating: bool = False) -> None:
+        """Say what this rank does from here on."""
+        self.phase, self.place, self.evaluating = phase, place, evaluating
+        self.beats += 1
 
     @property
     def finished(self) -> bool:

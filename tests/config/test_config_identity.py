@@ -52,6 +52,8 @@ FREE: dict[str, Any] = {
     "logging.profile_start": 7,
     "logging.profile_steps": 7,
     "logging.sample_prompts": ["x"],
+    "recovery.hang_seconds": 7.0,
+    "recovery.collective_seconds": 7.0,
 }
 IDENTITY: dict[str, Any] = {
     "run.seed": 1,
