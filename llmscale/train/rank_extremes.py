@@ -14,7 +14,7 @@ from llmscale.distributed.process_group import gather_objects
 
 SLOW_FACTOR = 1.5
 """A rank whose time is this many times the median of all is slow ..."""
-SLOW_SECONDS = 0.01
+SLOW_SECONDS = 0.05
 """... where it is at least so many seconds more, a step ..."""
 SLOW_ROWS = 3
 """... and is told of when the same rank has been the slowest in so many rows, one after the other."""
