@@ -16,6 +16,7 @@ COMMANDS = {
     "checkpoint": "llmscale.commands.checkpoint:checkpoint",
     "compare": "llmscale.commands.compare:compare",
     "data": "llmscale.commands.data:data",
+    "doctor": "llmscale.commands.doctor:doctor",
     "eval": "llmscale.commands.eval:evaluate",
     "export": "llmscale.commands.export:export_model",
     "generate": "llmscale.commands.generate:generate",

@@ -49,6 +49,7 @@ MAY_IMPORT = {
         "data_pipeline.base.terminal",
     },
     "llmscale.distributed": {"data_pipeline"},
+    "llmscale.doctor": {"launcher", "llmscale.distributed", "data_pipeline.base"},
     "llmscale.families": set(),
     "llmscale.config": {"llmscale.families", "data_pipeline"},
     "llmscale.layout": {"llmscale.config", "data_pipeline"},
