@@ -1,5 +1,7 @@
 """Starting ranks again after one has failed: how often, and when not."""
 
+import contextlib
+
 from data_pipeline.base.records import newest_record, read_every_record
 from data_pipeline.base.terminal import tell
 from llmscale.distributed.exit_codes import PREEMPTED, USER_MISTAKE
@@ -17,7 +19,9 @@ class Restarts:
         self._run, self._most = run, most
         self._done = 0
         self._idle = 0
-        self._furthest = max((row["step"] for row in read_every_record(run.ledger)), default=0)
+        self._furthest = 0
+        with contextlib.suppress(OSError):  # which the ranks, or nobody, will complain of
+            self._furthest = max((row["step"] for row in read_every_record(run.ledger)), default=0) if most else 0
 
     def again(self, code: int) -> bool:
         """Whether to start the ranks again after an end with `code`; says so, or why not where restarts were asked for.

@@ -43,6 +43,7 @@ MAY_IMPORT = {
         "llmscale.layout",
         "llmscale.distributed",
         "llmscale.train.run_directory",
+        "llmscale.report.goodput",
         "data_pipeline.base.durable",
         "data_pipeline.base.errors",
         "data_pipeline.base.records",

@@ -15,6 +15,8 @@ from typing import Any
 from data_pipeline.base.records import read_every_record
 
 TIME_FILE = "time.jsonl"
+SUBMITTED = "LLMSCALE_SUBMITTED"
+"""Variable: when a scheduler was given the job, in seconds since the epoch."""
 START_UP = "start_up"
 COMPUTE, DATA, CHECKPOINT, EVALUATION, OTHER = "compute", "data", "checkpoint", "evaluation", "other"
 LOST, WAITING = "lost", "waiting"

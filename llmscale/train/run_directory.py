@@ -39,7 +39,7 @@ Outcome = Literal["running", "done", "preempted", "failed"]
 
 _OWN = re.compile(
     r"config\.yaml|(metrics|ledger|time)\.jsonl|(outcome|summary|trackers)\.json|ledger|checkpoints|tokenizer|cache|logs|quarantine"
-    r"|report|profile|aside-\d+|\.lock|\.shared-.*|\.tmp-.*|\.tokenizer-.*"
+    r"|report|profile|snapshots|aside-\d+|\.lock|\.shared-.*|\.tmp-.*|\.tokenizer-.*"
 )
 """What a run names its files and folders."""
 

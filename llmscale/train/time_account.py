@@ -10,13 +10,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from data_pipeline.base.records import RecordWriter
-from llmscale.report.goodput import ACTIVITIES, OTHER, START_UP
+from llmscale.report.goodput import ACTIVITIES, OTHER, START_UP, SUBMITTED
 from llmscale.train.callbacks.base import Callback
 from llmscale.train.run_directory import RunDirectory
 from llmscale.train.state import StepResult, TrainState
 
-SUBMITTED = "LLMSCALE_SUBMITTED"
-"""Variable: when a scheduler was given the job, in seconds since the epoch."""
 ROW_SECONDS = 60.0
 """Between two rows at most, so that what a killed run had done is known to the minute."""
 
