@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_pipeline.base.errors import UserError
+from data_pipeline.base.terminal import tell
 from launcher.environment import RANK_VARIABLES
+from launcher.forecast import warnings
 from launcher.sbatch_options import given_options, gpus_per_node
 from launcher.snapshot import take_snapshot
 from launcher.time_limit import lead_seconds, limit_seconds, require_lead_below, script_lead
@@ -184,6 +186,8 @@ def prepare(request: Request) -> Submission:
     lead = lead_seconds(signal) if signal else script_lead(TEMPLATE)
     limit = time_limit or environment.get("SBATCH_TIMELIMIT")
     require_lead_below(limit_seconds(limit) if limit else None, lead)
+    for sentence in warnings(config, ranks, given, environment, lead):
+        tell(f"llmscale: warning: {sentence}")
     name = given.get("job-name") or environment.get("SBATCH_JOB_NAME") or run_name(config)
     log = given.get("output") or environment.get("SBATCH_OUTPUT")
     options = ["--parsable", *layout]

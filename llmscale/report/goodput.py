@@ -83,6 +83,17 @@ def read_goodput(run: Path) -> Goodput | None:
     return Goodput(seconds, len(attempts))
 
 
+def longest_save(run: str | Path) -> float:
+    """The most seconds that training stood still for a checkpoint, as far as the rows tell; 0 where none was saved."""
+    spent = [
+        (row["attempt"], row["seconds"][CHECKPOINT])
+        for row in read_every_record(Path(run) / TIME_FILE)
+        if _is_sound(row) and "seconds" in row
+    ]
+    pairs = itertools.pairwise(spent)
+    return max((after - before for (one, before), (other, after) in pairs if one == other), default=0.0)
+
+
 def _spent(attempt: _Attempt, following: _Attempt | None, kept_until: float) -> dict[str, float]:
     """Seconds of one attempt and of the wait before it. `following`: the next attempt."""
     waiting = max(0.0, attempt.began - attempt.before)

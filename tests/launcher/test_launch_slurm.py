@@ -14,9 +14,11 @@ import yaml
 from click.testing import CliRunner
 
 from data_pipeline.base.errors import UserError
+from data_pipeline.base.records import RecordWriter
 from launcher.commands import launch
 from launcher.sbatch_options import given_options, gpus_per_node
 from llmscale.config import load_config
+from llmscale.report.goodput import ACTIVITIES
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -237,6 +239,30 @@ def test_a_chain_submits_jobs_that_follow_each_other(login, printed):
     words = [word for call in calls for word in call.split() if word.startswith("--dependency")]
     assert words == ["--dependency=afternotok:4711", "--dependency=afternotok:4712"]
     assert sum("--kill-on-invalid-dep=yes" in call for call in calls) == 2
+
+
+BIG = ["model.layers=48", "model.hidden_size=8192", "model.heads=64", "model.vocab_size=50000", "run.device=cuda"]
+
+
+@pytest.mark.parametrize(
+    ("options", "warned"),
+    [(["--gpus-per-node=h100:8"], True), (["--gres=gpu:a100:8"], True), (["--gpus-per-node=8"], False)],
+)
+def test_a_model_that_the_gpus_do_not_hold_is_told_of_before_it_waits_in_the_queue(login, options, warned):
+    result = invoke("config.yaml", *BIG, "train.global_batch=64", "--", *options)
+    assert result.exception is None, result.output
+    assert ("GiB a GPU, but a" in result.stderr) == warned
+    assert ("llmscale plan --gpus 8" in result.stderr) == warned
+    assert login.submitted()
+
+
+def test_a_lead_that_is_short_for_the_runs_own_checkpoints_is_told_of(login):
+    rows = [{"seconds": dict.fromkeys(ACTIVITIES, 0.0) | {"checkpoint": spent}} for spent in (0.0, 90.0, 95.0)]
+    with RecordWriter(login.folder / "runs/run-7/time.jsonl", 1) as writer:
+        for row in rows:
+            writer.write({"step": 1, "time": 1.0, **row})
+    assert "has taken 90 s" in invoke("config.yaml").stderr
+    assert "has taken" not in invoke("config.yaml", "--", "--signal=USR1@200").stderr
 
 
 def test_a_chain_of_arrays_is_refused(login):
