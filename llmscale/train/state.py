@@ -83,7 +83,7 @@ class TrainState:
     evaluating: bool = False
     """Whether the phase is an evaluation, which takes as long as it takes."""
     beats: int = 0
-    """Phases entered so far."""
+    """Signs of progress so far."""
     diverging: bool = False
     """The last steps were skipped, so that no checkpoint should take the place of an earlier one."""
 
@@ -104,6 +104,10 @@ class TrainState:
     def enter(self, phase: str, place: int, evaluating: bool = False) -> None:
         """Say what this rank does from here on."""
         self.phase, self.place, self.evaluating = phase, place, evaluating
+        self.beat()
+
+    def beat(self) -> None:
+        """Say that this rank gets further within what takes long."""
         self.beats += 1
 
     @property
