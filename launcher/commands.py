@@ -24,14 +24,23 @@ def launch() -> None:
     show_default=True,
     help="Seconds that ranks may take to save and end after SIGTERM or SIGUSR1 before they are killed.",
 )
+@click.option(
+    "--restarts",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="How often to start all ranks again, from the newest checkpoint, after one has failed.",
+)
 @_CONFIG
 @_OVERRIDES
 @click.pass_context
-def local(context: click.Context, nproc: int, grace: float, config: str, overrides: tuple[str, ...]) -> None:
+def local(
+    context: click.Context, nproc: int, grace: float, restarts: int, config: str, overrides: tuple[str, ...]
+) -> None:
     """Run `llmscale train` once per rank on this machine."""
     from launcher.local import launch_local
 
-    context.exit(launch_local(config, overrides, nproc, grace))
+    context.exit(launch_local(config, overrides, nproc, grace, restarts))
 
 
 @launch.command()
@@ -60,23 +69,41 @@ class _WithSbatchOptions(click.Command):
     "--ntasks-per-node", type=click.IntRange(min=1), help="Ranks on each node.  [default: one per GPU, or one]"
 )
 @click.option("--time", "time_limit", help="Time limit as sbatch takes it, such as 24:00:00.")
+@click.option("--resume", metavar="RUN", help="Continue this run directory by its own config, in place of CONFIG.")
+@click.option(
+    "--restarts", type=click.IntRange(min=0), default=0, help="How often to start failed ranks again within a job."
+)
+@click.option(
+    "--chain",
+    type=click.IntRange(min=1, max=1000),
+    default=1,
+    help="Jobs in a row by --dependency, where a cluster forbids requeueing.",
+)
+@click.option(
+    "--snapshot/--no-snapshot",
+    default=True,
+    help="Run from a copy of code and config as they are now, or as they are when the job starts.  [default: a copy]",
+)
 @click.option("--print", "only_print", is_flag=True, help="Print what would be submitted, as a shell script.")
-@_CONFIG
-@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]... [-- SBATCH-OPTION...]")
+@click.argument("words", nargs=-1, metavar="CONFIG [KEY=VALUE]... [-- SBATCH-OPTION...]")
 @click.pass_context
-def slurm(context: click.Context, only_print: bool, **request: Any) -> None:
+def slurm(context: click.Context, only_print: bool, resume: str | None, words: tuple[str, ...], **request: Any) -> None:
     """Check the config, submit a job that trains, and print its number; on stderr, what to do with it.
 
     Any options of sbatch may follow after `--`, such as `-- --partition=gpu --mem=0 --cpus-per-task=8`.
     """
-    from launcher.slurm import Request, follow_up, prepare
+    from launcher.slurm import Request, follow_up, prepare, resumption
 
-    asked = Request(**request, options=context.meta[_SBATCH])
+    if resume is None and not words:
+        raise click.UsageError("Missing argument 'CONFIG', or --resume RUN.")
+    config, overrides = (words[0], words[1:]) if resume is None else resumption(resume, words)
+    asked = Request(config, overrides, **request, options=context.meta[_SBATCH])
     submission = prepare(asked)
     if only_print:
         click.echo(os.fsencode(submission.script()), nl=False)
         return
-    answer = submission.submit()
-    click.echo(answer.partition(";")[0])
-    if answer[:1].isdecimal():
-        click.echo(follow_up(asked, submission, answer), err=True)
+    answers = submission.submit()
+    for answer in answers:
+        click.echo(answer.partition(";")[0])
+    if answers[0][:1].isdecimal():
+        click.echo(follow_up(asked, submission, answers), err=True)

@@ -1,7 +1,7 @@
 """A Slurm job, on its first node: check, start one rank per task, and go back into the queue where that helps.
 
-slurm/train.sbatch becomes `python -m launcher.job SCRIPT [--lead=SECONDS] CONFIG [key=value ...]`, where SCRIPT is that
-file as Slurm has kept it.
+slurm/train.sbatch becomes `python -m launcher.job SCRIPT [--lead=SECONDS] [--restarts=N] [--chained=1] CONFIG
+[key=value ...]`, where SCRIPT is that file as Slurm has kept it.
 """
 
 import contextlib
@@ -20,12 +20,15 @@ from typing import Any
 from data_pipeline.base.durable import write_json
 from data_pipeline.base.errors import UserError
 from data_pipeline.base.terminal import tell
+from launcher.restarts import Restarts
 from launcher.sbatch_options import gpu_count
-from launcher.time_limit import require_room
+from launcher.snapshot import module_command
+from launcher.time_limit import require_room, submitted
 from llmscale.config import load_config, resolve_directory
 from llmscale.distributed.exit_codes import PREEMPTED, USER_MISTAKE
 from llmscale.distributed.wire import TOKEN
 from llmscale.layout import require_legal
+from llmscale.report.goodput import SUBMITTED
 from llmscale.train.run_directory import RunDirectory
 
 STOPPED = 1
@@ -50,7 +53,8 @@ def run_job(script: Path, arguments: Sequence[str]) -> int:
 
     Args:
         script: the batch script, for its `#SBATCH --signal` line.
-        arguments: `--lead=SECONDS` where somebody knows better, the config, overrides.
+        arguments: `--lead=SECONDS` where somebody knows better; `--restarts=N`, how often ranks that failed are
+            started again; `--chained=1` where another job follows and none is requeued; the config, overrides.
 
     Returns:
         The highest exit code of the ranks; 1 where a job that came to nothing three times in a row stops.
@@ -59,26 +63,47 @@ def run_job(script: Path, arguments: Sequence[str]) -> int:
         UserError: the config is wrong or illegal for this number of ranks, or the time limit or the CPUs do not do;
             nothing was started.
     """
-    lead = None
-    if arguments and arguments[0].startswith("--lead="):
-        lead, arguments = int(arguments[0].removeprefix("--lead=")), arguments[1:]
+    options, arguments = _options(arguments)
+    lead = options.get("lead")
     if "SLURM_JOB_ID" not in os.environ:
         raise UserError(f"{script} is a batch script of Slurm, but SLURM_JOB_ID is not set; submit it with sbatch")
     if not arguments:
         raise UserError("no CONFIG was given; submit with `sbatch slurm/train.sbatch CONFIG [key=value ...]`")
     config, *overrides = arguments
     resolved = resolve_directory(load_config(config, overrides))
-    ranks, options = layout(os.environ, on_gpu=resolved.run.device != "cpu")
+    ranks, words = layout(os.environ, on_gpu=resolved.run.device != "cpu")
     require_legal(resolved, ranks)
     job = os.environ["SLURM_JOB_ID"]
     require_room(job, script, os.environ, lead)
     run = RunDirectory(resolved.run.directory)
     before = _checkpoints(run)
-    train = [sys.executable, "-m", "llmscale", "train", *arguments]
-    code, cancelled = _start_ranks([*options, "bash", "-c", _RANK, *train])
-    if code != PREEMPTED or cancelled:
+    _introduce(job, ranks, run)
+    train = [*module_command("llmscale"), "train", *arguments]
+    allowed = Restarts(run, options.get("restarts", 0))
+    while True:
+        code, caught = _start_ranks([*words, "bash", "-c", _RANK, *train], submitted(job))
+        # Whoever has sent a signal wants an end, whatever the ranks made of it.
+        if caught or not allowed.again(code):
+            break
+    if code != PREEMPTED or signal.SIGTERM in caught or options.get("chained"):
         return code
     return _requeue(job, run, progress=bool(_checkpoints(run) - before))
+
+
+def _options(arguments: Sequence[str]) -> tuple[dict[str, int], Sequence[str]]:
+    """Numbers of this module's own options, which come first, and what follows them."""
+    options: dict[str, int] = {}
+    while arguments and (match := re.fullmatch(r"--(lead|restarts|chained)=(\d+)", arguments[0])):
+        options[match[1]], arguments = int(match[2]), arguments[1:]
+    return options, arguments
+
+
+def _introduce(job: str, ranks: int, run: RunDirectory) -> None:
+    """A line before the ranks' slow imports: whose log this is, and what is going to run."""
+    nodes, restart = os.environ.get("SLURM_JOB_NODELIST", "?"), os.environ.get("SLURM_RESTART_COUNT", "0")
+    checkpoint = run.newest_step()
+    place = f"continues {run.path} from step {checkpoint}" if checkpoint else f"starts {run.path}"
+    print(f"llmscale: job {job} (requeued {restart} times) {place} with {ranks} rank(s) on {nodes}", flush=True)
 
 
 def layout(environment: Mapping[str, str], on_gpu: bool) -> tuple[int, list[str]]:
@@ -109,8 +134,8 @@ def layout(environment: Mapping[str, str], on_gpu: bool) -> tuple[int, list[str]
     return nodes * per_node, [f"--ntasks={nodes * per_node}", f"--ntasks-per-node={per_node}"]
 
 
-def _start_ranks(command: Sequence[str]) -> tuple[int, bool]:
-    """srun's exit code, and whether the job was cancelled meanwhile.
+def _start_ranks(command: Sequence[str], since: float | None = None) -> tuple[int, list[int]]:
+    """srun's exit code, and the signals that came meanwhile. `since`: when the job was submitted.
 
     scancel and preemption send TERM to this process too: it must outlive the ranks, and must not bring a cancelled job
     back. USR1 comes here alone where sbatch was told `--signal=B:USR1`, and is passed on.
@@ -118,6 +143,8 @@ def _start_ranks(command: Sequence[str]) -> tuple[int, bool]:
     # When the first rank ends, the others have a minute to end by themselves before they are killed. Killing them at
     # once (--kill-on-bad-exit) would cut off ranks that are about to give the same exit code, and change it to 143.
     environment = {"SLURM_WAIT": "60", TOKEN: secrets.token_hex(16), **os.environ, "SLURM_KILL_BAD_EXIT": "0"}
+    if since is not None:
+        environment[SUBMITTED] = str(since)
     # `sbatch --export=NONE` is about what the job gets; srun would read it as what the ranks get.
     environment["SLURM_EXPORT_ENV"] = "ALL"
     if "SLURM_CPUS_PER_TASK" in environment:  # which srun does not take over from sbatch by itself
@@ -139,7 +166,7 @@ def _start_ranks(command: Sequence[str]) -> tuple[int, bool]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    return 128 - code if code < 0 else code, signal.SIGTERM in caught
+    return 128 - code if code < 0 else code, caught
 
 
 def _checkpoints(run: RunDirectory) -> set[str]:
@@ -199,7 +226,7 @@ def _say(text: str) -> None:
 
 
 def main() -> None:
-    """Entry point: `python -m launcher.job SCRIPT [--lead=SECONDS] CONFIG [key=value ...]`."""
+    """Entry point: `python -m launcher.job SCRIPT [OPTIONS] CONFIG [key=value ...]`."""
     try:
         sys.exit(run_job(Path(sys.argv[1]), sys.argv[2:]))
     except UserError as error:

@@ -19,8 +19,9 @@ from data_pipeline.base.errors import UserError
 from data_pipeline.base.records import read_records
 from data_pipeline.base.terminal import tell
 from launcher.environment import STEP_TASKS
+from launcher.restarts import Restarts
 from llmscale.config import load_config, resolve_directory
-from llmscale.distributed.exit_codes import PREEMPTED, USER_MISTAKE
+from llmscale.distributed.exit_codes import HUNG, PREEMPTED, USER_MISTAKE
 from llmscale.distributed.ranks import LAUNCHER
 from llmscale.layout import require_legal
 from llmscale.train.run_directory import RunDirectory
@@ -28,6 +29,9 @@ from llmscale.train.run_directory import RunDirectory
 GRACE_SECONDS = 25.0
 """How long the other ranks may live on after one has failed, so that all are gone within 30 s. Ranks that share a
 user's mistake end by themselves; one that waits for the failed rank in a collective would wait for ever."""
+
+HUNG_SECONDS = 5.0
+"""As `GRACE_SECONDS`, where ranks have ended since one hangs, after all that can have said where they are."""
 
 SAVE_SECONDS = 120.0
 """How long ranks may take to end after SIGTERM or SIGUSR1, the step and the save that they still make included."""
@@ -48,7 +52,9 @@ class _Ranks:
     """Ranks that were killed here, and what they had not done in time."""
 
 
-def launch_local(config: str, overrides: tuple[str, ...], nproc: int, save_seconds: float = SAVE_SECONDS) -> int:
+def launch_local(
+    config: str, overrides: tuple[str, ...], nproc: int, save_seconds: float = SAVE_SECONDS, restarts: int = 0
+) -> int:
     """Train with `nproc` ranks on this machine: `llmscale train CONFIG OVERRIDES` once per rank.
 
     Args:
@@ -56,9 +62,10 @@ def launch_local(config: str, overrides: tuple[str, ...], nproc: int, save_secon
         overrides: `dotted.key=value` strings.
         nproc: number of ranks; may exceed the cores.
         save_seconds: how long ranks may take to save and end after a preemption signal.
+        restarts: how often all ranks are started again, from the newest checkpoint, after one has failed.
 
     Returns:
-        The exit code of the whole run, as `run_ranks` defines it.
+        The exit code of the whole run, as `run_ranks` defines it; of its last start.
 
     Raises:
         UserError: the config is wrong, or illegal for `nproc` ranks; no process was started.
@@ -67,7 +74,13 @@ def launch_local(config: str, overrides: tuple[str, ...], nproc: int, save_secon
     require_legal(resolved, nproc)
     run = RunDirectory(resolved.run.directory)
     command = [sys.executable, "-m", "llmscale", "train", config, *overrides]
-    return run_ranks(command, nproc, run.logs, save_seconds=save_seconds, run=run)
+    allowed = Restarts(run, restarts)
+    with _caught_signals() as caught:
+        while True:
+            code = run_ranks(command, nproc, run.logs, save_seconds=save_seconds, run=run, caught=caught)
+            # Whoever has sent a signal wants an end, whatever the ranks made of it.
+            if caught or not allowed.again(code):
+                return code
 
 
 def run_ranks(
@@ -77,6 +90,7 @@ def run_ranks(
     grace_seconds: float = GRACE_SECONDS,
     save_seconds: float = SAVE_SECONDS,
     run: RunDirectory | None = None,
+    caught: list[int] | None = None,
 ) -> int:
     """Run `command` once per rank, with torchrun's variables and a secret of this launch, and wait for all.
 
@@ -88,6 +102,7 @@ def run_ranks(
 
     Args:
         run: of which outcome.json is to say why it failed, where no rank has.
+        caught: grows by each signal that comes, where the caller catches them; else they are caught here.
 
     Returns:
         0 when every rank ended well; 75 when those that did not had all saved after a preemption signal; 2 when any met
@@ -105,7 +120,8 @@ def run_ranks(
     started = time.time()
     port, token = _free_port(), secrets.token_hex(16)
     ranks = _Ranks()
-    with _caught_signals() as caught, contextlib.ExitStack() as files:
+    with contextlib.ExitStack() as files:
+        caught = files.enter_context(_caught_signals()) if caught is None else caught
         try:
             for rank in range(nproc):
                 log = files.enter_context(open(_log_path(logs, rank), "ab", opener=unlinked)) if rank else None
@@ -193,9 +209,12 @@ def _wait(ranks: _Ranks, caught: list[int], grace_seconds: float, save_seconds: 
             if number != signal.SIGINT and time.monotonic() + save_seconds < deadline:
                 deadline = time.monotonic() + save_seconds
                 late = f"did not end within {save_seconds:g} s of {signal.Signals(number).name}"
-        if _note_failures(ranks) and time.monotonic() + grace_seconds < deadline:
-            deadline = time.monotonic() + grace_seconds
-            late = f"did not end within {grace_seconds:g} s of rank {ranks.failures[0]}"
+        if _note_failures(ranks):
+            hung = ranks.processes[ranks.failures[0]].returncode == HUNG
+            patience = min(grace_seconds, HUNG_SECONDS) if hung else grace_seconds
+            if time.monotonic() + patience < deadline:
+                deadline = time.monotonic() + patience
+                late = f"did not end within {patience:g} s of rank {ranks.failures[0]}"
         if all(process.returncode is not None for process in ranks.processes):
             return
         if time.monotonic() > deadline or caught.count(signal.SIGINT) > 1:
@@ -233,6 +252,10 @@ def _judge(ranks: _Ranks, logs: Path, run: RunDirectory | None, started: float) 
     own = [rank for rank in unsaved if rank not in ranks.killed]
     rank = (mistaken or died or own or unsaved)[0]
     code = codes[rank]
+    if code == HUNG and run is not None:
+        if 0 not in own:  # which says it itself
+            tell(f"{run.outcome().get('reason', 'a rank hung')}; see {_log_path(logs, rank)}")
+        return HUNG
     number = -code if code < 0 and rank not in ranks.killed else 0
     if number:
         hint = ": out of memory?" if number == signal.SIGKILL else ""

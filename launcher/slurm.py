@@ -1,5 +1,6 @@
 """Submitting a run to Slurm."""
 
+import json
 import os
 import re
 import shlex
@@ -10,8 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_pipeline.base.errors import UserError
+from data_pipeline.base.terminal import tell
 from launcher.environment import RANK_VARIABLES
+from launcher.forecast import warnings
 from launcher.sbatch_options import given_options, gpus_per_node
+from launcher.snapshot import take_snapshot
 from launcher.time_limit import lead_seconds, limit_seconds, require_lead_below, script_lead
 from llmscale.config import RunConfig, load_config
 from llmscale.layout import require_legal, require_possible
@@ -31,6 +35,8 @@ exec /usr/bin/env -0
 """cluster.env is shell: it holds sbatch's own variables, such as SBATCH_PARTITION, and may load modules."""
 
 _HEREDOC = "END_OF_BATCH_SCRIPT"
+_SHELL_SNAPSHOT = "SNAPSHOT_FOLDER"
+"""Stands in a printed script for what the shell knows when it runs."""
 
 
 @dataclass(frozen=True)
@@ -49,40 +55,97 @@ class Request:
     """As sbatch takes it; the cluster's own where nobody says."""
     options: tuple[str, ...] = ()
     """Any options of sbatch."""
+    restarts: int = 0
+    """How often a job starts its ranks again after one has failed."""
+    chain: int = 1
+    """Jobs in a row, each of which goes on where the one before did not end the run."""
+    snapshot: bool = True
+    """Whether the job runs from a copy of the code and of the resolved config as they are now."""
 
     def command(self) -> str:
         """The command line that asks for the same, quoted for a shell."""
         ours = {"nodes": self.nodes, "ntasks-per-node": self.ntasks_per_node, "time": self.time_limit}
+        ours |= {"restarts": self.restarts or None, "chain": self.chain if self.chain > 1 else None}
         words = [f"--{name}={value}" for name, value in ours.items() if value is not None]
+        words += [] if self.snapshot else ["--no-snapshot"]
         theirs = ["--", *self.options] if self.options else []
         return shlex.join(["llmscale", "launch", "slurm", *words, self.config, *self.overrides, *theirs])
+
+
+def resumption(run: str, overrides: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
+    """Config and overrides that continue a run directory as its own config says, on whatever layout fits.
+
+    Raises:
+        UserError: it is no run directory.
+    """
+    config = Path(run) / "config.yaml"
+    if not config.is_file():
+        raise UserError(
+            f"--resume is {run}, which has no config.yaml; give the run.directory of a run that has started"
+        )
+    return str(config), (f"run.directory={json.dumps(run)}", *overrides)
 
 
 @dataclass(frozen=True)
 class Submission:
     """A checked request: what sbatch is called with."""
 
+    request: Request
+    resolved: RunConfig
     options: list[str]
-    arguments: list[str]
-    """Of the batch script."""
+    numbers: list[str]
+    """What launcher/job.py is told besides the config."""
     environment: dict[str, str] = field(repr=False)
     name: str
     log: str
     """sbatch's pattern of the log file."""
+    below: str
+    """The job's working directory, where it is another one."""
+
+    def arguments(self, snapshot: str | None) -> list[str]:
+        """Of the batch script."""
+        python = f"--python={sys.executable}"
+        if snapshot is not None:
+            return [python, f"--snapshot={snapshot}", *self.numbers, f"{snapshot}/config.yaml"]
+        path = os.path.abspath(self.request.config) if self.below else self.request.config
+        return [python, *self.numbers, path, *self.request.overrides]
 
     def script(self) -> str:
-        """A shell script that submits this, batch script included. What cluster.env sets it reads for itself."""
-        settings = f". {CLUSTER}\n" if CLUSTER.exists() else ""
-        command = shlex.join(["sbatch", *self.options, "/dev/stdin", *self.arguments])
-        return f"{settings}{command} <<'{_HEREDOC}'\n{TEMPLATE.read_text(encoding='utf-8')}{_HEREDOC}\n"
+        """A shell script that submits this, batch script included. What cluster.env sets it reads for itself, and the
+        snapshot it takes when it runs."""
+        lines = [f". {CLUSTER}"] if CLUSTER.exists() else []
+        if self.request.snapshot:
+            below = [f"--below={self.below}"] if self.below else []
+            take = [sys.executable, "-m", "launcher.snapshot", *below, self.request.config, *self.request.overrides]
+            lines.append(f"snapshot=$({shlex.join(take)}) || exit")
+        words = shlex.join(self.arguments(_SHELL_SNAPSHOT if self.request.snapshot else None))
+        words = words.replace(_SHELL_SNAPSHOT, '"$snapshot"')
+        batch = f"<<'{_HEREDOC}'\n{TEMPLATE.read_text(encoding='utf-8')}{_HEREDOC}"
+        sbatch = shlex.join(["sbatch", *self.options])
+        if self.request.chain == 1:
+            return "\n".join([*lines, f"{sbatch} /dev/stdin {words} {batch}", ""])
+        after = '${job:+"--dependency=afternotok:${job%%;*}" --kill-on-invalid-dep=yes}'
+        lines += ["job=", f"for _ in $(seq {self.request.chain}); do"]
+        return "\n".join(
+            [*lines, f"job=$({sbatch} {after} /dev/stdin {words} {batch}", ") || exit", 'echo "$job"', "done", ""]
+        )
 
-    def submit(self) -> str:
-        """Call sbatch; what it prints, which is `NUMBER` or `NUMBER;CLUSTER` unless an option makes it say else.
+    def submit(self) -> list[str]:
+        """Call sbatch, once for each job of the chain; what it prints each time, which is `NUMBER` or `NUMBER;CLUSTER`
+        unless an option makes it say else.
 
         Raises:
-            UserError: sbatch is missing, or refuses the job.
+            UserError: sbatch is missing, or refuses a job; or the snapshot cannot be written.
         """
-        command = ["sbatch", *self.options, str(TEMPLATE), *self.arguments]
+        snapshot = str(take_snapshot(self.resolved, self.below)) if self.request.snapshot else None
+        answers: list[str] = []
+        for _ in range(self.request.chain):
+            after = [*_after(answers[-1].partition(";")[0])] if answers else []
+            command = ["sbatch", *self.options, *after, str(TEMPLATE), *self.arguments(snapshot)]
+            answers.append(self._call(command))
+        return answers
+
+    def _call(self, command: list[str]) -> str:
         try:
             result = subprocess.run(
                 command, env=self.environment, capture_output=True, text=True, errors="replace", check=False
@@ -93,6 +156,11 @@ class Submission:
             raise UserError(f"sbatch refused the job: {result.stderr.strip()}; see {CLUSTER} and the options")
         sys.stderr.write(result.stderr)
         return result.stdout.strip()
+
+
+def _after(job: str) -> tuple[str, ...]:
+    """sbatch's options of the next job of a chain: it begins where the one before has not ended well, else never."""
+    return f"--dependency=afternotok:{job}", "--kill-on-invalid-dep=yes"
 
 
 def prepare(request: Request) -> Submission:
@@ -118,6 +186,8 @@ def prepare(request: Request) -> Submission:
     lead = lead_seconds(signal) if signal else script_lead(TEMPLATE)
     limit = time_limit or environment.get("SBATCH_TIMELIMIT")
     require_lead_below(limit_seconds(limit) if limit else None, lead)
+    for sentence in warnings(config, ranks, given, environment, lead):
+        tell(f"llmscale: warning: {sentence}")
     name = given.get("job-name") or environment.get("SBATCH_JOB_NAME") or run_name(config)
     log = given.get("output") or environment.get("SBATCH_OUTPUT")
     options = ["--parsable", *layout]
@@ -126,10 +196,16 @@ def prepare(request: Request) -> Submission:
     if "array" in given and not log:
         log = "slurm-%A_%a.log"
         options.append(f"--output={log}")
-    path = os.path.abspath(request.config) if "chdir" in given else request.config
-    arguments = [f"--python={sys.executable}", f"--lead={lead}", path, *request.overrides]
-    log = os.path.join(given.get("chdir", ""), log or "slurm-%j.log")
-    return Submission([*options, *request.options], arguments, environment, name, log)
+    numbers = [f"--lead={lead}"]
+    numbers += [f"--restarts={request.restarts}"] if request.restarts else []
+    below = given.get("chdir", "")
+    if request.chain > 1:
+        if "array" in given:
+            raise UserError(f"--chain={request.chain} and --array={given['array']} are both given; use one of them")
+        options.append("--no-requeue")
+        numbers.append("--chained=1")
+    log = os.path.join(below, log or "slurm-%j.log")
+    return Submission(request, config, [*options, *request.options], numbers, environment, name, log, below)
 
 
 def run_name(config: RunConfig) -> str:
@@ -157,21 +233,27 @@ def _require_a_folder_each(directory: str, array: str | None) -> None:
         )
 
 
-def follow_up(request: Request, submission: Submission, answer: str) -> str:
-    """What to do with a submitted job, for a person; `answer` is what sbatch said."""
-    number, _, cluster = answer.partition(";")
+def follow_up(request: Request, submission: Submission, answers: list[str]) -> str:
+    """What to do with submitted jobs, for a person; `answers` is what sbatch said."""
+    numbers = [answer.partition(";")[0] for answer in answers]
+    cluster = answers[0].partition(";")[2]
     where = f"--clusters={cluster} " if cluster else ""
     log = submission.log
-    for letter, text in {"j": number, "A": number, "x": submission.name}.items():
+    for letter, text in {"j": numbers[0], "A": numbers[0], "x": submission.name}.items():
         log = log.replace(f"%{letter}", text)
     # what only the job knows, such as the task of an array, stays open
     pattern = "*".join(shlex.quote(piece) if piece else "" for piece in re.split(r"%\d*\w", log))
+    if request.chain == 1:
+        who, again = f"job {numbers[0]} '{submission.name}' is in the queue", "the job queues itself again"
+    else:
+        who = f"jobs {numbers[0]} to {numbers[-1]} '{submission.name}' are in the queue, one after the other"
+        again = "the next job of the chain goes on"
     return (
-        f"job {number} '{submission.name}' is in the queue\n"
+        f"{who}\n"
         f"  follow:  tail -F {pattern}\n"
-        f"  look:    squeue {where}--job {number}\n"
-        f"  cancel:  scancel {where}{number}   (the run saves first)\n"
-        f"  resume:  after a time limit or preemption the job queues itself again; after anything else\n"
+        f"  look:    squeue {where}--job {','.join(numbers)}\n"
+        f"  cancel:  scancel {where}{' '.join(numbers)}   (the run saves first)\n"
+        f"  resume:  after a time limit or preemption {again}; after anything else\n"
         f"           {request.command()}"
     )
 

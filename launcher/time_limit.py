@@ -1,8 +1,10 @@
 """Time limits of Slurm jobs, and the signal that comes before them."""
 
+import contextlib
 import re
 import subprocess
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 
 from data_pipeline.base.errors import UserError
@@ -89,6 +91,14 @@ def require_room(job: str, script: Path, environment: Mapping[str, str], lead: i
             given = re.findall(r"\s--signal[=\s]\s*'?([^\s']+)", _answer("sacct", *options))
             lead = lead_seconds(given[-1]) if given else lead
     require_lead_below(limit, lead)
+
+
+def submitted(job: str) -> float | None:
+    """When a job was put into the queue, in seconds since the epoch; None where Slurm does not say."""
+    found = re.search(r"\sSubmitTime=(\S+)", _answer("scontrol", "--oneliner", "show", "job", job))
+    with contextlib.suppress(ValueError):
+        return datetime.fromisoformat(found[1]).timestamp() if found else None
+    return None
 
 
 def _answer(*command: str) -> str:

@@ -16,6 +16,7 @@ COMMANDS = {
     "checkpoint": "llmscale.commands.checkpoint:checkpoint",
     "compare": "llmscale.commands.compare:compare",
     "data": "llmscale.commands.data:data",
+    "doctor": "llmscale.commands.doctor:doctor",
     "eval": "llmscale.commands.eval:evaluate",
     "export": "llmscale.commands.export:export_model",
     "generate": "llmscale.commands.generate:generate",
@@ -24,6 +25,7 @@ COMMANDS = {
     "parity": "llmscale.commands.parity:parity",
     "plan": "llmscale.commands.plan:plan",
     "report": "llmscale.commands.report:report",
+    "runs": "llmscale.commands.runs:runs",
     "schema": "llmscale.commands.schema:schema",
     "train": "llmscale.commands.train:train",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -105,6 +106,40 @@ def read_counted_records(path: str | Path, key: str = "step") -> tuple[list[dict
     written does not count."""
     rows, damaged = _whole_rows(path, key)
     return _counted(rows, key), damaged
+
+
+def read_every_record(path: str | Path, key: str = "step") -> list[dict[str, Any]]:
+    """Every intact row as it was written and in that order, those that later attempts have replaced too; a row of
+    "continues" is one of them. A missing file has none."""
+    return _whole_rows(path, key)[0]
+
+
+def newest_record(path: str | Path, having: str, key: str = "step", window: int = 1 << 16) -> dict[str, Any] | None:
+    """The last intact row that has `having`, from the end of the file, however long it is; None without one.
+
+    Args:
+        having: a key that the row must have.
+        window: bytes at the end of the file that are looked at first; all of it where they hold no such row.
+    """
+    with contextlib.suppress(FileNotFoundError), open(path, "rb", opener=_readable) as file:
+        size = file.seek(0, os.SEEK_END)
+        for start in {max(0, size - window): None, 0: None}:
+            file.seek(start)
+            lines = file.read().split(b"\n")
+            for row in map(_parse, reversed(lines[1:] if start else lines)):
+                if row is not None and having in row and _counts(row, key) and _is_intact(row):
+                    return {name: value for name, value in row.items() if name != _CHECK}
+    return None
+
+
+def _is_intact(row: dict[str, Any]) -> bool:
+    rest = {name: value for name, value in row.items() if name != _CHECK}
+    return _CHECK not in row or row[_CHECK] == _checksum(rest)
+
+
+def _readable(path: str | Path, flags: int) -> int:
+    """Opens without waiting for the writer of a pipe, which then has no rows."""
+    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
 def _counted(rows: list[dict[str, Any]], key: str) -> list[dict[str, Any]]:

@@ -30,6 +30,8 @@ def train(config: Path, overrides: tuple[str, ...], dry_run: bool, from_scratch:
 
     # Before anything slow: a signal during the imports must not end the run without a word.
     with PreemptionFlag(last=not dry_run) as flag:
+        import psutil
+
         from launcher.environment import adopt_slurm_environment
         from llmscale.config import dump_config, identity_digest
         from llmscale.distributed.ranks import read_place
@@ -54,7 +56,8 @@ def train(config: Path, overrides: tuple[str, ...], dry_run: bool, from_scratch:
             return
         from llmscale.train.console import lasting_output
         from llmscale.train.start import train as start
+        from llmscale.train.time_account import TimeAccount
 
         with lasting_output():
-            code = start(resolved, flag, from_scratch)
+            code = start(resolved, flag, from_scratch, TimeAccount(psutil.Process().create_time()))
         sys.exit(code)

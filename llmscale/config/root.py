@@ -7,6 +7,7 @@ from data_pipeline.config import DataConfig
 from data_pipeline.objectives.causal import CausalObjective
 from data_pipeline.objectives.config import ObjectiveConfig
 from llmscale.config.model import HeadConfig, ModelConfig
+from llmscale.config.recovery import RecoveryConfig
 from llmscale.config.system import (
     CheckpointConfig,
     EngineConfig,
@@ -50,6 +51,8 @@ class RunConfig(LearningChecks, Section):
     """When to save and what to keep."""
     logging: LoggingConfig = LoggingConfig()
     """What to report."""
+    recovery: RecoveryConfig = RecoveryConfig()
+    """What to do about ranks that hang."""
 
     @model_validator(mode="after")
     def _head_of_the_objective(self) -> "RunConfig":

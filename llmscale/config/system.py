@@ -141,6 +141,9 @@ class LoggingConfig(Section):
 
     interval: Count = Field(default=10, ge=1)
     """Steps between rows of metrics.jsonl."""
+    peak_flops: float | None = Field(default=None, gt=0, le=1e20)
+    """Peak of a device in floating-point operations per second, of which MFU is the share that the model needs. When
+    not given: that of the GPU's data sheet in the run's dtype; none on a CPU or an unknown GPU, where MFU is null."""
     trackers: list[Literal["tensorboard", "wandb", "mlflow"]] = []
     """Experiment trackers to feed; each must be installed. None changes what is trained."""
     ledger_snapshot_interval: Count = Field(default=100, ge=1)

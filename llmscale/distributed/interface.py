@@ -25,7 +25,7 @@ def listening_address(master: str) -> str:
     wanted = os.environ.get(INTERFACE, "")
     if not wanted:
         return "127.0.0.1" if master == "localhost" else master if is_loopback(master) else ""
-    known = _addresses()
+    known = interface_addresses()
     for name, addresses in known.items():
         if wanted == name and addresses:
             return addresses[0]
@@ -44,9 +44,11 @@ def listening_address(master: str) -> str:
 def use_interface_of(address: str) -> None:
     """Let gloo, and with LLMSCALE_INTERFACE NCCL too, use the interface that has `address`, unless the user has said
     which: gloo's own choice is that of the host's name, which on many machines is loopback or another network."""
-    name = next((name for name, addresses in _addresses().items() if address in addresses), None)
+    name = next((name for name, addresses in interface_addresses().items() if address in addresses), None)
     if name is None and is_loopback(address):
-        name = next((name for name, addresses in _addresses().items() if any(map(is_loopback, addresses))), None)
+        name = next(
+            (name for name, addresses in interface_addresses().items() if any(map(is_loopback, addresses))), None
+        )
     if name is None:
         return
     os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
@@ -54,7 +56,7 @@ def use_interface_of(address: str) -> None:
         os.environ.setdefault("NCCL_SOCKET_IFNAME", name)
 
 
-def _addresses() -> dict[str, list[str]]:
+def interface_addresses() -> dict[str, list[str]]:
     """The addresses of each interface that is up, IPv4 first."""
     up = {name for name, state in psutil.net_if_stats().items() if state.isup}
     return {

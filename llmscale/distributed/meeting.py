@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from data_pipeline.base.errors import UserError
 from llmscale.distributed.interface import listening_address
@@ -46,6 +46,13 @@ class Entry:
     settings: Mapping[str, Any] | None
     gpu: str
     """Identifier of the GPU that it has taken; empty on a CPU."""
+
+
+class Target(NamedTuple):
+    """Where rank 0 may be found, and how to know it."""
+
+    ports: range
+    token: bytes
 
 
 @dataclass
@@ -178,8 +185,7 @@ def admit(meeting: Meeting) -> None:
 
 def attend(
     place: Place,
-    ports: range,
-    token: bytes,
+    target: Callable[[], Target],
     seconds: float,
     problem: str = "",
     settings: Mapping[str, Any] | None = None,
@@ -187,11 +193,14 @@ def attend(
 ) -> Meeting:
     """Of every other rank: find rank 0, and hear its verdict.
 
+    Args:
+        target: where rank 0 is to be found; asked again after each vain try.
+
     Raises:
         UserError: as `lead`; or rank 0 cannot be found, on this rank only.
     """
     deadline = time.monotonic() + seconds
-    line, port = _find(place, ports, token, deadline, seconds)
+    line, port = _find(place, target, deadline, seconds)
     try:
         entry = {"rank": place.rank, "size": place.size, "host": socket.gethostname(), "pid": os.getpid()}
         line.send({**entry, "problem": problem, "settings": settings, "gpu": gpu})
@@ -296,11 +305,12 @@ def _absent(
     )
 
 
-def _find(place: Place, ports: range, token: bytes, deadline: float, seconds: float) -> tuple[Line, int]:
-    """The connection to rank 0, which may listen on any of `ports`."""
+def _find(place: Place, target: Callable[[], Target], deadline: float, seconds: float) -> tuple[Line, int]:
+    """The connection to rank 0, which may listen on any of the target's ports."""
     pause, longest = _PAUSES
     problem = "nothing answers"
     while True:
+        ports, token = target()
         for port in ports:
             try:
                 return _knock(place.address, port, token, deadline), port

@@ -25,6 +25,7 @@ from llmscale.distributed.meeting import (
     DEADLINE,
     Entry,
     Meeting,
+    Target,
     admit,
     attend,
     candidate_ports,
@@ -82,13 +83,13 @@ def read_world(device: Literal["auto", "cpu", "cuda"]) -> World:
     )
 
 
-def join(world: World, timeout_minutes: float = 30, settings: dict[str, Any] | None = None) -> None:
+def join(world: World, timeout_seconds: float = 1800, settings: dict[str, Any] | None = None) -> None:
     """Initialise torch.distributed, also for a single process, so that one code path serves all sizes.
 
     CPU tensors travel by gloo on every machine, CUDA tensors by NCCL. From here to `leave` a rank that dies is noticed.
 
     Args:
-        timeout_minutes: of each collective.
+        timeout_seconds: of each collective.
         settings: the flat config of this rank, which must be that of rank 0.
 
     Raises:
@@ -97,7 +98,7 @@ def join(world: World, timeout_minutes: float = 30, settings: dict[str, Any] | N
             listen. On every rank: two of them have taken the same GPU.
     """
     backend = "cpu:gloo,cuda:nccl" if world.device.type == "cuda" else "gloo"
-    options: dict[str, Any] = {"timeout": timedelta(minutes=timeout_minutes)}
+    options: dict[str, Any] = {"timeout": timedelta(seconds=timeout_seconds)}
     if world.device.type == "cuda":
         torch.cuda.set_device(world.device)
         options["device_id"] = world.device
@@ -189,23 +190,31 @@ def _meet(problem: str = "", settings: dict[str, Any] | None = None, gpu: str = 
             agent.set(_AGENT_KEY, f"{listener.getsockname()[1]} {nonce}")
         return lead(place, listener, run_token(nonce), seconds, _judge, problem, settings, gpu)
 
-    def found() -> list[str]:
-        assert agent is not None
-        try:
-            return agent.get(_AGENT_KEY).decode().split()
-        except RuntimeError:
-            raise UserError(f"rank 0 has not come within {seconds:g} s; more time: {DEADLINE}") from None
-
     if agent is None:
-        return attend(place, candidate_ports(place), run_token(), seconds, problem, settings, gpu)
-    port, nonce = found()
-    return attend(place, range(int(port), int(port) + 1), run_token(nonce), seconds, problem, settings, gpu)
+        known = Target(candidate_ports(place), run_token())
+        return attend(place, lambda: known, seconds, problem, settings, gpu)
+    return attend(place, lambda: _target(agent, seconds), seconds, problem, settings, gpu)
 
 
 def _agent_store(place: Place, seconds: float) -> dist.Store:
+    """The store of torchrun's agent, which lives on when ranks are started again.
+
+    What an earlier rank 0 has left there is no harm: nothing answers at its port any more, and until the new one has
+    replaced it the others ask again. TORCHELASTIC_RESTART_COUNT tells starts apart on one node only: where a rank on
+    another node failed, an agent starts its own again under the same number.
+    """
     timeout = timedelta(seconds=seconds)
     store = dist.TCPStore(place.address, place.port, is_master=False, timeout=timeout)
-    return dist.PrefixStore(f"llmscale/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    return dist.PrefixStore("llmscale", store)
+
+
+def _target(agent: dist.Store, seconds: float) -> Target:
+    """Where rank 0 listens, as it has said last in the agent's store."""
+    try:
+        port, nonce = agent.get(_AGENT_KEY).decode().split()
+    except RuntimeError:
+        raise UserError(f"rank 0 has not come within {seconds:g} s; more time: {DEADLINE}") from None
+    return Target(range(int(port), int(port) + 1), run_token(nonce))
 
 
 def _judge(entries: list[Entry]) -> str:
@@ -276,6 +285,11 @@ def on_stuck(function: Callable[[Loss], int]) -> None:
     """`function` says, and its result is the exit code, where this process hangs after a rank was lost."""
     for watch in _watches:
         watch.on_stuck = function
+
+
+def watch() -> Watch | None:
+    """What listens to the other ranks of this process's group; None for a lone process."""
+    return _watches[0] if _watches else None
 
 
 def leave(reason: str = "") -> None:

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from data_pipeline.base.terminal import tell
 from llmscale.distributed.exit_codes import FAILED
@@ -50,6 +51,8 @@ class Watch:
         self._closed = False
         self.on_stuck: Callable[[Loss], int] | None = None
         """Called in the thread when this process still runs `GRACE_SECONDS` after a loss: what to exit with."""
+        self.on_message: Callable[[int, dict[str, Any]], None] | None = None
+        """Called in the thread with each message that another rank has sent by `send`, and its rank."""
         for line in self._lines.values():
             line.socket.settimeout(None)
         if self._lines:
@@ -60,6 +63,18 @@ class Watch:
         """The first rank that was lost, if one is within `seconds`."""
         self._known.wait(seconds)
         return self._loss
+
+    def send(self, message: Mapping[str, Any]) -> None:
+        """Say something: rank 0 to all, the others to rank 0. Whoever is gone misses it."""
+        with self._lock:
+            for line in self._lines.values():
+                with contextlib.suppress(OSError):
+                    line.send({"says": dict(message)})
+
+    @property
+    def hosts(self) -> list[str]:
+        """Of each rank."""
+        return list(self._hosts)
 
     def close(self, reason: str = "") -> None:
         """Say that this rank ends: well, or for a reason."""
@@ -113,8 +128,11 @@ class Watch:
                 self._tell(Loss(lost, self._hosts[lost], str(message["reason"])))
             elif message.get("ends") or message.get("killed"):
                 self._tell(Loss(rank, self._hosts[rank], str(message["ends"])))
-            if "lost" not in message or not line.pending:
-                return "lost" not in message
+            if "says" in message and self.on_message is not None:
+                self.on_message(rank, message["says"])
+            goes_on = "lost" in message or "says" in message
+            if not goes_on or not line.pending:
+                return not goes_on
 
     def _tell(self, loss: Loss) -> None:
         with self._lock:

@@ -21,6 +21,7 @@ from llmscale.config.training import micro_batches
 from llmscale.engine.deepspeed import shims, zero_state
 from llmscale.engine.deepspeed.experts import experts_of_deepspeed, mark_experts
 from llmscale.engine.deepspeed.weights import held, partition, place
+from llmscale.engine.forward_timer import ForwardTimer
 from llmscale.engine.optimizers import build_optimizer, set_learning_rate
 from llmscale.engine.recompute import apply_recompute
 from llmscale.engine.schedule import learning_rate
@@ -106,6 +107,7 @@ class Engine:
         self.parameters = sum(math.prod(shard_of(parameter).shape) for _, parameter in self.named)
         """Of the whole model, not of this rank's part."""
         own = sum(parameter.numel() for _, parameter in self.named)
+        self.forward_timer = ForwardTimer(device)
         self.draws = config.model.attention_dropout > 0 and not config.engine.dropout_layout_free
         if self.draws:
             _LOGGER.warning(
@@ -194,7 +196,8 @@ class Engine:
             # DeepSpeed's own count of micro batches is fixed when it starts; the batch may grow.
             self._engine.set_gradient_accumulation_boundary(number == len(micro_batches))
             with self._passes():
-                terms = self._engine(batch.to(self.device))
+                with self.forward_timer:
+                    terms = self._engine(batch.to(self.device))
                 self._engine.backward((terms * scale).sum(), scale_wrt_gas=False)
             self._engine.step()
             sums.append(terms.detach())

@@ -38,6 +38,7 @@ very cards of this table; "NCCL" is NVIDIA/nccl on GitHub, src/graph/tuning.cc (
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,15 @@ H100 = Hardware(
 H200 = replace(H100, name="H200 SXM", memory=143771 * 2**20, memory_bandwidth=4.8e12, memory_fraction=4.15 / 4.8)
 TABLE = {"a100": A100, "h100": H100, "h200": H200}
 """By the name that --hardware takes."""
+
+
+_DEVICES = {r"H200(?! NVL)": H200, r"H100 (80GB HBM3|SXM)": H100, "A100": A100}
+"""How the driver names the cards of the table; others of the same chip, such as H100 PCIe, have another clock."""
+
+
+def hardware_of(device: str) -> Hardware | None:
+    """The row of a GPU by the name that its driver gives, such as `NVIDIA H100 80GB HBM3`; None for one without."""
+    return next((row for pattern, row in _DEVICES.items() if re.search(pattern, device)), None)
 
 
 def hardware_named(name: str, calibration: Path | None = None) -> Hardware:

@@ -10,6 +10,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from llmscale.report.figures import GRID, INK, MUTED, PALETTE, PAPER
+from llmscale.report.goodput import Goodput
 from llmscale.report.record import TERMS, RunRecord
 from llmscale.report.theme import CSS
 
@@ -162,7 +163,7 @@ def _table(runs: list[RunRecord]) -> str:
 
 def _figures(run: RunRecord) -> dict[str, str]:
     """What is known of the run, in the order of the table, as text with units."""
-    held_out, summary, loss = run.held_out, run.summary, run.metrics["loss"]
+    held_out, summary, loss, goodput = run.held_out, run.summary, run.metrics["loss"], run.goodput
     known: dict[str, str | None] = {
         "Steps": _count(summary.get("steps") or (loss.step[-1] if len(loss.step) else None)),
         "Target tokens": _count(loss.tokens[-1] if len(loss.tokens) else None),
@@ -178,8 +179,37 @@ def _figures(run: RunRecord) -> dict[str, str]:
         "Ranks": _count(summary.get("ranks")),
         "Time": _duration(summary.get("seconds")),
         "Throughput": _rate(run),
+        "MFU": _utilisation(run),
+        "Wall time of all attempts": _duration(goodput.wall) if goodput else None,
+        "Goodput": f"{goodput.fraction:.1%}" if goodput else None,
+        **({_SPENT[name]: _share(goodput, name) for name in _SPENT} if goodput else {}),
     }
     return {name: text for name, text in known.items() if text is not None}
+
+
+_SPENT = {
+    "compute": "Computing",
+    "data": "Waiting for data",
+    "start_up": "Starting up",
+    "checkpoint": "Saving",
+    "evaluation": "Evaluating",
+    "other": "Other work",
+    "lost": "Lost work",
+    "waiting": "In the queue",
+}
+
+
+def _share(goodput: Goodput, name: str) -> str | None:
+    seconds = goodput.seconds[name]
+    return f"{_duration(seconds)} ({seconds / goodput.wall:.1%})" if seconds > 0 else None
+
+
+def _utilisation(run: RunRecord) -> str | None:
+    """The median, and the peak that it is a share of."""
+    shares, peaks = run.metrics["mfu"].finite().value, run.metrics["peak_flops"].finite().value
+    if not len(shares) or not len(peaks):
+        return None
+    return f"{sorted(shares)[len(shares) // 2]:.1%} of {peaks[-1] / 1e12:.4g} TFLOP/s a device"
 
 
 def _rate(run: RunRecord) -> str | None:

@@ -13,6 +13,7 @@ from data_pipeline.base.durable import parse_json, read_file
 from data_pipeline.base.errors import UserError
 from data_pipeline.base.records import read_counted_records
 from llmscale.model.heads import all_heads
+from llmscale.report.goodput import Goodput, read_goodput
 
 UNITS = {
     "router_loss": "mean over sequences, weighted by their targets",
@@ -21,7 +22,7 @@ UNITS = {
 """What terms of the loss besides that of the tokens are given in, by their names in metrics.jsonl."""
 TERMS = {"router_loss": "Router loss", **{f"{head.name}_loss": head.title for head in all_heads() if head.title}}
 """Terms of the loss besides that of the tokens, by their names in metrics.jsonl; few models have them."""
-_METRICS = ("loss", *TERMS, "grad_norm", "lr", "tokens_per_second")
+_METRICS = ("loss", *TERMS, "grad_norm", "lr", "tokens_per_second", "mfu", "peak_flops")
 _EVALUATION = ("loss", "perplexity", "bits_per_byte", "tokens", "bytes")
 
 
@@ -51,7 +52,8 @@ class RunRecord:
 
     name: str
     metrics: dict[str, Series]
-    """By name: loss (nats per target token), the other terms of the loss, grad_norm, lr, tokens_per_second."""
+    """By name: loss (nats per target token), the other terms of the loss, grad_norm, lr, tokens_per_second, mfu and the
+    peak_flops that it is a share of."""
     evaluation: dict[str, Series]
     """By name: loss (nats per target token), perplexity, bits_per_byte, and of how many held-out tokens and bytes."""
     summary: dict[str, Any]
@@ -62,6 +64,8 @@ class RunRecord:
     """The newest checkpoint's manifest.json, or empty."""
     config: str
     """config.yaml as text, or empty."""
+    goodput: Goodput | None = None
+    """What its wall time went into; None where it has kept no account."""
     skipped: int = 0
     """Damaged records, and values of the wrong kind, that are left out."""
 
@@ -117,6 +121,7 @@ def read_run(directory: Path, name: str) -> RunRecord:
         name=name,
         metrics=metrics,
         skipped=damaged + wrong + unsound,
+        goodput=read_goodput(directory),
         evaluation=_evaluation([row for row in rows if "evaluation" in row], step, tokens),
         summary=summary,
         outcome=_read_json(directory / "outcome.json"),

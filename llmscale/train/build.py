@@ -43,6 +43,7 @@ from llmscale.train.initial import start_from
 from llmscale.train.repair import repair_tokenizer
 from llmscale.train.resume import Resume
 from llmscale.train.run_directory import RunDirectory
+from llmscale.train.time_account import TimeAccount, begin_record
 
 Value = TypeVar("Value")
 
@@ -66,11 +67,17 @@ def build_grid(config: RunConfig, world: World) -> RankGrid:
 
 
 def open_run(
-    config: RunConfig, run: RunDirectory, stack: contextlib.ExitStack, from_scratch: bool = False
+    config: RunConfig,
+    run: RunDirectory,
+    stack: contextlib.ExitStack,
+    account: TimeAccount,
+    world: World,
+    from_scratch: bool = False,
 ) -> int | None:
     """Claim the run directory for rank 0 until `stack` closes.
 
     Args:
+        account: of this attempt's time, which begins a record in the run directory.
         from_scratch: whether a run that has lost its checkpoints may begin at step 0.
 
     Returns:
@@ -88,13 +95,16 @@ def open_run(
         if not run.candidates() and not from_scratch:
             run.require_checkpoint([])
         stack.enter_context(run.locked())
+        before = run.last_sign_of_life()
         if from_scratch and run.saved and not run.checkpoints.is_dir():
             # A file, or a link to what is not mounted, say, where the folder is to be made.
             repaired.append(f"what there was of {run.path} is now in {run.set_aside()}")
         run.create(config)
         for sentence in repaired:
             warn(sentence)
-        return run.begin_attempt()
+        attempt = run.begin_attempt()
+        begin_record(run, attempt, account, before, world.size)
+        return attempt
 
     def claim_or_explain() -> int | None:
         try:

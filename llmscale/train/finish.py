@@ -23,6 +23,7 @@ from data_pipeline.finite.heldout import heldout_documents, training_documents
 from llmscale.checkpoint.model import load_model
 from llmscale.evaluate.baselines import Baselines, unigram_bits_per_byte, xz_bits_per_byte
 from llmscale.generate import Generator, Settings, reading_of
+from llmscale.report.goodput import read_goodput
 from llmscale.train.setup import Setup
 
 SAMPLE_TOKENS = 64
@@ -37,6 +38,7 @@ def _is_training(row: dict[str, Any]) -> bool:
 def finish(setup: Setup) -> None:
     """Write summary.json and the loss curve, and show the result and what to do next."""
     config, run = setup.config, setup.run
+    goodput = read_goodput(run.path)
     rows = [row for row in read_records(run.metrics) if _is_training(row)]
     summary: dict[str, Any] = {
         "steps": setup.state.step,
@@ -48,6 +50,7 @@ def finish(setup: Setup) -> None:
         "skipped_steps": setup.state.skipped_steps,
         "tokens_per_second": float(np.median([row["tokens_per_second"] for row in rows])) if rows else None,
         "seconds": setup.state.seconds,
+        "goodput": goodput.as_json() if goodput is not None else None,
         "machine": {
             "processor": platform.machine(),
             "cores": os.cpu_count(),

@@ -12,10 +12,15 @@ from llmscale.config import RunConfig
 from llmscale.distributed.process_group import all_reduce_sum, all_reduce_wrapping
 from llmscale.engine.engine import Engine, accumulation
 from llmscale.objectives.loss import Loss
+from llmscale.report.goodput import COMPUTE, DATA, EVALUATION
 from llmscale.train.batch_size import batch_at
 from llmscale.train.callbacks import Callback
 from llmscale.train.signals import Phase, PreemptionFlag
 from llmscale.train.state import StepResult, TrainState
+from llmscale.train.time_account import TimeAccount
+
+READING, COUNTING, COMPUTING, SUMMING, AFTER_STEP = range(5)
+"""Places of the phases of a step, in their order; callbacks follow."""
 
 
 class Trainer:
@@ -29,6 +34,7 @@ class Trainer:
         loader: TrainLoader,
         state: TrainState,
         flag: PreemptionFlag,
+        account: TimeAccount,
     ) -> None:
         self.config = config
         self.engine = engine
@@ -36,31 +42,47 @@ class Trainer:
         self.loader = loader
         self.state = state
         self.flag = flag
+        self.account = account
 
     def train(self, callbacks: Sequence[Callback]) -> None:
         """Run to the last step, or to the first step after a preemption signal reached any rank."""
-        state = self.state
-        for callback in callbacks:
-            callback.on_start(state)
+        state, account = self.state, self.account
+        account.started()
+        for place, callback in enumerate(callbacks, start=AFTER_STEP):
+            self._enter(callback, place, "the start of ")
+            with account.spending(callback.activity):
+                callback.on_start(state)
         while not state.finished and not state.preempted:
             result = self.one_step()
-            for callback in callbacks:
-                callback.on_step(state, result)
+            account.spend(DATA, result.data_seconds)
+            account.spend(COMPUTE, result.step_seconds - result.data_seconds)
+            for place, callback in enumerate(callbacks, start=AFTER_STEP):
+                self._enter(callback, place)
+                with account.spending(callback.activity):
+                    callback.on_step(state, result)
         for callback in callbacks:
             callback.on_stop(state)
         self.flag.enter(Phase.SAVING)
-        for callback in reversed(callbacks):
-            callback.on_end(state)
+        for place, callback in enumerate(reversed(callbacks), start=AFTER_STEP + len(callbacks)):
+            self._enter(callback, place, "the end of ")
+            with account.spending(callback.activity):
+                callback.on_end(state)
         # A signal that came while the last step was saved: what is left to do can take long.
         state.preempted = state.preempted or all_reduce_sum([float(self.flag.poll())])[0] > 0
+
+    def _enter(self, callback: Callback, place: int, when: str = "") -> None:
+        self.state.enter(f"{when}{type(callback).__name__}", place, callback.activity == EVALUATION)
 
     def one_step(self) -> StepResult:
         """Take the samples of the next step and train on them; collective."""
         started = time.perf_counter()
         state, grid = self.state, self.engine.grid
         global_batch = batch_at(self.config.train, state.samples)
+        state.in_step = True
+        state.enter("reading its samples", READING)
         batch, ledger_sum = self._take(global_batch // grid.data)
         data_seconds = time.perf_counter() - started
+        state.enter("adding up the targets of all ranks", COUNTING)
         # Ranks that share a sample have all of it; one of them counts it.
         own = [count * grid.leads for count in self.loss.counts(batch)]
         *counts, signals = all_reduce_sum([*own, float(self.flag.poll())])
@@ -69,11 +91,13 @@ class Trainer:
         sums, grad_norm = [0.0] * len(counts), 0.0
         if targets:
             micro, _ = accumulation(self.config, grid.data, global_batch)
+            state.enter("forward, backward pass and update", COMPUTING)
             sums, grad_norm = self.engine.train_step(batch.split(micro), state.step, counts)
+        state.enter("adding up the losses of all ranks", SUMMING)
         sums = all_reduce_sum(sums)
         ledger_sum = all_reduce_wrapping(ledger_sum if grid.leads else 0)
         skipped = not targets or not 0 <= grad_norm < float("inf")
-        state.step += 1
+        state.step, state.in_step = state.step + 1, False
         state.samples += global_batch
         state.tokens += int(targets)
         state.skipped_steps += skipped
@@ -90,6 +114,7 @@ class Trainer:
             lr=self.engine.learning_rate(state.step - 1),
             tokens=int(targets),
             data_seconds=data_seconds,
+            forward_seconds=self.engine.forward_timer.take(),
             step_seconds=step_seconds,
             skipped=skipped,
             samples=global_batch,

@@ -18,6 +18,14 @@ _TURN_SECONDS = 0.1
 _LONGEST_TURN = 3.0
 
 
+def speaks_first(run: RunDirectory, world: World, attempt: int, mark: str) -> bool:
+    """Where rank 0 cannot: whether no other rank has recorded in outcome.json, under `mark`, what is to be said. Ranks
+    take turns in their order."""
+    time.sleep(min(_TURN_SECONDS * (world.rank - 1), _LONGEST_TURN))
+    recorded = run.outcome()
+    return not (recorded.get("attempt") == attempt and mark in recorded)
+
+
 class LossReport:
     """Sees to it that one rank tells of a loss, and that outcome.json says the same."""
 
@@ -64,9 +72,7 @@ class LossReport:
         """Rank 0 speaks, or where it is the one that died, whichever other comes first in the order of ranks."""
         if loss.rank != 0 or self._world.rank == 0:
             return self._world.rank == 0
-        time.sleep(min(_TURN_SECONDS * (self._world.rank - 1), _LONGEST_TURN))
-        recorded = self._run.outcome()
-        return not (recorded.get("attempt") == self._attempt and "lost" in recorded)
+        return speaks_first(self._run, self._world, self._attempt, "lost")
 
     def _record(self, error: LostRankError, step: int, checkpoint: int) -> None:
         lost = error.loss

@@ -13,6 +13,8 @@ from llmscale.train.trackers import Tracker
 COUNTS = ("sources", "dropped")
 """What a row of metrics.jsonl may hold by label: samples of each source, and documents that this rank's reading dropped
 or repaired, by reason."""
+RANKS = "ranks"
+"""What a row may hold by rank: of each figure the median, the most, and which rank on which node has that."""
 
 
 @dataclass
@@ -33,9 +35,14 @@ class Outputs:
         if self.records is not None:
             self.records.write(row)
         for tracker in self.trackers:
-            numbers = {key: value for key, value in row.items() if key not in ("step", *COUNTS)}
+            numbers = {key: value for key, value in row.items() if key not in ("step", RANKS, *COUNTS)}
             counts = {f"{name}/{label}": count for name in COUNTS for label, count in row.get(name, {}).items()}
-            tracker.log({**numbers, **counts}, step=row["step"])
+            extremes = {
+                f"ranks/{name}/{label}": value
+                for name, figures in row.get(RANKS, {}).items()
+                for label, value in figures.items()
+            }
+            tracker.log({**numbers, **counts, **extremes}, step=row["step"])
 
     def evaluation(self, step: int, figures: dict[str, Any]) -> None:
         """Write and show an evaluation."""

@@ -33,12 +33,13 @@ from llmscale.config import (
     parse_config,
     require_same_identity,
 )
+from llmscale.report.goodput import TIME_FILE
 
 Outcome = Literal["running", "done", "preempted", "failed"]
 
 _OWN = re.compile(
-    r"config\.yaml|(metrics|ledger)\.jsonl|(outcome|summary|trackers)\.json|ledger|checkpoints|tokenizer|cache|logs|quarantine"
-    r"|report|profile|aside-\d+|\.lock|\.shared-.*|\.tmp-.*|\.tokenizer-.*"
+    r"config\.yaml|(metrics|ledger|time)\.jsonl|(outcome|summary|trackers)\.json|ledger|checkpoints|tokenizer|cache|logs|quarantine"
+    r"|report|profile|snapshots|aside-\d+|\.lock|\.shared-.*|\.tmp-.*|\.tokenizer-.*"
 )
 """What a run names its files and folders."""
 
@@ -51,6 +52,7 @@ class RunDirectory:
         self.config_file = self.path / "config.yaml"
         self.metrics = self.path / "metrics.jsonl"
         self.ledger = self.path / "ledger.jsonl"
+        self.time = self.path / TIME_FILE
         self.checkpoints = self.path / "checkpoints"
         self.tokenizer = self.path / "tokenizer"
         self.cache = self.path / "cache"
@@ -264,6 +266,14 @@ class RunDirectory:
         for folder in (self.path, self.checkpoints, self.logs):
             folder.mkdir(parents=True, exist_ok=True)
         replace_file(self.config_file, dump_config(config).encode(errors="backslashreplace"), durable=True)
+
+    def last_sign_of_life(self) -> float | None:
+        """When an attempt last wrote something, in seconds since the epoch; None where none has."""
+        times = []
+        for path in (self.time, self.ledger, self.metrics, self.outcome_file):
+            with contextlib.suppress(OSError):
+                times.append(path.stat().st_mtime)
+        return max(times, default=None)
 
     def begin_attempt(self) -> int:
         """Number of this start of the run, from 1, recorded before anything else is written."""

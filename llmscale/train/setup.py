@@ -39,7 +39,9 @@ from llmscale.train.run_directory import RunDirectory
 from llmscale.train.saving import Saver
 from llmscale.train.signals import PreemptionFlag
 from llmscale.train.state import TrainState
+from llmscale.train.time_account import TimeAccount, TimeKeeper
 from llmscale.train.trackers import start_trackers
+from llmscale.train.utilisation import utilisation_of
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class Setup:
     loader: TrainLoader
     writer: CheckpointWriter
     flag: PreemptionFlag
+    account: TimeAccount
     state: TrainState
     trainer: Trainer
 
@@ -68,13 +71,19 @@ class Setup:
         """Whether this is rank 0, which writes and speaks for all."""
         return self.world.rank == 0
 
-    def callbacks(self, outputs: Outputs, ledger: LedgerWriter | None) -> list[Callback]:
+    def callbacks(self, outputs: Outputs, ledger: LedgerWriter | None, keeper: TimeKeeper) -> list[Callback]:
         """In the order in which they are told of a step."""
         config, run = self.config, self.run
         saver = Saver(config, run, self.engine, self.loader, self.writer, self.resume)
         return [
             LedgerRecorder(ledger, self.loader, config.logging.ledger_snapshot_interval),
-            MetricsLogger(outputs, self.loader, config.logging.interval),
+            MetricsLogger(
+                outputs,
+                self.loader,
+                config.logging.interval,
+                utilisation_of(config, self.tokenizer.vocab_size, self.engine.dtype, self.world),
+                self.world.device,
+            ),
             DivergenceWatch(config, saver, fp16=self.engine.dtype == torch.float16, shown=self.leads),
             DataReporter(
                 run.quarantine,
@@ -92,12 +101,14 @@ class Setup:
             Profiler(
                 run.path / "profile", config.logging.profile_start, config.logging.profile_steps, active=self.leads
             ),
+            keeper,
         ]
 
     def train(self, stack: contextlib.ExitStack) -> None:
         """Train to the end, or to a signal; `stack` closes what needs closing."""
-        outputs, ledger = Outputs(self._progress(stack)), None
+        outputs, ledger, times = Outputs(self._progress(stack)), None, None
         if self.leads:
+            times = stack.enter_context(RecordWriter(self.run.time, self.attempt))
             ledger = LedgerWriter(
                 self.run.path,
                 self.attempt,
@@ -108,7 +119,10 @@ class Setup:
                 RecordWriter(self.run.metrics, self.attempt, continues=self.state.first)
             )
             outputs.trackers = start_trackers(self.config, self.run, self.state.first)
-        self.trainer.train(self.callbacks(outputs, ledger))
+        keeper = TimeKeeper(self.account, times)
+        stack.callback(keeper.close)
+        self.trainer.train(self.callbacks(outputs, ledger, keeper))
+        keeper.close()
         outputs.finish()
 
     def _progress(self, stack: contextlib.ExitStack) -> Progress:
@@ -124,13 +138,16 @@ def set_up(
     flag: PreemptionFlag,
     stack: contextlib.ExitStack,
     from_scratch: bool = False,
+    account: TimeAccount | None = None,
 ) -> Setup:
     """Build everything, continued from the newest intact checkpoint; collective.
 
     Args:
         stack: closes what needs closing.
         from_scratch: whether a run that has lost its checkpoints may begin at step 0.
+        account: of this attempt's time; it begins here when not given.
     """
+    account = account or TimeAccount()
     grid = build.build_grid(config, world)
     tokenizer = build.build_tokenizer(config, run)
     evaluation_set = build.build_evaluation(config, run, tokenizer)
@@ -147,7 +164,7 @@ def set_up(
         restore(engine, resume.checkpoint)
     writer = build.build_writer(config, run, world, attempt)
     state = TrainState.after(resume, config.train.steps)
-    trainer = Trainer(config, engine, loss, loader, state, flag)
+    trainer = Trainer(config, engine, loss, loader, state, flag, account)
     return Setup(
         config=config,
         run=run,
@@ -162,6 +179,7 @@ def set_up(
         loader=loader,
         writer=writer,
         flag=flag,
+        account=account,
         state=state,
         trainer=trainer,
     )

@@ -49,6 +49,8 @@ class PreemptionFlag:
     def __init__(self, last: bool = False) -> None:
         """`last`: the process ends with the block: later signals are ignored and do not change its exit code."""
         self.raised = False
+        self.polls = 0
+        """How often the process has looked, which it does between parts of what takes long."""
         self.last_words: Callable[[], object] | None = None
         """Called before the process is ended at once by a preemption signal; whatever it raises is ignored."""
         self._last = last
@@ -102,6 +104,7 @@ class PreemptionFlag:
 
     def poll(self) -> bool:
         """Whether to save and leave."""
+        self.polls += 1
         return self.raised
 
     def _notice(self, number: int, frame: FrameType | None) -> None:

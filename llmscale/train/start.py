@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from typing import IO
 
 from data_pipeline.base.durable import unlinked
 from data_pipeline.base.errors import UserError, first_line
@@ -29,21 +30,27 @@ from llmscale.parallel.grid import AXES, RankGrid
 from llmscale.train import build
 from llmscale.train.callbacks.divergence import DivergedError
 from llmscale.train.finish import finish
+from llmscale.train.hang import hang_watch
 from llmscale.train.lost_rank import LossReport
 from llmscale.train.run_directory import RunDirectory
 from llmscale.train.setup import Setup, set_up
 from llmscale.train.signals import Phase, PreemptionFlag
+from llmscale.train.time_account import TimeAccount
 
 
-def train(config: RunConfig, flag: PreemptionFlag, from_scratch: bool = False) -> int:
+def train(
+    config: RunConfig, flag: PreemptionFlag, from_scratch: bool = False, account: TimeAccount | None = None
+) -> int:
     """Train on this rank until done, or until `flag` is raised on any; returns the exit code.
 
     Args:
         from_scratch: whether a run that has lost its checkpoints may begin at step 0.
+        account: of the time of this attempt, where it began before this call.
 
     Raises:
         UserError: the config, the files or the machine cannot serve the run. Nothing that a run had is changed.
     """
+    account = account or TimeAccount()
     try:
         world = read_world(config.run.device)
         require_legal(config, world.size)
@@ -54,10 +61,11 @@ def train(config: RunConfig, flag: PreemptionFlag, from_scratch: bool = False) -
         if world.device.type == "cpu":
             keep_large_blocks()
         threads = build.set_threads(config, world)
-        join(world, settings=dict(flatten(config.model_dump(mode="json"))))
+        settings = dict(flatten(config.model_dump(mode="json")))
+        join(world, config.recovery.collective_seconds, settings)
         stack.push(_leave)
         flag.expect_no_step(others=world.size > 1)
-        attempt = build.open_run(config, run, stack, from_scratch)
+        attempt = build.open_run(config, run, stack, account, world, from_scratch)
         if attempt is None:
             step = run.outcome()["step"]
             gone = (
@@ -76,16 +84,17 @@ def train(config: RunConfig, flag: PreemptionFlag, from_scratch: bool = False) -
             preempted()
             return PREEMPTED
         flag.last_words = preempted
-        _log_to_file(run, world)
+        log = _log_to_file(run, world)
         losses = LossReport(run, world, attempt, flag)
         on_stuck(losses.on_stuck)
         try:
             with named_losses():
                 build.require_shared(run, world)
-                setup = set_up(config, run, world, attempt, flag, stack, from_scratch)
+                setup = set_up(config, run, world, attempt, flag, stack, from_scratch, account)
                 losses.state = setup.state
                 _announce(setup, threads)
-                setup.train(stack)
+                with hang_watch(config, run, world, attempt, setup.state, flag, log):
+                    setup.train(stack)
                 return _conclude(setup)
         except BaseException as error:
             flag.enter(Phase.OVER)
@@ -147,18 +156,18 @@ def _layout(grid: RankGrid) -> str:
     )
 
 
-def _log_to_file(run: RunDirectory, world: World) -> None:
-    """Everything that is logged by libraries and by us goes to a file of this rank."""
+def _log_to_file(run: RunDirectory, world: World) -> IO[str]:
+    """Everything that is logged by libraries and by us goes to a file of this rank, which is returned."""
     run.logs.mkdir(parents=True, exist_ok=True)
-    handler = logging.StreamHandler(
-        open(run.logs / f"rank-{world.rank:05d}.log", "a", opener=unlinked)  # noqa: SIM115 - open until the end
-    )
+    log = open(run.logs / f"rank-{world.rank:05d}.log", "a", opener=unlinked)  # noqa: SIM115 - open until the end
+    handler = logging.StreamHandler(log)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     # A log that cannot be written, on a full disk say, must not bury the reason under its own tracebacks.
     logging.raiseExceptions = False
     root = logging.getLogger()
     root.addHandler(handler)
     root.setLevel(logging.INFO)
+    return log
 
 
 def _say(world: World, text: str) -> None:

@@ -30,6 +30,8 @@ class StepResult:
     """Target tokens of the global batch."""
     data_seconds: float
     """Time that this rank waited for data."""
+    forward_seconds: float
+    """Time of this rank's forward passes; 0 in a pipeline, whose stages wait for each other in them."""
     step_seconds: float
     skipped: bool
     """The global batch had no target, or its gradient was not finite."""
@@ -70,6 +72,18 @@ class TrainState:
     """The best of `evaluation.best` so far."""
     stopped: bool = False
     """`evaluation.patience` is over."""
+    saved: int = -1
+    """The step of the checkpoint that this attempt began to write last; -1 before the first."""
+    phase: str = "starting"
+    """What this rank is in, for whoever asks why it does not go on."""
+    place: int = 0
+    """Of the phase within its step, in the order in which ranks pass through them."""
+    in_step: bool = False
+    """Whether a step has begun that is not done."""
+    evaluating: bool = False
+    """Whether the phase is an evaluation, which takes as long as it takes."""
+    beats: int = 0
+    """Signs of progress so far."""
     diverging: bool = False
     """The last steps were skipped, so that no checkpoint should take the place of an earlier one."""
 
@@ -86,6 +100,15 @@ class TrainState:
             seconds=resume.seconds,
             best=resume.best,
         )
+
+    def enter(self, phase: str, place: int, evaluating: bool = False) -> None:
+        """Say what this rank does from here on."""
+        self.phase, self.place, self.evaluating = phase, place, evaluating
+        self.beat()
+
+    def beat(self) -> None:
+        """Say that this rank gets further within what takes long."""
+        self.beats += 1
 
     @property
     def finished(self) -> bool:

@@ -46,11 +46,14 @@ FREE: dict[str, Any] = {
     "checkpoint.keep": 7,
     "checkpoint.keep_every": 7,
     "logging.interval": 7,
+    "logging.peak_flops": 7e12,
     "logging.trackers": ["tensorboard"],
     "logging.ledger_snapshot_interval": 7,
     "logging.profile_start": 7,
     "logging.profile_steps": 7,
     "logging.sample_prompts": ["x"],
+    "recovery.hang_seconds": 7.0,
+    "recovery.collective_seconds": 7.0,
 }
 IDENTITY: dict[str, Any] = {
     "run.seed": 1,

@@ -35,7 +35,9 @@ def leads(port: int, size: int = 2, ports: int = 1, token: bytes = b"t", seconds
 def comes(
     port: int, rank: int = 1, size: int = 2, ports: int = 1, token: bytes = b"t", seconds: float = 10.0, **options
 ):
-    return meeting.attend(place(rank, size, port), range(port, port + ports), token, seconds, **options)
+    return meeting.attend(
+        place(rank, size, port), lambda: meeting.Target(range(port, port + ports), token), seconds, **options
+    )
 
 
 def together(*functions):
@@ -153,7 +155,9 @@ def test_a_rank_that_does_not_find_rank_0_says_where_it_looked():
     assert time.monotonic() - began < 5
     assert not caught.value.everywhere
     with pytest.raises(UserError, match=r"MASTER_ADDR no-such-host\.invalid"):
-        meeting.attend(place(1, 2, port, "no-such-host.invalid"), range(port, port + 1), b"t", 0.5)
+        meeting.attend(
+            place(1, 2, port, "no-such-host.invalid"), lambda: meeting.Target(range(port, port + 1), b"t"), 0.5
+        )
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,10 @@ from pathlib import Path
 from data_pipeline.base.records import read_records
 from tests.kept_runs.cases import CASES, write_case
 
-TIMES = ("tokens_per_second", "data_seconds", "step_seconds", "attempt")
+TIMES = (
+    *("tokens_per_second", "data_seconds", "step_seconds", "attempt"),
+    *("mfu", "peak_flops", "memory_bytes", "ranks"),
+)
 """What may differ in a row."""
 QUICKSTART = (
     "run.threads=1", "schedule.name=constant", "schedule.warmup_steps=2",

@@ -14,8 +14,11 @@ import yaml
 from click.testing import CliRunner
 
 from data_pipeline.base.errors import UserError
+from data_pipeline.base.records import RecordWriter
 from launcher.commands import launch
 from launcher.sbatch_options import given_options, gpus_per_node
+from llmscale.config import load_config
+from llmscale.report.goodput import ACTIVITIES
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -96,7 +99,9 @@ def test_a_job_is_submitted_with_any_option_under_the_runs_name(login):
     assert given[place - len(options) : place] == options, "the last word is theirs"
     ours = ["--parsable", "--nodes=2", "--ntasks-per-node=8", "--time=1:00:00", "--job-name=run-7"]
     assert [word for word in given[: place - len(options)] if not word.startswith("--output")] == ours
-    assert given[-2:] == ["config.yaml", "run.seed=3"]
+    snapshot = next(word for word in given if word.startswith("--snapshot=")).removeprefix("--snapshot=")
+    assert given[-1] == f"{snapshot}/config.yaml"
+    assert load_config(given[-1]) == load_config("config.yaml", ["run.seed=3"])
 
 
 def test_stdout_is_the_number_and_stderr_how_to_go_on(login):
@@ -144,8 +149,10 @@ ODD = "run.directory=r\"un's $(touch pwned)`touch pwned`\n\\ ü你 *"
 
 
 def test_odd_values_arrive_unharmed(login):
-    login.launch("config.yaml", ODD)
+    login.launch("--no-snapshot", "config.yaml", ODD)
     assert login.arguments()[-1] == ODD
+    login.launch("config.yaml", ODD)
+    assert load_config(login.arguments()[-1]) == load_config("config.yaml", [ODD])
     assert not (login.folder / "pwned").exists()
 
 
@@ -163,6 +170,112 @@ def test_what_is_printed_is_a_script_that_submits_the_same(login):
     direct = login.arguments()
     assert [word for word in direct if not word.endswith(".sbatch")] == [w for w in by_print if w != "/dev/stdin"]
     assert not (login.folder / "pwned").exists()
+
+
+def test_a_snapshot_keeps_code_and_config_of_now_and_is_shared_by_equal_submissions(login):
+    login.launch("config.yaml", "run.seed=3")
+    first = Path(login.arguments()[-1]).parent
+    assert first.parent == login.folder / "runs/run-7/snapshots"
+    for package in ("llmscale", "launcher", "data_pipeline"):
+        theirs = {path.relative_to(ROOT): path.read_bytes() for path in (ROOT / package).rglob("*.py")}
+        ours = {
+            path.relative_to(first / "code"): path.read_bytes() for path in (first / "code" / package).rglob("*.py")
+        }
+        assert ours == theirs
+    assert (first / "code/launcher/train.sbatch").read_bytes() == (ROOT / "slurm/train.sbatch").read_bytes()
+    login.launch("config.yaml", "run.seed=3")
+    assert Path(login.arguments()[-1]).parent == first
+    login.launch("config.yaml", "run.seed=4")
+    assert Path(login.arguments()[-1]).parent != first
+    assert len(list(first.parent.iterdir())) == 2
+
+
+def test_jobs_whose_folders_have_their_numbers_share_a_snapshot_beside_them(login):
+    login.launch("config.yaml", "run.directory=sweep/{job}-{array_task}", "--", "--array=0-3")
+    assert Path(login.arguments()[-1]).parents[2] == login.folder / "sweep"
+
+
+def test_a_snapshot_that_cannot_be_written_is_named(login):
+    (login.folder / "runs").write_text("")
+    assert_refused(login, "config.yaml", says=["runs", "--no-snapshot"])
+
+
+def test_a_run_is_continued_on_another_number_of_nodes_by_its_own_config(login):
+    run = login.folder / "runs/run-7"
+    run.mkdir(parents=True)
+    (run / "config.yaml").write_text((login.folder / "config.yaml").read_text() + "train: {steps: 77}\n")
+    (login.folder / "config.yaml").unlink()
+    login.launch("--resume", run, "--nodes", 4, "logging.interval=3")
+    resolved = load_config(login.arguments()[-1])
+    assert (resolved.run.directory, resolved.train.steps, resolved.logging.interval) == (str(run), 77, 3)
+    assert "--nodes=4" in login.arguments()
+
+
+@pytest.mark.parametrize("arguments", [["--resume", "runs/none"], []])
+def test_without_a_config_or_a_run_nothing_is_submitted(login, arguments):
+    result = invoke(*arguments)
+    assert result.exit_code
+    assert "config.yaml" in str(result.exception) or "CONFIG" in result.output
+    assert not login.submitted()
+
+
+CHAIN_SBATCH = "printf '%s ' \"$@\" >> calls; echo >> calls; echo $((4710 + $(grep -c -- --parsable calls)))"
+
+
+@pytest.mark.parametrize("printed", [False, True])
+def test_a_chain_submits_jobs_that_follow_each_other(login, printed):
+    login.answers(CHAIN_SBATCH)
+    if printed:
+        script = login.launch("--print", "--chain", 3, "config.yaml", ODD)
+        result = subprocess.run(["bash"], input=script, text=True, check=True, capture_output=True)
+        assert result.stdout.split() == ["4711", "4712", "4713"]
+    else:
+        result = invoke("--chain", 3, "config.yaml")
+        assert result.stdout.split() == ["4711", "4712", "4713"]
+        assert "scancel 4711 4712 4713" in result.stderr
+    calls = (login.folder / "calls").read_text().splitlines()
+    calls = [call for call in calls if "--parsable" in call]
+    assert sum("--no-requeue" in call for call in calls) == 3
+    words = [word for call in calls for word in call.split() if word.startswith("--dependency")]
+    assert words == ["--dependency=afternotok:4711", "--dependency=afternotok:4712"]
+    assert sum("--kill-on-invalid-dep=yes" in call for call in calls) == 2
+
+
+BIG = ["model.layers=48", "model.hidden_size=8192", "model.heads=64", "model.vocab_size=50000", "run.device=cuda"]
+
+
+@pytest.mark.parametrize(
+    ("options", "warned"),
+    [(["--gpus-per-node=h100:8"], True), (["--gres=gpu:a100:8"], True), (["--gpus-per-node=8"], False)],
+)
+def test_a_model_that_the_gpus_do_not_hold_is_told_of_before_it_waits_in_the_queue(login, options, warned):
+    result = invoke("config.yaml", *BIG, "train.global_batch=64", "--", *options)
+    assert result.exception is None, result.output
+    assert ("GiB a GPU, but a" in result.stderr) == warned
+    assert ("llmscale plan --gpus 8" in result.stderr) == warned
+    assert login.submitted()
+
+
+def test_a_lead_that_is_short_for_the_runs_own_checkpoints_is_told_of(login):
+    rows = [{"seconds": dict.fromkeys(ACTIVITIES, 0.0) | {"checkpoint": spent}} for spent in (0.0, 90.0, 95.0)]
+    with RecordWriter(login.folder / "runs/run-7/time.jsonl", 1) as writer:
+        for row in rows:
+            writer.write({"step": 1, "time": 1.0, **row})
+    assert "has taken 90 s" in invoke("config.yaml").stderr
+    assert "has taken" not in invoke("config.yaml", "--", "--signal=USR1@200").stderr
+
+
+def test_a_chain_of_arrays_is_refused(login):
+    assert_refused(
+        login,
+        "--chain",
+        2,
+        "config.yaml",
+        "run.directory=r-{array_task}",
+        "--",
+        "-a0-3",
+        says=["--chain=2", "--array=0-3"],
+    )
 
 
 def test_nothing_heavy_is_imported_to_print(login):

@@ -123,7 +123,7 @@ def without_manifests(run: Path) -> None:
         path.write_bytes(b"\0" * 100)
 
 
-MADE_ANEW = ("outcome.json", "config.yaml", "logs/rank-00000.log")
+MADE_ANEW = ("outcome.json", "config.yaml", "logs/rank-00000.log", "time.jsonl")
 LOSSES = (
     *(gone, elsewhere, emptied, emptied_and_forgotten, emptied_without_outcome, emptied_before_this_version),
     *(damaged, without_manifests),

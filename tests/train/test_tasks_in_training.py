@@ -1,4 +1,4 @@
-"""Tasks at intervals while a run goes on: they change no loss, their best checkpoint stays, and a run may end on them."""
+"""Tasks at intervals while a run goes on: they change no loss, their best checkpoint stays, and may end the run."""
 
 import json
 import os

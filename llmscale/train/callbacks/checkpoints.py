@@ -11,10 +11,11 @@ from llmscale.train.state import StepResult, TrainState
 class Checkpointer(Callback):
     """A checkpoint every so many steps, at the end, and when preempted."""
 
+    activity = "checkpoint"
+
     def __init__(self, saver: Saver, interval: int) -> None:
         self._saver = saver
         self._interval = interval
-        self._last = -1
 
     def on_step(self, state: TrainState, result: StepResult) -> None:
         due = bool(self._interval) and result.step % self._interval == 0
@@ -23,7 +24,7 @@ class Checkpointer(Callback):
             self._save(state)
 
     def on_end(self, state: TrainState) -> None:
-        if self._last != state.step and state.step > state.first:
+        if state.saved != state.step and state.step > state.first:
             self._save(state)
         self._saver.wait()
         # No rank may report the run as done before every rank's part is on disk.
@@ -31,4 +32,4 @@ class Checkpointer(Callback):
 
     def _save(self, state: TrainState) -> None:
         self._saver.save(state)
-        self._last = state.step
+        state.saved = state.step

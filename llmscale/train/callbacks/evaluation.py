@@ -20,6 +20,8 @@ from llmscale.train.state import Figure, StepResult, TrainState
 class Evaluator(Callback):
     """Held-out figures every so many steps, and at the end; all ranks take part."""
 
+    activity = "evaluation"
+
     def __init__(
         self,
         config: EvaluationConfig,

@@ -22,6 +22,8 @@ from llmscale.train.state import Figure, StepResult, TrainState
 class TaskEvaluator(Callback):
     """Figures of tasks at the interval of evaluations, at any layout; the artefacts are kept in the run."""
 
+    activity = "evaluation"
+
     def __init__(
         self,
         config: RunConfig,
@@ -54,7 +56,7 @@ class TaskEvaluator(Callback):
 
     def _evaluate(self, state: TrainState) -> None:
         prepared = self._prepare(state)
-        run(prepared, lambda task, done, items: None)
+        run(prepared, lambda task, done, items: state.beat())
         figures = on_rank_zero(lambda: _figures(prepared))
         self._outputs.tasks(state.step, {name: row for name, (row, _) in figures.items()})
         for name, (row, higher) in figures.items():
