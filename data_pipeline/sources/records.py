@@ -50,6 +50,7 @@ class _Names(Fields):
         """`needed`: must be there; `wanted`: are taken where they are."""
         self.both = []
         self.defaults = {}
+        self.others = {}
         self._needed = list(needed)
         self.names = list(dict.fromkeys([*self._needed, *wanted]))
         self._where = where
