@@ -67,6 +67,7 @@ IDENTITY: dict[str, Any] = {
     "data.sources.escape": "\\",
     "data.sources.encoding": "gb18030",
     "data.sources.target_field": "summary",
+    "data.sources.fields": {"label": "topic"},
     "data.sources.defaults": {"text": ""},
     "data.sources.label": "a",
     "data.sources.weight": 7.0,
@@ -175,6 +176,7 @@ WHOLE = (
     "data.deduplication",
     "train.batch_ramp",
     "model.experts",
+    "model.head",
     "model.rotary_scaling",
     "objective",
 )
@@ -186,8 +188,8 @@ NEEDS: dict[str, dict[str, Any]] = {
     "model.shared_norm": {"model.parallel_residual": True},
     "model.next_sentence": {"model.architecture": "encoder", "model.token_types": 2},
 }
-# Part of the identity only under the cosine schedule; tested on its own.
-CONDITIONAL = {"train.steps"}
+# Part of the identity only under the cosine schedule; tested on its own. The head follows from the objective.
+CONDITIONAL = {"train.steps", "model.head"}
 
 
 def base(**changes: Any) -> RunConfig:

@@ -108,7 +108,7 @@ def test_every_integer_has_an_upper_bound(schema: dict[str, Any]) -> None:
         given = {
             "run": {"directory": "x"},
             "data": {"sources": [{"paths": ["a"]}]},
-            "model": {"experts": {"count": 2}, "rotary_scaling": {"factor": 2}},
+            "model": {"experts": {"count": 2}, "rotary_scaling": {"factor": 2}, "head": {"name": "x", "outputs": 2}},
             "train": {"batch_ramp": {"start": 1, "increment": 1, "samples": 9}},
         }
         for beyond in (most + 1, 10**23):

@@ -134,10 +134,15 @@ def _train(config: RunConfig) -> tuple[list[Figures], Figures]:
     return figures, tuple(total / count for total in sums)
 
 
-def test_two_ranks_train_as_plain_torch() -> None:
-    configs = [config_of(name, layout) for name, layout in CASES]
+FEW = [CASES[2], ("gpt2", {"parallel__tensor": 2}), ("bert", {"parallel__pipeline": 2})]
+"""One of each kind of layout."""
+
+
+@pytest.mark.parametrize("cases", [FEW, pytest.param(CASES, marks=pytest.mark.slow)], ids=["few", "all"])
+def test_two_ranks_train_as_plain_torch(cases: list[tuple[str, dict[str, Any]]]) -> None:
+    configs = [config_of(name, layout) for name, layout in cases]
     for rank in run_ranks(2, train_on_rank, configs):
-        for (name, layout), config, (figures, evaluated) in zip(CASES, configs, rank, strict=True):
+        for (name, layout), config, (figures, evaluated) in zip(cases, configs, rank, strict=True):
             expected, last = plain(config)
             assert figures == [pytest.approx(row, rel=1e-5) for row in expected], (name, layout)
             assert evaluated == pytest.approx(last, rel=1e-5), (name, layout)

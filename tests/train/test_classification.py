@@ -137,4 +137,5 @@ def test_the_best_step_is_that_of_the_highest_accuracy(folder: Path) -> None:
     assert done.returncode == 0, done.stderr
     manifest = json.loads((folder / "best/checkpoints/step-00000080/manifest.json").read_text())
     highest = max(row["accuracy"] for row in evaluations(folder / "best"))
-    assert (manifest["best"]["metric"], manifest["best"]["value"]) == ("accuracy", highest)
+    best_step = manifest["progress"]["best"]
+    assert (best_step["metric"], best_step["value"]) == ("accuracy", highest)
