@@ -42,6 +42,11 @@ FREE: dict[str, Any] = {
     "evaluation.batch": 7,
     "evaluation.max_samples": 7,
     "evaluation.baselines": True,
+    "evaluation.tasks": ["sciq"],
+    "evaluation.task_data": ["sciq=a.jsonl"],
+    "evaluation.task_limit": 7,
+    "evaluation.best": "loss",
+    "evaluation.patience": 7,
     "checkpoint.interval": 7,
     "checkpoint.keep": 7,
     "checkpoint.keep_every": 7,
@@ -183,6 +188,8 @@ WHOLE = (
 # What other settings must say before these may be set.
 NEEDS: dict[str, dict[str, Any]] = {
     "data.sources.escape": {"data.sources.kind": "csv"},
+    "evaluation.best": {"evaluation.interval": 7},
+    "evaluation.patience": {"evaluation.best": "loss", "evaluation.interval": 7},
     "model.encoder_layers": {"model.architecture": "encoder_decoder"},
     "model.attention_pattern": {"model.window": 4},
     "model.shared_norm": {"model.parallel_residual": True},
@@ -221,7 +228,7 @@ def test_every_key_is_stated_here():
 
 @pytest.mark.parametrize("key", sorted(FREE))
 def test_free_keys_leave_the_identity(key):
-    changed = base(**{key: FREE[key]})
+    changed = base(**NEEDS.get(key, {}), **{key: FREE[key]})
     assert changed != base()
     assert identity_digest(changed) == identity_digest(base())
     require_same_identity(changed, identity(base()), "runs/a")
