@@ -8,6 +8,7 @@ import click
 _OVERRIDES = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 _CONFIG = click.argument("config", metavar="CONFIG")
 _SBATCH = "launcher.sbatch_options"
+_EVAL = "launcher.eval"
 
 
 @click.group()
@@ -15,7 +16,17 @@ def launch() -> None:
     """Start a run with several ranks: on this machine, through Accelerate, or under Slurm."""
 
 
-@launch.command()
+class _WithEval(click.Command):
+    """What follows `eval` is for `llmscale eval` and not for click, which would take it for options of `launch`."""
+
+    def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
+        place = args.index("eval") if "eval" in args else len(args)
+        if place < len(args):
+            context.meta[_EVAL] = tuple(args[place + 1 :])
+        return super().parse_args(context, args[: place + 1])
+
+
+@launch.command(cls=_WithEval, options_metavar="[OPTIONS]")
 @click.option("--nproc", type=click.IntRange(min=1), required=True, help="Number of ranks on this machine.")
 @click.option(
     "--grace",
@@ -31,15 +42,22 @@ def launch() -> None:
     show_default=True,
     help="How often to start all ranks again, from the newest checkpoint, after one has failed.",
 )
-@_CONFIG
-@_OVERRIDES
+@click.argument("config", metavar="CONFIG|eval")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.pass_context
 def local(
     context: click.Context, nproc: int, grace: float, restarts: int, config: str, overrides: tuple[str, ...]
 ) -> None:
-    """Run `llmscale train` once per rank on this machine."""
-    from launcher.local import launch_local
+    """Run `llmscale train CONFIG`, or `llmscale eval ...`, once per rank on this machine.
 
+    \b
+    llmscale launch local --nproc 4 config.yaml train.steps=100
+    llmscale launch local --nproc 4 eval RUN --tasks arc_easy parallel.tensor=2
+    """
+    from launcher.local import launch_evaluation, launch_local
+
+    if _EVAL in context.meta:
+        context.exit(launch_evaluation(context.meta[_EVAL], nproc, grace))
     context.exit(launch_local(config, overrides, nproc, grace, restarts))
 
 

@@ -83,6 +83,28 @@ def launch_local(
                 return code
 
 
+def launch_evaluation(arguments: Sequence[str], nproc: int, save_seconds: float = SAVE_SECONDS) -> int:
+    """Evaluate with `nproc` ranks on this machine: `llmscale eval ARGUMENTS` once per rank.
+
+    Args:
+        arguments: of `llmscale eval`, the checkpoint or run directory first.
+
+    Returns:
+        The exit code, as `run_ranks` defines it.
+
+    Raises:
+        UserError: the first argument is no folder.
+    """
+    folder = Path(arguments[0]) if arguments else Path()
+    if not arguments or not folder.is_dir():
+        given = repr(arguments[0]) if arguments else "nothing"
+        raise UserError(f"eval was given {given}, but needs a checkpoint or a run directory first; name one")
+    inside = (folder / "checkpoints").is_dir()
+    run = folder if inside else folder.parent.parent if folder.parent.name == "checkpoints" else folder.parent
+    command = [sys.executable, "-m", "llmscale", "eval", *arguments]
+    return run_ranks(command, nproc, run / "evaluations" / "logs", save_seconds=save_seconds)
+
+
 def run_ranks(
     command: Sequence[str],
     nproc: int,

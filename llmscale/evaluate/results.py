@@ -110,7 +110,7 @@ def _notes(each: TaskFigures) -> str:
     notes = [
         f"{meta.few_shot} examples" if meta.few_shot else "",
         f"{windowed} items cut to the context" if windowed else "",
-        f"first {meta.limited} only" if meta.limited is not None else "",
+        f"at most {meta.limited} items" if meta.limited is not None else "",
         "" if meta.exactness == "exact" else f"within {meta.exactness}",
     ]
     return "; ".join(filter(None, notes))
