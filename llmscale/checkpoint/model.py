@@ -37,10 +37,22 @@ def load_model(
     Raises:
         UserError: no such directory, no intact checkpoint, or a checkpoint that does not fit its own config.
     """
-    checkpoint = newest_intact(path)
+    return model_of(newest_intact(path), device, dtype)
+
+
+def model_of(
+    checkpoint: Checkpoint, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> TrainedModel:
+    """The model of a checkpoint that has been verified, in evaluation mode.
+
+    Raises:
+        UserError: a checkpoint that does not fit its own config.
+    """
     if drawn := checkpoint.manifest.drawn:
         _log.warning(
-            "%s of %s were drawn by `llmscale import --new-head` and never trained since", ", ".join(drawn), path
+            "%s of %s were drawn by `llmscale import --new-head` and never trained since",
+            ", ".join(drawn),
+            checkpoint.path,
         )
     config = parse_config(dict(checkpoint.manifest.config), origin=str(checkpoint.path))
     tokenizer = load_tokenizer(checkpoint.tokenizer)

@@ -58,7 +58,7 @@ def evaluate(
     \b
     llmscale eval RUN --tasks arc_easy,lambada    scores of tasks, kept in RUN/evaluations
     llmscale eval RUN --data FILE                 loss, perplexity and bits per byte of a file
-    llmscale eval RUN/evaluations/... --metrics brier    other metrics of what was evaluated
+    llmscale eval RUN/evaluations/... --metrics brier_score    other metrics of what was evaluated
 
     Of files, a text file is one document; of others, each record is one. Under a launcher the model is cut as the
     settings say, such as parallel.tensor=2.
@@ -81,9 +81,11 @@ def evaluate(
     if not names:
         _on_files(checkpoint, overrides, files, as_json, options)
         return
+    from launcher.environment import adopt_slurm_environment
     from llmscale.evaluate.evaluation import Choices
     from llmscale.evaluate.task_commands import Where, evaluate_on_tasks
 
+    adopt_slurm_environment()
     chosen = {name: options[name] for name in ("limit", "few_shot", "seed", "scorer", "overflow", "output")}
     evaluate_on_tasks(
         str(checkpoint),

@@ -22,9 +22,6 @@ from llmscale.evaluate.tasks import Task
 from llmscale.generate.prompts import reading_of
 from llmscale.generate.settings import Settings
 
-BOUND = "2e-5 nats a token"
-"""Within which scores of layouts that cut sums differ from those of one process."""
-
 
 @dataclass(frozen=True)
 class Choices:
@@ -125,7 +122,7 @@ def _prepare(placed: Placed, task: Task, choices: Choices) -> Prepared:
         model=placed.source.digest,
         reading=hashlib.sha256(reader.digest.encode()).hexdigest()[:16],
         scorer=scorer,
-        exactness="exact" if placed.exact else BOUND,
+        exactness=placed.exactness,
         options={**options, "seed": choices.seed, "language": task.settings.language},
     )
     folder = (choices.output or placed.source.evaluations) / folder_name(meta, placed.source.step)

@@ -60,7 +60,7 @@ class Guest(LM):
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Log-probability of each continuation, and whether it is what greedy decoding gives. What follows one context
         is asked for together, so that the context is read once."""
-        items = []
+        items: list[Item] = []
         for context, group in itertools.groupby((request.args for request in requests), key=lambda pair: pair[0]):
             items.append(Item(len(items), (context,), tuple(continuation for _, continuation in group)))
         return [

@@ -14,12 +14,12 @@ from data_pipeline.base.durable import read_file
 from data_pipeline.batch import Batch
 from data_pipeline.tokenizer import Tokenizer, load_tokenizer
 from llmscale.checkpoint.manifest import MANIFEST
-from llmscale.checkpoint.model import TrainedModel, load_model, weights_of
+from llmscale.checkpoint.model import TrainedModel, load_model, model_of, weights_of
 from llmscale.checkpoint.reader import Checkpoint, newest_intact
 from llmscale.config import RunConfig, parse_config
 from llmscale.distributed.agreement import on_rank_zero
 from llmscale.distributed.process_group import World
-from llmscale.engine.engine import Engine, ObjectiveModule
+from llmscale.engine.engine import ObjectiveModule, resolve_dtype
 from llmscale.engine.pipeline import make_engine
 from llmscale.layout import require_legal
 from llmscale.objectives.loss import build_loss
@@ -35,6 +35,10 @@ EVALUATION = (
     "train.batch_ramp=null",
     "train.micro_batch=1",
 )
+
+
+BOUND = "2e-5 nats a token"
+"""Within which scores of layouts that cut sums differ from those of one process."""
 
 
 class Scoring(Protocol):
@@ -84,18 +88,18 @@ class Placed:
     tokenizer: Tokenizer
     config: RunConfig
     source: Source
-    exact: bool
-    """Whether scores are the same to the bit as those of one process."""
+    exactness: str
+    """`exact`: scores are the same to the bit as those of one process; else within what they are."""
     trained: TrainedModel | None = None
     """The whole model, where this process has it."""
     close: Callable[[], None] = lambda: None
 
 
 class Whole:
-    """The whole model in one process, without DeepSpeed."""
+    """The whole model in this process, without DeepSpeed; other ranks may have it too, for other samples."""
 
-    def __init__(self, trained: TrainedModel, device: torch.device) -> None:
-        self.grid = RankGrid()
+    def __init__(self, trained: TrainedModel, device: torch.device, grid: RankGrid) -> None:
+        self.grid = grid
         self._device = device
         self._module = ObjectiveModule(
             trained.model, build_loss(trained.config.objective, trained.config.model), trained.config, self.grid
@@ -116,10 +120,12 @@ def place_whole(path: str, device: torch.device, dtype: torch.dtype) -> Placed:
     Raises:
         UserError: as `load_model`.
     """
-    trained = load_model(path, device, dtype)
-    exact = device.type == "cpu" and dtype == torch.float32
-    source = Source.of_checkpoint(trained.checkpoint)
-    return Placed(Whole(trained, device), trained.tokenizer, trained.config, source, exact, trained)
+    return _whole(load_model(path, device, dtype), device, dtype, RankGrid())
+
+
+def _whole(trained: TrainedModel, device: torch.device, dtype: torch.dtype, grid: RankGrid) -> Placed:
+    source, scoring = Source.of_checkpoint(trained.checkpoint), Whole(trained, device, grid)
+    return Placed(scoring, trained.tokenizer, trained.config, source, exactness(device, dtype, grid), trained)
 
 
 def place_on_ranks(path: str, overrides: tuple[str, ...], world: World, dtype: str) -> Placed:
@@ -139,17 +145,22 @@ def place_on_ranks(path: str, overrides: tuple[str, ...], world: World, dtype: s
     config = parse_config(raw, (*EVALUATION, batch, *overrides), origin=str(checkpoint.path))
     require_legal(config, world.size)
     grid = RankGrid.of(config.parallel, world.size, world.rank).with_groups()
+    if grid.data == world.size and grid.expert == 1 and config.engine.zero_stage < 3:
+        kind = resolve_dtype(dtype, world.device)
+        return _whole(model_of(checkpoint, world.device, kind), world.device, kind, grid)
     tokenizer = load_tokenizer(checkpoint.tokenizer)
     vocab_size = config.model.vocabulary(tokenizer.vocab_size)
     model = init.build_hollow(config.model, vocab_size, grid, config.parallel.tensor_sequence)
     loss = build_loss(config.objective, config.model)
     engine = make_engine(model, loss, config, grid, world.device, weights_of(checkpoint))
     source = Source.of_checkpoint(checkpoint)
-    return Placed(engine, tokenizer, config, source, is_exact(engine), close=engine.close)
+    within = exactness(engine.device, engine.dtype, grid)
+    return Placed(engine, tokenizer, config, source, within, close=engine.close)
 
 
-def is_exact(engine: Engine) -> bool:
-    """Whether an engine's scores are those of one process to the bit: no sum is cut, and none is rounded to less than
-    fp32 or left to a GPU's choice of kernels."""
-    whole_sums = engine.grid.tensor == engine.grid.sequence == 1
-    return engine.device.type == "cpu" and engine.dtype == torch.float32 and whole_sums
+def exactness(device: torch.device, dtype: torch.dtype, grid: RankGrid) -> str:
+    """How close scores are to those of one process on the CPU in fp32: the same bits where no sum is cut; a GPU chooses
+    its kernels by the shape of a batch, and narrow types round more."""
+    if device.type != "cpu" or dtype != torch.float32:
+        return f"rounding of {str(dtype).removeprefix('torch.')} on {device.type}"
+    return "exact" if grid.tensor == grid.sequence == 1 else BOUND

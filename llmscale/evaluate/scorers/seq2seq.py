@@ -5,6 +5,7 @@ from __future__ import annotations
 from data_pipeline.objectives.config import ObjectiveConfig
 from data_pipeline.reading.item import Item
 from data_pipeline.reading.reader import ReadAnswer
+from data_pipeline.tokenizer import frame
 from llmscale.config import ModelConfig
 from llmscale.evaluate.scorers.rows import Place, Request, Row
 from llmscale.evaluate.scorers.scorer import WINDOWED, Scorer
@@ -46,4 +47,5 @@ class Seq2Seq(Scorer):
             raise self.too_long(len(source))
         if WINDOWED not in request.flags:
             request.flags.append(WINDOWED)
-        return source[-self.model.max_positions :]
+        begin = len(frame.text_frame(self.reader.tokenizer, source=True)[0])
+        return source[:begin] + source[len(source) - self.model.max_positions + begin :]

@@ -10,7 +10,7 @@ from llmscale.distributed.agreement import on_rank_zero
 from llmscale.engine.engine import Engine
 from llmscale.evaluate.artefact_files import load_artefact
 from llmscale.evaluate.evaluation import Choices, Prepared, prepare, run
-from llmscale.evaluate.placed import Placed, Source, is_exact
+from llmscale.evaluate.placed import Placed, Source, exactness
 from llmscale.evaluate.results import figures_of
 from llmscale.evaluate.tasks import Task
 from llmscale.train.callbacks.base import Callback
@@ -69,7 +69,7 @@ class TaskEvaluator(Callback):
             self._tokenizer,
             self._config,
             source_of(self._config, self._directory, state.step),
-            is_exact(self._engine),
+            exactness(self._engine.device, self._engine.dtype, self._engine.grid),
         )
         return prepare(placed, self._tasks, Choices(limit=None if state.finished else settings.task_limit))
 
