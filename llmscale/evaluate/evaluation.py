@@ -14,6 +14,7 @@ from data_pipeline.reading.reader import Reader
 from llmscale.distributed.agreement import on_rank_zero, together
 from llmscale.evaluate.artefact import Meta, Record
 from llmscale.evaluate.artefact_writer import FORMAT, ArtefactWriter, folder_name
+from llmscale.evaluate.classification import Labeller
 from llmscale.evaluate.generation import ItemWriter
 from llmscale.evaluate.placed import Placed
 from llmscale.evaluate.scorers import Length, Overflow, Scorer, scorer_for
@@ -106,7 +107,7 @@ def _on_rank_zero(begin: Callable[[], tuple[ArtefactWriter, int]]) -> tuple[Arte
 
 def _prepare(placed: Placed, task: Task, choices: Choices) -> Prepared:
     items = task.items(choices.limit, choices.few_shot, choices.seed)
-    asks = {"generate": _written, "classify": _by_head, "span": _by_head}.get(task.kind, _scored)
+    asks = {"generate": _written, "classify": _labelled, "span": _by_head}.get(task.kind, _scored)
     scorer, options, records = asks(placed, task, items, choices)
     reader = _reader(placed)
     meta = Meta(
@@ -174,6 +175,16 @@ def _written(
     options = {"max_new_tokens": settings.max_new_tokens, "temperature": settings.temperature, "until": asked.until}  # type: ignore[attr-defined]
     grid = placed.scoring.grid
     return "generate", options, lambda done, progress: writer.records(prompts[done:], grid, progress=progress)
+
+
+def _labelled(
+    placed: Placed, task: Task, items: Sequence[Item], choices: Choices
+) -> tuple[str, dict[str, Any], _Records]:
+    try:
+        labeller = Labeller(placed, task.settings.labels)  # type: ignore[attr-defined]
+    except UserError as error:
+        raise UserError(f"task {task.name}: {error}") from None
+    return "head", {}, lambda done, progress: labeller.records(items[done:], progress)
 
 
 def _overflow(task: Task, choices: Choices) -> Overflow:
