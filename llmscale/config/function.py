@@ -56,6 +56,8 @@ def _function(model: ModelConfig) -> dict[str, Any]:
     if not local:
         del settings["window"]
         settings.pop("rotary_local_base", None)
+    if not model.query_key_norm:
+        del settings["query_key_norm_over"]
     if model.experts is not None:
         experts = model.experts.model_dump(mode="json", exclude=_OTHER_OF_EXPERTS)
         settings["experts"] = {**experts, "ffn_size": model.expert_channels}

@@ -144,15 +144,18 @@ class ModelConfig(Section):
     attention_scale: float | None = Field(default=None, gt=0)
     """Factor of the attention scores; 1 / sqrt(head channels) when not given."""
     query_key_norm: bool = False
-    """RMSNorm over the channels of each head of queries and keys (Qwen3)."""
+    """RMSNorm of queries and keys."""
+    query_key_norm_over: Literal["head", "projection"] = "head"
+    """head: over the channels of each head (Qwen3); projection: over those of all heads together (OLMo 2)."""
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"
     """Normalisation of the residual stream."""
     norm_eps: float = Field(default=1e-5, gt=0)
     """Added to the variance inside a norm."""
     norm_bias: bool | None = None
     """Biases of LayerNorms; `bias` when not given."""
-    norm_order: Literal["pre", "post"] = "pre"
-    """pre: before each sub-layer and before the head (GPT-2); post: after each sub-layer's sum (BERT)."""
+    norm_order: Literal["pre", "post", "reordered"] = "pre"
+    """pre: before each sub-layer and before the head (GPT-2); post: after each sub-layer's sum (BERT); reordered: of
+    what each sub-layer adds to the residual stream, and before the head (OLMo 2, section 3.1)."""
     embedding_norm: bool = False
     """A norm after the embeddings (BERT)."""
     first_norm: bool = True
@@ -258,6 +261,17 @@ class ModelConfig(Section):
         """Whether feed-forward layers have a gate projection."""
         return self.activation in GATED
 
+    @property
+    def final_norm(self) -> bool:
+        """Whether a norm comes after each stack of blocks."""
+        return self.norm_order != "post"
+
+    def block_norms(self, layer: int, cross: bool) -> int:
+        """Norms of layer `layer` (from 0), besides those of queries and keys; `cross`: with cross-attention."""
+        if self.norm_order == "reordered":
+            return 2 + cross
+        return int(self.first_norm or layer > 0) + int(not self.shared_norm) + int(cross)
+
     def has_bias(self, part: Literal["norm", "qkv", "attention_output"]) -> bool:
         """Whether a part that may say so itself has biases."""
         own: bool | None = getattr(self, f"{part}_bias")
@@ -323,15 +337,15 @@ class ModelConfig(Section):
             "shared_norm is true, but parallel_residual is false; set both",
         )
         yield (
-            self.norm_order == "post" and (self.parallel_residual or not self.first_norm),
-            "norm_order is post, which knows neither parallel_residual nor first_norm=false; use pre",
+            self.norm_order != "pre" and (self.parallel_residual or not self.first_norm),
+            f"norm_order is {self.norm_order}, which knows neither parallel_residual nor first_norm=false; use pre",
         )
         yield (
             self.parallel_residual and cross,
             "parallel_residual is true, but an encoder_decoder has three sub-layers in a block; set it to false",
         )
         yield (
-            self.query_layer and (kind != "decoder" or self.norm_order == "post" or self.parallel_residual),
+            self.query_layer and (kind != "decoder" or self.norm_order != "pre" or self.parallel_residual),
             "query_layer is true, which needs architecture=decoder, norm_order=pre and parallel_residual=false",
         )
         yield (

@@ -231,6 +231,8 @@ def function_of(model: ModelConfig) -> dict[str, Any]:
         "rotary_interleaved": rotary and model.rotary_interleaved,
         "rotary_scaling": _scaling(model) if rotary else None,
     }
+    if not model.query_key_norm:
+        found["query_key_norm_over"] = None
     if model.positions != "relative":
         found["relative_buckets"] = found["relative_max_distance"] = None
     found["experts"] = _experts(model)

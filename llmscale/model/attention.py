@@ -100,15 +100,20 @@ class Attention(Projections):
         self.causal = causal
         self.kind = config.attention_kind(layer)
         self.interleaved = config.rotary_interleaved
-        normed = config.query_key_norm
-        self.query_norm = nn.RMSNorm(self.channels, eps=config.norm_eps) if normed else None
-        self.key_norm = nn.RMSNorm(self.channels, eps=config.norm_eps) if normed else None
+        self.norm_heads = config.query_key_norm_over == "head"
+        queries, keys = (1, 1) if self.norm_heads else (config.heads, config.kv_head_count)
+        normed, eps = config.query_key_norm, config.norm_eps
+        self.query_norm = nn.RMSNorm(queries * self.channels, eps=eps) if normed else None
+        self.key_norm = nn.RMSNorm(keys * self.channels, eps=eps) if normed else None
 
     def forward(self, hidden: Tensor, context: Context) -> Tensor:
         """(B, T, hidden_size) to the same shape; `context.queries` ask in place of the hidden states where given."""
         asking = hidden if context.queries is None else context.queries.expand_as(hidden)
-        query, key, value = (self.heads(part) for part in self.project(asking, hidden))
-        if self.query_norm is not None and self.key_norm is not None:
+        query, key, value = self.project(asking, hidden)
+        if self.query_norm is not None and self.key_norm is not None and not self.norm_heads:
+            query, key = self.query_norm(query), self.key_norm(key)
+        query, key, value = self.heads(query), self.heads(key), self.heads(value)
+        if self.query_norm is not None and self.key_norm is not None and self.norm_heads:
             query, key = self.query_norm(query), self.key_norm(key)
         rotary = context.rotary[self.kind]
         if rotary is not None:

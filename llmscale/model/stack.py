@@ -33,7 +33,7 @@ class Stack(nn.Module):
         self.kinds = sorted({config.attention_kind(layer) for layer in range(layers)})
         self.relative_bias = RelativeBias(config, causal) if config.positions == "relative" else None
         self.blocks = nn.ModuleList(Block(config, layer, causal, cross) for layer in range(layers))
-        self.norm = make_norm(config) if config.norm_order == "pre" else None
+        self.norm = make_norm(config) if config.final_norm else None
         self.queries = nn.Embedding(config.max_positions, config.hidden_size) if config.query_layer else None
 
     @property

@@ -79,6 +79,21 @@ class SharedRMSNorm(Shared, nn.RMSNorm):
         return F.rms_norm(x, self.normalized_shape, self.whole(self.weight), self.eps)
 
 
+class SplitRMSNorm(Shared, nn.RMSNorm):
+    """A norm of which each rank has some channels, or several ranks the same ones."""
+
+    ranks: TensorRanks
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        # Each rank goes on with channels of its own, so that the gradient of the sum is a sum, too.
+        squares = copy(total(wide.square().sum(-1, keepdim=True), self.ranks.group), self.ranks.group)
+        mean = squares / (x.shape[-1] * self.ranks.size)
+        assert self.eps is not None
+        weight = self.weight if self.summed is None else self.whole(self.weight)
+        return (wide * (mean + self.eps).rsqrt()).to(x.dtype) * weight
+
+
 class RowLinear(Shared, nn.Linear):
     """A projection of which each rank has some inputs: the products are summed, and the bias is added once."""
 

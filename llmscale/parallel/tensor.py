@@ -45,7 +45,7 @@ def apply_tensor_parallel(model: Transformer, grid: RankGrid, by_positions: bool
     for name, module in list(model.named_modules()):
         if type(module) in _SHARDED:
             mix_in(module, _SHARDED[type(module)], ranks=ranks)
-        cut = cut_of(name, by_positions)
+        cut = cut_of(model.config, name, by_positions)
         if cut is not None and not isinstance(module, Experts):
             for own, shard in _cut(module, cut, model.config, grid, ranks).items():
                 shards[f"{name}.{own}"] = shard
@@ -80,6 +80,8 @@ def _cut(
 
     match cut:
         case "column":
+            if isinstance(module, nn.RMSNorm):
+                mix_in(module, layers.SplitRMSNorm, ranks=ranks, summed=None)
             return along(1 if stacked else 0)
         case "vocabulary":
             embeds = isinstance(module, nn.Embedding)
@@ -104,10 +106,15 @@ def _cut_key_value(
 ) -> dict[str, Shard]:
     """Keys or values: by heads, and several ranks have the same head where there are fewer heads than ranks."""
     if heads >= ranks.size:
+        if isinstance(module, nn.RMSNorm):
+            mix_in(module, layers.SplitRMSNorm, ranks=ranks, summed=None)
         return {name: shard.narrowed(0, ranks.rank, ranks.size) for name, shard in whole.items()}
     alike = ranks.size // heads
     part = ranks.rank // alike
     members = grid.ranks("tensor")[part * alike : (part + 1) * alike]
-    mix_in(module, layers.SharedLinear, summed=grid.group_of(members))
+    if isinstance(module, nn.RMSNorm):
+        mix_in(module, layers.SplitRMSNorm, ranks=ranks, summed=grid.group_of(members))
+    else:
+        mix_in(module, layers.SharedLinear, summed=grid.group_of(members))
     first = ranks.rank % alike == 0
     return {name: shard.narrowed(0, part, heads, first) for name, shard in whole.items()}

@@ -89,7 +89,8 @@ class Activations:
         saved: Saved = {}
         if model.query_key_norm and not cross:
             saved["query and key norm"] = (queries + keys) * (1 if self.fused_norms else 2)
-            saved["query and key norm"] += (self.tokens(length) * heads + self.tokens(memory) * shared) * _WIDE
+            vectors = (heads, shared) if model.query_key_norm_over == "head" else (1, 1)
+            saved["query and key norm"] += (self.tokens(length) * vectors[0] + self.tokens(memory) * vectors[1]) * _WIDE
         if rate and self.layout_free:
             repeated = keys * heads // shared
             saved |= {"queries": queries, "keys and values": 2 * repeated, "probabilities": pairs * (4 + self.element)}
@@ -148,13 +149,12 @@ class Activations:
         saved: Saved = {}
         add(saved, self.attention(length, length, self.flags(layer, length, causal), cross=False))
         whole = self.residual(length)
-        normed = model.first_norm or layer > 0 or model.norm_order == "post"
         sublayers = 2 + bool(memory)
-        norms = sublayers - (not normed) - (model.parallel_residual and not model.shared_norm and normed)
-        norms -= model.shared_norm
-        for _ in range(norms):
+        # Two norms of the same input keep it once.
+        beside = model.parallel_residual and not model.shared_norm and (model.first_norm or layer > 0)
+        for _ in range(model.block_norms(layer, bool(memory)) - beside):
             add(saved, self.norm(length))
-        if model.parallel_residual and not model.shared_norm and normed:
+        if beside:
             add(saved, {"norm statistics": self.norm(length)["norm statistics"]})
         inputs = sublayers - (model.parallel_residual and model.shared_norm)
         add(saved, {"projections' inputs": inputs * whole})

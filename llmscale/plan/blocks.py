@@ -89,7 +89,7 @@ class Layer:
             forward, backward = forward + more[0], backward + more[1]
         more = self._experts(length) if self.model.has_experts(layer) else self._feed_forward(length)
         forward, backward = forward + more[0], backward + more[1]
-        norms, sublayers = self._norms(layer, bool(memory)), 3 if memory else 2
+        norms, sublayers = self.model.block_norms(layer, bool(memory)), 3 if memory else 2
         passes = self._around(length, norms, sublayers)
         return forward + Time(passes=passes[0]), backward + Time(passes=passes[1])
 
@@ -234,10 +234,6 @@ class Layer:
             both = Time(tensor=sum(kernels.exchange(self.gpu, size, group) for size in sizes))
             forward, backward = forward + both, backward + both
         return self._reduced(forward, backward, length)
-
-    def _norms(self, layer: int, cross: bool) -> int:
-        model = self.model
-        return int(model.first_norm or layer > 0) + int(not model.shared_norm) + int(cross)
 
     def _around(self, length: int, norms: int, sublayers: int) -> tuple[float, float]:
         """Norms, residual sums and dropout of a block, forward and backward."""

@@ -86,12 +86,12 @@ def _block(config: ModelConfig, experts: bool, first: bool, cross: bool, tensor:
     counts: Counts = Counter()
     counts["attention"] = _projections(config, tensor)
     if config.query_key_norm:
-        counts["norms"] += 2 * config.head_channels
-    norms = int(config.first_norm or not first) + int(not config.shared_norm)
+        whole = config.query_key_norm_over == "projection"
+        heads = config.heads // tensor + local_heads(config.kv_head_count, tensor) if whole else 2
+        counts["norms"] += heads * config.head_channels
     if cross:
         counts["cross_attention"] = _projections(config, tensor)
-        norms += 1
-    counts["norms"] += norms * _norm(config)
+    counts["norms"] += config.block_norms(0 if first else 1, cross) * _norm(config)
     if experts:
         assert config.experts is not None
         counts["router"] = config.experts.count * config.hidden_size
@@ -134,7 +134,7 @@ def _around(config: ModelConfig, tensor: int) -> Counts:
     """What a stack has besides its blocks, apart from the embedding."""
     counts: Counts = Counter()
     counts["positions"] += _relative(config, tensor)
-    if config.norm_order == "pre":
+    if config.final_norm:
         counts["norms"] += _norm(config)
     if config.query_layer:
         counts["positions"] += config.max_positions * config.hidden_size

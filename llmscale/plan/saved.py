@@ -125,7 +125,7 @@ def _shared(acts: Activations, layers: range, length: int, causal: bool) -> int:
 
 def _finish(acts: Activations, kept: Saved, length: int) -> None:
     """The norm after a stack, and its dropout."""
-    if acts.model.norm_order == "pre":
+    if acts.model.final_norm:
         add(kept, {"final norm": sum(acts.norm(length).values())})
     if acts.model.dropout and acts.model.dropout_scheme == "t5":
         add(kept, {"final norm": acts.residual(length) // acts.element * _FLAG})

@@ -132,6 +132,7 @@ IDENTITY: dict[str, Any] = {
     "model.window": 7,
     "model.attention_scale": 0.5,
     "model.query_key_norm": True,
+    "model.query_key_norm_over": "projection",
     "model.norm_bias": False,
     "model.norm_order": "post",
     "model.embedding_norm": True,

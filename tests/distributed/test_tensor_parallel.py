@@ -29,6 +29,8 @@ DECODER = {"model__hidden_size": 32, "model__heads": 4, "model__kv_heads": 2, "m
 MODELS: dict[str, dict[str, Any]] = {
     "gpt2": DECODER,
     "llama": {**DECODER, "model__family": "llama", "model__tied_embeddings": False},
+    "olmo2": {**DECODER, "model__family": "olmo2"},
+    "olmo2 with one key head": {**DECODER, "model__family": "olmo2", "model__kv_heads": 1},
     "one key head": {**DECODER, "model__kv_heads": 1},
     "dropout": {**DECODER, "model__dropout": 0.1, "model__attention_dropout": 0.1},
 }

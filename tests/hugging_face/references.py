@@ -123,6 +123,15 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "Starcoder2Config",
         {**_LLAMA, "use_bias": False, "tie_word_embeddings": False, "hidden_act": "relu"},
     ),
+    "olmo2": ("Olmo2ForCausalLM", "Olmo2Config", {**_LLAMA, "rope_parameters": _ROPE}),
+    "olmo2_biased": (
+        "Olmo2ForCausalLM",
+        "Olmo2Config",
+        {
+            **_LLAMA, "num_key_value_heads": 4, "attention_bias": True, "tie_word_embeddings": True,
+            "hidden_act": "gelu", "rope_parameters": {**_ROPE, "rope_type": "linear", "factor": 4.0},
+        },
+    ),
     "mistral": ("MistralForCausalLM", "MistralConfig", {**_LLAMA, "head_dim": 12, "sliding_window": 6}),
     "mixtral": (
         "MixtralForCausalLM",
