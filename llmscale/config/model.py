@@ -13,7 +13,7 @@ from llmscale.config.bounds import Count, Layers, Width
 GATED = ("swiglu", "geglu", "geglu_tanh", "reglu")
 """Activations that multiply a second projection with the activated one."""
 
-OF_HEADS = ("head", "head_bias", "head_transform", "scaled_head", "tied_embeddings", "next_sentence")
+OF_HEADS = ("head", "head_bias", "head_transform", "scaled_head", "head_divisor", "tied_embeddings", "next_sentence")
 """Settings of the model that are those of its heads."""
 
 
@@ -156,6 +156,10 @@ class ModelConfig(Section):
     norm_order: Literal["pre", "post", "reordered"] = "pre"
     """pre: before each sub-layer and before the head (GPT-2); post: after each sub-layer's sum (BERT); reordered: of
     what each sub-layer adds to the residual stream, and before the head (OLMo 2, section 3.1)."""
+    embedding_multiplier: float = Field(default=1.0, gt=0)
+    """Factor of the tokens' embeddings (Granite)."""
+    residual_multiplier: float = Field(default=1.0, gt=0)
+    """Factor of what each sub-layer adds to the residual stream (Granite)."""
     embedding_norm: bool = False
     """A norm after the embeddings (BERT)."""
     first_norm: bool = True
@@ -180,6 +184,8 @@ class ModelConfig(Section):
     """The head shares the embedding's weight."""
     scaled_head: bool = False
     """The head's input is divided by sqrt(hidden_size) (T5 v1.0, whose embedding is large)."""
+    head_divisor: float = Field(default=1.0, gt=0)
+    """The head's input is divided by this (Granite)."""
     token_types: Count = Field(default=0, ge=0)
     """Rows of a learned table for the type of each token: first or second segment (BERT); 0: none."""
     next_sentence: bool = False
@@ -260,6 +266,11 @@ class ModelConfig(Section):
     def gated(self) -> bool:
         """Whether feed-forward layers have a gate projection."""
         return self.activation in GATED
+
+    @property
+    def head_factor(self) -> float:
+        """Factor of the head's input."""
+        return (self.hidden_size**-0.5 if self.scaled_head else 1.0) / self.head_divisor
 
     @property
     def final_norm(self) -> bool:

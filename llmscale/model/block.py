@@ -23,6 +23,7 @@ class Block(nn.Module):
         self.post_norm = config.norm_order == "post"
         self.parallel = config.parallel_residual
         self.dropout = config.dropout
+        self.multiplier = config.residual_multiplier
         after = config.norm_order == "reordered"
         before = not after
         self.attention_norm = make_norm(config) if before and (config.first_norm or layer) else None
@@ -43,22 +44,25 @@ class Block(nn.Module):
         if self.parallel:
             beside = normed if self.feed_forward_norm is None else self.feed_forward_norm(hidden)
             changed, loss = self._feed_forward(beside, context)
-            return hidden + self.attention(normed, context) + changed, loss
-        hidden = hidden + _normed(self.post_attention_norm, self.attention(normed, context))
+            return hidden + self._scaled(self.attention(normed, context)) + self._scaled(changed), loss
+        hidden = hidden + self._scaled(_normed(self.post_attention_norm, self.attention(normed, context)))
         if self.cross_attention is not None:
             changed = self.cross_attention(_normed(self.cross_attention_norm, hidden), context)
-            hidden = hidden + _normed(self.post_cross_attention_norm, changed)
+            hidden = hidden + self._scaled(_normed(self.post_cross_attention_norm, changed))
         changed, loss = self._feed_forward(_normed(self.feed_forward_norm, hidden), context)
-        return hidden + _normed(self.post_feed_forward_norm, changed), loss
+        return hidden + self._scaled(_normed(self.post_feed_forward_norm, changed)), loss
 
     def _post_norm(self, hidden: Tensor, context: Context) -> tuple[Tensor, Tensor | None]:
         assert self.attention_norm is not None
         assert self.feed_forward_norm is not None
-        hidden = self.attention_norm(hidden + self.attention(hidden, context))
+        hidden = self.attention_norm(hidden + self._scaled(self.attention(hidden, context)))
         if self.cross_attention is not None and self.cross_attention_norm is not None:
-            hidden = self.cross_attention_norm(hidden + self.cross_attention(hidden, context))
+            hidden = self.cross_attention_norm(hidden + self._scaled(self.cross_attention(hidden, context)))
         changed, loss = self._feed_forward(hidden, context)
-        return self.feed_forward_norm(hidden + changed), loss
+        return self.feed_forward_norm(hidden + self._scaled(changed)), loss
+
+    def _scaled(self, changed: Tensor) -> Tensor:
+        return changed if self.multiplier == 1 else changed * self.multiplier
 
     def _feed_forward(self, hidden: Tensor, context: Context) -> tuple[Tensor, Tensor | None]:
         loss = None

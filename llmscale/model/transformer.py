@@ -137,6 +137,8 @@ class Transformer(Stack):
 
     def _embed(self, inputs: Tensor, positions: Tensor, token_types: Tensor | None = None) -> Tensor:
         hidden = self.embedding(inputs)
+        if self.config.embedding_multiplier != 1:
+            hidden = hidden * self.config.embedding_multiplier
         if self.positions is not None:
             hidden = hidden + self.positions(positions)
         elif self.config.positions == "sinusoidal":

@@ -18,8 +18,8 @@ Cut = Literal["column", "key_value", "row", "vocabulary", "heads", "replicated_s
 
 column: by outputs, a norm's by what it norms. key_value: by outputs; where there are fewer heads than ranks, several
 ranks have the same head. row: weights by inputs, whose products are summed over the ranks; the bias is whole.
-vocabulary: by rows. heads: a table (buckets, heads) by heads. replicated_sum: whole on every rank, but it sees what only
-this rank has: its gradient is summed over the ranks.
+vocabulary: by rows. heads: a table (buckets, heads) by heads. replicated_sum: whole on every rank, but it sees what
+only this rank has: its gradient is summed over the ranks.
 """
 
 TENSOR: tuple[tuple[str, Cut], ...] = (

@@ -123,6 +123,19 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "Starcoder2Config",
         {**_LLAMA, "use_bias": False, "tie_word_embeddings": False, "hidden_act": "relu"},
     ),
+    "granite": (
+        "GraniteForCausalLM",
+        "GraniteConfig",
+        {
+            **_LLAMA, "embedding_multiplier": 6.0, "attention_multiplier": 0.2, "residual_multiplier": 0.6,
+            "logits_scaling": 3.0, "tie_word_embeddings": True, "rope_parameters": _ROPE,
+        },
+    ),
+    "granite_biased": (
+        "GraniteForCausalLM",
+        "GraniteConfig",
+        {**_LLAMA, "attention_bias": True, "mlp_bias": True, "attention_multiplier": 0.4, "logits_scaling": 2},
+    ),
     "olmo2": ("Olmo2ForCausalLM", "Olmo2Config", {**_LLAMA, "rope_parameters": _ROPE}),
     "olmo2_biased": (
         "Olmo2ForCausalLM",

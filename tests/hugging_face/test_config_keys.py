@@ -89,7 +89,7 @@ PLAIN = ["relu", "silu", "gelu", "gelu_fast", "gelu_accurate", "gelu_python", "g
 BOTH: dict[str, list[Values]] = {
     **{
         name: [{**NO_ROPE, **rope} for rope in ROPE] + HEADS
-        for name in ("llama", "qwen3", "mistral", "mixtral", "olmo2")
+        for name in ("llama", "qwen3", "mistral", "mixtral", "olmo2", "granite")
     },
     "qwen3_moe": [{**NO_ROPE, **rope} for rope in ROPE] + HEADS + [{"num_experts": ABSENT, "num_local_experts": 5}],
     "gpt_neox": [{**NO_ROPE, **rope} for rope in ROPE]
@@ -209,7 +209,7 @@ def test_all_forms_give_the_same_logits(name: str, saved: Any) -> None:
         assert differences(name, folder, changed(values, change), must_read=readable) is None, change
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen3", "mistral", "mixtral", "olmo2"])
+@pytest.mark.parametrize("name", ["llama", "qwen3", "mistral", "mixtral", "olmo2", "granite"])
 def test_null_means_a_key_for_each_query(name: str, tmp_path: Path) -> None:
     """num_key_value_heads of null, where transformers takes it; where it is absent, some classes have a number."""
     torch.manual_seed(3)
@@ -218,9 +218,9 @@ def test_null_means_a_key_for_each_query(name: str, tmp_path: Path) -> None:
     model = randomized(name, getattr(transformers, CASES[name][0])(config))
     folder = save(model, tmp_path / "hf")
     values = json.loads((folder / "config.json").read_text())
-    readable = name in ("llama", "qwen3", "olmo2")
+    readable = name in ("llama", "qwen3", "olmo2", "granite")
     assert differences(name, folder, {**values, "num_key_value_heads": None}, must_read=readable) is None
-    readable = name in ("llama", "olmo2")  # the default of the others is not the number of this small model
+    readable = name in ("llama", "olmo2", "granite")  # the default of the others is not the number of this small model
     (folder / "config.json").write_text(json.dumps(changed(values, {"num_key_value_heads": ABSENT})))
     assert (theirs(name, folder) is not None) == (not isinstance(ours(folder), str)) == readable
 

@@ -32,6 +32,7 @@ DRAWN: dict[str, list[str]] = {
     "qwen2_sliding": [],
     "starcoder2": [],
     "llama3": [],
+    "granite": [],
     "olmo2_biased": [],
     "gptj": ["head.bias", "head.weight"],
     "bert": [*TRANSFORM, *CLASSIFIER],
