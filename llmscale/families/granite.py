@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from llmscale.families import llama
-from llmscale.families.hugging_face import GATED, HuggingFace, Settings, written_activation
+from llmscale.families.hugging_face import GATED, Settings, written_activation
 from llmscale.families.rope import read_rope, write_rope
 
 PRESET: dict[str, object] = {

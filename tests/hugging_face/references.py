@@ -136,6 +136,28 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "GraniteConfig",
         {**_LLAMA, "attention_bias": True, "mlp_bias": True, "attention_multiplier": 0.4, "logits_scaling": 2},
     ),
+    "falcon": ("FalconForCausalLM", "FalconConfig", {**_SHARED, "max_position_embeddings": CONTEXT}),
+    "falcon_new": (
+        "FalconForCausalLM",
+        "FalconConfig",
+        {
+            **_SHARED, "new_decoder_architecture": True, "num_kv_heads": 2, "ffn_hidden_size": 72, "bias": True,
+            "rope_parameters": _ROPE, "max_position_embeddings": CONTEXT,
+        },
+    ),
+    "falcon_one_norm": (
+        "FalconForCausalLM",
+        "FalconConfig",
+        {
+            **_SHARED, "new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1,
+            "activation": "relu", "tie_word_embeddings": False,
+        },
+    ),
+    "falcon_serial": (
+        "FalconForCausalLM",
+        "FalconConfig",
+        {**_SHARED, "multi_query": False, "parallel_attn": False, "bias": True, "ffn_hidden_size": 72},
+    ),
     "olmo2": ("Olmo2ForCausalLM", "Olmo2Config", {**_LLAMA, "rope_parameters": _ROPE}),
     "olmo2_biased": (
         "Olmo2ForCausalLM",

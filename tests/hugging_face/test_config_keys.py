@@ -109,6 +109,14 @@ BOTH: dict[str, list[Values]] = {
         )
     ]
     + [{"hidden_act": name} for name in PLAIN],
+    "falcon": [{**NO_ROPE, **rope} for rope in ROPE]
+    + [{"activation": name} for name in PLAIN]
+    + [{key: None} for key in ("alibi", "bias", "new_decoder_architecture", "multi_query", "parallel_attn")]
+    + [{key: ABSENT} for key in ("alibi", "bias", "new_decoder_architecture", "multi_query", "parallel_attn")]
+    + [{"num_ln_in_parallel_attn": count} for count in (0, 1, 2, 3)]
+    + [{"num_kv_heads": 2}, {"num_kv_heads": None}, {"ffn_hidden_size": None}, {"n_embed": 40}, {"n_embed": None}],
+    "falcon_new": [{"num_ln_in_parallel_attn": count} for count in (None, ABSENT, 0, 1, 3)]
+    + [{"multi_query": False}, {"parallel_attn": False}, {"num_kv_heads": None}],
     "t5": functions(T5_FUNCTIONS) + T5_TIES,
     "t5_v1_1": [*functions(T5_GATED, "gated-"), {"feed_forward_proj": ABSENT}, {"feed_forward_proj": "gated-silu"}],
     "gpt2": [{"activation_function": name} for name in PLAIN] + [{"n_inner": ABSENT}, {"tie_word_embeddings": ABSENT}],
@@ -299,6 +307,10 @@ SENTENCES: list[tuple[str, Values, str]] = [
     ("gptj", {"n_head": 0}, "rotary_dim (4) must be 1 to the 0 channels of a head; repair config.json"),
     ("t5", {"feed_forward_proj": "a-b-c"}, "feed_forward_proj is 'a-b-c', but must be a function or gated-FUNCTION"),
     ("t5", functions(["mish"])[0], "feed_forward_proj is 'mish', but llmscale knows gelu,"),
+    ("falcon", {"alibi": True}, "alibi is true, but transformers rounds Falcon's biases by distance to bf16, which"),
+    ("falcon", {"num_ln_in_parallel_attn": 2}, "num_ln_in_parallel_attn is 2, but transformers' class computes only 1"),
+    ("falcon_new", {"parallel_attn": False}, "parallel_attn is false, which transformers' class cannot compute; set"),
+    ("falcon_serial", {"num_kv_heads": 2}, "num_kv_heads is 2, but must be num_attention_heads (4) where new_decoder"),
     ("modernbert", {"layer_types": ABSENT, "global_attn_every_n_layers": 0}, "global_attn_every_n_layers is 0, but"),
 ]  # fmt: skip
 
