@@ -122,6 +122,8 @@ class ModelConfig(Section):
     positions: Literal["learned", "rotary", "relative", "alibi", "sinusoidal"] = "learned"
     """How positions enter: a learned or a sinusoidal (Vaswani et al. 2017, section 3.5) table added to the embedding;
     rotary embedding of queries and keys; a learned bias by distance (T5) or a fixed one (ALiBi, Press et al. 2022)."""
+    position_offset: Count = Field(default=0, ge=0)
+    """Rows of the learned table before that of the first position (RoBERTa, where they belong to special tokens)."""
     rotary_base: float = Field(default=10000.0, gt=0)
     """Base of the rotary frequencies (RoFormer, section 3.2.2)."""
     rotary_local_base: float | None = Field(default=None, gt=0)
@@ -268,6 +270,11 @@ class ModelConfig(Section):
         return self.activation in GATED
 
     @property
+    def position_rows(self) -> int:
+        """Rows of the learned table of positions; 0 where there is none."""
+        return self.max_positions + self.position_offset if self.positions == "learned" else 0
+
+    @property
     def head_factor(self) -> float:
         """Factor of the head's input."""
         return (self.hidden_size**-0.5 if self.scaled_head else 1.0) / self.head_divisor
@@ -350,6 +357,11 @@ class ModelConfig(Section):
         yield (
             self.norm_order != "pre" and (self.parallel_residual or not self.first_norm),
             f"norm_order is {self.norm_order}, which knows neither parallel_residual nor first_norm=false; use pre",
+        )
+        yield (
+            self.position_offset > 0 and self.positions != "learned",
+            f"position_offset ({self.position_offset}) is for learned positions, but positions is {self.positions};"
+            f" set it to 0",
         )
         yield (
             self.parallel_residual and cross,

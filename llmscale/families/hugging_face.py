@@ -106,6 +106,8 @@ class HuggingFace:
     """(regular expression, replacement): older names of tensors."""
     ignored: tuple[str, ...] = ()
     """Regular expressions of tensors that are no parameters: masks and tables that older versions stored."""
+    dropped: tuple[str, ...] = ()
+    """Regular expressions of tensors of parts that our model does not have, which are left out with a note."""
     copies: Mapping[str, str] | None = None
     """Tensors that must equal another, where they are stored at all."""
     present: Mapping[str, str] | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ OWN = "llmscale"
 _TRAINING_ONLY = ("family", "vocab_size", "vocab_multiple", "init_std", "init_scheme")
 _CAUSES = {
     "window": ("attention_pattern",),
+    "max_positions": ("position_offset",),
     "rotary_base": ("positions", "attention_pattern"),
     "rotary_local_base": ("positions", "attention_pattern"),
     **dict.fromkeys(("rotary_fraction", "rotary_interleaved", "rotary_scaling"), ("positions",)),
@@ -135,7 +136,10 @@ class Misfit:
 
 
 def fit(
-    model: ModelConfig, vocab_size: int, objective: Mapping[str, Any] | None = None
+    model: ModelConfig,
+    vocab_size: int,
+    token_ids: Callable[[str], dict[str, Any]],
+    objective: Mapping[str, Any] | None = None,
 ) -> tuple[HuggingFace, dict[str, Any]] | Misfit:
     """The class that computes what a model computes, with its config.json, or what stands in the way.
 
@@ -143,6 +147,7 @@ def fit(
     before classes that only repeat an older one those of that.
 
     Args:
+        token_ids: the keys of special tokens, by model_type.
         objective: the section that the model was trained by, of which heads tell more than the model does.
     """
     order = sorted(families.with_class(), key=lambda name: (name != model.family, table_of(name).repeats is not None))
@@ -150,7 +155,8 @@ def fit(
     whole = _resolved(model)
     for name in order:
         table = table_of(name)
-        written = write_settings(table, whole, vocab_size) | _written_head(model, table, objective or {})
+        written = write_settings(table, whole, vocab_size) | token_ids(table.model_type)
+        written |= _written_head(model, table, objective or {})
         reasons = _differences(model, table, name, written)
         if not reasons and (need := table.needs and table.needs(whole)):
             reasons = [need]

@@ -157,6 +157,10 @@ def _source(values: dict[str, Any], path: Path, folder: TensorFolder) -> tuple[_
     shapes = shapes_of(config, model["vocab_size"])
     moves = plan(table, config, shapes)
     expected = {name: move.shape for move in moves for name in move.theirs}
+    left_out = sorted(name for name in names if any(re.fullmatch(pattern, name) for pattern in table.dropped))
+    if left_out:
+        notes.append(f"{', '.join(left_out)} not used: {table.classes[0]} has no such part")
+    names = {name: stored for name, stored in names.items() if name not in left_out}
     unexpected = _unexpected(table, folder, names, expected, tied)
     heads = {move.theirs[0]: move.ours[0] for move in moves if move.ours[0].startswith(_HEADS)}
     lacking = _lacking(folder, names, expected, unexpected, heads)

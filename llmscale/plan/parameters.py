@@ -145,9 +145,7 @@ def _first(config: ModelConfig, vocab_size: int, tensor: int) -> Counts:
     counts: Counts = Counter()
     hidden = config.hidden_size
     counts["embedding"] = config.padded_vocab(vocab_size) // tensor * hidden
-    counts["positions"] = config.token_types * hidden
-    if config.positions == "learned":
-        counts["positions"] += config.max_positions * hidden
+    counts["positions"] = (config.token_types + config.position_rows) * hidden
     if config.embedding_norm:
         counts["norms"] += _norm(config)
     return counts

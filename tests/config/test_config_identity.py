@@ -111,6 +111,7 @@ IDENTITY: dict[str, Any] = {
     "model.vocab_multiple": 7,
     "model.max_positions": 7,
     "model.positions": "rotary",
+    "model.position_offset": 2,
     "model.rotary_base": 7.0,
     "model.rotary_fraction": 0.5,
     "model.norm": "rmsnorm",

@@ -71,7 +71,8 @@ SAME_SHAPES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 OTHER_SHAPES = {
     *("layers", "encoder_layers", "hidden_size", "vocab_size", "vocab_multiple", "relative_buckets"),
     *("query_key_norm", "query_key_norm_over", "norm_order", "embedding_norm", "first_norm", "shared_norm"),
-    *("bias", "head_bias", "head", "head_transform", "tied_embeddings", "token_types", "next_sentence", "query_layer"),
+    *("bias", "position_offset", "head_bias", "head", "head_transform", "tied_embeddings", "token_types"),
+    *("next_sentence", "query_layer"),
 }
 """Settings with which tensors come and go, or change their shapes."""
 

@@ -75,6 +75,11 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "BertConfig",
         {**_SHARED, "intermediate_size": 72, "max_position_embeddings": CONTEXT, "hidden_act": "gelu_new"},
     ),
+    "roberta": (
+        "RobertaForMaskedLM",
+        "RobertaConfig",
+        {**_SHARED, "intermediate_size": 72, "max_position_embeddings": CONTEXT + 1},
+    ),
     "t5": ("T5ForConditionalGeneration", "T5Config", _T5),
     "t5_v1_1": (
         "T5ForConditionalGeneration",
@@ -230,11 +235,12 @@ def headless(name: str, **settings: Any) -> nn.Module:
     return randomized(name, transformers.AutoModel.from_config(config_of(name), **settings))
 
 
-def config_of(name: str) -> Any:
+def config_of(name: str, **changes: Any) -> Any:
     """transformers' config of a case, without dropout."""
     _, config_name, settings = CASES[name]
+    settings = {**settings, **changes}
     config = getattr(transformers, config_name)(
-        vocab_size=VOCAB, bos_token_id=1, eos_token_id=2, pad_token_id=0, **settings
+        **{"vocab_size": VOCAB, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, **settings}
     )
     for key in list(config.to_dict()):
         if "dropout" in key or key.endswith("pdrop"):

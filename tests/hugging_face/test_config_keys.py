@@ -120,6 +120,7 @@ BOTH: dict[str, list[Values]] = {
     "t5": functions(T5_FUNCTIONS) + T5_TIES,
     "t5_v1_1": [*functions(T5_GATED, "gated-"), {"feed_forward_proj": ABSENT}, {"feed_forward_proj": "gated-silu"}],
     "gpt2": [{"activation_function": name} for name in PLAIN] + [{"n_inner": ABSENT}, {"tie_word_embeddings": ABSENT}],
+    "roberta": [{"pad_token_id": value} for value in (None, 24)] + [{"hidden_act": "gelu_new"}],
     "bert": [{"hidden_act": name} for name in PLAIN] + [{"tie_word_embeddings": ABSENT}],
     "gpt_neo": [
         {"attention_layers": ABSENT, "attention_types": [[["global"], 3]]},
@@ -311,6 +312,9 @@ SENTENCES: list[tuple[str, Values, str]] = [
     ("falcon", {"num_ln_in_parallel_attn": 2}, "num_ln_in_parallel_attn is 2, but transformers' class computes only 1"),
     ("falcon_new", {"parallel_attn": False}, "parallel_attn is false, which transformers' class cannot compute; set"),
     ("falcon_serial", {"num_kv_heads": 2}, "num_kv_heads is 2, but must be num_attention_heads (4) where new_decoder"),
+    ("roberta", {"pad_token_id": 24}, "pad_token_id is 24, but must be 0 to 23, since the max_position_embeddings "),
+    ("roberta", {"pad_token_id": None}, "pad_token_id is null, but transformers' class needs a value"),
+    ("roberta", {"hidden_act": "relu"}, "hidden_act is 'relu', but RoBERTa's head has gelu, and llmscale the same"),
     ("modernbert", {"layer_types": ABSENT, "global_attn_every_n_layers": 0}, "global_attn_every_n_layers is 0, but"),
 ]  # fmt: skip
 

@@ -301,6 +301,9 @@ def test_the_class_follows_from_the_parts(model: dict[str, Any], expected: str, 
         ),
         ({"family": "gptj", "activation": "swiglu"}, "GPTJForCausalLM, but model.activation is swiglu"),
         ({"family": "bert", "token_types": 0, "next_sentence": False}, "but model.token_types is 0"),
+        ({"family": "bert", "tied_embeddings": False}, "but model.tied_embeddings is false, where BertForMaskedLM has"),
+        # The tokenizer's padding token is 0, behind which the positions would have to begin.
+        ({"family": "roberta"}, "but model.position_offset is 2, where RobertaForMaskedLM has 1"),
     ],
 )
 def test_what_stands_in_the_way_is_named(model: dict[str, Any], reason: str, tmp_path: Path) -> None:
