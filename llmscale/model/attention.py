@@ -10,6 +10,7 @@ from llmscale.config.model import ModelConfig
 from llmscale.model.context import Context
 from llmscale.model.dropout import LayerDropout, Place, drop
 from llmscale.model.linear import Linear
+from llmscale.model.norms import make_rms_norm
 from llmscale.model.positions import rotate
 
 
@@ -102,9 +103,9 @@ class Attention(Projections):
         self.interleaved = config.rotary_interleaved
         self.norm_heads = config.query_key_norm_over == "head"
         queries, keys = (1, 1) if self.norm_heads else (config.heads, config.kv_head_count)
-        normed, eps = config.query_key_norm, config.norm_eps
-        self.query_norm = nn.RMSNorm(queries * self.channels, eps=eps) if normed else None
-        self.key_norm = nn.RMSNorm(keys * self.channels, eps=eps) if normed else None
+        normed = config.query_key_norm
+        self.query_norm = make_rms_norm(config, queries * self.channels) if normed else None
+        self.key_norm = make_rms_norm(config, keys * self.channels) if normed else None
 
     def forward(self, hidden: Tensor, context: Context) -> Tensor:
         """(B, T, hidden_size) to the same shape; `context.queries` ask in place of the hidden states where given."""

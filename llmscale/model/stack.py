@@ -111,8 +111,8 @@ class Stack(nn.Module):
         config = self.config
         if config.positions != "rotary":
             return None
-        base = config.rotary_base if kind == "global" else config.rotary_local_base or config.rotary_base
-        return rotary_tables(positions, int(config.head_channels * config.rotary_fraction), base, config.rotary_scaling)
+        base, scaling = config.rotary_base_of(kind), config.rotary_scaling_of(kind)
+        return rotary_tables(positions, config.rotated_channels, base, scaling)
 
     def _masks(self, sight: Sight, hidden: Tensor) -> dict[str, Tensor | None]:
         """Masks by kind of layer, with the bias by distance added where there is one."""

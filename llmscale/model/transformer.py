@@ -136,8 +136,8 @@ class Transformer(Stack):
 
     def _embed(self, inputs: Tensor, positions: Tensor, token_types: Tensor | None = None) -> Tensor:
         hidden = self.embedding(inputs)
-        if self.config.embedding_multiplier != 1:
-            hidden = hidden * self.config.embedding_multiplier
+        if self.config.embedding_factor != 1:
+            hidden = hidden * self.config.embedding_factor
         if self.positions is not None:
             hidden = hidden + self.positions(positions + self.config.position_offset)
         elif self.config.positions == "sinusoidal":

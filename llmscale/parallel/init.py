@@ -139,12 +139,12 @@ def _draw_rectangle(config: ModelConfig, seed: int, name: str, part: Shard, star
 def initial_values(config: ModelConfig, seed: int, name: str, start: int, end: int) -> Tensor:
     """Elements [start, end) of the flattened global tensor `name`, 1-D fp32 on the CPU.
 
-    Norm weights are 1 and biases 0. What else there is, is normal as `config.init_scheme` says.
+    Norm weights are `config.norm_start` and biases 0. What else there is, is normal as `config.init_scheme` says.
     """
     if name.endswith("bias"):
         return torch.zeros(end - start)
     if name.endswith("norm.weight"):
-        return torch.ones(end - start)
+        return torch.full((end - start,), config.norm_start)
     return draw(seed, name, _deviation(config, name), start, end)
 
 

@@ -21,6 +21,7 @@ from llmscale.model.experts import ExpertLinear, Experts
 from llmscale.model.feed_forward import FeedForward
 from llmscale.model.linear import linear
 from llmscale.model.masks import Sight
+from llmscale.model.norms import RMSNorm
 from llmscale.model.projections import Vocabulary
 from llmscale.model.stack import Stack
 from llmscale.model.transformer import Transformer
@@ -72,14 +73,16 @@ class SharedLayerNorm(Shared, nn.LayerNorm):
         return F.layer_norm(input, self.normalized_shape, self.whole(self.weight), self.whole(self.bias), self.eps)
 
 
-class SharedRMSNorm(Shared, nn.RMSNorm):
+class SharedRMSNorm(Shared, RMSNorm):
     """A norm of what only this rank has."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.normalized_shape, self.whole(self.weight), self.eps)
+        weight = self.whole(self.weight)
+        assert weight is not None
+        return self.normed(x, weight)
 
 
-class SplitRMSNorm(Shared, nn.RMSNorm):
+class SplitRMSNorm(Shared, RMSNorm):
     """A norm of which each rank has some channels, or several ranks the same ones."""
 
     ranks: TensorRanks

@@ -9,6 +9,7 @@ from llmscale.model import Part, Transformer
 from llmscale.model.attention import Attention, CrossAttention
 from llmscale.model.experts import ExpertLinear, Experts
 from llmscale.model.feed_forward import FeedForward
+from llmscale.model.norms import RMSNorm
 from llmscale.model.stack import Stack
 from llmscale.parallel import layers
 from llmscale.parallel.grid import RankGrid
@@ -80,7 +81,7 @@ def _cut(
 
     match cut:
         case "column":
-            if isinstance(module, nn.RMSNorm):
+            if isinstance(module, RMSNorm):
                 mix_in(module, layers.SplitRMSNorm, ranks=ranks, summed=None)
             return along(1 if stacked else 0)
         case "vocabulary":
@@ -96,7 +97,7 @@ def _cut(
         case "key_value":
             return _cut_key_value(module, whole, config.kv_head_count, grid, ranks)
         case "replicated_sum":
-            norm = layers.SharedRMSNorm if isinstance(module, nn.RMSNorm) else layers.SharedLayerNorm
+            norm = layers.SharedRMSNorm if isinstance(module, RMSNorm) else layers.SharedLayerNorm
             mix_in(module, norm, summed=ranks.group)
             return {}
 
@@ -106,13 +107,13 @@ def _cut_key_value(
 ) -> dict[str, Shard]:
     """Keys or values: by heads, and several ranks have the same head where there are fewer heads than ranks."""
     if heads >= ranks.size:
-        if isinstance(module, nn.RMSNorm):
+        if isinstance(module, RMSNorm):
             mix_in(module, layers.SplitRMSNorm, ranks=ranks, summed=None)
         return {name: shard.narrowed(0, ranks.rank, ranks.size) for name, shard in whole.items()}
     alike = ranks.size // heads
     part = ranks.rank // alike
     members = grid.ranks("tensor")[part * alike : (part + 1) * alike]
-    if isinstance(module, nn.RMSNorm):
+    if isinstance(module, RMSNorm):
         mix_in(module, layers.SplitRMSNorm, ranks=ranks, summed=grid.group_of(members))
     else:
         mix_in(module, layers.SharedLinear, summed=grid.group_of(members))

@@ -39,6 +39,14 @@ SAME_SHAPES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "relative_max_distance without": ({}, {"relative_max_distance": 17}),
     "attention_pattern": (LOCAL, {"attention_pattern": ["local"]}),
     "attention_pattern, longer": (LOCAL, {"attention_pattern": ["global", "local", "local"]}),
+    "rotary_local_base, where it is rotary_base": (
+        {**LOCAL, "attention_pattern": ["local"], "positions": "rotary"},
+        {"rotary_base": 50.0},
+    ),
+    "rotary_local_scaling": (
+        {**LOCAL, "attention_pattern": ["local"], "positions": "rotary"},
+        {"rotary_scaling": {"factor": 4.0}},
+    ),
     "window": (LOCAL, {"window": 6}),
     "window without": ({}, {"window": 6}),
     "attention_scale": ({}, {"attention_scale": 1.0}),
@@ -107,5 +115,7 @@ def test_what_changes_the_function_is_found_and_nothing_else(case: str) -> None:
 
 
 def test_no_setting_is_forgotten() -> None:
-    named = {case.split(",")[0].split(" ")[0].split(".")[0] for case in SAME_SHAPES}
+    # Of global layers and of local ones apart, whatever setting says it.
+    named = {case.replace("rotary_local_scaling", "rotary_scaling") for case in SAME_SHAPES}
+    named = {case.split(",")[0].split(" ")[0].split(".")[0] for case in named}
     assert named | OTHER_SHAPES == set(ModelConfig.model_fields)

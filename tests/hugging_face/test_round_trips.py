@@ -17,8 +17,9 @@ from data_pipeline.tokenizer import prepare_tokenizer
 from llmscale.checkpoint.commands import show, verify
 from llmscale.checkpoint.model import load_model
 from llmscale.config import ModelConfig, parse_config
+from llmscale.config.function import function_of
 from llmscale.families.hugging_face import COMMON, Settings
-from llmscale.hugging_face.classes import function_of, recognise
+from llmscale.hugging_face.classes import recognise
 from llmscale.hugging_face.exporting import export_checkpoint
 from llmscale.hugging_face.importing import import_directory
 from llmscale.parallel.init import build, build_hollow
