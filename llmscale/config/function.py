@@ -42,8 +42,9 @@ def function_of(model: ModelConfig) -> dict[str, Any]:
     another setting switches it off."""
     kinds = _pattern(model)
     rotary, relative = model.positions == "rotary", model.positions == "relative"
-    global_base = model.rotary_base_of("global") if rotary and "global" in kinds else None
-    local_base = model.rotary_base_of("local") if rotary and "local" in kinds else None
+    both = rotary and {"global", "local"} == set(kinds)
+    first = "global" if "global" in kinds else "local"
+    scaling = _scaling(model, first) if rotary else None
     settings = {key: value for key, value in resolved(model).items() if not key.startswith("rotary_")}
     settings = {key: value for key, value in settings.items() if key not in _NO_FUNCTION}
     return {
@@ -53,12 +54,12 @@ def function_of(model: ModelConfig) -> dict[str, Any]:
         "window": model.window if "local" in kinds else None,
         "embedding_multiplier": model.embedding_factor,
         "query_key_norm_over": model.query_key_norm_over if model.query_key_norm else None,
-        "rotary_base": global_base,
-        "rotary_local_base": local_base,
+        "rotary_base": model.rotary_base_of(first) if rotary else None,
+        "rotary_local_base": model.rotary_base_of("local") if both else None,
         "rotary_fraction": model.rotated_channels / model.head_channels if rotary else None,
         "rotary_interleaved": rotary and model.rotary_interleaved,
-        "rotary_scaling": _scaling(model, "global") if rotary and "global" in kinds else None,
-        "rotary_local_scaling": _scaling(model, "local") if rotary and "local" in kinds else None,
+        "rotary_scaling": scaling,
+        "rotary_local_scaled": _scaling(model, "local") is not None if both and scaling is not None else None,
         "relative_buckets": model.relative_buckets if relative else None,
         "relative_max_distance": model.relative_max_distance if relative else None,
         "experts": _experts(model),
