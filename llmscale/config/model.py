@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -63,6 +63,8 @@ class ModelConfig(Section):
     """Rotate channels 2i and 2i + 1 together (GPT-J) rather than i and i + half (GPT-NeoX, Llama)."""
     rotary_scaling: RotaryScaling | None = None
     """Stretched rotary frequencies."""
+    rotary_local_scaled: bool = True
+    """Whether rotary_scaling acts in local layers, too."""
     relative_buckets: Count = Field(default=32, ge=4)
     """Distances that relative positions tell apart (T5)."""
     relative_max_distance: Count = Field(default=128, ge=2)
@@ -84,11 +86,14 @@ class ModelConfig(Section):
     """Added to the variance inside a norm."""
     norm_bias: bool | None = None
     """Biases of LayerNorms; `bias` when not given."""
-    norm_order: Literal["pre", "post", "reordered"] = "pre"
+    norm_plus_one: bool = False
+    """RMSNorms multiply by 1 + weight (Gemma)."""
+    norm_order: Literal["pre", "post", "reordered", "sandwich"] = "pre"
     """pre: before each sub-layer and before the head (GPT-2); post: after each sub-layer's sum (BERT); reordered: of
-    what each sub-layer adds to the residual stream, and before the head (OLMo 2, section 3.1)."""
-    embedding_multiplier: float = Field(default=1.0, gt=0)
-    """Factor of the tokens' embeddings (Granite)."""
+    what each sub-layer adds to the residual stream, and before the head (OLMo 2, section 3.1); sandwich: both pre and
+    reordered (Gemma 3)."""
+    embedding_multiplier: Annotated[float, Field(gt=0)] | Literal["sqrt"] = 1.0
+    """Factor of the tokens' embeddings (Granite); sqrt: the square root of hidden_size, rounded as they are (Gemma)."""
     residual_multiplier: float = Field(default=1.0, gt=0)
     """Factor of what each sub-layer adds to the residual stream (Granite)."""
     embedding_norm: bool = False
@@ -206,7 +211,7 @@ class ModelConfig(Section):
     @property
     def embedding_factor(self) -> float:
         """Factor of the tokens' embeddings."""
-        return self.embedding_multiplier
+        return math.sqrt(self.hidden_size) if self.embedding_multiplier == "sqrt" else self.embedding_multiplier
 
     def rotary_base_of(self, kind: str) -> float:
         """Base of the rotary frequencies in global or local layers."""
@@ -214,7 +219,7 @@ class ModelConfig(Section):
 
     def rotary_scaling_of(self, kind: str) -> RotaryScaling | None:
         """How the rotary frequencies of global or local layers are stretched."""
-        return self.rotary_scaling
+        return self.rotary_scaling if kind == "global" or self.rotary_local_scaled else None
 
     @property
     def rotated_channels(self) -> int:
@@ -224,7 +229,7 @@ class ModelConfig(Section):
     @property
     def norm_start(self) -> float:
         """Initial weight of norms."""
-        return 1.0
+        return 0.0 if self.norm_plus_one else 1.0
 
     @property
     def head_factor(self) -> float:
@@ -240,6 +245,8 @@ class ModelConfig(Section):
         """Norms of layer `layer` (from 0), besides those of queries and keys; `cross`: with cross-attention."""
         if self.norm_order == "reordered":
             return 2 + cross
+        if self.norm_order == "sandwich":
+            return 2 * (2 + cross)
         return int(self.first_norm or layer > 0) + int(not self.shared_norm) + int(cross)
 
     def has_bias(self, part: Literal["norm", "qkv", "attention_output"]) -> bool:
@@ -309,6 +316,14 @@ class ModelConfig(Section):
         yield (
             self.norm_order != "pre" and (self.parallel_residual or not self.first_norm),
             f"norm_order is {self.norm_order}, which knows neither parallel_residual nor first_norm=false; use pre",
+        )
+        yield (
+            self.norm_plus_one and self.norm != "rmsnorm",
+            f"norm_plus_one is true, but norm is {self.norm}; it is for rmsnorm",
+        )
+        yield (
+            self.norm_plus_one and self.query_key_norm and self.query_key_norm_over == "projection",
+            "norm_plus_one is true, but query_key_norm_over is projection; use head",
         )
         yield (
             self.position_offset > 0 and self.positions != "learned",

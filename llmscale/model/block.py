@@ -14,8 +14,8 @@ from llmscale.model.norms import make_norm
 class Block(nn.Module):
     """Attention, cross-attention where there is an encoder, and feed-forward, each added to the residual stream.
 
-    Norms come before them (GPT-2, section 2.3), after each sum (BERT), or between them and the sum (OLMo 2); or
-    attention and feed-forward read the same input (GPT-J).
+    Norms come before them (GPT-2, section 2.3), after each sum (BERT), or between them and the sum (OLMo 2; Gemma
+    3 besides those before); or attention and feed-forward read the same input (GPT-J).
     """
 
     def __init__(self, config: ModelConfig, layer: int, causal: bool, cross: bool = False) -> None:
@@ -24,8 +24,7 @@ class Block(nn.Module):
         self.parallel = config.parallel_residual
         self.dropout = config.dropout
         self.multiplier = config.residual_multiplier
-        after = config.norm_order == "reordered"
-        before = not after
+        before, after = config.norm_order != "reordered", config.norm_order in ("reordered", "sandwich")
         self.attention_norm = make_norm(config) if before and (config.first_norm or layer) else None
         self.attention = Attention(config, layer, causal)
         self.post_attention_norm = make_norm(config) if after else None

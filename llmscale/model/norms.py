@@ -1,5 +1,6 @@
 """Normalisation layers."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -18,6 +19,15 @@ class RMSNorm(nn.RMSNorm):
         return F.rms_norm(x, self.normalized_shape, weight, self.eps)
 
 
+class RMSNormPlusOne(RMSNorm):
+    """An RMSNorm whose factor is 1 + weight, in fp32 so that the sum of a bf16 weight is not rounded (Gemma)."""
+
+    def normed(self, x: Tensor, weight: Tensor) -> Tensor:
+        """`forward` with another weight (channels,) than its own."""
+        wide = torch.promote_types(x.dtype, torch.float32)
+        return F.rms_norm(x.to(wide), self.normalized_shape, 1 + weight.to(wide), self.eps).to(x.dtype)
+
+
 def make_norm(config: ModelConfig) -> nn.Module:
     """The config's norm over the last axis, (..., hidden_size) to the same shape.
 
@@ -30,4 +40,4 @@ def make_norm(config: ModelConfig) -> nn.Module:
 
 def make_rms_norm(config: ModelConfig, channels: int) -> RMSNorm:
     """The config's RMSNorm over so many channels."""
-    return RMSNorm(channels, eps=config.norm_eps)
+    return (RMSNormPlusOne if config.norm_plus_one else RMSNorm)(channels, eps=config.norm_eps)

@@ -137,7 +137,9 @@ class Transformer(Stack):
     def _embed(self, inputs: Tensor, positions: Tensor, token_types: Tensor | None = None) -> Tensor:
         hidden = self.embedding(inputs)
         if self.config.embedding_factor != 1:
-            hidden = hidden * self.config.embedding_factor
+            rounded = self.config.embedding_multiplier == "sqrt"
+            factor = self.config.embedding_factor
+            hidden = hidden * (torch.tensor(factor, dtype=hidden.dtype) if rounded else factor)
         if self.positions is not None:
             hidden = hidden + self.positions(positions + self.config.position_offset)
         elif self.config.positions == "sinusoidal":

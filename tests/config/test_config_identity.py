@@ -126,6 +126,7 @@ IDENTITY: dict[str, Any] = {
     "model.experts": {"count": 4},
     "model.rotary_local_base": 7.0,
     "model.rotary_interleaved": True,
+    "model.rotary_local_scaled": False,
     "model.rotary_scaling": {"factor": 2.0},
     "model.relative_buckets": 8,
     "model.relative_max_distance": 77,
@@ -137,6 +138,7 @@ IDENTITY: dict[str, Any] = {
     "model.embedding_multiplier": 2.0,
     "model.residual_multiplier": 0.5,
     "model.head_divisor": 2.0,
+    "model.norm_plus_one": True,
     "model.norm_bias": False,
     "model.norm_order": "post",
     "model.embedding_norm": True,
@@ -197,6 +199,7 @@ NEEDS: dict[str, dict[str, Any]] = {
     "evaluation.patience": {"evaluation.best": "loss", "evaluation.interval": 7},
     "model.encoder_layers": {"model.architecture": "encoder_decoder"},
     "model.attention_pattern": {"model.window": 4},
+    "model.norm_plus_one": {"model.norm": "rmsnorm"},
     "model.shared_norm": {"model.parallel_residual": True},
     "model.next_sentence": {"model.architecture": "encoder", "model.token_types": 2},
 }

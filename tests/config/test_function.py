@@ -39,14 +39,22 @@ SAME_SHAPES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "relative_max_distance without": ({}, {"relative_max_distance": 17}),
     "attention_pattern": (LOCAL, {"attention_pattern": ["local"]}),
     "attention_pattern, longer": (LOCAL, {"attention_pattern": ["global", "local", "local"]}),
-    "rotary_local_base, where it is rotary_base": (
+    "rotary_base, of local layers": (
         {**LOCAL, "attention_pattern": ["local"], "positions": "rotary"},
         {"rotary_base": 50.0},
     ),
-    "rotary_local_scaling": (
+    "rotary_scaling, of local layers": (
         {**LOCAL, "attention_pattern": ["local"], "positions": "rotary"},
         {"rotary_scaling": {"factor": 4.0}},
     ),
+    "rotary_local_scaled": (
+        {**ROTARY, **LOCAL, "rotary_scaling": SCALING},
+        {"rotary_local_scaled": False},
+    ),
+    "rotary_local_scaled without": ({**ROTARY, **LOCAL}, {"rotary_local_scaled": False}),
+    "norm_plus_one": ({"norm": "rmsnorm"}, {"norm_plus_one": True}),
+    "embedding_multiplier, of the size": ({"embedding_multiplier": 8.0}, {"embedding_multiplier": "sqrt"}),
+    "embedding_multiplier the same": ({"embedding_multiplier": 32**0.5}, {"embedding_multiplier": "sqrt"}),
     "window": (LOCAL, {"window": 6}),
     "window without": ({}, {"window": 6}),
     "attention_scale": ({}, {"attention_scale": 1.0}),
@@ -115,7 +123,5 @@ def test_what_changes_the_function_is_found_and_nothing_else(case: str) -> None:
 
 
 def test_no_setting_is_forgotten() -> None:
-    # Of global layers and of local ones apart, whatever setting says it.
-    named = {case.replace("rotary_local_scaling", "rotary_scaling") for case in SAME_SHAPES}
-    named = {case.split(",")[0].split(" ")[0].split(".")[0] for case in named}
+    named = {case.split(",")[0].split(" ")[0].split(".")[0] for case in SAME_SHAPES}
     assert named | OTHER_SHAPES == set(ModelConfig.model_fields)

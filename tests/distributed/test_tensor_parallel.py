@@ -31,6 +31,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "llama": {**DECODER, "model__family": "llama", "model__tied_embeddings": False},
     "olmo2": {**DECODER, "model__family": "olmo2"},
     "olmo2 with one key head": {**DECODER, "model__family": "olmo2", "model__kv_heads": 1},
+    "gemma3_text": {**DECODER, "model__family": "gemma3_text", "model__head_size": 8, "model__window": 7},
     "one key head": {**DECODER, "model__kv_heads": 1},
     "dropout": {**DECODER, "model__dropout": 0.1, "model__attention_dropout": 0.1},
 }

@@ -163,6 +163,26 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "FalconConfig",
         {**_SHARED, "multi_query": False, "parallel_attn": False, "bias": True, "ffn_hidden_size": 72},
     ),
+    "gemma3_text": (
+        "Gemma3ForCausalLM",
+        "Gemma3TextConfig",
+        {
+            **_LLAMA, "head_dim": 12, "query_pre_attn_scalar": 10, "sliding_window": 5,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 300.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+            },
+        },
+    ),
+    "gemma3_text_biased": (
+        "Gemma3ForCausalLM",
+        "Gemma3TextConfig",
+        {
+            **_LLAMA, "head_dim": 8, "attention_bias": True, "sliding_window": 7, "hidden_activation": "silu",
+            "tie_word_embeddings": False,
+        },
+    ),
     "olmo2": ("Olmo2ForCausalLM", "Olmo2Config", {**_LLAMA, "rope_parameters": _ROPE}),
     "olmo2_biased": (
         "Olmo2ForCausalLM",
@@ -253,8 +273,10 @@ def randomized(name: str, model: nn.Module) -> nn.Module:
     """A model of a case with large random weights."""
     # T5 does not scale the scores, and a softmax of large ones makes training chaotic.
     std = 0.1 if name.startswith(("t5", "mt5")) else 0.15
+    # Gemma's norms multiply by 1 + weight.
+    middle = 0.0 if name.startswith("gemma") else 1.0
     for key, parameter in model.named_parameters():
-        nn.init.normal_(parameter, mean=1.0 if parameter.dim() == 1 and "bias" not in key else 0.0, std=std)
+        nn.init.normal_(parameter, mean=middle if parameter.dim() == 1 and "bias" not in key else 0.0, std=std)
     return model.train()
 
 

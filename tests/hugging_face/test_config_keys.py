@@ -117,6 +117,31 @@ BOTH: dict[str, list[Values]] = {
     + [{"num_kv_heads": 2}, {"num_kv_heads": None}, {"ffn_hidden_size": None}, {"n_embed": 40}, {"n_embed": None}],
     "falcon_new": [{"num_ln_in_parallel_attn": count} for count in (None, ABSENT, 0, 1, 3)]
     + [{"multi_query": False}, {"parallel_attn": False}, {"num_kv_heads": None}],
+    "gemma3_text": [
+        {**NO_ROPE, **more}
+        for more in (
+            {},
+            {"rope_theta": 300.0, "rope_local_base_freq": 50.0},
+            {"rope_theta": 300.0, "rope_scaling": LINEAR},
+            {"rope_scaling": {"type": "linear", "factor": 3.0}},
+            {"rope_parameters": {"full_attention": {**PARAMETERS, **LINEAR}}, "rope_local_base_freq": 50.0},
+            {"rope_parameters": {"sliding_attention": PARAMETERS}, "rope_theta": 300.0},
+            {"rope_parameters": {"full_attention": LINEAR}, "rope_scaling": {"factor": 2.0, "rope_theta": 30.0}},
+            {"rope_parameters": {"full_attention": LINEAR, "sliding_attention": LINEAR}},
+            {"rope_parameters": {"sliding_attention": PARAMETERS}, "rope_scaling": LINEAR},
+            {"rope_theta": None},
+        )
+    ]
+    + [
+        {"layer_types": ABSENT},
+        {"layer_types": None, "sliding_window_pattern": 2},
+        {"layer_types": ABSENT, "sliding_window_pattern": None},
+        {"layer_types": ["full_attention"] * 3},
+        {"query_pre_attn_scalar": ABSENT},
+        {"query_pre_attn_scalar": 168},
+        {"attn_logit_softcapping": None, "final_logit_softcapping": ABSENT},
+        {"use_bidirectional_attention": None},
+    ],
     "t5": functions(T5_FUNCTIONS) + T5_TIES,
     "t5_v1_1": [*functions(T5_GATED, "gated-"), {"feed_forward_proj": ABSENT}, {"feed_forward_proj": "gated-silu"}],
     "gpt2": [{"activation_function": name} for name in PLAIN] + [{"n_inner": ABSENT}, {"tie_word_embeddings": ABSENT}],
@@ -308,6 +333,15 @@ SENTENCES: list[tuple[str, Values, str]] = [
     ("gptj", {"n_head": 0}, "rotary_dim (4) must be 1 to the 0 channels of a head; repair config.json"),
     ("t5", {"feed_forward_proj": "a-b-c"}, "feed_forward_proj is 'a-b-c', but must be a function or gated-FUNCTION"),
     ("t5", functions(["mish"])[0], "feed_forward_proj is 'mish', but llmscale knows gelu,"),
+    ("gemma3_text", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping is 50.0, but llmscale has it None only"),
+    ("gemma3_text", {"use_bidirectional_attention": True}, "use_bidirectional_attention is True, but llmscale has"),
+    ("gemma3_text", {"query_pre_attn_scalar": 0}, "query_pre_attn_scalar is 0, but must be 1 or more; repair it"),
+    ("gemma3_text", {"sliding_window": None}, "sliding_window is null, but transformers' class needs a value; give"),
+    (
+        "gemma3_text",
+        {"rope_parameters": {"full_attention": LINEAR, "sliding_attention": {**LINEAR, "factor": 2.0}}},
+        "rope_parameters.sliding_attention stretches by 2.0 (linear), but llmscale stretches local layers as global",
+    ),
     ("falcon", {"alibi": True}, "alibi is true, but transformers rounds Falcon's biases by distance to bf16, which"),
     ("falcon", {"num_ln_in_parallel_attn": 2}, "num_ln_in_parallel_attn is 2, but transformers' class computes only 1"),
     ("falcon_new", {"parallel_attn": False}, "parallel_attn is false, which transformers' class cannot compute; set"),
