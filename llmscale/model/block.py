@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from llmscale.config.model import ModelConfig
-from llmscale.model.attention import Attention, CrossAttention
+from llmscale.model.attention import CrossAttention, make_attention
 from llmscale.model.context import Context
 from llmscale.model.dropout import Place, drop
 from llmscale.model.experts import Experts
@@ -26,7 +26,7 @@ class Block(nn.Module):
         self.multiplier = config.residual_multiplier
         before, after = config.norm_order != "reordered", config.norm_order in ("reordered", "sandwich")
         self.attention_norm = make_norm(config) if before and (config.first_norm or layer) else None
-        self.attention = Attention(config, layer, causal)
+        self.attention = make_attention(config, layer, causal)
         self.post_attention_norm = make_norm(config) if after else None
         self.cross_attention_norm = make_norm(config) if cross and before else None
         self.cross_attention = CrossAttention(config, layer) if cross else None

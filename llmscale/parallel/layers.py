@@ -13,7 +13,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llmscale.model.attention import Attention, CrossAttention
+from llmscale.model.attention import CrossAttention, SelfAttention
 from llmscale.model.context import Context
 from llmscale.model.cross_entropy import Rows, linear_cross_entropy, linear_scores
 from llmscale.model.dropout import LayerDropout
@@ -170,8 +170,8 @@ class VocabularyHead(Vocabulary):
         return torch.cat(found, dim=-1)
 
 
-class ShardedAttention(Attention):
-    """Attention of which each rank has some heads."""
+class ShardedAttention(SelfAttention):
+    """Attention of any kind of which each rank has some heads."""
 
     ranks: TensorRanks
 

@@ -4,28 +4,37 @@ from __future__ import annotations
 
 from torch import nn
 
+from llmscale.attention.base import Cut
 from llmscale.config import ModelConfig
 from llmscale.model import Part, Transformer
-from llmscale.model.attention import Attention, CrossAttention
+from llmscale.model.attention import CrossAttention, SelfAttention
 from llmscale.model.experts import ExpertLinear, Experts
 from llmscale.model.feed_forward import FeedForward
 from llmscale.model.norms import RMSNorm
 from llmscale.model.stack import Stack
 from llmscale.parallel import layers
 from llmscale.parallel.grid import RankGrid
-from llmscale.parallel.plans import Cut, cut_of
+from llmscale.parallel.plans import cut_of
 from llmscale.parallel.shards import Shard, narrow
 from llmscale.parallel.swap import mix_in
 
 _SHARDED: dict[type[nn.Module], type[nn.Module]] = {
-    Attention: layers.ShardedAttention,
     CrossAttention: layers.ShardedCrossAttention,
+    SelfAttention: layers.ShardedAttention,
     FeedForward: layers.ShardedFeedForward,
     Experts: layers.ShardedExperts,
-    Stack: layers.ShardedStack,
     Transformer: layers.ShardedTransformer,
+    Stack: layers.ShardedStack,
 }
-"""What a sub-layer, stack or model becomes."""
+"""What a sub-layer, stack or model becomes: the first that it is."""
+
+
+_SUMMED: tuple[tuple[type[nn.Module], type[nn.Module]], ...] = (
+    (RMSNorm, layers.SharedRMSNorm),
+    (nn.LayerNorm, layers.SharedLayerNorm),
+    (nn.Linear, layers.SharedLinear),
+)
+"""What a module becomes whose parameters all ranks have and use for parts of their own."""
 
 
 def apply_tensor_parallel(model: Transformer, grid: RankGrid, by_positions: bool) -> dict[str, Shard]:
@@ -44,8 +53,9 @@ def apply_tensor_parallel(model: Transformer, grid: RankGrid, by_positions: bool
     ranks = layers.TensorRanks(grid.group("tensor"), grid.coordinate("tensor"), grid.tensor, by_positions)
     shards: dict[str, Shard] = {}
     for name, module in list(model.named_modules()):
-        if type(module) in _SHARDED:
-            mix_in(module, _SHARDED[type(module)], ranks=ranks)
+        sharded = next((kind for base, kind in _SHARDED.items() if isinstance(module, base)), None)
+        if sharded is not None:
+            mix_in(module, sharded, ranks=ranks)
         cut = cut_of(model.config, name, by_positions)
         if cut is not None and not isinstance(module, Experts):
             for own, shard in _cut(module, cut, model.config, grid, ranks).items():
@@ -97,8 +107,8 @@ def _cut(
         case "key_value":
             return _cut_key_value(module, whole, config.kv_head_count, grid, ranks)
         case "replicated_sum":
-            norm = layers.SharedRMSNorm if isinstance(module, RMSNorm) else layers.SharedLayerNorm
-            mix_in(module, norm, summed=ranks.group)
+            shared = next(kind for base, kind in _SUMMED if isinstance(module, base))
+            mix_in(module, shared, summed=ranks.group)
             return {}
 
 

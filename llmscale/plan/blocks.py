@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from llmscale.attention import table_of
+from llmscale.attention.base import AttentionTable
 from llmscale.config.model import ModelConfig
 from llmscale.model.heads import heads_of
 from llmscale.model.heads.language import CHUNK_TOKENS
@@ -11,7 +13,6 @@ from llmscale.plan import kernels
 from llmscale.plan.flops import seen
 from llmscale.plan.hardware import Hardware
 from llmscale.plan.layout import Layout
-from llmscale.plan.parameters import local_heads
 from llmscale.plan.workload import Workload
 
 _FLAG, _WIDE = 1, 4
@@ -108,31 +109,35 @@ class Layer:
         self, layer: int, length: int, asked: int, causal: bool, masked: bool, cross: bool = False
     ) -> tuple[Time, Time]:
         model, layout, element = self.model, self.layout, self.software.element
-        heads, shared = model.heads // layout.tensor, local_heads(model.kv_head_count, layout.tensor)
-        channels, hidden = model.head_channels, model.hidden_size
+        table = table_of(model, cross)
+        heads, shared = table.local_heads(layout.tensor)
         tokens, others = self.tokens(length), self.tokens(asked)
         # Query, key and value are three products in this model; one wide one would cost the same but for its edges.
         forward, backward = self._linears(
-            [(tokens, heads * channels, hidden), (tokens, hidden, heads * channels)]
-            + [(others, shared * channels, hidden)] * 2
+            [
+                (others if row.name in ("key", "value") else tokens, *row.local(layout.tensor))
+                for row in table.projections
+            ]
         )
         pairs = length * asked if cross else seen(model, layer, length, causal, not masked)
         core = self._explicit if self.software.explicit_attention else self._flash
         own = core(layout.micro_batch * heads // layout.sequence, length, asked, pairs)
         forward, backward = forward + own[0], backward + own[1]
-        values = (tokens * heads + others * shared) * channels * element
         if model.positions == "rotary" and not cross:
-            turned = values * model.rotary_fraction * (2 if self.software.fused else 17)
+            turned = (tokens * heads + others * shared) * model.rotated_channels * element
+            turned *= 2 if self.software.fused else 17
             forward += Time(passes=kernels.pass_over(self.gpu, turned))
             backward += Time(passes=kernels.pass_over(self.gpu, turned))
-        if model.query_key_norm and not cross:
+        for norm in table.norms:
+            values = tokens * norm.vectors(layout.tensor) * norm.elements(layout.tensor) * element
             forward += Time(passes=kernels.pass_over(self.gpu, 2 * values))
             backward += Time(passes=kernels.pass_over(self.gpu, 3 * values))
-        return self._communicated(forward, backward, length, heads, shared, asked)
+        return self._communicated(forward, backward, length, asked, table)
 
     def _flash(self, heads: int, length: int, asked: int, pairs: int) -> tuple[Time, Time]:
         """Fused attention (Dao 2023, section 4.1): 4 operations a pair and channel, 2.5 times as many backward."""
-        work = 4 * heads * pairs * self.model.head_channels
+        table = table_of(self.model)
+        work = 2 * heads * pairs * (table.key_channels + table.value_channels)
         peak = self.gpu.peak(self.software.element)
         gap = self.gpu.kernel_gap
         return (
@@ -142,17 +147,17 @@ class Layer:
 
     def _explicit(self, heads: int, length: int, asked: int, pairs: int) -> tuple[Time, Time]:
         """Two products for each head, and softmax and dropout over scores in memory."""
-        element, channels, gpu = self.software.element, self.model.head_channels, self.gpu
+        element, table, gpu = self.software.element, table_of(self.model), self.gpu
         scores = heads * length * asked
-        once = kernels.product(gpu, length, asked, channels, element, heads)
-        mix = kernels.product(gpu, length, channels, asked, element, heads)
+        once = kernels.product(gpu, length, asked, table.key_channels, element, heads)
+        mix = kernels.product(gpu, length, table.value_channels, asked, element, heads)
         if self.software.fused:
             softmax, softmax_back = 2 * element * scores, 3 * element * scores
         else:  # masked, widened to fp32, and back
             softmax, softmax_back = (4 * element + 2 * _WIDE + 2 * element) * scores, (3 * _WIDE + 3 * element) * scores
         drops = self.model.attention_dropout > 0
         drop, drop_back = self._drop(scores) if drops else (0.0, 0.0)
-        copied = 2 * heads * length * channels * element
+        copied = heads * length * (table.key_channels + table.value_channels) * element
         forward = once + mix + kernels.pass_over(gpu, softmax) + drop + kernels.pass_over(gpu, copied)
         backward = 2 * (once + mix) + kernels.pass_over(gpu, softmax_back) + drop_back + kernels.pass_over(gpu, copied)
         return Time(attention=forward), Time(attention=backward)
@@ -223,15 +228,16 @@ class Layer:
         return forward + both, backward + both
 
     def _communicated(
-        self, forward: Time, backward: Time, length: int, heads: int, shared: int, asked: int
+        self, forward: Time, backward: Time, length: int, asked: int, table: AttentionTable
     ) -> tuple[Time, Time]:
         """Attention with its communication: besides `_reduced`, Ulysses' exchange of positions for heads."""
         layout = self.layout
         if layout.sequence > 1:
             group = kernels.ranks(self.gpu, layout.sequence, layout.tensor)
-            channels = self.model.head_channels * self.software.element
-            sizes = [self.tokens(length) * heads * channels] * 2 + [self.tokens(asked) * shared * channels] * 2
-            both = Time(tensor=sum(kernels.exchange(self.gpu, size, group) for size in sizes))
+            heads, shared = table.local_heads(layout.tensor)
+            values = [self.tokens(length) * heads, self.tokens(asked) * shared]
+            sizes = [size * channels for size in values for channels in (table.key_channels, table.value_channels)]
+            both = Time(tensor=sum(kernels.exchange(self.gpu, size * self.software.element, group) for size in sizes))
             forward, backward = forward + both, backward + both
         return self._reduced(forward, backward, length)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from functools import lru_cache
 
+from llmscale.attention import table_of
 from llmscale.config.model import ModelConfig
 from llmscale.model.heads import heads_of
 from llmscale.parallel.plans import stage_layers
@@ -84,13 +85,13 @@ def block_parameters(config: ModelConfig, layer: int, cross: bool, tensor: int =
 
 def _block(config: ModelConfig, experts: bool, first: bool, cross: bool, tensor: int, expert: int) -> Counts:
     counts: Counts = Counter()
-    counts["attention"] = _projections(config, tensor)
-    if config.query_key_norm:
-        whole = config.query_key_norm_over == "projection"
-        heads = config.heads // tensor + local_heads(config.kv_head_count, tensor) if whole else 2
-        counts["norms"] += heads * config.head_channels
+    table = table_of(config)
+    counts["attention"] = sum(projection.elements(tensor) for projection in table.projections)
+    counts["norms"] += sum(norm.elements(tensor) for norm in table.norms)
     if cross:
-        counts["cross_attention"] = _projections(config, tensor)
+        counts["cross_attention"] = sum(
+            projection.elements(tensor) for projection in table_of(config, cross=True).projections
+        )
     counts["norms"] += config.block_norms(0 if first else 1, cross) * _norm(config)
     if experts:
         assert config.experts is not None
@@ -101,22 +102,8 @@ def _block(config: ModelConfig, experts: bool, first: bool, cross: bool, tensor:
     return counts
 
 
-def local_heads(heads: int, ranks: int) -> int:
-    """Heads of one of `ranks` ranks; where there are fewer heads than ranks, several ranks hold the same one."""
-    return max(heads // ranks, 1)
-
-
 def _norm(config: ModelConfig) -> int:
     return config.hidden_size * (2 if config.norm == "layernorm" and config.has_bias("norm") else 1)
-
-
-def _projections(config: ModelConfig, tensor: int) -> int:
-    """Query, key, value and output projections."""
-    hidden, channels = config.hidden_size, config.head_channels
-    query = config.heads // tensor * channels
-    shared = local_heads(config.kv_head_count, tensor) * channels
-    count = (query + 2 * shared) * (hidden + config.has_bias("qkv"))
-    return count + query * hidden + config.has_bias("attention_output") * hidden
 
 
 def _feed_forward(config: ModelConfig, inner: int, tensor: int) -> int:
