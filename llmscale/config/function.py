@@ -64,7 +64,7 @@ def function_of(model: ModelConfig) -> dict[str, Any]:
         "relative_max_distance": model.relative_max_distance if relative else None,
         "experts": _experts(model),
         # Where no layer is dense there is none.
-        "ffn_size": None if model.experts is not None and model.experts.every == 1 else model.ffn_channels,
+        "ffn_size": None if all(map(model.has_experts, range(model.layers))) else model.ffn_channels,
     }
 
 

@@ -262,6 +262,10 @@ class ModelConfig(Section):
         """Whether layer `layer` (from 0) is a mixture of experts."""
         return self.experts is not None and (layer + 1) % self.experts.every == 0
 
+    def dense_channels(self, layer: int) -> int:
+        """Inner width of the dense feed-forward layer of layer `layer` (from 0); 0 where there is none."""
+        return 0 if self.has_experts(layer) else self.ffn_channels
+
     def vocabulary(self, tokenizer_size: int) -> int:
         """Tokens that the model knows, with a tokenizer of `tokenizer_size` tokens."""
         return self.vocab_size or tokenizer_size

@@ -33,7 +33,9 @@ class Block(nn.Module):
         self.post_cross_attention_norm = make_norm(config) if cross and after else None
         self.feed_forward_norm = make_norm(config) if before and not config.shared_norm else None
         self.post_feed_forward_norm = make_norm(config) if after else None
-        self.feed_forward = Experts(config) if config.has_experts(layer) else FeedForward(config)
+        self.feed_forward = (
+            Experts(config) if config.has_experts(layer) else FeedForward(config, config.dense_channels(layer))
+        )
 
     def forward(self, hidden: Tensor, context: Context) -> tuple[Tensor, Tensor | None]:
         """(B, T, hidden_size) to the same shape, and each sequence's router loss (B,), or None in a dense layer."""

@@ -115,9 +115,9 @@ class Activations:
     def _causal(self) -> bool:
         return self.model.architecture != "encoder"
 
-    def feed_forward(self, length: int) -> Saved:
+    def feed_forward(self, layer: int, length: int) -> Saved:
         """A dense feed-forward layer between its two projections."""
-        inner = self.tokens(length) * self.model.ffn_channels // self.layout.tensor
+        inner = self.tokens(length) * self.model.dense_channels(layer) // self.layout.tensor
         drops = bool(self.model.dropout) and self.model.dropout_scheme == "t5"
         saved = {"feed-forward": inner * self.element * _inner_tensors(self.model)}
         if drops:
@@ -166,7 +166,10 @@ class Activations:
         if memory:
             flags = self.layout.micro_batch * memory if self.work.masked else 0
             add(saved, self.attention(length, memory, flags, cross=True))
-        add(saved, self.experts(length) if model.has_experts(layer) else self.feed_forward(length))
+        if model.has_experts(layer):
+            add(saved, self.experts(length))
+        if model.dense_channels(layer):
+            add(saved, self.feed_forward(layer, length))
         if model.dropout:
             share = self.carried(length) // self.element
             add(saved, {"dropped values": sublayers * share * _FLAG})
@@ -209,8 +212,8 @@ class Activations:
             saved["experts"] = routed * (model.expert_channels * wide + model.hidden_size * self.element)
             saved["projections' results"] -= self.residual(length)
             saved["router"] = tokens * model.experts.count * self.element
-        else:
-            saved["feed-forward"] = tokens * model.ffn_channels * wide
+        if dense := model.dense_channels(layer):
+            saved["feed-forward"] = tokens * dense * wide
         return saved
 
 

@@ -88,8 +88,12 @@ class Layer:
         if memory:
             more = self._attention(layer, length, memory, False, masked, cross=True)
             forward, backward = forward + more[0], backward + more[1]
-        more = self._experts(length) if self.model.has_experts(layer) else self._feed_forward(length)
-        forward, backward = forward + more[0], backward + more[1]
+        if self.model.has_experts(layer):
+            more = self._experts(length)
+            forward, backward = forward + more[0], backward + more[1]
+        if dense := self.model.dense_channels(layer):
+            more = self._feed_forward(length, dense)
+            forward, backward = forward + more[0], backward + more[1]
         norms, sublayers = self.model.block_norms(layer, bool(memory)), 3 if memory else 2
         passes = self._around(length, norms, sublayers)
         return forward + Time(passes=passes[0]), backward + Time(passes=passes[1])
@@ -169,9 +173,9 @@ class Layer:
         passes = 2 * element + _FLAG + (0 if self.software.fused else 2 * element) + hashed
         return kernels.pass_over(self.gpu, passes * values), kernels.pass_over(self.gpu, (2 * element + _FLAG) * values)
 
-    def _feed_forward(self, length: int) -> tuple[Time, Time]:
+    def _feed_forward(self, length: int, channels: int) -> tuple[Time, Time]:
         model = self.model
-        tokens, inner = self.tokens(length), model.ffn_channels // self.layout.tensor
+        tokens, inner = self.tokens(length), channels // self.layout.tensor
         into = [(tokens, inner, model.hidden_size)] * (2 if model.gated else 1)
         forward, backward = self._linears([*into, (tokens, model.hidden_size, inner)])
         passes = self._activation(tokens * inner)

@@ -88,9 +88,7 @@ def _dense(config: ModelConfig, layer: int) -> int:
     if config.has_experts(layer):
         assert config.experts is not None
         count += hidden * config.experts.count + config.experts.per_token * width * hidden * config.expert_channels
-    else:
-        count += width * hidden * config.ffn_channels
-    return 2 * count
+    return 2 * (count + width * hidden * config.dense_channels(layer))
 
 
 def _pair(table: AttentionTable) -> int:

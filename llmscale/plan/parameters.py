@@ -63,27 +63,25 @@ def _blocks(config: ModelConfig, layers: range, cross: bool, tensor: int, expert
 def layer_kinds(config: ModelConfig, layers: range) -> tuple[tuple[int, int], ...]:
     """(a layer, how many of these are like it) for each kind: with experts or without, of global or local attention,
     the first layer of all, the one that asks with a table."""
-    every = config.experts.every if config.experts else 0
+    experts = tuple(map(config.has_experts, layers)) if config.experts else ()
     asking = config.layers - 1 if config.query_layer else -1
-    return _layer_kinds(layers, every, tuple(config.attention_pattern), asking)
+    return _layer_kinds(layers, experts, tuple(config.attention_pattern), asking)
 
 
 @lru_cache(maxsize=4096)
-def _layer_kinds(layers: range, every: int, pattern: tuple[str, ...], asking: int) -> tuple[tuple[int, int], ...]:
+def _layer_kinds(
+    layers: range, experts: tuple[bool, ...], pattern: tuple[str, ...], asking: int
+) -> tuple[tuple[int, int], ...]:
     found: dict[tuple[object, ...], int] = {}
     counted: Counter[int] = Counter()
-    for layer in layers:
-        kind = (every and (layer + 1) % every == 0, pattern[layer % len(pattern)], layer == 0, layer == asking)
+    for number, layer in enumerate(layers):
+        kind = (experts and experts[number], pattern[layer % len(pattern)], layer == 0, layer == asking)
         counted[found.setdefault(kind, layer)] += 1
     return tuple(counted.items())
 
 
 def block_parameters(config: ModelConfig, layer: int, cross: bool, tensor: int = 1, expert: int = 1) -> Counts:
     """Elements of one layer, `cross` with cross-attention, that one rank holds."""
-    return _block(config, config.has_experts(layer), layer == 0, cross, tensor, expert)
-
-
-def _block(config: ModelConfig, experts: bool, first: bool, cross: bool, tensor: int, expert: int) -> Counts:
     counts: Counts = Counter()
     table = table_of(config)
     counts["attention"] = sum(projection.elements(tensor) for projection in table.projections)
@@ -92,13 +90,13 @@ def _block(config: ModelConfig, experts: bool, first: bool, cross: bool, tensor:
         counts["cross_attention"] = sum(
             projection.elements(tensor) for projection in table_of(config, cross=True).projections
         )
-    counts["norms"] += config.block_norms(0 if first else 1, cross) * _norm(config)
-    if experts:
+    counts["norms"] += config.block_norms(layer, cross) * _norm(config)
+    if config.has_experts(layer):
         assert config.experts is not None
         counts["router"] = config.experts.count * config.hidden_size
         counts["experts"] = config.experts.count // expert * _feed_forward(config, config.expert_channels, tensor)
-    else:
-        counts["feed_forward"] = _feed_forward(config, config.ffn_channels, tensor)
+    if dense := config.dense_channels(layer):
+        counts["feed_forward"] = _feed_forward(config, dense, tensor)
     return counts
 
 
