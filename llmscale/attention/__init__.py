@@ -12,28 +12,22 @@ import pkgutil
 from functools import cache
 
 from llmscale.attention.base import AttentionKind, AttentionTable
+from llmscale.attention.multi_head import KIND as DEFAULT
+from llmscale.attention.multi_head import cross_table
 from llmscale.config.model import ModelConfig
-
-DEFAULT = "multi_head"
-"""What a model has that is of no other kind, and the attention of a decoder to its encoder."""
 
 
 @cache
 def _others() -> tuple[AttentionKind, ...]:
-    names = sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name not in ("base", DEFAULT))
-    return tuple(map(_kind, names))
-
-
-@cache
-def _kind(name: str) -> AttentionKind:
-    return importlib.import_module(f"llmscale.attention.{name}").KIND  # type: ignore[no-any-return]
+    names = sorted({module.name for module in pkgutil.iter_modules(__path__)} - {"base", DEFAULT.name})
+    return tuple(importlib.import_module(f"llmscale.attention.{name}").KIND for name in names)
 
 
 def kind_of(config: ModelConfig) -> AttentionKind:
     """The kind of a model's attention."""
-    return next((kind for kind in _others() if kind.is_of(config)), _kind(DEFAULT))
+    return next((kind for kind in _others() if kind.is_of(config)), DEFAULT)
 
 
 def table_of(config: ModelConfig, cross: bool = False) -> AttentionTable:
     """The tensors and heads of one layer's attention; `cross`: of that to the encoder's result."""
-    return _kind(DEFAULT).cross(config) if cross else kind_of(config).table(config)
+    return cross_table(config) if cross else kind_of(config).table(config)

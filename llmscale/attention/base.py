@@ -110,5 +110,3 @@ class AttentionKind:
     is_of: Callable[[ModelConfig], bool]
     """Whether a model has it."""
     table: Callable[[ModelConfig], AttentionTable]
-    cross: Callable[[ModelConfig], AttentionTable]
-    """The same without what self-attention alone has, for a decoder's attention to its encoder."""

@@ -8,7 +8,8 @@ from llmscale.attention.base import AttentionKind, AttentionTable, Projection, V
 from llmscale.config.model import ModelConfig
 
 
-def _cross(config: ModelConfig) -> AttentionTable:
+def cross_table(config: ModelConfig) -> AttentionTable:
+    """That of a decoder's attention to its encoder, which has no norms."""
     hidden, channels, bias = config.hidden_size, config.head_channels, config.has_bias("qkv")
     queries, keys = config.heads * channels, config.kv_head_count * channels
     return AttentionTable(
@@ -28,7 +29,7 @@ def _cross(config: ModelConfig) -> AttentionTable:
 
 
 def _table(config: ModelConfig) -> AttentionTable:
-    table = _cross(config)
+    table = cross_table(config)
     if not config.query_key_norm:
         return table
     heads, keys, channels = config.heads, config.kv_head_count, config.head_channels
@@ -46,4 +47,4 @@ def _table(config: ModelConfig) -> AttentionTable:
     return replace(table, norms=norms)
 
 
-KIND = AttentionKind("multi_head", is_of=lambda config: True, table=_table, cross=_cross)
+KIND = AttentionKind("multi_head", is_of=lambda config: True, table=_table)
