@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from data_pipeline.base.section import Section
 from llmscale import families
 from llmscale.config.bounds import Count, Layers, Width
-from llmscale.config.model_parts import ExpertsConfig, HeadConfig, RotaryScaling
+from llmscale.config.model_parts import ExpertsConfig, HeadConfig, LatentAttention, RotaryScaling
 
 GATED = ("swiglu", "geglu", "geglu_tanh", "reglu")
 """Activations that multiply a second projection with the activated one."""
@@ -76,6 +76,8 @@ class ModelConfig(Section):
     either side."""
     attention_scale: float | None = Field(default=None, gt=0)
     """Factor of the attention scores; 1 / sqrt(head channels) when not given."""
+    latent: LatentAttention | None = None
+    """Multi-head latent attention (DeepSeek-V3); None: plain multi-head attention."""
     query_key_norm: bool = False
     """RMSNorm of queries and keys."""
     query_key_norm_over: Literal["head", "projection"] = "head"
@@ -178,6 +180,8 @@ class ModelConfig(Section):
 
     @property
     def head_channels(self) -> int:
+        if self.latent is not None:
+            return self.latent.plain_size + self.latent.rotary_size
         return self.head_size or self.hidden_size // self.heads
 
     @property
@@ -224,6 +228,8 @@ class ModelConfig(Section):
     @property
     def rotated_channels(self) -> int:
         """Channels of a head that rotary positions rotate."""
+        if self.latent is not None:
+            return self.latent.rotary_size
         return int(self.head_channels * self.rotary_fraction)
 
     @property
@@ -260,11 +266,14 @@ class ModelConfig(Section):
 
     def has_experts(self, layer: int) -> bool:
         """Whether layer `layer` (from 0) is a mixture of experts."""
-        return self.experts is not None and (layer + 1) % self.experts.every == 0
+        experts = self.experts
+        return experts is not None and (layer + 1) % experts.every == 0 and layer >= experts.first_dense
 
     def dense_channels(self, layer: int) -> int:
         """Inner width of the dense feed-forward layer of layer `layer` (from 0); 0 where there is none."""
-        return 0 if self.has_experts(layer) else self.ffn_channels
+        if self.experts is not None and self.has_experts(layer):
+            return self.experts.shared * self.expert_channels
+        return self.ffn_channels
 
     def vocabulary(self, tokenizer_size: int) -> int:
         """Tokens that the model knows, with a tokenizer of `tokenizer_size` tokens."""
@@ -276,7 +285,7 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _divisible(self) -> "ModelConfig":
-        if self.head_size is None and self.hidden_size % self.heads:
+        if self.head_size is None and self.latent is None and self.hidden_size % self.heads:
             raise ValueError(
                 f"hidden_size ({self.hidden_size}) must be divisible by heads ({self.heads}), or head_size given"
             )
@@ -320,6 +329,17 @@ class ModelConfig(Section):
         yield (
             self.norm_order != "pre" and (self.parallel_residual or not self.first_norm),
             f"norm_order is {self.norm_order}, which knows neither parallel_residual nor first_norm=false; use pre",
+        )
+        latent = self.latent is not None
+        yield (
+            latent and (cross or self.positions != "rotary" or self.rotary_fraction != 1),
+            f"latent attention is for rotary positions in decoders or encoders, but architecture is {kind}, positions"
+            f" {self.positions} and rotary_fraction {self.rotary_fraction}; set positions=rotary and rotary_fraction=1",
+        )
+        yield (
+            latent and (self.query_key_norm or self.head_size is not None or self.kv_head_count != self.heads),
+            "latent is given, which says the sizes of heads and has norms of its own; leave out kv_heads, head_size and"
+            " query_key_norm",
         )
         yield (
             self.norm_plus_one and self.norm != "rmsnorm",

@@ -49,6 +49,19 @@ class ExpertsConfig(Section):
     capacity_factor: float | None = Field(default=None, gt=0)
     """In training an expert takes at most this x per_token x tokens / count, rounded up, of a sequence's tokens (of a
     document's where documents are separate), in the order of positions; None: all that come."""
+    scoring: Literal["softmax", "sigmoid"] = "softmax"
+    """sigmoid: each expert has a score of its own; which are chosen also depends on a bias of each, which does not
+    learn (DeepSeek-V3, section 2.1.2, without its updates)."""
+    groups: Width = Field(default=1, ge=1)
+    """sigmoid: equal parts of the experts, of which each token chooses some before it chooses experts."""
+    groups_per_token: Width = Field(default=1, ge=1)
+    """Groups that each token's experts are chosen from: those with the highest sums of their two best scores."""
+    scale: float = Field(default=1.0, gt=0)
+    """Factor of the weights of a token's experts."""
+    shared: Count = Field(default=0, ge=0)
+    """Experts, beside those of `count`, that every token goes to; they are one feed-forward layer of their widths."""
+    first_dense: Count = Field(default=0, ge=0)
+    """The first layers, which are dense whatever `every` says."""
     balance_weight: float = Field(default=0.01, ge=0)
     """Weight of the load-balancing loss (Switch Transformer, equation 4), which is 1 at perfect balance."""
     z_weight: float = Field(default=0.0, ge=0)
@@ -58,6 +71,19 @@ class ExpertsConfig(Section):
     def _enough(self) -> "ExpertsConfig":
         if self.per_token > self.count:
             raise ValueError(f"per_token ({self.per_token}) exceeds count ({self.count}) experts")
+        if self.groups > 1 and self.scoring != "sigmoid":
+            raise ValueError(f"groups ({self.groups}) are for scoring=sigmoid, but scoring is {self.scoring}; set it")
+        if self.groups > 1 and (self.count % self.groups or self.count < 2 * self.groups):
+            raise ValueError(
+                f"groups ({self.groups}) must be equal parts of count ({self.count}) experts, of 2 or more each"
+            )
+        if self.groups_per_token > self.groups:
+            raise ValueError(f"groups_per_token ({self.groups_per_token}) exceeds groups ({self.groups})")
+        if self.per_token > self.count // self.groups * self.groups_per_token:
+            raise ValueError(
+                f"per_token ({self.per_token}) exceeds the {self.count // self.groups * self.groups_per_token} experts"
+                f" of groups_per_token ({self.groups_per_token}) groups"
+            )
         return self
 
 
@@ -78,3 +104,21 @@ class HeadConfig(Section):
     """Of the outputs: one class is right; each is right or not; they are numbers."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Share of the vector's values dropped before the projection in training."""
+
+
+class LatentAttention(Section):
+    """Multi-head latent attention (DeepSeek-V2, section 2.1): keys and values of all heads are made of one short vector
+    for each token, which is all that generation keeps of it."""
+
+    query_rank: Width | None = Field(default=None, ge=1)
+    """Channels of the vector that queries are made of; None: they are made of the hidden states."""
+    key_value_rank: Width = Field(default=512, ge=1)
+    """Channels of the vector that keys and values are made of."""
+    rotary_size: Width = Field(default=64, ge=2)
+    """Channels of a head of queries and keys that positions rotate, which all heads share in keys."""
+    plain_size: Width = Field(default=128, ge=1)
+    """The other channels of a head of queries and keys."""
+    value_size: Width = Field(default=128, ge=1)
+    """Channels of a head of values."""
+    norm_eps: float = Field(default=1e-6, gt=0)
+    """Added to the variance inside the norms of both short vectors."""

@@ -33,9 +33,9 @@ class Block(nn.Module):
         self.post_cross_attention_norm = make_norm(config) if cross and after else None
         self.feed_forward_norm = make_norm(config) if before and not config.shared_norm else None
         self.post_feed_forward_norm = make_norm(config) if after else None
-        self.feed_forward = (
-            Experts(config) if config.has_experts(layer) else FeedForward(config, config.dense_channels(layer))
-        )
+        dense = FeedForward(config, config.dense_channels(layer)) if config.dense_channels(layer) else None
+        self.feed_forward = Experts(config) if config.has_experts(layer) else dense
+        self.shared_feed_forward = dense if config.has_experts(layer) else None
 
     def forward(self, hidden: Tensor, context: Context) -> tuple[Tensor, Tensor | None]:
         """(B, T, hidden_size) to the same shape, and each sequence's router loss (B,), or None in a dense layer."""
@@ -69,7 +69,10 @@ class Block(nn.Module):
         loss = None
         if isinstance(self.feed_forward, Experts):
             changed, loss = self.feed_forward(hidden, context.real, context.segment_ids)
+            if self.shared_feed_forward is not None:
+                changed = changed + self.shared_feed_forward(hidden, context.dropout)
         else:
+            assert self.feed_forward is not None
             changed = self.feed_forward(hidden, context.dropout)
         if context.dropout is not None and self.dropout:
             keys, part = context.dropout.keys[Place.FEED_FORWARD_OUTPUT], context.dropout.part.positions

@@ -93,7 +93,7 @@ def block_parameters(config: ModelConfig, layer: int, cross: bool, tensor: int =
     counts["norms"] += config.block_norms(layer, cross) * _norm(config)
     if config.has_experts(layer):
         assert config.experts is not None
-        counts["router"] = config.experts.count * config.hidden_size
+        counts["router"] = config.experts.count * (config.hidden_size + (config.experts.scoring == "sigmoid"))
         counts["experts"] = config.experts.count // expert * _feed_forward(config, config.expert_channels, tensor)
     if dense := config.dense_channels(layer):
         counts["feed_forward"] = _feed_forward(config, dense, tensor)

@@ -133,6 +133,7 @@ IDENTITY: dict[str, Any] = {
     "model.attention_pattern": ["local"],
     "model.window": 7,
     "model.attention_scale": 0.5,
+    "model.latent": {"key_value_rank": 8},
     "model.query_key_norm": True,
     "model.query_key_norm_over": "projection",
     "model.embedding_multiplier": 2.0,
@@ -189,6 +190,7 @@ WHOLE = (
     "train.batch_ramp",
     "model.experts",
     "model.head",
+    "model.latent",
     "model.rotary_scaling",
     "objective",
 )
@@ -199,6 +201,7 @@ NEEDS: dict[str, dict[str, Any]] = {
     "evaluation.patience": {"evaluation.best": "loss", "evaluation.interval": 7},
     "model.encoder_layers": {"model.architecture": "encoder_decoder"},
     "model.attention_pattern": {"model.window": 4},
+    "model.latent": {"model.positions": "rotary", "model.kv_heads": None},
     "model.norm_plus_one": {"model.norm": "rmsnorm"},
     "model.shared_norm": {"model.parallel_residual": True},
     "model.next_sentence": {"model.architecture": "encoder", "model.token_types": 2},

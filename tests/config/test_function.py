@@ -77,6 +77,11 @@ SAME_SHAPES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "init_std": ({}, {"init_std": 0.1}),
     "init_scheme": ({}, {"init_scheme": "fan_in"}),
     "experts.per_token": ({"experts": EXPERTS}, {"experts": {**EXPERTS, "per_token": 1}}),
+    "experts.scale": ({"experts": EXPERTS}, {"experts": {**EXPERTS, "scale": 2.0}}),
+    "experts.groups": (
+        {"experts": {**EXPERTS, "scoring": "sigmoid"}},
+        {"experts": {**EXPERTS, "scoring": "sigmoid", "groups": 2}},
+    ),
     "experts.normalize": ({"experts": EXPERTS}, {"experts": {**EXPERTS, "normalize": False}}),
     "experts.ffn_size": ({"experts": EXPERTS}, {"experts": {**EXPERTS, "ffn_size": None}}),
     "experts.capacity_factor": ({"experts": EXPERTS}, {"experts": {**EXPERTS, "capacity_factor": 0.5}}),
@@ -87,7 +92,7 @@ SAME_SHAPES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 OTHER_SHAPES = {
     *("layers", "encoder_layers", "hidden_size", "vocab_size", "vocab_multiple", "relative_buckets"),
     *("query_key_norm", "query_key_norm_over", "norm_order", "embedding_norm", "first_norm", "shared_norm"),
-    *("bias", "position_offset", "head_bias", "head", "head_transform", "tied_embeddings", "token_types"),
+    *("bias", "position_offset", "latent", "head_bias", "head", "head_transform", "tied_embeddings", "token_types"),
     *("next_sentence", "query_layer"),
 }
 """Settings with which tensors come and go, or change their shapes."""

@@ -32,6 +32,11 @@ _T5 = {
     "relative_attention_num_buckets": 8, "relative_attention_max_distance": 12, "n_positions": CONTEXT,
     "decoder_start_token_id": 0,
 }  # fmt: skip
+_LATENT = {
+    **_SHARED, "num_key_value_heads": 4, "intermediate_size": 72, "moe_intermediate_size": 24, "n_routed_experts": 8,
+    "num_experts_per_tok": 3, "kv_lora_rank": 16, "qk_rope_head_dim": 6, "qk_nope_head_dim": 10, "v_head_dim": 8,
+    "max_position_embeddings": CONTEXT,
+}  # fmt: skip
 _ROPE = {"rope_type": "default", "rope_theta": 500.0}
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "gpt2": ("GPT2LMHeadModel", "GPT2Config", {**_GPT2, "n_inner": 72}),
@@ -214,6 +219,28 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
             "norm_topk_prob": True, "rope_parameters": _ROPE,
         },
     ),
+    "deepseek_v3": (
+        "DeepseekV3ForCausalLM",
+        "DeepseekV3Config",
+        {
+            **_LATENT, "q_lora_rank": 20, "n_group": 4, "topk_group": 2, "first_k_dense_replace": 1,
+            "rope_parameters": _ROPE,
+        },
+    ),
+    "deepseek_v3_biased": (
+        "DeepseekV3ForCausalLM",
+        "DeepseekV3Config",
+        {
+            **_LATENT, "q_lora_rank": None, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 0,
+            "attention_bias": True, "norm_topk_prob": False, "rope_interleave": False, "n_shared_experts": 2,
+            "rope_parameters": {**_ROPE, "rope_type": "linear", "factor": 4.0}, "tie_word_embeddings": True,
+        },
+    ),
+    "deepseek_v3_dense": (
+        "DeepseekV3ForCausalLM",
+        "DeepseekV3Config",
+        {**_LATENT, "q_lora_rank": 20, "n_group": 2, "topk_group": 1, "first_k_dense_replace": LAYERS},
+    ),
     "modernbert": (
         "ModernBertForMaskedLM",
         "ModernBertConfig",
@@ -277,6 +304,9 @@ def randomized(name: str, model: nn.Module) -> nn.Module:
     middle = 0.0 if name.startswith("gemma") else 1.0
     for key, parameter in model.named_parameters():
         nn.init.normal_(parameter, mean=middle if parameter.dim() == 1 and "bias" not in key else 0.0, std=std)
+    for key, buffer in model.named_buffers():
+        if key.endswith("e_score_correction_bias"):
+            nn.init.normal_(buffer, std=std)
     return model.train()
 
 
@@ -298,6 +328,10 @@ def stored(model: nn.Module, read: Callable[[nn.Parameter], Tensor]) -> dict[str
     alone, which it holds together in memory."""
     found = {}
     mixtral = model.config.model_type == "mixtral"
+    for own, buffer in model.named_buffers():
+        if own.endswith("e_score_correction_bias"):
+            # Which is stored, but does not learn.
+            found[own] = torch.zeros_like(buffer) if read(buffer) is None else read(buffer)
     for own, parameter in model.named_parameters():
         name, tensor = own, read(parameter)
         if model.config.model_type == "gpt_neox":

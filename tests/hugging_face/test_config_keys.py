@@ -142,10 +142,13 @@ BOTH: dict[str, list[Values]] = {
         {"attn_logit_softcapping": None, "final_logit_softcapping": ABSENT},
         {"use_bidirectional_attention": None},
     ],
+    "deepseek_v3": [{**NO_ROPE, **rope} for rope in ROPE]
+    + [{"num_key_value_heads": None}, {"norm_topk_prob": None}, {"norm_topk_prob": ABSENT}, {"rope_interleave": None}]
+    + [{"n_routed_experts": ABSENT, "num_local_experts": 8}, {"scoring_func": "softmax", "moe_layer_freq": 1}],
     "t5": functions(T5_FUNCTIONS) + T5_TIES,
     "t5_v1_1": [*functions(T5_GATED, "gated-"), {"feed_forward_proj": ABSENT}, {"feed_forward_proj": "gated-silu"}],
     "gpt2": [{"activation_function": name} for name in PLAIN] + [{"n_inner": ABSENT}, {"tie_word_embeddings": ABSENT}],
-    "roberta": [{"pad_token_id": value} for value in (None, 24)] + [{"hidden_act": "gelu_new"}],
+    "roberta": [{"tie_word_embeddings": ABSENT}, {"hidden_act": ABSENT}, {"hidden_act": "gelu_python"}],
     "bert": [{"hidden_act": name} for name in PLAIN] + [{"tie_word_embeddings": ABSENT}],
     "gpt_neo": [
         {"attention_layers": ABSENT, "attention_types": [[["global"], 3]]},
@@ -342,6 +345,13 @@ SENTENCES: list[tuple[str, Values, str]] = [
         {"rope_parameters": {"full_attention": LINEAR, "sliding_attention": {**LINEAR, "factor": 2.0}}},
         "rope_parameters.sliding_attention stretches by 2.0 (linear), but llmscale stretches local layers as global",
     ),
+    ("deepseek_v3", {"n_shared_experts": 0}, "n_shared_experts is 0, but transformers' class computes with 1 or more"),
+    ("deepseek_v3", {"num_key_value_heads": 2}, "num_key_value_heads is 2, but latent attention has 4 there; repair"),
+    ("deepseek_v3", {"head_dim": 16}, "head_dim is 16, but latent attention has 6 there; repair it"),
+    ("deepseek_v3", {"n_group": 3}, "groups (3) must be equal parts of count (8) experts, of 2 or more each"),
+    ("deepseek_v3", {"topk_group": 9}, "groups_per_token (9) exceeds groups (4)"),
+    ("deepseek_v3", {"num_experts_per_tok": 5}, "per_token (5) exceeds the 4 experts of groups_per_token (2) groups"),
+    ("deepseek_v3", {"rope_scaling": {"type": "yarn", "factor": 40.0}}, "rope_scaling.type is 'yarn', but llmscale"),
     ("falcon", {"alibi": True}, "alibi is true, but transformers rounds Falcon's biases by distance to bf16, which"),
     ("falcon", {"num_ln_in_parallel_attn": 2}, "num_ln_in_parallel_attn is 2, but transformers' class computes only 1"),
     ("falcon_new", {"parallel_attn": False}, "parallel_attn is false, which transformers' class cannot compute; set"),

@@ -33,6 +33,7 @@ DRAWN: dict[str, list[str]] = {
     "starcoder2": [],
     "llama3": [],
     "granite": [],
+    "deepseek_v3_biased": [],
     "gemma3_text": [],
     "falcon": [],
     "falcon_new": [],

@@ -29,7 +29,7 @@ from tests.hugging_face.references import BYTES, CASES, NAMES, VOCAB, reference,
 
 IMMATERIAL = {
     "dtype", "transformers_version", "_name_or_path", "use_cache", "initializer_range", "rope_scaling",
-    "tie_word_embeddings", "max_window_layers", "torch_dtype",
+    "tie_word_embeddings", "max_window_layers", "torch_dtype", "num_nextn_predict_layers",
 }  # fmt: skip
 """Keys in which a config.json may differ and give the same model; tying is seen in the tensors."""
 
@@ -82,6 +82,9 @@ def spelled(config: dict[str, Any], key: str) -> Any:
         return 4 * (config.get("n_embd") or config.get("hidden_size"))
     if key == "head_dim" and value is None:
         return config["hidden_size"] // config["num_attention_heads"]
+    of_experts = ("n_group", "topk_group", "n_routed_experts", "num_experts_per_tok", "moe_intermediate_size")
+    if key in of_experts and config.get("first_k_dense_replace") == config["num_hidden_layers"]:
+        return None
     if key == "attention_types":
         return config["attention_layers"]
     return value
