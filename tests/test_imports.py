@@ -53,10 +53,9 @@ MAY_IMPORT = {
     "llmscale.doctor": {"launcher", "llmscale.distributed", "data_pipeline.base"},
     "llmscale.families": set(),
     "llmscale.config": {"llmscale.families", "data_pipeline"},
-    "llmscale.attention": {"llmscale.config"},
     "llmscale.layout": {"llmscale.config", "llmscale.objectives", "llmscale.model.heads", "data_pipeline"},
     "llmscale.plan": {
-        "llmscale.attention",
+        "llmscale.model.attention",
         "llmscale.config",
         "llmscale.layout",
         "llmscale.objectives",
@@ -64,9 +63,9 @@ MAY_IMPORT = {
         "llmscale.parallel.plans",
         "data_pipeline",
     },
-    "llmscale.model": {"llmscale.attention", "llmscale.config", "llmscale.families.hugging_face", "data_pipeline"},
+    "llmscale.model": {"llmscale.config", "llmscale.families.hugging_face", "data_pipeline"},
     "llmscale.objectives": {"llmscale.model", "llmscale.config", "data_pipeline"},
-    "llmscale.parallel": {"llmscale.attention", "llmscale.model", "llmscale.config", "data_pipeline"},
+    "llmscale.parallel": {"llmscale.model", "llmscale.config", "data_pipeline"},
     "llmscale.checkpoint": {"llmscale.model", "llmscale.config", "data_pipeline"},
     "llmscale.engine": {
         "llmscale.distributed",

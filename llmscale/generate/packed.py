@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from llmscale.config import ModelConfig
 from llmscale.model import Transformer
-from llmscale.model.attention import Attention
+from llmscale.model.attention.modules.multi_head import Attention
 from llmscale.model.feed_forward import FeedForward
 from llmscale.model.linear import Linear
 from llmscale.model.projections import Vocabulary

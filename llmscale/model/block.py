@@ -3,7 +3,8 @@
 from torch import Tensor, nn
 
 from llmscale.config.model import ModelConfig
-from llmscale.model.attention import CrossAttention, make_attention
+from llmscale.model.attention import make_attention
+from llmscale.model.attention.modules.multi_head import CrossAttention
 from llmscale.model.context import Context
 from llmscale.model.dropout import Place, drop
 from llmscale.model.experts import Experts

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from llmscale.attention import table_of
 from llmscale.config.model import ModelConfig
+from llmscale.model.attention import table_of
 
 
 class KeyValueCache:

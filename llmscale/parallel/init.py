@@ -7,9 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from llmscale.attention import table_of
 from llmscale.config.model import ModelConfig
 from llmscale.model import Transformer
+from llmscale.model.attention import table_of
 from llmscale.model.heads import heads_of
 from llmscale.parallel.expert import apply_expert_parallel
 from llmscale.parallel.grid import RankGrid

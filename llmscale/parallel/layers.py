@@ -13,7 +13,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llmscale.model.attention import CrossAttention, SelfAttention
+from llmscale.model.attention.modules.core import SelfAttention
+from llmscale.model.attention.modules.multi_head import CrossAttention
 from llmscale.model.context import Context
 from llmscale.model.cross_entropy import Rows, linear_cross_entropy, linear_scores
 from llmscale.model.dropout import LayerDropout

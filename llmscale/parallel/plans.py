@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from fnmatch import fnmatchcase
 
-from llmscale.attention import table_of
-from llmscale.attention.base import Cut
 from llmscale.config.model import ModelConfig
+from llmscale.model.attention import table_of
+from llmscale.model.attention.table import Cut
 from llmscale.model.heads import all_heads
 
 TENSOR: tuple[tuple[str, Cut], ...] = (

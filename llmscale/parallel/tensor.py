@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from torch import nn
 
-from llmscale.attention.base import Cut
 from llmscale.config import ModelConfig
 from llmscale.model import Part, Transformer
-from llmscale.model.attention import CrossAttention, SelfAttention
+from llmscale.model.attention.modules.core import SelfAttention
+from llmscale.model.attention.modules.multi_head import CrossAttention
+from llmscale.model.attention.table import Cut
 from llmscale.model.experts import ExpertLinear, Experts
 from llmscale.model.feed_forward import FeedForward
 from llmscale.model.norms import RMSNorm

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llmscale.attention import table_of
 from llmscale.config.model import ModelConfig
+from llmscale.model.attention import table_of
 from llmscale.plan.layout import Layout
 from llmscale.plan.workload import Workload
 

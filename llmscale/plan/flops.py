@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llmscale.attention import table_of
-from llmscale.attention.base import AttentionTable
 from llmscale.config.model import ModelConfig
+from llmscale.model.attention import table_of
+from llmscale.model.attention.table import AttentionTable
 from llmscale.model.heads import heads_of
 from llmscale.plan.workload import Workload
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 
-from llmscale.attention import table_of
 from llmscale.config import RunConfig
+from llmscale.model.attention import table_of
 from llmscale.parallel.plans import stage_layers
 from llmscale.plan.activations import Activations
 from llmscale.plan.layout import Layout

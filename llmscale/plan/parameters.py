@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections import Counter
 from functools import lru_cache
 
-from llmscale.attention import table_of
 from llmscale.config.model import ModelConfig
+from llmscale.model.attention import table_of
 from llmscale.model.heads import heads_of
 from llmscale.parallel.plans import stage_layers
 

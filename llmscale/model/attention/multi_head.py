@@ -1,88 +1,50 @@
 """Multi-head attention (Vaswani et al. 2017, section 3.2), with grouped queries (Ainslie et al. 2023)."""
 
-from torch import Tensor
+from __future__ import annotations
+
+from dataclasses import replace
 
 from llmscale.config.model import ModelConfig
-from llmscale.model.attention.core import SelfAttention
-from llmscale.model.context import Context
-from llmscale.model.dropout import Place
-from llmscale.model.linear import Linear
-from llmscale.model.norms import make_rms_norm
-from llmscale.model.positions import rotate
+from llmscale.model.attention.table import AttentionKind, AttentionTable, Projection, VectorNorm
 
 
-class Projections(SelfAttention):
-    """Query, key, value and output projections around what mixes the tokens.
-
-    They are separate modules, so that a table can shard each by heads.
-    """
-
-    def __init__(self, config: ModelConfig, layer: int) -> None:
-        super().__init__(config, layer)
-        self.channels = config.head_channels
-        inner, shared = config.heads * self.channels, config.kv_head_count * self.channels
-        bias = config.has_bias("qkv")
-        self.query = Linear(config.hidden_size, inner, bias=bias)
-        self.key = Linear(config.hidden_size, shared, bias=bias)
-        self.value = Linear(config.hidden_size, shared, bias=bias)
-        self.output = Linear(inner, config.hidden_size, bias=config.has_bias("attention_output"))
-
-    def heads(self, projected: Tensor) -> Tensor:
-        """(B, T, heads x channels) to (B, T, heads, channels)."""
-        return projected.unflatten(-1, (-1, self.channels))
-
-
-class Attention(Projections):
-    """Each token mixes itself with the tokens that it sees."""
-
-    def __init__(self, config: ModelConfig, layer: int, causal: bool) -> None:
-        super().__init__(config, layer)
-        self.causal = causal
-        self.kind = config.attention_kind(layer)
-        self.interleaved = config.rotary_interleaved
-        self.norm_heads = config.query_key_norm_over == "head"
-        queries, keys = (1, 1) if self.norm_heads else (config.heads, config.kv_head_count)
-        normed = config.query_key_norm
-        self.query_norm = make_rms_norm(config, queries * self.channels) if normed else None
-        self.key_norm = make_rms_norm(config, keys * self.channels) if normed else None
-
-    def forward(self, hidden: Tensor, context: Context) -> Tensor:
-        """(B, T, hidden_size) to the same shape; `context.queries` ask in place of the hidden states where given."""
-        asking = hidden if context.queries is None else context.queries.expand_as(hidden)
-        query, key, value = self.project(asking, hidden)
-        if self.query_norm is not None and self.key_norm is not None and not self.norm_heads:
-            query, key = self.query_norm(query), self.key_norm(key)
-        query, key, value = self.heads(query), self.heads(key), self.heads(value)
-        if self.query_norm is not None and self.key_norm is not None and self.norm_heads:
-            query, key = self.query_norm(query), self.key_norm(key)
-        rotary = context.rotary[self.kind]
-        if rotary is not None:
-            query, key = rotate(query, rotary, self.interleaved), rotate(key, rotary, self.interleaved)
-        query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
-        if context.cache is not None:
-            key, value = context.cache.extend(self.layer, key, value)
-        return self.mix(query, key, value, context.masks[self.kind], self.causal, context.dropout)
-
-    def project(self, asking: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries of `asking`, keys and values of `hidden`, (B, T, hidden_size) both: (B, T, heads x channels) each."""
-        return self.query(asking), self.key(hidden), self.value(hidden)
+def cross_table(config: ModelConfig) -> AttentionTable:
+    """That of a decoder's attention to its encoder, which has no norms."""
+    hidden, channels, bias = config.hidden_size, config.head_channels, config.has_bias("qkv")
+    queries, keys = config.heads * channels, config.kv_head_count * channels
+    return AttentionTable(
+        projections=(
+            Projection("query", hidden, queries, bias, "column", fan_in=hidden * channels),
+            Projection("output", queries, hidden, config.has_bias("attention_output"), "row"),
+            Projection("key", hidden, keys, bias, "key_value", channels),
+            Projection("value", hidden, keys, bias, "key_value", channels),
+        ),
+        norms=(),
+        heads=config.heads,
+        key_heads=config.kv_head_count,
+        key_channels=channels,
+        value_channels=channels,
+        cache=((config.kv_head_count, channels),) * 2,
+    )
 
 
-class CrossAttention(Projections):
-    """Each token of the decoder mixes the tokens of the encoder's result."""
+def _table(config: ModelConfig) -> AttentionTable:
+    table = cross_table(config)
+    if not config.query_key_norm:
+        return table
+    heads, keys, channels = config.heads, config.kv_head_count, config.head_channels
+    norms = (
+        (
+            VectorNorm("query_norm", channels, "replicated_sum", heads),
+            VectorNorm("key_norm", channels, "replicated_sum", keys),
+        )
+        if config.query_key_norm_over == "head"
+        else (
+            VectorNorm("query_norm", heads * channels, "column"),
+            VectorNorm("key_norm", keys * channels, "key_value", head=channels),
+        )
+    )
+    return replace(table, norms=norms)
 
-    places = (Place.CROSS_ATTENTION, Place.CROSS_ATTENTION_OUTPUT)
 
-    def forward(self, hidden: Tensor, context: Context) -> Tensor:
-        """(B, T, hidden_size) to the same shape."""
-        query = self.heads(self.query(hidden)).transpose(1, 2)
-        kept = context.cache.memory(self.layer) if context.cache is not None else None
-        if kept is None:
-            assert context.memory is not None
-            kept = (
-                self.heads(self.key(context.memory)).transpose(1, 2),
-                self.heads(self.value(context.memory)).transpose(1, 2),
-            )
-            if context.cache is not None:
-                context.cache.keep_memory(self.layer, *kept)
-        return self.mix(query, *kept, context.memory_mask, causal=False, dropout=context.dropout)
+KIND = AttentionKind("multi_head", is_of=lambda config: True, table=_table)

@@ -104,7 +104,7 @@ class AttentionTable:
 
 @dataclass(frozen=True)
 class AttentionKind:
-    """A kind of attention, whose module is `llmscale.model.attention.<name>`."""
+    """A kind of attention, whose module is `llmscale.model.attention.modules.<name>`."""
 
     name: str
     is_of: Callable[[ModelConfig], bool]
