@@ -55,6 +55,7 @@ MAY_IMPORT = {
     "llmscale.config": {"llmscale.families", "data_pipeline"},
     "llmscale.layout": {"llmscale.config", "llmscale.objectives", "llmscale.model.heads", "data_pipeline"},
     "llmscale.plan": {
+        "llmscale.model.attention",
         "llmscale.config",
         "llmscale.layout",
         "llmscale.objectives",

@@ -7,11 +7,10 @@ from typing import Any
 from llmscale.config.identity import flatten
 from llmscale.config.model import OF_HEADS, ModelConfig
 
-_OTHER = {
-    *("family", "vocab_size", "vocab_multiple", "max_positions"),
-    *("dropout", "attention_dropout", "dropout_scheme", "init_std", "init_scheme"),
-}
-"""Settings of which the outputs of given weights do not depend; what is not listed counts."""
+_NO_FUNCTION = ("family", "vocab_size", "vocab_multiple", "init_std", "init_scheme")
+"""Settings that say how a model begins, or what others say."""
+_NO_OUTPUT = ("max_positions", "dropout", "attention_dropout", "dropout_scheme")
+"""Others of which the outputs of given weights do not depend; what is not listed counts."""
 _OTHER_OF_EXPERTS = {"capacity_factor", "balance_weight", "z_weight"}
 """Those that act in training alone."""
 
@@ -25,41 +24,75 @@ def function_differences(ours: ModelConfig, theirs: ModelConfig, *, head: bool =
     Args:
         head: whether the heads count.
     """
-    mine, other = _function(ours), _function(theirs)
+    mine, other = _outputs(ours), _outputs(theirs)
     given, theirs_given = (dict(flatten(model.model_dump(mode="json"), "model.")) for model in (ours, theirs))
+    differing = {key: (mine.get(key), other.get(key)) for key in {**mine, **other} if mine.get(key) != other.get(key)}
+    if not head:
+        differing = {key: both for key, both in differing.items() if key.split(".")[1] not in OF_HEADS}
+    return {key: both for key, both in differing.items() if given.get(key) != theirs_given.get(key)} or differing
+
+
+def _outputs(model: ModelConfig) -> dict[str, Any]:
+    settings = {key: value for key, value in function_of(model).items() if key not in _NO_OUTPUT}
+    return dict(flatten(settings, "model."))
+
+
+def function_of(model: ModelConfig) -> dict[str, Any]:
+    """The settings that decide what a model computes and how it drops out, each spelled out in one way; None where
+    another setting switches it off."""
+    kinds = _pattern(model)
+    rotary, relative = model.positions == "rotary", model.positions == "relative"
+    both = rotary and {"global", "local"} == set(kinds)
+    first = "global" if "global" in kinds else "local"
+    scaling = _scaling(model, first) if rotary else None
+    settings = {key: value for key, value in resolved(model).items() if not key.startswith("rotary_")}
+    settings = {key: value for key, value in settings.items() if key not in _NO_FUNCTION}
     return {
-        key: (mine.get(key), other.get(key))
-        for key in {**mine, **other}
-        if (head or key.split(".")[1] not in OF_HEADS)
-        and mine.get(key) != other.get(key)
-        and given.get(key) != theirs_given.get(key)
+        **settings,
+        "attention_scale": model.attention_scale or model.head_channels**-0.5,
+        "attention_pattern": kinds,
+        "window": model.window if "local" in kinds else None,
+        "embedding_multiplier": model.embedding_factor,
+        "query_key_norm_over": model.query_key_norm_over if model.query_key_norm else None,
+        "rotary_base": model.rotary_base_of(first) if rotary else None,
+        "rotary_local_base": model.rotary_base_of("local") if both else None,
+        "rotary_fraction": model.rotated_channels / model.head_channels if rotary else None,
+        "rotary_interleaved": rotary and model.rotary_interleaved,
+        "rotary_scaling": scaling,
+        "rotary_local_scaled": _scaling(model, "local") is not None if both and scaling is not None else None,
+        "relative_buckets": model.relative_buckets if relative else None,
+        "relative_max_distance": model.relative_max_distance if relative else None,
+        "experts": _experts(model),
+        # Where no layer is dense there is none.
+        "ffn_size": None if all(map(model.has_experts, range(model.layers))) else model.ffn_channels,
     }
 
 
-def _function(model: ModelConfig) -> dict[str, Any]:
-    settings = model.model_dump(mode="json", exclude=_OTHER)
-    settings |= {
+def resolved(model: ModelConfig) -> dict[str, Any]:
+    """The model section with the sizes and biases that follow from others."""
+    return {
+        **model.model_dump(mode="json"),
         "kv_heads": model.kv_head_count,
         "head_size": model.head_channels,
         "ffn_size": model.ffn_channels,
         "encoder_layers": model.encoder_layer_count,
-        "norm_bias": model.has_bias("norm"),
+        "norm_bias": model.norm == "layernorm" and model.has_bias("norm"),
         "qkv_bias": model.has_bias("qkv"),
         "attention_output_bias": model.has_bias("attention_output"),
-        "attention_scale": model.attention_scale or model.head_channels**-0.5,
-        "rotary_local_base": model.rotary_local_base or model.rotary_base,
-        "attention_pattern": _pattern(model),
     }
-    local = "local" in settings["attention_pattern"]
-    for start, used in (("rotary_", model.positions == "rotary"), ("relative_", model.positions == "relative")):
-        settings = {key: value for key, value in settings.items() if used or not key.startswith(start)}
-    if not local:
-        del settings["window"]
-        settings.pop("rotary_local_base", None)
-    if model.experts is not None:
-        experts = model.experts.model_dump(mode="json", exclude=_OTHER_OF_EXPERTS)
-        settings["experts"] = {**experts, "ffn_size": model.expert_channels}
-    return dict(flatten(settings, "model."))
+
+
+def _scaling(model: ModelConfig, kind: str) -> dict[str, Any] | None:
+    scaling = model.rotary_scaling_of(kind)
+    if scaling is None:
+        return None
+    return scaling.model_dump() if scaling.kind == "llama3" else {"kind": scaling.kind, "factor": scaling.factor}
+
+
+def _experts(model: ModelConfig) -> dict[str, Any] | None:
+    if model.experts is None:
+        return None
+    return {**model.experts.model_dump(mode="json", exclude=_OTHER_OF_EXPERTS), "ffn_size": model.expert_channels}
 
 
 def _pattern(model: ModelConfig) -> list[str]:

@@ -2,91 +2,20 @@
 
 import math
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from data_pipeline.base.section import Section
 from llmscale import families
 from llmscale.config.bounds import Count, Layers, Width
+from llmscale.config.model_parts import ExpertsConfig, HeadConfig, LatentAttention, RotaryScaling
 
 GATED = ("swiglu", "geglu", "geglu_tanh", "reglu")
 """Activations that multiply a second projection with the activated one."""
 
-OF_HEADS = ("head", "head_bias", "head_transform", "scaled_head", "tied_embeddings", "next_sentence")
+OF_HEADS = ("head", "head_bias", "head_transform", "scaled_head", "head_divisor", "tied_embeddings", "next_sentence")
 """Settings of the model that are those of its heads."""
-
-
-class RotaryScaling(Section):
-    """How the rotary frequencies of a model are stretched beyond the context that it was first trained on."""
-
-    kind: Literal["linear", "llama3"] = "linear"
-    """linear: all frequencies divided by `factor` (Chen et al. 2023); llama3: only the slow ones (Llama 3's code)."""
-    factor: float = Field(ge=1)
-    """By how much the slow frequencies are divided."""
-    low_frequency_factor: float = Field(default=1.0, gt=0)
-    """llama3: waves longer than original_positions / this are divided in full."""
-    high_frequency_factor: float = Field(default=4.0, gt=0)
-    """llama3: waves shorter than original_positions / this stay as they are."""
-    original_positions: Count = Field(default=8192, ge=1)
-    """llama3: the context before the stretch, in tokens."""
-
-    @model_validator(mode="after")
-    def _ordered(self) -> "RotaryScaling":
-        if self.high_frequency_factor <= self.low_frequency_factor:
-            raise ValueError(
-                f"high_frequency_factor ({self.high_frequency_factor}) must be above low_frequency_factor"
-                f" ({self.low_frequency_factor})"
-            )
-        return self
-
-
-class ExpertsConfig(Section):
-    """Mixture of experts in place of feed-forward layers (Shazeer et al. 2017). Routing looks at one sequence at a
-    time, so that it does not depend on how a batch is cut."""
-
-    count: Width = Field(ge=2)
-    """Experts of a layer."""
-    per_token: Width = Field(default=2, ge=1)
-    """Experts that each token goes to."""
-    every: Count = Field(default=1, ge=1)
-    """Layers `every`, 2 x `every`, ... have experts (counted from 1), the others are dense."""
-    ffn_size: Width | None = Field(default=None, ge=1)
-    """Inner width of an expert, in channels; that of the dense layers when not given."""
-    normalize: bool = True
-    """Whether the weights of a token's experts are divided by their sum."""
-    capacity_factor: float | None = Field(default=None, gt=0)
-    """In training an expert takes at most this x per_token x tokens / count, rounded up, of a sequence's tokens (of a
-    document's where documents are separate), in the order of positions; None: all that come."""
-    balance_weight: float = Field(default=0.01, ge=0)
-    """Weight of the load-balancing loss (Switch Transformer, equation 4), which is 1 at perfect balance."""
-    z_weight: float = Field(default=0.0, ge=0)
-    """Weight of the router's z-loss (ST-MoE, equation 5)."""
-
-    @model_validator(mode="after")
-    def _enough(self) -> "ExpertsConfig":
-        if self.per_token > self.count:
-            raise ValueError(f"per_token ({self.per_token}) exceeds count ({self.count}) experts")
-        return self
-
-
-class HeadConfig(Section):
-    """A head in place of the language model's: what an objective that predicts no tokens needs, and sets itself."""
-
-    name: str
-    """Which head (llmscale/model/heads)."""
-    outputs: Width = Field(ge=1)
-    """Numbers that it makes of a vector."""
-    pooling: Literal["first", "last", "mean", "each"] = "first"
-    """Whose vector: the first token's, the last one's, the mean over the tokens, or each token's."""
-    pooler: bool = False
-    """A dense layer and tanh before the projection (BERT)."""
-    bias: bool = True
-    """A bias of each output."""
-    loss: Literal["cross_entropy", "binary_cross_entropy", "squared_error"] = "cross_entropy"
-    """Of the outputs: one class is right; each is right or not; they are numbers."""
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the vector's values dropped before the projection in training."""
 
 
 class ModelConfig(Section):
@@ -122,6 +51,8 @@ class ModelConfig(Section):
     positions: Literal["learned", "rotary", "relative", "alibi", "sinusoidal"] = "learned"
     """How positions enter: a learned or a sinusoidal (Vaswani et al. 2017, section 3.5) table added to the embedding;
     rotary embedding of queries and keys; a learned bias by distance (T5) or a fixed one (ALiBi, Press et al. 2022)."""
+    position_offset: Count = Field(default=0, ge=0)
+    """Rows of the learned table before that of the first position (RoBERTa, where they belong to special tokens)."""
     rotary_base: float = Field(default=10000.0, gt=0)
     """Base of the rotary frequencies (RoFormer, section 3.2.2)."""
     rotary_local_base: float | None = Field(default=None, gt=0)
@@ -132,6 +63,8 @@ class ModelConfig(Section):
     """Rotate channels 2i and 2i + 1 together (GPT-J) rather than i and i + half (GPT-NeoX, Llama)."""
     rotary_scaling: RotaryScaling | None = None
     """Stretched rotary frequencies."""
+    rotary_local_scaled: bool = True
+    """Whether rotary_scaling acts in local layers, too."""
     relative_buckets: Count = Field(default=32, ge=4)
     """Distances that relative positions tell apart (T5)."""
     relative_max_distance: Count = Field(default=128, ge=2)
@@ -143,16 +76,28 @@ class ModelConfig(Section):
     either side."""
     attention_scale: float | None = Field(default=None, gt=0)
     """Factor of the attention scores; 1 / sqrt(head channels) when not given."""
+    latent: LatentAttention | None = None
+    """Multi-head latent attention (DeepSeek-V3); None: plain multi-head attention."""
     query_key_norm: bool = False
-    """RMSNorm over the channels of each head of queries and keys (Qwen3)."""
+    """RMSNorm of queries and keys."""
+    query_key_norm_over: Literal["head", "projection"] = "head"
+    """head: over the channels of each head (Qwen3); projection: over those of all heads together (OLMo 2)."""
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"
     """Normalisation of the residual stream."""
     norm_eps: float = Field(default=1e-5, gt=0)
     """Added to the variance inside a norm."""
     norm_bias: bool | None = None
     """Biases of LayerNorms; `bias` when not given."""
-    norm_order: Literal["pre", "post"] = "pre"
-    """pre: before each sub-layer and before the head (GPT-2); post: after each sub-layer's sum (BERT)."""
+    norm_plus_one: bool = False
+    """RMSNorms multiply by 1 + weight (Gemma)."""
+    norm_order: Literal["pre", "post", "reordered", "sandwich"] = "pre"
+    """pre: before each sub-layer and before the head (GPT-2); post: after each sub-layer's sum (BERT); reordered: of
+    what each sub-layer adds to the residual stream, and before the head (OLMo 2, section 3.1); sandwich: both pre and
+    reordered (Gemma 3)."""
+    embedding_multiplier: Annotated[float, Field(gt=0)] | Literal["sqrt"] = 1.0
+    """Factor of the tokens' embeddings (Granite); sqrt: the square root of hidden_size, rounded as they are (Gemma)."""
+    residual_multiplier: float = Field(default=1.0, gt=0)
+    """Factor of what each sub-layer adds to the residual stream (Granite)."""
     embedding_norm: bool = False
     """A norm after the embeddings (BERT)."""
     first_norm: bool = True
@@ -177,6 +122,8 @@ class ModelConfig(Section):
     """The head shares the embedding's weight."""
     scaled_head: bool = False
     """The head's input is divided by sqrt(hidden_size) (T5 v1.0, whose embedding is large)."""
+    head_divisor: float = Field(default=1.0, gt=0)
+    """The head's input is divided by this (Granite)."""
     token_types: Count = Field(default=0, ge=0)
     """Rows of a learned table for the type of each token: first or second segment (BERT); 0: none."""
     next_sentence: bool = False
@@ -233,6 +180,8 @@ class ModelConfig(Section):
 
     @property
     def head_channels(self) -> int:
+        if self.latent is not None:
+            return self.latent.plain_size + self.latent.rotary_size
         return self.head_size or self.hidden_size // self.heads
 
     @property
@@ -258,6 +207,54 @@ class ModelConfig(Section):
         """Whether feed-forward layers have a gate projection."""
         return self.activation in GATED
 
+    @property
+    def position_rows(self) -> int:
+        """Rows of the learned table of positions; 0 where there is none."""
+        return self.max_positions + self.position_offset if self.positions == "learned" else 0
+
+    @property
+    def embedding_factor(self) -> float:
+        """Factor of the tokens' embeddings."""
+        return math.sqrt(self.hidden_size) if self.embedding_multiplier == "sqrt" else self.embedding_multiplier
+
+    def rotary_base_of(self, kind: str) -> float:
+        """Base of the rotary frequencies in global or local layers."""
+        return self.rotary_base if kind == "global" else self.rotary_local_base or self.rotary_base
+
+    def rotary_scaling_of(self, kind: str) -> RotaryScaling | None:
+        """How the rotary frequencies of global or local layers are stretched."""
+        return self.rotary_scaling if kind == "global" or self.rotary_local_scaled else None
+
+    @property
+    def rotated_channels(self) -> int:
+        """Channels of a head that rotary positions rotate."""
+        if self.latent is not None:
+            return self.latent.rotary_size
+        return int(self.head_channels * self.rotary_fraction)
+
+    @property
+    def norm_start(self) -> float:
+        """Initial weight of norms."""
+        return 0.0 if self.norm_plus_one else 1.0
+
+    @property
+    def head_factor(self) -> float:
+        """Factor of the head's input."""
+        return (self.hidden_size**-0.5 if self.scaled_head else 1.0) / self.head_divisor
+
+    @property
+    def final_norm(self) -> bool:
+        """Whether a norm comes after each stack of blocks."""
+        return self.norm_order != "post"
+
+    def block_norms(self, layer: int, cross: bool) -> int:
+        """Norms of layer `layer` (from 0), besides those of queries and keys; `cross`: with cross-attention."""
+        if self.norm_order == "reordered":
+            return 2 + cross
+        if self.norm_order == "sandwich":
+            return 2 * (2 + cross)
+        return int(self.first_norm or layer > 0) + int(not self.shared_norm) + int(cross)
+
     def has_bias(self, part: Literal["norm", "qkv", "attention_output"]) -> bool:
         """Whether a part that may say so itself has biases."""
         own: bool | None = getattr(self, f"{part}_bias")
@@ -269,7 +266,14 @@ class ModelConfig(Section):
 
     def has_experts(self, layer: int) -> bool:
         """Whether layer `layer` (from 0) is a mixture of experts."""
-        return self.experts is not None and (layer + 1) % self.experts.every == 0
+        experts = self.experts
+        return experts is not None and (layer + 1) % experts.every == 0 and layer >= experts.first_dense
+
+    def dense_channels(self, layer: int) -> int:
+        """Inner width of the dense feed-forward layer of layer `layer` (from 0); 0 where there is none."""
+        if self.experts is not None and self.has_experts(layer):
+            return self.experts.shared * self.expert_channels
+        return self.ffn_channels
 
     def vocabulary(self, tokenizer_size: int) -> int:
         """Tokens that the model knows, with a tokenizer of `tokenizer_size` tokens."""
@@ -281,13 +285,13 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _divisible(self) -> "ModelConfig":
-        if self.head_size is None and self.hidden_size % self.heads:
+        if self.head_size is None and self.latent is None and self.hidden_size % self.heads:
             raise ValueError(
                 f"hidden_size ({self.hidden_size}) must be divisible by heads ({self.heads}), or head_size given"
             )
         if self.heads % self.kv_head_count:
             raise ValueError(f"heads ({self.heads}) must be divisible by kv_heads ({self.kv_head_count})")
-        rotated = int(self.head_channels * self.rotary_fraction)
+        rotated = self.rotated_channels
         if self.positions == "rotary" and rotated < 2:
             least = math.ceil(2 / self.head_channels * 10_000) / 10_000
             fix = f"rotary_fraction to {least}" if least <= 1 else "head_size to 2"
@@ -323,15 +327,39 @@ class ModelConfig(Section):
             "shared_norm is true, but parallel_residual is false; set both",
         )
         yield (
-            self.norm_order == "post" and (self.parallel_residual or not self.first_norm),
-            "norm_order is post, which knows neither parallel_residual nor first_norm=false; use pre",
+            self.norm_order != "pre" and (self.parallel_residual or not self.first_norm),
+            f"norm_order is {self.norm_order}, which knows neither parallel_residual nor first_norm=false; use pre",
+        )
+        latent = self.latent is not None
+        yield (
+            latent and (cross or self.positions != "rotary" or self.rotary_fraction != 1),
+            f"latent attention is for rotary positions in decoders or encoders, but architecture is {kind}, positions"
+            f" {self.positions} and rotary_fraction {self.rotary_fraction}; set positions=rotary and rotary_fraction=1",
+        )
+        yield (
+            latent and (self.query_key_norm or self.head_size is not None or self.kv_head_count != self.heads),
+            "latent is given, which says the sizes of heads and has norms of its own; leave out kv_heads, head_size and"
+            " query_key_norm",
+        )
+        yield (
+            self.norm_plus_one and self.norm != "rmsnorm",
+            f"norm_plus_one is true, but norm is {self.norm}; it is for rmsnorm",
+        )
+        yield (
+            self.norm_plus_one and self.query_key_norm and self.query_key_norm_over == "projection",
+            "norm_plus_one is true, but query_key_norm_over is projection; use head",
+        )
+        yield (
+            self.position_offset > 0 and self.positions != "learned",
+            f"position_offset ({self.position_offset}) is for learned positions, but positions is {self.positions};"
+            f" set it to 0",
         )
         yield (
             self.parallel_residual and cross,
             "parallel_residual is true, but an encoder_decoder has three sub-layers in a block; set it to false",
         )
         yield (
-            self.query_layer and (kind != "decoder" or self.norm_order == "post" or self.parallel_residual),
+            self.query_layer and (kind != "decoder" or self.norm_order != "pre" or self.parallel_residual),
             "query_layer is true, which needs architecture=decoder, norm_order=pre and parallel_residual=false",
         )
         yield (

@@ -64,7 +64,10 @@ class Weight:
     transposed: bool = False
     """Theirs is (inputs, outputs), as transformers' Conv1D."""
     interleaved: bool = False
-    """Theirs has the parts of the first head, then those of the second, and so on (GPT-NeoX)."""
+    """Theirs has the rows of the first key head and of the queries that ask it, then those of the second, and so on
+    (GPT-NeoX, Falcon)."""
+    only: Callable[[Any], bool] | None = None
+    """Whether the row is one of a model with that config; None: of every one."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,8 @@ class HuggingFace:
     """(regular expression, replacement): older names of tensors."""
     ignored: tuple[str, ...] = ()
     """Regular expressions of tensors that are no parameters: masks and tables that older versions stored."""
+    dropped: tuple[str, ...] = ()
+    """Regular expressions of tensors of parts that our model does not have, which are left out with a note."""
     copies: Mapping[str, str] | None = None
     """Tensors that must equal another, where they are stored at all."""
     present: Mapping[str, str] | None = None
@@ -285,12 +290,12 @@ def write_settings(table: HuggingFace, model: Mapping[str, Any], vocab_size: int
     }
 
 
-def renamed(pairs: Mapping[str, str], ours: str = "", theirs: str = "", **how: bool) -> tuple[Weight, ...]:
+def renamed(pairs: Mapping[str, str], ours: str = "", theirs: str = "", **how: Any) -> tuple[Weight, ...]:
     """Rows for modules that correspond one to one, by our name; both kinds of tensor."""
     return tuple(Weight((f"{ours}{a}.{{kind}}",), f"{theirs}{b}.{{kind}}", **how) for a, b in pairs.items())
 
 
-def qkv(ours: str, theirs: str, **how: bool) -> Weight:
+def qkv(ours: str, theirs: str, **how: Any) -> Weight:
     """The row of a tensor that holds queries, keys and values."""
     return Weight(tuple(f"{ours}.{part}.{{kind}}" for part in ("query", "key", "value")), f"{theirs}.{{kind}}", **how)
 

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from llmscale.config import ModelConfig
 from llmscale.model import Transformer
-from llmscale.model.attention import Attention
+from llmscale.model.attention.modules.multi_head import Attention
 from llmscale.model.feed_forward import FeedForward
+from llmscale.model.linear import Linear
 from llmscale.model.projections import Vocabulary
 
 _ACTIVATIONS = {
@@ -117,7 +118,7 @@ def _available() -> bool:
 
 def _packed(module: Any, config: ModelConfig) -> Any:
     """A copy of a module with packed projections that shares everything else."""
-    if isinstance(module, nn.Linear):
+    if type(module) is Linear:
         return PackedLinear(module.weight, module.bias)
     clone = copy.copy(module)
     clone._modules = dict(module._modules)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,22 +12,22 @@ from pydantic import ValidationError
 from data_pipeline.base.errors import UserError
 from llmscale import families
 from llmscale.config import ModelConfig
+from llmscale.config.function import function_of, resolved
 from llmscale.config.model import OF_HEADS, HeadConfig
 from llmscale.families.hugging_face import (
     HuggingFace,
     Settings,
     Unsupported,
     read_settings,
-    repeated,
     write_settings,
 )
 from llmscale.model.heads import all_heads, heads_of
 
 OWN = "llmscale"
 """`model_type` of models that transformers has no class for, under our own names."""
-_TRAINING_ONLY = ("family", "vocab_size", "vocab_multiple", "init_std", "init_scheme")
 _CAUSES = {
     "window": ("attention_pattern",),
+    "max_positions": ("position_offset",),
     "rotary_base": ("positions", "attention_pattern"),
     "rotary_local_base": ("positions", "attention_pattern"),
     **dict.fromkeys(("rotary_fraction", "rotary_interleaved", "rotary_scaling"), ("positions",)),
@@ -135,7 +135,10 @@ class Misfit:
 
 
 def fit(
-    model: ModelConfig, vocab_size: int, objective: Mapping[str, Any] | None = None
+    model: ModelConfig,
+    vocab_size: int,
+    token_ids: Callable[[str], dict[str, Any]],
+    objective: Mapping[str, Any] | None = None,
 ) -> tuple[HuggingFace, dict[str, Any]] | Misfit:
     """The class that computes what a model computes, with its config.json, or what stands in the way.
 
@@ -143,14 +146,16 @@ def fit(
     before classes that only repeat an older one those of that.
 
     Args:
+        token_ids: the keys of special tokens, by model_type.
         objective: the section that the model was trained by, of which heads tell more than the model does.
     """
     order = sorted(families.with_class(), key=lambda name: (name != model.family, table_of(name).repeats is not None))
     misfits: list[tuple[int, Misfit]] = []
-    whole = _resolved(model)
+    whole = resolved(model)
     for name in order:
         table = table_of(name)
-        written = write_settings(table, whole, vocab_size) | _written_head(model, table, objective or {})
+        written = write_settings(table, whole, vocab_size) | token_ids(table.model_type)
+        written |= _written_head(model, table, objective or {})
         reasons = _differences(model, table, name, written)
         if not reasons and (need := table.needs and table.needs(whole)):
             reasons = [need]
@@ -158,20 +163,6 @@ def fit(
             return table, written
         misfits.append((len(reasons) - 1000 * (name == model.family), Misfit(table, reasons[0])))
     return min(misfits, key=lambda pair: pair[0])[1]
-
-
-def _resolved(model: ModelConfig) -> dict[str, Any]:
-    """The model section with the sizes and biases that follow from others."""
-    return {
-        **model.model_dump(),
-        "kv_heads": model.kv_head_count,
-        "head_size": model.head_channels,
-        "ffn_size": model.ffn_channels,
-        "encoder_layers": model.encoder_layer_count,
-        "norm_bias": model.norm == "layernorm" and model.has_bias("norm"),
-        "qkv_bias": model.has_bias("qkv"),
-        "attention_output_bias": model.has_bias("attention_output"),
-    }
 
 
 def _differences(model: ModelConfig, table: HuggingFace, name: str, written: dict[str, Any]) -> list[str]:
@@ -211,50 +202,3 @@ def _written_head(model: ModelConfig, table: HuggingFace, objective: Mapping[str
 
 def _shown(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def function_of(model: ModelConfig) -> dict[str, Any]:
-    """The settings that decide what a model computes, each spelled out in one way."""
-    found = {key: value for key, value in _resolved(model).items() if key not in _TRAINING_ONLY}
-    kinds = [model.attention_kind(layer) for layer in range(max(model.layers, model.encoder_layer_count))]
-    found |= {
-        "attention_pattern": repeated(kinds),
-        "window": model.window if "local" in kinds else None,
-        "attention_scale": model.attention_scale or model.head_channels**-0.5,
-    }
-    rotary = model.positions == "rotary"
-    local = rotary and "local" in kinds
-    found |= {
-        "rotary_base": model.rotary_base if rotary and "global" in kinds else None,
-        "rotary_local_base": (model.rotary_local_base or model.rotary_base) if local else None,
-        "rotary_fraction": int(model.head_channels * model.rotary_fraction) / model.head_channels if rotary else None,
-        "rotary_interleaved": rotary and model.rotary_interleaved,
-        "rotary_scaling": _scaling(model) if rotary else None,
-    }
-    if model.positions != "relative":
-        found["relative_buckets"] = found["relative_max_distance"] = None
-    found["experts"] = _experts(model)
-    if model.experts is not None and model.experts.every == 1:
-        found["ffn_size"] = None  # no layer is dense
-    return found
-
-
-def _scaling(model: ModelConfig) -> dict[str, Any] | None:
-    scaling = model.rotary_scaling
-    if scaling is None:
-        return None
-    return scaling.model_dump() if scaling.kind == "llama3" else {"kind": scaling.kind, "factor": scaling.factor}
-
-
-def _experts(model: ModelConfig) -> dict[str, Any] | None:
-    """Without what acts in training only: capacity and losses."""
-    experts = model.experts
-    if experts is None:
-        return None
-    return {
-        "count": experts.count,
-        "per_token": experts.per_token,
-        "every": experts.every,
-        "ffn_size": experts.ffn_size or model.ffn_channels,
-        "normalize": experts.normalize,
-    }

@@ -53,7 +53,7 @@ def export_checkpoint(
     model, vocab_size = config.model, config.model.vocabulary(tokenizer.vocab_size)
     shapes = shapes_of(model, vocab_size)
     objective = config.objective.model_dump(mode="json")
-    fitting = fit(model, vocab_size, objective)
+    fitting = fit(model, vocab_size, lambda model_type: _ids(model_type, tokenizer), objective)
     with new_folder(folder) as temporary, writing(folder):
         if isinstance(fitting, Misfit):
             moves = None
@@ -67,7 +67,7 @@ def export_checkpoint(
         else:
             table, written = fitting
             moves = plan(table, model, shapes)
-            values = {**written, **_ids(table.model_type, tokenizer), "dtype": _TYPES[dtype]}
+            values = {**written, "dtype": _TYPES[dtype]}
             said = f"{folder}: {written['architectures'][0]} in {dtype}"
         entries = _entries(moves, shapes)
         write_tensors(temporary, entries, _tensors(checkpoint, model, moves, shapes), DTYPES[dtype], limit)

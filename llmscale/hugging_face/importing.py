@@ -157,6 +157,13 @@ def _source(values: dict[str, Any], path: Path, folder: TensorFolder) -> tuple[_
     shapes = shapes_of(config, model["vocab_size"])
     moves = plan(table, config, shapes)
     expected = {name: move.shape for move in moves for name in move.theirs}
+    left_out = sorted(
+        name for name in names.keys() - expected.keys() if any(re.fullmatch(pattern, name) for pattern in table.dropped)
+    )
+    if left_out:
+        more = f" and {len(left_out) - 4} more" if len(left_out) > 4 else ""
+        notes.append(f"{', '.join(left_out[:4])}{more} not used: {table.classes[0]} has no such part")
+    names = {name: stored for name, stored in names.items() if name not in left_out}
     unexpected = _unexpected(table, folder, names, expected, tied)
     heads = {move.theirs[0]: move.ours[0] for move in moves if move.ours[0].startswith(_HEADS)}
     lacking = _lacking(folder, names, expected, unexpected, heads)
@@ -209,8 +216,7 @@ def _require_layers(model: ModelConfig, folder: TensorFolder, experts: int = 0) 
         experts: how many of a layer there are tensors for, each with its own.
     """
     layers = max(model.layers, model.encoder_layer_count)
-    every = model.experts.every if model.experts else 1
-    if max(layers, layers // every * experts) > len(folder.names):
+    if max(layers, sum(map(model.has_experts, range(layers))) * experts) > len(folder.names):
         more = f" with {experts} experts" if experts else ""
         raise UserError(
             f"{folder.folder} holds {len(folder.names)} tensors, too few for the {layers} layers{more} of its {CONFIG};"

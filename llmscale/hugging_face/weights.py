@@ -29,7 +29,7 @@ class Move:
     """Several, where ours is the stack of all experts'."""
     row: Weight
     heads: int
-    """Query heads, for interleaved parts."""
+    """Key heads, for interleaved parts."""
     sizes: tuple[int, ...]
     """Rows of each of ours within theirs."""
     shape: tuple[int, ...]
@@ -47,22 +47,18 @@ class Move:
         if self.row.transposed and tensor.dim() == 2:
             tensor = tensor.T
         if self.row.interleaved:
-            tensor = _regrouped(tensor, self.heads, len(self.ours))
+            parts = tensor.unflatten(0, (self.heads, -1)).split([size // self.heads for size in self.sizes], dim=1)
+            return [part.flatten(0, 1) for part in parts]
         return list(tensor.split(self.sizes))
 
     def to_theirs(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Their tensors from ours, unpadded."""
         if self.stacked:
             return list(tensors[0])
-        tensor = torch.cat(list(tensors)) if len(tensors) > 1 else tensors[0]
         if self.row.interleaved:
-            tensor = _regrouped(tensor, len(self.ours), self.heads)
+            return [torch.cat([tensor.unflatten(0, (self.heads, -1)) for tensor in tensors], dim=1).flatten(0, 1)]
+        tensor = torch.cat(list(tensors)) if len(tensors) > 1 else tensors[0]
         return [tensor.T if self.row.transposed and tensor.dim() == 2 else tensor]
-
-
-def _regrouped(tensor: Tensor, outer: int, inner: int) -> Tensor:
-    """Rows in order (outer, inner, channel) to (inner, outer, channel)."""
-    return tensor.unflatten(0, (outer, inner, -1)).transpose(0, 1).flatten(0, 2)
 
 
 def shapes_of(model: ModelConfig, vocab_size: int) -> Shapes:
@@ -86,6 +82,8 @@ def plan(table: HuggingFace, model: ModelConfig, shapes: Shapes) -> list[Move]:
     moves: dict[str, Move] = {}
     rows = (*table.weights, *(row for head in heads_of(model) for row in head.weights(table)))
     for row in rows:
+        if row.only is not None and not row.only(model):
+            continue
         for ours, theirs in _spelled(row, layers):
             stacked = "{expert}" in theirs
             # Dense layers and layers of experts have one name for theirs; the experts' have a dimension more.
@@ -93,7 +91,7 @@ def plan(table: HuggingFace, model: ModelConfig, shapes: Shapes) -> list[Move]:
                 continue
             experts = range(shapes[ours[0]][0] if stacked else 1)
             names = tuple(theirs.replace("{expert}", str(expert)) for expert in experts)
-            moves.setdefault(theirs, Move(ours, names, row, model.heads, *_sizes(row, ours, shapes)))
+            moves.setdefault(theirs, Move(ours, names, row, model.kv_head_count, *_sizes(row, ours, shapes)))
     lacking = set(shapes) - {name for move in moves.values() for name in move.ours}
     assert not lacking, f"the weight map of {table.model_type} has no row for {sorted(lacking)}"
     return list(moves.values())

@@ -73,8 +73,8 @@ def _widths(model: ModelConfig) -> Named:
     if any(has_experts):
         own = model.experts is not None and model.experts.ffn_size is not None
         widths.append(("model.experts.ffn_size" if own else "model.ffn_size", model.expert_channels))
-    if not all(has_experts):
-        widths.append(("model.ffn_size", model.ffn_channels))
+    for dense in {model.dense_channels(layer) for layer in range(depth)} - {0}:
+        widths.append(("model.ffn_size", dense))
     return tuple(dict.fromkeys(widths))
 
 

@@ -1,4 +1,4 @@
-"""Keys and values of the tokens already read, kept for generation."""
+"""What attention has made of the tokens already read, kept for generation."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import torch
 from torch import Tensor
 
 from llmscale.config.model import ModelConfig
+from llmscale.model.attention import table_of
 
 
 class KeyValueCache:
-    """Room for the keys and values of `capacity` tokens of each of `batch` sequences, allocated once.
+    """Room for the keys and values of `capacity` tokens of each of `batch` sequences, allocated once; or for what else
+    the model's kind of attention keeps of a token.
 
     All sequences of the batch have the same length, shorter ones being filled up at their beginning.
     `Transformer.forward` writes the tokens it reads and advances `length`.
@@ -18,32 +20,33 @@ class KeyValueCache:
     def __init__(
         self, config: ModelConfig, batch: int, capacity: int, dtype: torch.dtype, device: torch.device | str
     ) -> None:
-        shape = (config.layers, 2, batch, config.kv_head_count, capacity, config.head_channels)
-        self._use(torch.empty(shape, dtype=dtype, device=device))
+        kept = table_of(config).cache
+        shapes = [(config.layers, batch, heads, capacity, channels) for heads, channels in kept]
+        self._use([torch.empty(shape, dtype=dtype, device=device) for shape in shapes])
         self._memory: dict[int, tuple[Tensor, Tensor]] = {}
         self.capacity = capacity
         self.length = 0
 
-    def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Write one layer's keys and values of the new tokens, and give those of all tokens so far.
+    def extend(self, layer: int, *new: Tensor) -> tuple[Tensor, ...]:
+        """Write what one layer keeps of the new tokens, and give that of all tokens so far.
 
         Args:
-            key, value: (B, kv_heads, T, channels); the tokens that follow the `length` ones held.
+            new: (B, heads, T, channels) each, such as keys and values, of the tokens that follow the `length` held.
 
         Returns:
-            Keys and values, (B, kv_heads, length + T, channels) each, as views.
+            (B, heads, length + T, channels) each, as views.
 
         Raises:
             ValueError: there is no room for T more tokens.
         """
-        new = key.shape[2]
-        end = self.length + new
+        tokens = new[0].shape[2]
+        end = self.length + tokens
         if end > self.capacity:
             raise ValueError(f"the cache holds {self.capacity} tokens, but {end} are needed")
-        keys, values = self._layers[layer]
-        keys.narrow(2, self.length, new).copy_(key)
-        values.narrow(2, self.length, new).copy_(value)
-        return keys.narrow(2, 0, end), values.narrow(2, 0, end)
+        stores = self._layers[layer]
+        for store, part in zip(stores, new, strict=True):
+            store.narrow(2, self.length, tokens).copy_(part)
+        return tuple(store.narrow(2, 0, end) for store in stores)
 
     def memory(self, layer: int) -> tuple[Tensor, Tensor] | None:
         """One layer's keys and values of the encoder's result, (B, kv_heads, S, channels) each; None before
@@ -65,15 +68,16 @@ class KeyValueCache:
             rows: (new batch,) int64.
             memory: False where every sequence keeps the encoder's result that it has, as the beams of one prompt do.
         """
-        held = self._store[:, :, rows, :, : self.length]
-        if len(rows) != self._store.shape[2]:
-            layers, two, _, heads, capacity, channels = self._store.shape
-            self._use(self._store.new_empty((layers, two, len(rows), heads, capacity, channels)))
-        self._store[:, :, :, :, : self.length] = held
+        held = [store[:, rows, :, : self.length] for store in self._stores]
+        if len(rows) != self._stores[0].shape[1]:
+            shapes = [(store.shape[0], len(rows), *store.shape[2:]) for store in self._stores]
+            self._use([store.new_empty(shape) for store, shape in zip(self._stores, shapes, strict=True)])
+        for store, kept in zip(self._stores, held, strict=True):
+            store[:, :, :, : self.length] = kept
         if memory:
             self._memory = {layer: (key[rows], value[rows]) for layer, (key, value) in self._memory.items()}
 
-    def _use(self, store: Tensor) -> None:
-        self._store = store
+    def _use(self, stores: list[Tensor]) -> None:
+        self._stores = stores
         # Views made once: indexing costs more than it seems where a step takes a millisecond.
-        self._layers = [(layer[0], layer[1]) for layer in store]
+        self._layers = list(zip(*stores, strict=True))

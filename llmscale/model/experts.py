@@ -45,6 +45,8 @@ class Experts(nn.Module):
         count, inner = self.settings.count, config.expert_channels
         self.activation = ACTIVATIONS[config.activation]
         self.router = Linear(config.hidden_size, count, bias=False)
+        sigmoid = self.settings.scoring == "sigmoid"
+        self.correction_bias = nn.Parameter(torch.empty(count)) if sigmoid else None
         self.up = ExpertLinear(count, config.hidden_size, inner, config.bias)
         self.gate = ExpertLinear(count, config.hidden_size, inner, config.bias) if config.gated else None
         self.down = ExpertLinear(count, inner, config.hidden_size, config.bias)
@@ -64,15 +66,36 @@ class Experts(nn.Module):
             (B, T, hidden_size), and each sequence's router loss (B,) in fp32.
         """
         logits = self.router(hidden).float()
-        probabilities = logits.softmax(dim=-1)
-        weights, chosen = probabilities.topk(self.settings.per_token, dim=-1)
+        if self.correction_bias is None:
+            probabilities = logits.softmax(dim=-1)
+            weights, chosen = probabilities.topk(self.settings.per_token, dim=-1)
+        else:
+            scores = logits.sigmoid()
+            probabilities = scores / scores.sum(dim=-1, keepdim=True)
+            weights, chosen = self._best(scores, self.correction_bias.float())
         if self.settings.normalize:
             weights = weights / weights.sum(dim=-1, keepdim=True)
+        if self.settings.scale != 1:
+            weights = weights * self.settings.scale
         counted = torch.ones(hidden.shape[:2], device=hidden.device) if real is None else real.float()
         if self.training and self.settings.capacity_factor is not None:
             weights = weights * self._within_capacity(chosen, counted, segment_ids)
         mixed = self._mix(hidden.flatten(0, 1), chosen.flatten(0, 1), weights.flatten(0, 1).to(hidden.dtype))
         return mixed.view_as(hidden), self._loss(logits, probabilities, chosen, counted)
+
+    def _best(self, scores: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, T, experts) scores and the (experts,) bias of choice to the (B, T, k) scores and numbers of the best
+        experts, within the best groups (DeepSeek-V3, sections 2.1.2 and 3.4; code, `Gate`)."""
+        settings = self.settings
+        choice = scores + bias
+        if settings.groups > 1:
+            groups = choice.unflatten(-1, (settings.groups, -1))
+            best = groups.topk(2, dim=-1).values.sum(-1).topk(settings.groups_per_token, dim=-1).indices
+            closed = torch.ones_like(groups[..., 0], dtype=torch.bool).scatter(-1, best, False)
+            choice = groups.masked_fill(closed[..., None], -torch.inf).flatten(-2)
+        chosen = choice.topk(settings.per_token, dim=-1).indices
+        # The bias only chooses; a gradient of 0 is one that ZeRO need not wait for.
+        return scores.gather(-1, chosen) + 0.0 * bias[chosen], chosen
 
     def _mix(self, tokens: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
         """(N, hidden_size) tokens, (N, k) experts and their weights to (N, hidden_size)."""

@@ -27,12 +27,13 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 class FeedForward(nn.Module):
     """down(activation(up(x))), or down(activation(gate(x)) * up(x)) for gated ones (Shazeer 2020, equation 6)."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, inner: int) -> None:
+        """`inner`: its width, in channels."""
         super().__init__()
         self.activation = ACTIVATIONS[config.activation]
-        self.up = Linear(config.hidden_size, config.ffn_channels, bias=config.bias)
-        self.gate = Linear(config.hidden_size, config.ffn_channels, bias=config.bias) if config.gated else None
-        self.down = Linear(config.ffn_channels, config.hidden_size, bias=config.bias)
+        self.up = Linear(config.hidden_size, inner, bias=config.bias)
+        self.gate = Linear(config.hidden_size, inner, bias=config.bias) if config.gated else None
+        self.down = Linear(inner, config.hidden_size, bias=config.bias)
         self.inner_dropout = config.dropout if config.dropout_scheme == "t5" else 0.0
 
     def forward(self, hidden: Tensor, dropout: LayerDropout | None = None) -> Tensor:

@@ -23,7 +23,7 @@ class Vocabulary(nn.Module):
         super().__init__()
         rows = config.padded_vocab(vocab_size)
         self.vocab_size = vocab_size
-        self.factor = config.hidden_size**-0.5 if config.scaled_head else None
+        self.factor = config.head_factor
         self.activation = ACTIVATIONS[config.activation]
         transform = config.head_transform
         self.dense = Linear(config.hidden_size, config.hidden_size, bias=config.bias) if transform else None
@@ -57,7 +57,7 @@ class Vocabulary(nn.Module):
         """
         if self.dense is not None and self.norm is not None:
             hidden = self.norm(self.activation(self.dense(hidden)))
-        if self.factor is not None:
+        if self.factor != 1:
             hidden = hidden * self.factor
         if targets is None:
             logits = self.project(hidden)

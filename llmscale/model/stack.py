@@ -33,7 +33,7 @@ class Stack(nn.Module):
         self.kinds = sorted({config.attention_kind(layer) for layer in range(layers)})
         self.relative_bias = RelativeBias(config, causal) if config.positions == "relative" else None
         self.blocks = nn.ModuleList(Block(config, layer, causal, cross) for layer in range(layers))
-        self.norm = make_norm(config) if config.norm_order == "pre" else None
+        self.norm = make_norm(config) if config.final_norm else None
         self.queries = nn.Embedding(config.max_positions, config.hidden_size) if config.query_layer else None
 
     @property
@@ -111,8 +111,8 @@ class Stack(nn.Module):
         config = self.config
         if config.positions != "rotary":
             return None
-        base = config.rotary_base if kind == "global" else config.rotary_local_base or config.rotary_base
-        return rotary_tables(positions, int(config.head_channels * config.rotary_fraction), base, config.rotary_scaling)
+        base, scaling = config.rotary_base_of(kind), config.rotary_scaling_of(kind)
+        return rotary_tables(positions, config.rotated_channels, base, scaling)
 
     def _masks(self, sight: Sight, hidden: Tensor) -> dict[str, Tensor | None]:
         """Masks by kind of layer, with the bias by distance added where there is one."""

@@ -44,8 +44,7 @@ class Transformer(Stack):
         self.vocab_size = vocab_size
         rows = config.padded_vocab(vocab_size)
         self.embedding = nn.Embedding(rows, config.hidden_size)
-        learned = config.positions == "learned"
-        self.positions = nn.Embedding(config.max_positions, config.hidden_size) if learned else None
+        self.positions = nn.Embedding(config.position_rows, config.hidden_size) if config.position_rows else None
         self.token_types = nn.Embedding(config.token_types, config.hidden_size) if config.token_types else None
         self.embedding_norm = make_norm(config) if config.embedding_norm else None
         self.encoder = Stack(config, config.encoder_layer_count, causal=False, number=1) if two else None
@@ -137,8 +136,12 @@ class Transformer(Stack):
 
     def _embed(self, inputs: Tensor, positions: Tensor, token_types: Tensor | None = None) -> Tensor:
         hidden = self.embedding(inputs)
+        if self.config.embedding_factor != 1:
+            rounded = self.config.embedding_multiplier == "sqrt"
+            factor = self.config.embedding_factor
+            hidden = hidden * (torch.tensor(factor, dtype=hidden.dtype) if rounded else factor)
         if self.positions is not None:
-            hidden = hidden + self.positions(positions)
+            hidden = hidden + self.positions(positions + self.config.position_offset)
         elif self.config.positions == "sinusoidal":
             hidden = hidden + sinusoidal(positions, hidden.shape[-1]).to(hidden.dtype)
         if self.token_types is not None:

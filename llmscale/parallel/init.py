@@ -9,6 +9,7 @@ from torch import Tensor
 
 from llmscale.config.model import ModelConfig
 from llmscale.model import Transformer
+from llmscale.model.attention import table_of
 from llmscale.model.heads import heads_of
 from llmscale.parallel.expert import apply_expert_parallel
 from llmscale.parallel.grid import RankGrid
@@ -139,12 +140,12 @@ def _draw_rectangle(config: ModelConfig, seed: int, name: str, part: Shard, star
 def initial_values(config: ModelConfig, seed: int, name: str, start: int, end: int) -> Tensor:
     """Elements [start, end) of the flattened global tensor `name`, 1-D fp32 on the CPU.
 
-    Norm weights are 1 and biases 0. What else there is, is normal as `config.init_scheme` says.
+    Norm weights are `config.norm_start` and biases 0. What else there is, is normal as `config.init_scheme` says.
     """
     if name.endswith("bias"):
         return torch.zeros(end - start)
     if name.endswith("norm.weight"):
-        return torch.ones(end - start)
+        return torch.full((end - start,), config.norm_start)
     return draw(seed, name, _deviation(config, name), start, end)
 
 
@@ -157,18 +158,24 @@ def _deviation(config: ModelConfig, name: str) -> float:
     if config.init_scheme == "fan_in":
         if name == "embedding.weight":
             return 1.0
-        inputs = config.hidden_size
-        if name.endswith("attention.query.weight"):
-            inputs *= config.head_channels
-        elif name.endswith("attention.output.weight"):
-            inputs = config.heads * config.head_channels
-        elif name.endswith("feed_forward.down.weight"):
-            inputs = config.ffn_channels
-        return inputs**-0.5
+        return _inputs(config, name) ** -0.5
     into_residual = name.endswith(("attention.output.weight", "feed_forward.down.weight"))
     if into_residual and config.norm_order == "pre":
         return config.init_std / math.sqrt(2 * config.layers)
     return config.init_std
+
+
+def _inputs(config: ModelConfig, name: str) -> int:
+    """What the weight `name` sums over, as `init_scheme: fan_in` counts it."""
+    if name.endswith("feed_forward.down.weight"):
+        return config.ffn_channels
+    module = name.removesuffix(".weight")
+    within, _, part = module.rpartition(".")
+    if within.endswith("attention"):
+        for projection in table_of(config, cross=within.endswith("cross_attention")).projections:
+            if projection.name == part:
+                return projection.fan_in or projection.inputs
+    return config.hidden_size
 
 
 def draw(seed: int, name: str, std: float, start: int, end: int) -> Tensor:

@@ -13,7 +13,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llmscale.model.attention import Attention, CrossAttention
+from llmscale.model.attention.modules.core import SelfAttention
+from llmscale.model.attention.modules.multi_head import CrossAttention
 from llmscale.model.context import Context
 from llmscale.model.cross_entropy import Rows, linear_cross_entropy, linear_scores
 from llmscale.model.dropout import LayerDropout
@@ -21,6 +22,7 @@ from llmscale.model.experts import ExpertLinear, Experts
 from llmscale.model.feed_forward import FeedForward
 from llmscale.model.linear import linear
 from llmscale.model.masks import Sight
+from llmscale.model.norms import RMSNorm
 from llmscale.model.projections import Vocabulary
 from llmscale.model.stack import Stack
 from llmscale.model.transformer import Transformer
@@ -72,11 +74,28 @@ class SharedLayerNorm(Shared, nn.LayerNorm):
         return F.layer_norm(input, self.normalized_shape, self.whole(self.weight), self.whole(self.bias), self.eps)
 
 
-class SharedRMSNorm(Shared, nn.RMSNorm):
+class SharedRMSNorm(Shared, RMSNorm):
     """A norm of what only this rank has."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.normalized_shape, self.whole(self.weight), self.eps)
+        weight = self.whole(self.weight)
+        assert weight is not None
+        return self.normed(x, weight)
+
+
+class SplitRMSNorm(Shared, RMSNorm):
+    """A norm of which each rank has some channels, or several ranks the same ones."""
+
+    ranks: TensorRanks
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        # Each rank goes on with channels of its own, so that the gradient of the sum is a sum, too.
+        squares = copy(total(wide.square().sum(-1, keepdim=True), self.ranks.group), self.ranks.group)
+        mean = squares / (x.shape[-1] * self.ranks.size)
+        assert self.eps is not None
+        weight = self.weight if self.summed is None else self.whole(self.weight)
+        return (wide * (mean + self.eps).rsqrt()).to(x.dtype) * weight
 
 
 class RowLinear(Shared, nn.Linear):
@@ -152,8 +171,8 @@ class VocabularyHead(Vocabulary):
         return torch.cat(found, dim=-1)
 
 
-class ShardedAttention(Attention):
-    """Attention of which each rank has some heads."""
+class ShardedAttention(SelfAttention):
+    """Attention of any kind of which each rank has some heads."""
 
     ranks: TensorRanks
 

@@ -8,26 +8,13 @@ and sees the same on every rank, so that its gradient needs nothing.
 from __future__ import annotations
 
 from fnmatch import fnmatchcase
-from typing import Literal
 
+from llmscale.config.model import ModelConfig
+from llmscale.model.attention import table_of
+from llmscale.model.attention.table import Cut
 from llmscale.model.heads import all_heads
 
-Cut = Literal["column", "key_value", "row", "vocabulary", "heads", "replicated_sum"]
-"""How a module's parameters are cut (weights are (outputs, inputs), those of experts (experts, outputs, inputs)).
-
-column: by outputs. key_value: by outputs; where there are fewer heads than ranks, several ranks have the same head.
-row: weights by inputs, whose products are summed over the ranks; the bias is whole. vocabulary: by rows. heads: a table
-(buckets, heads) by heads. replicated_sum: whole on every rank, but it sees what only this rank has: its gradient is
-summed over the ranks.
-"""
-
 TENSOR: tuple[tuple[str, Cut], ...] = (
-    ("*attention.query", "column"),
-    ("*attention.key", "key_value"),
-    ("*attention.value", "key_value"),
-    ("*attention.output", "row"),
-    ("*attention.query_norm", "replicated_sum"),
-    ("*attention.key_norm", "replicated_sum"),
     ("*feed_forward.up", "column"),
     ("*feed_forward.gate", "column"),
     ("*feed_forward.down", "row"),
@@ -35,7 +22,7 @@ TENSOR: tuple[tuple[str, Cut], ...] = (
     ("embedding", "vocabulary"),
     *((f"{head.attribute}.{module}".rstrip("."), cut) for head in all_heads() for module, cut in head.sharding),
 )
-"""For all modules of a Transformer; heads have their own rows."""
+"""For all modules of a Transformer but those of attention, whose kind says it; heads have their own rows."""
 
 BY_POSITIONS: tuple[tuple[str, Cut], ...] = (
     ("*attention_norm", "replicated_sum"),
@@ -46,8 +33,11 @@ BY_POSITIONS: tuple[tuple[str, Cut], ...] = (
 """Besides, where the ranks share the residual stream by positions: what acts on it."""
 
 
-def cut_of(name: str, by_positions: bool) -> Cut | None:
+def cut_of(config: ModelConfig, name: str, by_positions: bool) -> Cut | None:
     """How the module `name` is cut; None: not at all."""
+    within, _, part = name.rpartition(".")
+    if within.endswith("attention"):
+        return table_of(config, cross=within.endswith("cross_attention")).cut_of(part)
     table = TENSOR + (BY_POSITIONS if by_positions else ())
     return next((cut for pattern, cut in table if fnmatchcase(name, pattern)), None)
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from data_pipeline.batch import Batch, no_labels
 from llmscale.model import Transformer
-from llmscale.model.attention import Core
+from llmscale.model.attention.modules.core import Core
 from llmscale.model.dropout import LayerDropout
 from llmscale.model.heads import Head
 from llmscale.model.masks import Sight

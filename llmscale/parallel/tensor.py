@@ -6,25 +6,36 @@ from torch import nn
 
 from llmscale.config import ModelConfig
 from llmscale.model import Part, Transformer
-from llmscale.model.attention import Attention, CrossAttention
+from llmscale.model.attention.modules.core import SelfAttention
+from llmscale.model.attention.modules.multi_head import CrossAttention
+from llmscale.model.attention.table import Cut
 from llmscale.model.experts import ExpertLinear, Experts
 from llmscale.model.feed_forward import FeedForward
+from llmscale.model.norms import RMSNorm
 from llmscale.model.stack import Stack
 from llmscale.parallel import layers
 from llmscale.parallel.grid import RankGrid
-from llmscale.parallel.plans import Cut, cut_of
+from llmscale.parallel.plans import cut_of
 from llmscale.parallel.shards import Shard, narrow
 from llmscale.parallel.swap import mix_in
 
 _SHARDED: dict[type[nn.Module], type[nn.Module]] = {
-    Attention: layers.ShardedAttention,
     CrossAttention: layers.ShardedCrossAttention,
+    SelfAttention: layers.ShardedAttention,
     FeedForward: layers.ShardedFeedForward,
     Experts: layers.ShardedExperts,
-    Stack: layers.ShardedStack,
     Transformer: layers.ShardedTransformer,
+    Stack: layers.ShardedStack,
 }
-"""What a sub-layer, stack or model becomes."""
+"""What a sub-layer, stack or model becomes: the first that it is."""
+
+
+_SUMMED: tuple[tuple[type[nn.Module], type[nn.Module]], ...] = (
+    (RMSNorm, layers.SharedRMSNorm),
+    (nn.LayerNorm, layers.SharedLayerNorm),
+    (nn.Linear, layers.SharedLinear),
+)
+"""What a module becomes whose parameters all ranks have and use for parts of their own."""
 
 
 def apply_tensor_parallel(model: Transformer, grid: RankGrid, by_positions: bool) -> dict[str, Shard]:
@@ -43,9 +54,10 @@ def apply_tensor_parallel(model: Transformer, grid: RankGrid, by_positions: bool
     ranks = layers.TensorRanks(grid.group("tensor"), grid.coordinate("tensor"), grid.tensor, by_positions)
     shards: dict[str, Shard] = {}
     for name, module in list(model.named_modules()):
-        if type(module) in _SHARDED:
-            mix_in(module, _SHARDED[type(module)], ranks=ranks)
-        cut = cut_of(name, by_positions)
+        sharded = next((kind for base, kind in _SHARDED.items() if isinstance(module, base)), None)
+        if sharded is not None:
+            mix_in(module, sharded, ranks=ranks)
+        cut = cut_of(model.config, name, by_positions)
         if cut is not None and not isinstance(module, Experts):
             for own, shard in _cut(module, cut, model.config, grid, ranks).items():
                 shards[f"{name}.{own}"] = shard
@@ -80,6 +92,8 @@ def _cut(
 
     match cut:
         case "column":
+            if isinstance(module, RMSNorm):
+                mix_in(module, layers.SplitRMSNorm, ranks=ranks, summed=None)
             return along(1 if stacked else 0)
         case "vocabulary":
             embeds = isinstance(module, nn.Embedding)
@@ -94,8 +108,8 @@ def _cut(
         case "key_value":
             return _cut_key_value(module, whole, config.kv_head_count, grid, ranks)
         case "replicated_sum":
-            norm = layers.SharedRMSNorm if isinstance(module, nn.RMSNorm) else layers.SharedLayerNorm
-            mix_in(module, norm, summed=ranks.group)
+            shared = next(kind for base, kind in _SUMMED if isinstance(module, base))
+            mix_in(module, shared, summed=ranks.group)
             return {}
 
 
@@ -104,10 +118,15 @@ def _cut_key_value(
 ) -> dict[str, Shard]:
     """Keys or values: by heads, and several ranks have the same head where there are fewer heads than ranks."""
     if heads >= ranks.size:
+        if isinstance(module, RMSNorm):
+            mix_in(module, layers.SplitRMSNorm, ranks=ranks, summed=None)
         return {name: shard.narrowed(0, ranks.rank, ranks.size) for name, shard in whole.items()}
     alike = ranks.size // heads
     part = ranks.rank // alike
     members = grid.ranks("tensor")[part * alike : (part + 1) * alike]
-    mix_in(module, layers.SharedLinear, summed=grid.group_of(members))
+    if isinstance(module, RMSNorm):
+        mix_in(module, layers.SplitRMSNorm, ranks=ranks, summed=grid.group_of(members))
+    else:
+        mix_in(module, layers.SharedLinear, summed=grid.group_of(members))
     first = ranks.rank % alike == 0
     return {name: shard.narrowed(0, part, heads, first) for name, shard in whole.items()}

@@ -12,8 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llmscale.config.model import ModelConfig
+from llmscale.model.attention import table_of
 from llmscale.plan.layout import Layout
-from llmscale.plan.parameters import local_heads
 from llmscale.plan.workload import Workload
 
 Saved = dict[str, int]
@@ -69,7 +69,7 @@ class Activations:
 
     def heads(self) -> tuple[int, int]:
         """Query heads and key heads of this rank's tensor-parallel part."""
-        return self.model.heads // self.layout.tensor, local_heads(self.model.kv_head_count, self.layout.tensor)
+        return table_of(self.model).local_heads(self.layout.tensor)
 
     def attention(self, length: int, memory: int, flags: int, cross: bool) -> Saved:
         """Attention from its projections' results to its output projection's input.
@@ -81,39 +81,43 @@ class Activations:
             cross: whether another stack's result is asked.
         """
         model, layout = self.model, self.layout
-        heads, shared = self.heads()
-        channels, rate = model.head_channels, model.attention_dropout
-        queries = self.tokens(length) * heads * channels * self.element
-        keys = self.tokens(memory) * shared * channels * self.element
+        table, rate = table_of(model, cross), model.attention_dropout
+        heads, shared = table.local_heads(layout.tensor)
+        queries = self.tokens(length) * heads * table.key_channels * self.element
+        result = self.tokens(length) * heads * table.value_channels * self.element
+        keys = self.tokens(memory) * shared * (table.key_channels + table.value_channels) * self.element
         pairs = layout.micro_batch * heads // layout.sequence * length * memory
         saved: Saved = {}
-        if model.query_key_norm and not cross:
-            saved["query and key norm"] = (queries + keys) * (1 if self.fused_norms else 2)
-            saved["query and key norm"] += (self.tokens(length) * heads + self.tokens(memory) * shared) * _WIDE
+        for norm in table.norms:
+            each = norm.elements(layout.tensor) * self.element * (1 if self.fused_norms else 2) + _WIDE
+            add(saved, {"norms of attention": self.tokens(length) * norm.vectors(layout.tensor) * each})
+        inner = sum(row.local(layout.tensor)[1] for row in table.projections if row.inner)
+        if inner:
+            saved["inner projections' inputs"] = self.tokens(length) * inner * self.element
         if rate and self.layout_free:
             repeated = keys * heads // shared
-            saved |= {"queries": queries, "keys and values": 2 * repeated, "probabilities": pairs * (4 + self.element)}
+            saved |= {"queries": queries, "keys and values": repeated, "probabilities": pairs * (4 + self.element)}
             saved["dropped probabilities"] = pairs * _FLAG
             own = length * memory if model.positions not in _BIASED and not cross and self._causal else 0
             saved["mask"] = (flags or own) * _FLAG
         elif model.positions == "relative" and not cross:
             # No fused kernel of torch gives the biases their gradient on every device.
-            saved |= {"queries": queries, "keys and values": 2 * keys, "probabilities": pairs * self.element}
+            saved |= {"queries": queries, "keys and values": keys, "probabilities": pairs * self.element}
         else:
-            saved |= {"queries": queries, "keys and values": 2 * keys, "attention result": queries}
+            saved |= {"queries": queries, "keys and values": keys, "attention result": result}
             saved["attention sums"] = pairs // memory * _WIDE
             saved["mask"] = flags * self.element  # Kernels take biases: 0 or minus infinity.
             if layout.sequence == 1:
                 return saved  # The output projection's input is the kept result.
-        return saved | {"output projection's input": queries}
+        return saved | {"output projection's input": result}
 
     @property
     def _causal(self) -> bool:
         return self.model.architecture != "encoder"
 
-    def feed_forward(self, length: int) -> Saved:
+    def feed_forward(self, layer: int, length: int) -> Saved:
         """A dense feed-forward layer between its two projections."""
-        inner = self.tokens(length) * self.model.ffn_channels // self.layout.tensor
+        inner = self.tokens(length) * self.model.dense_channels(layer) // self.layout.tensor
         drops = bool(self.model.dropout) and self.model.dropout_scheme == "t5"
         saved = {"feed-forward": inner * self.element * _inner_tensors(self.model)}
         if drops:
@@ -148,13 +152,12 @@ class Activations:
         saved: Saved = {}
         add(saved, self.attention(length, length, self.flags(layer, length, causal), cross=False))
         whole = self.residual(length)
-        normed = model.first_norm or layer > 0 or model.norm_order == "post"
         sublayers = 2 + bool(memory)
-        norms = sublayers - (not normed) - (model.parallel_residual and not model.shared_norm and normed)
-        norms -= model.shared_norm
-        for _ in range(norms):
+        # Two norms of the same input keep it once.
+        beside = model.parallel_residual and not model.shared_norm and (model.first_norm or layer > 0)
+        for _ in range(model.block_norms(layer, bool(memory)) - beside):
             add(saved, self.norm(length))
-        if model.parallel_residual and not model.shared_norm and normed:
+        if beside:
             add(saved, {"norm statistics": self.norm(length)["norm statistics"]})
         inputs = sublayers - (model.parallel_residual and model.shared_norm)
         add(saved, {"projections' inputs": inputs * whole})
@@ -163,7 +166,10 @@ class Activations:
         if memory:
             flags = self.layout.micro_batch * memory if self.work.masked else 0
             add(saved, self.attention(length, memory, flags, cross=True))
-        add(saved, self.experts(length) if model.has_experts(layer) else self.feed_forward(length))
+        if model.has_experts(layer):
+            add(saved, self.experts(length))
+        if model.dense_channels(layer):
+            add(saved, self.feed_forward(layer, length))
         if model.dropout:
             share = self.carried(length) // self.element
             add(saved, {"dropped values": sublayers * share * _FLAG})
@@ -182,17 +188,20 @@ class Activations:
         """What `engine.recompute: selective` keeps of one layer besides its input: results of products with weights,
         and of fused attention."""
         model = self.model
-        heads, shared = self.heads()
-        tokens, channels = self.tokens(length), model.head_channels
+        table, tokens = table_of(model), self.tokens(length)
+        heads, _ = self.heads()
         fused = not (model.attention_dropout and self.layout_free) and model.positions != "relative"
-        projected = tokens * (heads + 2 * shared) * channels * self.element
+        into = sum(row.local(self.layout.tensor)[0] for row in table.projections if row.cut != "row")
+        projected = tokens * into * self.element
         saved = {"queries": projected, "projections' results": 2 * self.residual(length)}
-        result = tokens * heads * channels * self.element + tokens * heads * _WIDE
+        result = tokens * heads * (table.value_channels * self.element + _WIDE)
         if fused:
             saved["attention result"] = result
         if memory:
-            source = 2 * self.tokens(memory) * shared * channels * self.element
-            saved["queries"] += tokens * heads * channels * self.element + source
+            for row in table_of(model, cross=True).projections:
+                if row.cut != "row":
+                    read = self.tokens(memory) if row.name in ("key", "value") else tokens
+                    saved["queries"] += read * row.local(self.layout.tensor)[0] * self.element
             saved["projections' results"] += self.residual(length)
             cross_fused = not (model.attention_dropout and self.layout_free)
             saved["attention result"] = saved.get("attention result", 0) + (result if cross_fused else 0)
@@ -203,8 +212,8 @@ class Activations:
             saved["experts"] = routed * (model.expert_channels * wide + model.hidden_size * self.element)
             saved["projections' results"] -= self.residual(length)
             saved["router"] = tokens * model.experts.count * self.element
-        else:
-            saved["feed-forward"] = tokens * model.ffn_channels * wide
+        if dense := model.dense_channels(layer):
+            saved["feed-forward"] = tokens * dense * wide
         return saved
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llmscale.config.model import ModelConfig
+from llmscale.model.attention import table_of
+from llmscale.model.attention.table import AttentionTable
 from llmscale.model.heads import heads_of
 from llmscale.model.heads.language import CHUNK_TOKENS
 from llmscale.plan import kernels
 from llmscale.plan.flops import seen
 from llmscale.plan.hardware import Hardware
 from llmscale.plan.layout import Layout
-from llmscale.plan.parameters import local_heads
 from llmscale.plan.workload import Workload
 
 _FLAG, _WIDE = 1, 4
@@ -87,9 +88,13 @@ class Layer:
         if memory:
             more = self._attention(layer, length, memory, False, masked, cross=True)
             forward, backward = forward + more[0], backward + more[1]
-        more = self._experts(length) if self.model.has_experts(layer) else self._feed_forward(length)
-        forward, backward = forward + more[0], backward + more[1]
-        norms, sublayers = self._norms(layer, bool(memory)), 3 if memory else 2
+        if self.model.has_experts(layer):
+            more = self._experts(length)
+            forward, backward = forward + more[0], backward + more[1]
+        if dense := self.model.dense_channels(layer):
+            more = self._feed_forward(length, dense)
+            forward, backward = forward + more[0], backward + more[1]
+        norms, sublayers = self.model.block_norms(layer, bool(memory)), 3 if memory else 2
         passes = self._around(length, norms, sublayers)
         return forward + Time(passes=passes[0]), backward + Time(passes=passes[1])
 
@@ -108,31 +113,35 @@ class Layer:
         self, layer: int, length: int, asked: int, causal: bool, masked: bool, cross: bool = False
     ) -> tuple[Time, Time]:
         model, layout, element = self.model, self.layout, self.software.element
-        heads, shared = model.heads // layout.tensor, local_heads(model.kv_head_count, layout.tensor)
-        channels, hidden = model.head_channels, model.hidden_size
+        table = table_of(model, cross)
+        heads, shared = table.local_heads(layout.tensor)
         tokens, others = self.tokens(length), self.tokens(asked)
         # Query, key and value are three products in this model; one wide one would cost the same but for its edges.
         forward, backward = self._linears(
-            [(tokens, heads * channels, hidden), (tokens, hidden, heads * channels)]
-            + [(others, shared * channels, hidden)] * 2
+            [
+                (others if row.name in ("key", "value") else tokens, *row.local(layout.tensor))
+                for row in table.projections
+            ]
         )
         pairs = length * asked if cross else seen(model, layer, length, causal, not masked)
         core = self._explicit if self.software.explicit_attention else self._flash
         own = core(layout.micro_batch * heads // layout.sequence, length, asked, pairs)
         forward, backward = forward + own[0], backward + own[1]
-        values = (tokens * heads + others * shared) * channels * element
         if model.positions == "rotary" and not cross:
-            turned = values * model.rotary_fraction * (2 if self.software.fused else 17)
+            turned = (tokens * heads + others * shared) * model.rotated_channels * element
+            turned *= 2 if self.software.fused else 17
             forward += Time(passes=kernels.pass_over(self.gpu, turned))
             backward += Time(passes=kernels.pass_over(self.gpu, turned))
-        if model.query_key_norm and not cross:
+        for norm in table.norms:
+            values = tokens * norm.vectors(layout.tensor) * norm.elements(layout.tensor) * element
             forward += Time(passes=kernels.pass_over(self.gpu, 2 * values))
             backward += Time(passes=kernels.pass_over(self.gpu, 3 * values))
-        return self._communicated(forward, backward, length, heads, shared, asked)
+        return self._communicated(forward, backward, length, asked, table)
 
     def _flash(self, heads: int, length: int, asked: int, pairs: int) -> tuple[Time, Time]:
         """Fused attention (Dao 2023, section 4.1): 4 operations a pair and channel, 2.5 times as many backward."""
-        work = 4 * heads * pairs * self.model.head_channels
+        table = table_of(self.model)
+        work = 2 * heads * pairs * (table.key_channels + table.value_channels)
         peak = self.gpu.peak(self.software.element)
         gap = self.gpu.kernel_gap
         return (
@@ -142,17 +151,17 @@ class Layer:
 
     def _explicit(self, heads: int, length: int, asked: int, pairs: int) -> tuple[Time, Time]:
         """Two products for each head, and softmax and dropout over scores in memory."""
-        element, channels, gpu = self.software.element, self.model.head_channels, self.gpu
+        element, table, gpu = self.software.element, table_of(self.model), self.gpu
         scores = heads * length * asked
-        once = kernels.product(gpu, length, asked, channels, element, heads)
-        mix = kernels.product(gpu, length, channels, asked, element, heads)
+        once = kernels.product(gpu, length, asked, table.key_channels, element, heads)
+        mix = kernels.product(gpu, length, table.value_channels, asked, element, heads)
         if self.software.fused:
             softmax, softmax_back = 2 * element * scores, 3 * element * scores
         else:  # masked, widened to fp32, and back
             softmax, softmax_back = (4 * element + 2 * _WIDE + 2 * element) * scores, (3 * _WIDE + 3 * element) * scores
         drops = self.model.attention_dropout > 0
         drop, drop_back = self._drop(scores) if drops else (0.0, 0.0)
-        copied = 2 * heads * length * channels * element
+        copied = heads * length * (table.key_channels + table.value_channels) * element
         forward = once + mix + kernels.pass_over(gpu, softmax) + drop + kernels.pass_over(gpu, copied)
         backward = 2 * (once + mix) + kernels.pass_over(gpu, softmax_back) + drop_back + kernels.pass_over(gpu, copied)
         return Time(attention=forward), Time(attention=backward)
@@ -164,9 +173,9 @@ class Layer:
         passes = 2 * element + _FLAG + (0 if self.software.fused else 2 * element) + hashed
         return kernels.pass_over(self.gpu, passes * values), kernels.pass_over(self.gpu, (2 * element + _FLAG) * values)
 
-    def _feed_forward(self, length: int) -> tuple[Time, Time]:
+    def _feed_forward(self, length: int, channels: int) -> tuple[Time, Time]:
         model = self.model
-        tokens, inner = self.tokens(length), model.ffn_channels // self.layout.tensor
+        tokens, inner = self.tokens(length), channels // self.layout.tensor
         into = [(tokens, inner, model.hidden_size)] * (2 if model.gated else 1)
         forward, backward = self._linears([*into, (tokens, model.hidden_size, inner)])
         passes = self._activation(tokens * inner)
@@ -223,21 +232,18 @@ class Layer:
         return forward + both, backward + both
 
     def _communicated(
-        self, forward: Time, backward: Time, length: int, heads: int, shared: int, asked: int
+        self, forward: Time, backward: Time, length: int, asked: int, table: AttentionTable
     ) -> tuple[Time, Time]:
         """Attention with its communication: besides `_reduced`, Ulysses' exchange of positions for heads."""
         layout = self.layout
         if layout.sequence > 1:
             group = kernels.ranks(self.gpu, layout.sequence, layout.tensor)
-            channels = self.model.head_channels * self.software.element
-            sizes = [self.tokens(length) * heads * channels] * 2 + [self.tokens(asked) * shared * channels] * 2
-            both = Time(tensor=sum(kernels.exchange(self.gpu, size, group) for size in sizes))
+            heads, shared = table.local_heads(layout.tensor)
+            values = [self.tokens(length) * heads, self.tokens(asked) * shared]
+            sizes = [size * channels for size in values for channels in (table.key_channels, table.value_channels)]
+            both = Time(tensor=sum(kernels.exchange(self.gpu, size * self.software.element, group) for size in sizes))
             forward, backward = forward + both, backward + both
         return self._reduced(forward, backward, length)
-
-    def _norms(self, layer: int, cross: bool) -> int:
-        model = self.model
-        return int(model.first_norm or layer > 0) + int(not model.shared_norm) + int(cross)
 
     def _around(self, length: int, norms: int, sublayers: int) -> tuple[float, float]:
         """Norms, residual sums and dropout of a block, forward and backward."""

@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llmscale.config.model import ModelConfig
+from llmscale.model.attention import table_of
+from llmscale.model.attention.table import AttentionTable
 from llmscale.model.heads import heads_of
 from llmscale.plan.workload import Workload
 
@@ -62,8 +64,11 @@ def flops(config: ModelConfig, work: Workload, *, causal: bool = False) -> Flops
             projections += length * _dense(config, layer)
             attention += _attention(config, layer, length, own, causal)
         if memory:
-            projections += layers * (length * _cross_asking(config) + memory * _cross_asked(config))
-            attention += layers * 4 * length * memory * config.heads * config.head_channels
+            table = table_of(config, cross=True)
+            for row in table.projections:
+                read = memory if row.name in ("key", "value") else length
+                projections += layers * 2 * read * row.inputs * row.outputs
+            attention += layers * length * memory * _pair(table)
     targets = int(work.length * work.targets)
     head = sum(head.flops(work.vocab_size, targets) for head in heads_of(config))
     return Flops(projections, attention, head)
@@ -78,23 +83,17 @@ def _stacks(config: ModelConfig, work: Workload, decoder: bool) -> list[tuple[in
 def _dense(config: ModelConfig, layer: int) -> int:
     """Products of one token with the weights of a layer."""
     hidden = config.hidden_size
-    query, shared = config.heads * config.head_channels, config.kv_head_count * config.head_channels
-    count = hidden * (query + 2 * shared) + query * hidden
+    count = sum(row.inputs * row.outputs for row in table_of(config).projections)
     width = 3 if config.gated else 2
     if config.has_experts(layer):
         assert config.experts is not None
         count += hidden * config.experts.count + config.experts.per_token * width * hidden * config.expert_channels
-    else:
-        count += width * hidden * config.ffn_channels
-    return 2 * count
+    return 2 * (count + width * hidden * config.dense_channels(layer))
 
 
-def _cross_asking(config: ModelConfig) -> int:
-    return 2 * 2 * config.hidden_size * config.heads * config.head_channels
-
-
-def _cross_asked(config: ModelConfig) -> int:
-    return 2 * 2 * config.hidden_size * config.kv_head_count * config.head_channels
+def _pair(table: AttentionTable) -> int:
+    """Operations of all heads for a query and a key."""
+    return 2 * table.heads * (table.key_channels + table.value_channels)
 
 
 def seen(config: ModelConfig, layer: int, length: int, own_causal: bool, causal: bool) -> int:
@@ -116,4 +115,4 @@ def seen(config: ModelConfig, layer: int, length: int, own_causal: bool, causal:
 
 
 def _attention(config: ModelConfig, layer: int, length: int, own_causal: bool, causal: bool) -> int:
-    return 4 * seen(config, layer, length, own_causal, causal) * config.heads * config.head_channels
+    return seen(config, layer, length, own_causal, causal) * _pair(table_of(config))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 
 from llmscale.config import RunConfig
+from llmscale.model.attention import table_of
 from llmscale.parallel.plans import stage_layers
 from llmscale.plan.activations import Activations
 from llmscale.plan.layout import Layout
@@ -201,7 +203,7 @@ def _gathered(config: RunConfig, layout: Layout, whole: int, stage: int) -> int:
 def _partitioned(config: RunConfig, counts: Counts, layout: Layout) -> int:
     """Elements of one rank's weights but for those that DeepSpeed leaves whole, since they are small."""
     model = config.model
-    attention = model.hidden_size * model.heads * model.head_channels // layout.tensor
+    attention = max(math.prod(row.local(layout.tensor)) for row in table_of(model).projections)
     feed_forward = model.hidden_size * model.ffn_channels // layout.tensor
     small = counts["norms"]
     if attention <= config.engine.persistence_elements:

@@ -10,6 +10,7 @@ from collections import Counter
 from functools import lru_cache
 
 from llmscale.config.model import ModelConfig
+from llmscale.model.attention import table_of
 from llmscale.model.heads import heads_of
 from llmscale.parallel.plans import stage_layers
 
@@ -62,61 +63,45 @@ def _blocks(config: ModelConfig, layers: range, cross: bool, tensor: int, expert
 def layer_kinds(config: ModelConfig, layers: range) -> tuple[tuple[int, int], ...]:
     """(a layer, how many of these are like it) for each kind: with experts or without, of global or local attention,
     the first layer of all, the one that asks with a table."""
-    every = config.experts.every if config.experts else 0
+    experts = tuple(map(config.has_experts, layers)) if config.experts else ()
     asking = config.layers - 1 if config.query_layer else -1
-    return _layer_kinds(layers, every, tuple(config.attention_pattern), asking)
+    return _layer_kinds(layers, experts, tuple(config.attention_pattern), asking)
 
 
 @lru_cache(maxsize=4096)
-def _layer_kinds(layers: range, every: int, pattern: tuple[str, ...], asking: int) -> tuple[tuple[int, int], ...]:
+def _layer_kinds(
+    layers: range, experts: tuple[bool, ...], pattern: tuple[str, ...], asking: int
+) -> tuple[tuple[int, int], ...]:
     found: dict[tuple[object, ...], int] = {}
     counted: Counter[int] = Counter()
-    for layer in layers:
-        kind = (every and (layer + 1) % every == 0, pattern[layer % len(pattern)], layer == 0, layer == asking)
+    for number, layer in enumerate(layers):
+        kind = (experts and experts[number], pattern[layer % len(pattern)], layer == 0, layer == asking)
         counted[found.setdefault(kind, layer)] += 1
     return tuple(counted.items())
 
 
 def block_parameters(config: ModelConfig, layer: int, cross: bool, tensor: int = 1, expert: int = 1) -> Counts:
     """Elements of one layer, `cross` with cross-attention, that one rank holds."""
-    return _block(config, config.has_experts(layer), layer == 0, cross, tensor, expert)
-
-
-def _block(config: ModelConfig, experts: bool, first: bool, cross: bool, tensor: int, expert: int) -> Counts:
     counts: Counts = Counter()
-    counts["attention"] = _projections(config, tensor)
-    if config.query_key_norm:
-        counts["norms"] += 2 * config.head_channels
-    norms = int(config.first_norm or not first) + int(not config.shared_norm)
+    table = table_of(config)
+    counts["attention"] = sum(projection.elements(tensor) for projection in table.projections)
+    counts["norms"] += sum(norm.elements(tensor) for norm in table.norms)
     if cross:
-        counts["cross_attention"] = _projections(config, tensor)
-        norms += 1
-    counts["norms"] += norms * _norm(config)
-    if experts:
+        counts["cross_attention"] = sum(
+            projection.elements(tensor) for projection in table_of(config, cross=True).projections
+        )
+    counts["norms"] += config.block_norms(layer, cross) * _norm(config)
+    if config.has_experts(layer):
         assert config.experts is not None
-        counts["router"] = config.experts.count * config.hidden_size
+        counts["router"] = config.experts.count * (config.hidden_size + (config.experts.scoring == "sigmoid"))
         counts["experts"] = config.experts.count // expert * _feed_forward(config, config.expert_channels, tensor)
-    else:
-        counts["feed_forward"] = _feed_forward(config, config.ffn_channels, tensor)
+    if dense := config.dense_channels(layer):
+        counts["feed_forward"] = _feed_forward(config, dense, tensor)
     return counts
-
-
-def local_heads(heads: int, ranks: int) -> int:
-    """Heads of one of `ranks` ranks; where there are fewer heads than ranks, several ranks hold the same one."""
-    return max(heads // ranks, 1)
 
 
 def _norm(config: ModelConfig) -> int:
     return config.hidden_size * (2 if config.norm == "layernorm" and config.has_bias("norm") else 1)
-
-
-def _projections(config: ModelConfig, tensor: int) -> int:
-    """Query, key, value and output projections."""
-    hidden, channels = config.hidden_size, config.head_channels
-    query = config.heads // tensor * channels
-    shared = local_heads(config.kv_head_count, tensor) * channels
-    count = (query + 2 * shared) * (hidden + config.has_bias("qkv"))
-    return count + query * hidden + config.has_bias("attention_output") * hidden
 
 
 def _feed_forward(config: ModelConfig, inner: int, tensor: int) -> int:
@@ -134,7 +119,7 @@ def _around(config: ModelConfig, tensor: int) -> Counts:
     """What a stack has besides its blocks, apart from the embedding."""
     counts: Counts = Counter()
     counts["positions"] += _relative(config, tensor)
-    if config.norm_order == "pre":
+    if config.final_norm:
         counts["norms"] += _norm(config)
     if config.query_layer:
         counts["positions"] += config.max_positions * config.hidden_size
@@ -145,9 +130,7 @@ def _first(config: ModelConfig, vocab_size: int, tensor: int) -> Counts:
     counts: Counts = Counter()
     hidden = config.hidden_size
     counts["embedding"] = config.padded_vocab(vocab_size) // tensor * hidden
-    counts["positions"] = config.token_types * hidden
-    if config.positions == "learned":
-        counts["positions"] += config.max_positions * hidden
+    counts["positions"] = (config.token_types + config.position_rows) * hidden
     if config.embedding_norm:
         counts["norms"] += _norm(config)
     return counts

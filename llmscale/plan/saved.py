@@ -107,7 +107,7 @@ def _shared(acts: Activations, layers: range, length: int, causal: bool) -> int:
     kinds = {model.attention_kind(layer): layer for layer, _ in layer_kinds(model, layers)}
     size = 0
     if model.positions == "rotary":
-        size += len(kinds) * length * int(model.head_channels * model.rotary_fraction) * _WIDE
+        size += len(kinds) * length * model.rotated_channels * _WIDE
     pairs = length * length
     # Each kind of layer has its own mask.
     size += sum(acts.flags(layer, length, causal) for layer in kinds.values()) * _FLAG
@@ -125,7 +125,7 @@ def _shared(acts: Activations, layers: range, length: int, causal: bool) -> int:
 
 def _finish(acts: Activations, kept: Saved, length: int) -> None:
     """The norm after a stack, and its dropout."""
-    if acts.model.norm_order == "pre":
+    if acts.model.final_norm:
         add(kept, {"final norm": sum(acts.norm(length).values())})
     if acts.model.dropout and acts.model.dropout_scheme == "t5":
         add(kept, {"final norm": acts.residual(length) // acts.element * _FLAG})

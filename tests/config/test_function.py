@@ -39,6 +39,22 @@ SAME_SHAPES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "relative_max_distance without": ({}, {"relative_max_distance": 17}),
     "attention_pattern": (LOCAL, {"attention_pattern": ["local"]}),
     "attention_pattern, longer": (LOCAL, {"attention_pattern": ["global", "local", "local"]}),
+    "rotary_base, of local layers": (
+        {**LOCAL, "attention_pattern": ["local"], "positions": "rotary"},
+        {"rotary_base": 50.0},
+    ),
+    "rotary_scaling, of local layers": (
+        {**LOCAL, "attention_pattern": ["local"], "positions": "rotary"},
+        {"rotary_scaling": {"factor": 4.0}},
+    ),
+    "rotary_local_scaled": (
+        {**ROTARY, **LOCAL, "rotary_scaling": SCALING},
+        {"rotary_local_scaled": False},
+    ),
+    "rotary_local_scaled without": ({**ROTARY, **LOCAL}, {"rotary_local_scaled": False}),
+    "norm_plus_one": ({"norm": "rmsnorm"}, {"norm_plus_one": True}),
+    "embedding_multiplier, of the size": ({"embedding_multiplier": 8.0}, {"embedding_multiplier": "sqrt"}),
+    "embedding_multiplier the same": ({"embedding_multiplier": 32**0.5}, {"embedding_multiplier": "sqrt"}),
     "window": (LOCAL, {"window": 6}),
     "window without": ({}, {"window": 6}),
     "attention_scale": ({}, {"attention_scale": 1.0}),
@@ -51,6 +67,9 @@ SAME_SHAPES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "parallel_residual": ({}, {"parallel_residual": True}),
     "activation": ({}, {"activation": "relu"}),
     "activation, gated": ({"activation": "swiglu"}, {"activation": "geglu"}),
+    "embedding_multiplier": ({}, {"embedding_multiplier": 3.0}),
+    "residual_multiplier": ({}, {"residual_multiplier": 0.3}),
+    "head_divisor": ({}, {"head_divisor": 4.0}),
     "scaled_head": ({}, {"scaled_head": True}),
     "dropout": ({}, {"dropout": 0.1}),
     "attention_dropout": ({}, {"attention_dropout": 0.1}),
@@ -58,6 +77,11 @@ SAME_SHAPES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "init_std": ({}, {"init_std": 0.1}),
     "init_scheme": ({}, {"init_scheme": "fan_in"}),
     "experts.per_token": ({"experts": EXPERTS}, {"experts": {**EXPERTS, "per_token": 1}}),
+    "experts.scale": ({"experts": EXPERTS}, {"experts": {**EXPERTS, "scale": 2.0}}),
+    "experts.groups": (
+        {"experts": {**EXPERTS, "scoring": "sigmoid"}},
+        {"experts": {**EXPERTS, "scoring": "sigmoid", "groups": 2}},
+    ),
     "experts.normalize": ({"experts": EXPERTS}, {"experts": {**EXPERTS, "normalize": False}}),
     "experts.ffn_size": ({"experts": EXPERTS}, {"experts": {**EXPERTS, "ffn_size": None}}),
     "experts.capacity_factor": ({"experts": EXPERTS}, {"experts": {**EXPERTS, "capacity_factor": 0.5}}),
@@ -67,8 +91,9 @@ SAME_SHAPES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 OTHER_SHAPES = {
     *("layers", "encoder_layers", "hidden_size", "vocab_size", "vocab_multiple", "relative_buckets"),
-    *("query_key_norm", "norm_order", "embedding_norm", "first_norm", "shared_norm", "bias", "head_bias"),
-    *("head", "head_transform", "tied_embeddings", "token_types", "next_sentence", "query_layer"),
+    *("query_key_norm", "query_key_norm_over", "norm_order", "embedding_norm", "first_norm", "shared_norm"),
+    *("bias", "position_offset", "latent", "head_bias", "head", "head_transform", "tied_embeddings", "token_types"),
+    *("next_sentence", "query_layer"),
 }
 """Settings with which tensors come and go, or change their shapes."""
 

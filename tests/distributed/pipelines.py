@@ -36,6 +36,10 @@ MODELS: dict[str, dict[str, Any]] = {
         "objective__name": "masked", "objective__next_sentence": True,
     },
     "pangu": {"model__query_layer": True},
+    "deepseek": {
+        "model__family": "deepseek_v3", "model__experts": "null", "model__tied_embeddings": True,
+        "model__latent": "{query_rank: 20, key_value_rank: 16, rotary_size: 4, plain_size: 6, value_size: 8}",
+    },
     "relative": {
         "model__positions": "relative", "model__attention_pattern": "[global, local]", "model__window": 5,
         "model__layers": 5,

@@ -26,12 +26,26 @@ SGD = {"optimizer__name": "sgd", "optimizer__lr": 0.3}
 # 62 tokens in a vocabulary of 64, so that the last rank has rows that are padding.
 DECODER = {"model__hidden_size": 32, "model__heads": 4, "model__kv_heads": 2, "model__ffn_size": 72,
            "model__vocab_multiple": 8}  # fmt: skip
+LATENT = "{query_rank: 20, key_value_rank: 16, rotary_size: 4, plain_size: 6, value_size: 8}"
 MODELS: dict[str, dict[str, Any]] = {
     "gpt2": DECODER,
     "llama": {**DECODER, "model__family": "llama", "model__tied_embeddings": False},
+    "olmo2": {**DECODER, "model__family": "olmo2"},
+    "olmo2 with one key head": {**DECODER, "model__family": "olmo2", "model__kv_heads": 1},
+    "gemma3_text": {**DECODER, "model__family": "gemma3_text", "model__head_size": 8, "model__window": 7},
+    # The plain loop leaves out the router's loss.
+    "deepseek_v3": {
+        **DECODER, "model__family": "deepseek_v3", "model__kv_heads": "null", "model__latent": LATENT,
+        "model__experts": "{count: 8, per_token: 2, ffn_size: 64, scoring: sigmoid, groups: 4, groups_per_token: 2,"
+        " scale: 2.5, shared: 1, first_dense: 1, balance_weight: 0}",
+    },
+    "latent attention of hidden states": {
+        **DECODER, "model__family": "deepseek_v3", "model__kv_heads": "null", "model__experts": "null",
+        "model__latent": LATENT.replace("20", "null"), "model__qkv_bias": True,
+    },
     "one key head": {**DECODER, "model__kv_heads": 1},
     "dropout": {**DECODER, "model__dropout": 0.1, "model__attention_dropout": 0.1},
-}
+}  # fmt: skip
 # (ranks, ZeRO stage, tensor-parallel size, by positions, recompute, optimizer).
 LAYOUTS = {
     2: [

@@ -14,9 +14,18 @@ SIZES = {"layers": 3, "hidden_size": 64, "heads": 4, "max_positions": 40, "vocab
 FAMILIES = {
     name: {"family": name}
     for name in ("gpt2", "gpt3", "gpt_neo", "gptj", "gpt_neox", "t5", "t5_v1_1", "pangu_alpha", "wu_dao",
-                 "megatron_nlg", "llama", "qwen3", "mistral", "mixtral", "qwen3_moe")
+                 "megatron_nlg", "llama", "qwen3", "olmo2", "granite", "falcon", "gemma3_text", "mistral", "mixtral",
+                 "qwen3_moe")
 }  # fmt: skip
 OTHERS = {
+    "deepseek_v3": {
+        "family": "deepseek_v3",
+        "latent": {"query_rank": 24, "key_value_rank": 16, "rotary_size": 8, "plain_size": 12, "value_size": 10},
+        "experts": {
+            "count": 6, "per_token": 2, "ffn_size": 32, "scoring": "sigmoid", "groups": 3, "groups_per_token": 2,
+            "scale": 2.0, "shared": 1, "first_dense": 1,
+        },
+    },
     "alibi": {"positions": "alibi"},
     "sinusoidal": {"positions": "sinusoidal"},
     "local_alibi": {"positions": "alibi", "attention_pattern": ["global", "local"], "window": 5},
@@ -27,7 +36,7 @@ OTHERS = {
     },
     "post_norm_seq2seq": {"architecture": "encoder_decoder", "norm_order": "post", "activation": "relu"},
     "windowed_t5": {"family": "t5", "attention_pattern": ["local", "global"], "window": 6},
-}
+}  # fmt: skip
 MODELS = {**FAMILIES, **OTHERS}
 
 

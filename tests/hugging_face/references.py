@@ -32,6 +32,11 @@ _T5 = {
     "relative_attention_num_buckets": 8, "relative_attention_max_distance": 12, "n_positions": CONTEXT,
     "decoder_start_token_id": 0,
 }  # fmt: skip
+_LATENT = {
+    **_SHARED, "num_key_value_heads": 4, "intermediate_size": 72, "moe_intermediate_size": 24, "n_routed_experts": 8,
+    "num_experts_per_tok": 3, "kv_lora_rank": 16, "qk_rope_head_dim": 6, "qk_nope_head_dim": 10, "v_head_dim": 8,
+    "max_position_embeddings": CONTEXT,
+}  # fmt: skip
 _ROPE = {"rope_type": "default", "rope_theta": 500.0}
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "gpt2": ("GPT2LMHeadModel", "GPT2Config", {**_GPT2, "n_inner": 72}),
@@ -74,6 +79,11 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "BertForMaskedLM",
         "BertConfig",
         {**_SHARED, "intermediate_size": 72, "max_position_embeddings": CONTEXT, "hidden_act": "gelu_new"},
+    ),
+    "roberta": (
+        "RobertaForMaskedLM",
+        "RobertaConfig",
+        {**_SHARED, "intermediate_size": 72, "max_position_embeddings": CONTEXT + 1},
     ),
     "t5": ("T5ForConditionalGeneration", "T5Config", _T5),
     "t5_v1_1": (
@@ -123,6 +133,70 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "Starcoder2Config",
         {**_LLAMA, "use_bias": False, "tie_word_embeddings": False, "hidden_act": "relu"},
     ),
+    "granite": (
+        "GraniteForCausalLM",
+        "GraniteConfig",
+        {
+            **_LLAMA, "embedding_multiplier": 6.0, "attention_multiplier": 0.2, "residual_multiplier": 0.6,
+            "logits_scaling": 3.0, "tie_word_embeddings": True, "rope_parameters": _ROPE,
+        },
+    ),
+    "granite_biased": (
+        "GraniteForCausalLM",
+        "GraniteConfig",
+        {**_LLAMA, "attention_bias": True, "mlp_bias": True, "attention_multiplier": 0.4, "logits_scaling": 2},
+    ),
+    "falcon": ("FalconForCausalLM", "FalconConfig", {**_SHARED, "max_position_embeddings": CONTEXT}),
+    "falcon_new": (
+        "FalconForCausalLM",
+        "FalconConfig",
+        {
+            **_SHARED, "new_decoder_architecture": True, "num_kv_heads": 2, "ffn_hidden_size": 72, "bias": True,
+            "rope_parameters": _ROPE, "max_position_embeddings": CONTEXT,
+        },
+    ),
+    "falcon_one_norm": (
+        "FalconForCausalLM",
+        "FalconConfig",
+        {
+            **_SHARED, "new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1,
+            "activation": "relu", "tie_word_embeddings": False,
+        },
+    ),
+    "falcon_serial": (
+        "FalconForCausalLM",
+        "FalconConfig",
+        {**_SHARED, "multi_query": False, "parallel_attn": False, "bias": True, "ffn_hidden_size": 72},
+    ),
+    "gemma3_text": (
+        "Gemma3ForCausalLM",
+        "Gemma3TextConfig",
+        {
+            **_LLAMA, "head_dim": 12, "query_pre_attn_scalar": 10, "sliding_window": 5,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 300.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+            },
+        },
+    ),
+    "gemma3_text_biased": (
+        "Gemma3ForCausalLM",
+        "Gemma3TextConfig",
+        {
+            **_LLAMA, "head_dim": 8, "attention_bias": True, "sliding_window": 7, "hidden_activation": "silu",
+            "tie_word_embeddings": False,
+        },
+    ),
+    "olmo2": ("Olmo2ForCausalLM", "Olmo2Config", {**_LLAMA, "rope_parameters": _ROPE}),
+    "olmo2_biased": (
+        "Olmo2ForCausalLM",
+        "Olmo2Config",
+        {
+            **_LLAMA, "num_key_value_heads": 4, "attention_bias": True, "tie_word_embeddings": True,
+            "hidden_act": "gelu", "rope_parameters": {**_ROPE, "rope_type": "linear", "factor": 4.0},
+        },
+    ),
     "mistral": ("MistralForCausalLM", "MistralConfig", {**_LLAMA, "head_dim": 12, "sliding_window": 6}),
     "mixtral": (
         "MixtralForCausalLM",
@@ -144,6 +218,28 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
             **_LLAMA, "head_dim": 12, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24,
             "norm_topk_prob": True, "rope_parameters": _ROPE,
         },
+    ),
+    "deepseek_v3": (
+        "DeepseekV3ForCausalLM",
+        "DeepseekV3Config",
+        {
+            **_LATENT, "q_lora_rank": 20, "n_group": 4, "topk_group": 2, "first_k_dense_replace": 1,
+            "rope_parameters": _ROPE,
+        },
+    ),
+    "deepseek_v3_biased": (
+        "DeepseekV3ForCausalLM",
+        "DeepseekV3Config",
+        {
+            **_LATENT, "q_lora_rank": None, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 0,
+            "attention_bias": True, "norm_topk_prob": False, "rope_interleave": False, "n_shared_experts": 2,
+            "rope_parameters": {**_ROPE, "rope_type": "linear", "factor": 4.0}, "tie_word_embeddings": True,
+        },
+    ),
+    "deepseek_v3_dense": (
+        "DeepseekV3ForCausalLM",
+        "DeepseekV3Config",
+        {**_LATENT, "q_lora_rank": 20, "n_group": 2, "topk_group": 1, "first_k_dense_replace": LAYERS},
     ),
     "modernbert": (
         "ModernBertForMaskedLM",
@@ -186,11 +282,12 @@ def headless(name: str, **settings: Any) -> nn.Module:
     return randomized(name, transformers.AutoModel.from_config(config_of(name), **settings))
 
 
-def config_of(name: str) -> Any:
+def config_of(name: str, **changes: Any) -> Any:
     """transformers' config of a case, without dropout."""
     _, config_name, settings = CASES[name]
+    settings = {**settings, **changes}
     config = getattr(transformers, config_name)(
-        vocab_size=VOCAB, bos_token_id=1, eos_token_id=2, pad_token_id=0, **settings
+        **{"vocab_size": VOCAB, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, **settings}
     )
     for key in list(config.to_dict()):
         if "dropout" in key or key.endswith("pdrop"):
@@ -203,8 +300,13 @@ def randomized(name: str, model: nn.Module) -> nn.Module:
     """A model of a case with large random weights."""
     # T5 does not scale the scores, and a softmax of large ones makes training chaotic.
     std = 0.1 if name.startswith(("t5", "mt5")) else 0.15
+    # Gemma's norms multiply by 1 + weight.
+    middle = 0.0 if name.startswith("gemma") else 1.0
     for key, parameter in model.named_parameters():
-        nn.init.normal_(parameter, mean=1.0 if parameter.dim() == 1 and "bias" not in key else 0.0, std=std)
+        nn.init.normal_(parameter, mean=middle if parameter.dim() == 1 and "bias" not in key else 0.0, std=std)
+    for key, buffer in model.named_buffers():
+        if key.endswith("e_score_correction_bias"):
+            nn.init.normal_(buffer, std=std)
     return model.train()
 
 
@@ -226,6 +328,10 @@ def stored(model: nn.Module, read: Callable[[nn.Parameter], Tensor]) -> dict[str
     alone, which it holds together in memory."""
     found = {}
     mixtral = model.config.model_type == "mixtral"
+    for own, buffer in model.named_buffers():
+        if own.endswith("e_score_correction_bias"):
+            # Which is stored, but does not learn.
+            found[own] = torch.zeros_like(buffer) if read(buffer) is None else read(buffer)
     for own, parameter in model.named_parameters():
         name, tensor = own, read(parameter)
         if model.config.model_type == "gpt_neox":

@@ -87,7 +87,10 @@ def functions(names: list[str], gate: str = "") -> list[Values]:
 
 PLAIN = ["relu", "silu", "gelu", "gelu_fast", "gelu_accurate", "gelu_python", "gelu_python_tanh"]
 BOTH: dict[str, list[Values]] = {
-    **{name: [{**NO_ROPE, **rope} for rope in ROPE] + HEADS for name in ("llama", "qwen3", "mistral", "mixtral")},
+    **{
+        name: [{**NO_ROPE, **rope} for rope in ROPE] + HEADS
+        for name in ("llama", "qwen3", "mistral", "mixtral", "olmo2", "granite")
+    },
     "qwen3_moe": [{**NO_ROPE, **rope} for rope in ROPE] + HEADS + [{"num_experts": ABSENT, "num_local_experts": 5}],
     "gpt_neox": [{**NO_ROPE, **rope} for rope in ROPE]
     + [
@@ -106,9 +109,46 @@ BOTH: dict[str, list[Values]] = {
         )
     ]
     + [{"hidden_act": name} for name in PLAIN],
+    "falcon": [{**NO_ROPE, **rope} for rope in ROPE]
+    + [{"activation": name} for name in PLAIN]
+    + [{key: None} for key in ("alibi", "bias", "new_decoder_architecture", "multi_query", "parallel_attn")]
+    + [{key: ABSENT} for key in ("alibi", "bias", "new_decoder_architecture", "multi_query", "parallel_attn")]
+    + [{"num_ln_in_parallel_attn": count} for count in (0, 1, 2, 3)]
+    + [{"num_kv_heads": 2}, {"num_kv_heads": None}, {"ffn_hidden_size": None}, {"n_embed": 40}, {"n_embed": None}],
+    "falcon_new": [{"num_ln_in_parallel_attn": count} for count in (None, ABSENT, 0, 1, 3)]
+    + [{"multi_query": False}, {"parallel_attn": False}, {"num_kv_heads": None}],
+    "gemma3_text": [
+        {**NO_ROPE, **more}
+        for more in (
+            {},
+            {"rope_theta": 300.0, "rope_local_base_freq": 50.0},
+            {"rope_theta": 300.0, "rope_scaling": LINEAR},
+            {"rope_scaling": {"type": "linear", "factor": 3.0}},
+            {"rope_parameters": {"full_attention": {**PARAMETERS, **LINEAR}}, "rope_local_base_freq": 50.0},
+            {"rope_parameters": {"sliding_attention": PARAMETERS}, "rope_theta": 300.0},
+            {"rope_parameters": {"full_attention": LINEAR}, "rope_scaling": {"factor": 2.0, "rope_theta": 30.0}},
+            {"rope_parameters": {"full_attention": LINEAR, "sliding_attention": LINEAR}},
+            {"rope_parameters": {"sliding_attention": PARAMETERS}, "rope_scaling": LINEAR},
+            {"rope_theta": None},
+        )
+    ]
+    + [
+        {"layer_types": ABSENT},
+        {"layer_types": None, "sliding_window_pattern": 2},
+        {"layer_types": ABSENT, "sliding_window_pattern": None},
+        {"layer_types": ["full_attention"] * 3},
+        {"query_pre_attn_scalar": ABSENT},
+        {"query_pre_attn_scalar": 168},
+        {"attn_logit_softcapping": None, "final_logit_softcapping": ABSENT},
+        {"use_bidirectional_attention": None},
+    ],
+    "deepseek_v3": [{**NO_ROPE, **rope} for rope in ROPE]
+    + [{"num_key_value_heads": None}, {"norm_topk_prob": None}, {"norm_topk_prob": ABSENT}, {"rope_interleave": None}]
+    + [{"n_routed_experts": ABSENT, "num_local_experts": 8}, {"scoring_func": "softmax", "moe_layer_freq": 1}],
     "t5": functions(T5_FUNCTIONS) + T5_TIES,
     "t5_v1_1": [*functions(T5_GATED, "gated-"), {"feed_forward_proj": ABSENT}, {"feed_forward_proj": "gated-silu"}],
     "gpt2": [{"activation_function": name} for name in PLAIN] + [{"n_inner": ABSENT}, {"tie_word_embeddings": ABSENT}],
+    "roberta": [{"tie_word_embeddings": ABSENT}, {"hidden_act": ABSENT}, {"hidden_act": "gelu_python"}],
     "bert": [{"hidden_act": name} for name in PLAIN] + [{"tie_word_embeddings": ABSENT}],
     "gpt_neo": [
         {"attention_layers": ABSENT, "attention_types": [[["global"], 3]]},
@@ -206,7 +246,7 @@ def test_all_forms_give_the_same_logits(name: str, saved: Any) -> None:
         assert differences(name, folder, changed(values, change), must_read=readable) is None, change
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen3", "mistral", "mixtral"])
+@pytest.mark.parametrize("name", ["llama", "qwen3", "mistral", "mixtral", "olmo2", "granite"])
 def test_null_means_a_key_for_each_query(name: str, tmp_path: Path) -> None:
     """num_key_value_heads of null, where transformers takes it; where it is absent, some classes have a number."""
     torch.manual_seed(3)
@@ -215,9 +255,9 @@ def test_null_means_a_key_for_each_query(name: str, tmp_path: Path) -> None:
     model = randomized(name, getattr(transformers, CASES[name][0])(config))
     folder = save(model, tmp_path / "hf")
     values = json.loads((folder / "config.json").read_text())
-    readable = name in ("llama", "qwen3")
+    readable = name in ("llama", "qwen3", "olmo2", "granite")
     assert differences(name, folder, {**values, "num_key_value_heads": None}, must_read=readable) is None
-    readable = name == "llama"  # the default of the others is not the number of this small model
+    readable = name in ("llama", "olmo2", "granite")  # the default of the others is not the number of this small model
     (folder / "config.json").write_text(json.dumps(changed(values, {"num_key_value_heads": ABSENT})))
     assert (theirs(name, folder) is not None) == (not isinstance(ours(folder), str)) == readable
 
@@ -296,6 +336,29 @@ SENTENCES: list[tuple[str, Values, str]] = [
     ("gptj", {"n_head": 0}, "rotary_dim (4) must be 1 to the 0 channels of a head; repair config.json"),
     ("t5", {"feed_forward_proj": "a-b-c"}, "feed_forward_proj is 'a-b-c', but must be a function or gated-FUNCTION"),
     ("t5", functions(["mish"])[0], "feed_forward_proj is 'mish', but llmscale knows gelu,"),
+    ("gemma3_text", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping is 50.0, but llmscale has it None only"),
+    ("gemma3_text", {"use_bidirectional_attention": True}, "use_bidirectional_attention is True, but llmscale has"),
+    ("gemma3_text", {"query_pre_attn_scalar": 0}, "query_pre_attn_scalar is 0, but must be 1 or more; repair it"),
+    ("gemma3_text", {"sliding_window": None}, "sliding_window is null, but transformers' class needs a value; give"),
+    (
+        "gemma3_text",
+        {"rope_parameters": {"full_attention": LINEAR, "sliding_attention": {**LINEAR, "factor": 2.0}}},
+        "rope_parameters.sliding_attention stretches by 2.0 (linear), but llmscale stretches local layers as global",
+    ),
+    ("deepseek_v3", {"n_shared_experts": 0}, "n_shared_experts is 0, but transformers' class computes with 1 or more"),
+    ("deepseek_v3", {"num_key_value_heads": 2}, "num_key_value_heads is 2, but latent attention has 4 there; repair"),
+    ("deepseek_v3", {"head_dim": 16}, "head_dim is 16, but latent attention has 6 there; repair it"),
+    ("deepseek_v3", {"n_group": 3}, "groups (3) must be equal parts of count (8) experts, of 2 or more each"),
+    ("deepseek_v3", {"topk_group": 9}, "groups_per_token (9) exceeds groups (4)"),
+    ("deepseek_v3", {"num_experts_per_tok": 5}, "per_token (5) exceeds the 4 experts of groups_per_token (2) groups"),
+    ("deepseek_v3", {"rope_scaling": {"type": "yarn", "factor": 40.0}}, "rope_scaling.type is 'yarn', but llmscale"),
+    ("falcon", {"alibi": True}, "alibi is true, but transformers rounds Falcon's biases by distance to bf16, which"),
+    ("falcon", {"num_ln_in_parallel_attn": 2}, "num_ln_in_parallel_attn is 2, but transformers' class computes only 1"),
+    ("falcon_new", {"parallel_attn": False}, "parallel_attn is false, which transformers' class cannot compute; set"),
+    ("falcon_serial", {"num_kv_heads": 2}, "num_kv_heads is 2, but must be num_attention_heads (4) where new_decoder"),
+    ("roberta", {"pad_token_id": 24}, "pad_token_id is 24, but must be 0 to 23, since the max_position_embeddings "),
+    ("roberta", {"pad_token_id": None}, "pad_token_id is null, but transformers' class needs a value"),
+    ("roberta", {"hidden_act": "relu"}, "hidden_act is 'relu', but RoBERTa's head has gelu, and llmscale the same"),
     ("modernbert", {"layer_types": ABSENT, "global_attn_every_n_layers": 0}, "global_attn_every_n_layers is 0, but"),
 ]  # fmt: skip
 

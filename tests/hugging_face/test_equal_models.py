@@ -7,13 +7,28 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers
 from torch import Tensor, nn
 
+from llmscale.checkpoint.model import load_model
+from llmscale.hugging_face.exporting import export_checkpoint
+from llmscale.hugging_face.importing import import_directory
 from llmscale.model import Transformer
-from tests.hugging_face.references import CONTEXT, NAMES, VOCAB, pair, renamed, tokens
+from tests.hugging_face.references import (
+    BYTES,
+    CONTEXT,
+    NAMES,
+    VOCAB,
+    config_of,
+    pair,
+    randomized,
+    renamed,
+    save,
+    tokens,
+)
 
-DECODERS = [name for name in NAMES if not name.startswith(("bert", "modernbert", "t5", "mt5"))]
-ENCODERS = [name for name in NAMES if name.startswith(("bert", "modernbert"))]
+DECODERS = [name for name in NAMES if not name.startswith(("bert", "modernbert", "roberta", "t5", "mt5"))]
+ENCODERS = [name for name in NAMES if name.startswith(("bert", "modernbert", "roberta"))]
 T5 = ["t5", "t5_v1_1", "mt5"]
 LENGTHS = [CONTEXT, 13, 4]
 
@@ -33,7 +48,7 @@ def real(left: bool = False) -> Tensor:
 
 
 def types(name: str) -> Tensor | None:
-    count = {"bert": 3, "bert_masked": 2}.get(name)
+    count = {"bert": 3, "bert_masked": 2, "roberta": 2}.get(name)
     return None if count is None else tokens(seed=2) % count
 
 
@@ -92,6 +107,24 @@ def test_the_next_sentence_head_is_equal(tmp_path: Path) -> None:
         expected = theirs(input_ids=ids, attention_mask=mask.long(), token_type_ids=types("bert"))
         logits = ours.next_sentence(hidden[:, 0])
         torch.testing.assert_close(logits, expected.seq_relationship_logits, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("pad", [1, 5])
+def test_positions_behind_the_padding_token(pad: int, tmp_path: Path) -> None:
+    """What transformers computes from the tokens themselves, which are filled up on the right."""
+    torch.manual_seed(5)
+    config = config_of("roberta", pad_token_id=pad, max_position_embeddings=CONTEXT + pad + 1)
+    theirs = randomized("roberta", transformers.RobertaForMaskedLM(config)).eval()
+    import_directory(save(theirs, tmp_path / "hf"), tmp_path / "ours", tokenizer=BYTES)
+    ours, mask = load_model(tmp_path / "ours").model.eval(), real()
+    assert ours.config.max_positions == CONTEXT
+    ids = torch.where(mask, tokens().clamp(min=pad + 1), pad)
+    with torch.no_grad():
+        mine = ours.head(ours(ids, real=mask).hidden)
+        close(mine[mask], theirs(input_ids=ids, attention_mask=mask.long()).logits[mask])
+    export_checkpoint(tmp_path / "ours", tmp_path / "back")
+    _, info = transformers.RobertaForMaskedLM.from_pretrained(tmp_path / "back", output_loading_info=True)
+    assert not any(info.values())
 
 
 def both_losses(name: str, ours: Transformer, theirs: nn.Module, seed: int) -> tuple[Tensor, Tensor]:

@@ -32,9 +32,17 @@ DRAWN: dict[str, list[str]] = {
     "qwen2_sliding": [],
     "starcoder2": [],
     "llama3": [],
+    "granite": [],
+    "deepseek_v3_biased": [],
+    "gemma3_text": [],
+    "falcon": [],
+    "falcon_new": [],
+    "falcon_serial": [],
+    "olmo2_biased": [],
     "gptj": ["head.bias", "head.weight"],
     "bert": [*TRANSFORM, *CLASSIFIER],
     "bert_masked": [*TRANSFORM, *CLASSIFIER],
+    "roberta": TRANSFORM,
     "modernbert": ["head.bias", "head.dense.weight", "head.norm.weight"],
     "modernbert_biased": ["head.dense.bias", "head.dense.weight", "head.norm.bias", "head.norm.weight"],
 }
@@ -77,7 +85,8 @@ def hidden_states(name: str, ours: Transformer, theirs: nn.Module, mask: Tensor)
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_model_without_its_head(name: str, tmp_path: Path) -> None:
-    theirs = written(name, tmp_path / "hf")
+    # No class with a head has RoBERTa's pooler.
+    theirs = written(name, tmp_path / "hf", **({"add_pooling_layer": False} if name == "roberta" else {}))
     lacking = DRAWN.get(name, ["head.weight"])
     said = import_directory(tmp_path / "hf", tmp_path / "ours", tokenizer=BYTES, new_head=bool(lacking))
     trained = load_model(tmp_path / "ours")
@@ -124,6 +133,15 @@ def test_a_bert_without_pooler_has_no_next_sentence_head(name: str, classes: lis
     export_checkpoint(tmp_path / "ours", tmp_path / "back")
     _, info = transformers.BertForMaskedLM.from_pretrained(tmp_path / "back", output_loading_info=True)
     assert not any(info.values())
+
+
+def test_the_pooler_of_roberta_is_left_out_with_a_note(tmp_path: Path) -> None:
+    theirs = written("roberta", tmp_path / "hf")
+    said = import_directory(tmp_path / "hf", tmp_path / "ours", tokenizer=BYTES, new_head=True)
+    assert any("note: roberta.pooler.dense.bias, roberta.pooler.dense.weight not used:" in line for line in said)
+    ours = load_model(tmp_path / "ours").model
+    with torch.no_grad():
+        torch.testing.assert_close(*hidden_states("roberta", ours, theirs, real()), rtol=1e-5, atol=1e-5)
 
 
 def test_a_bert_with_pooler_keeps_it(tmp_path: Path) -> None:

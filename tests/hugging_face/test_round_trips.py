@@ -17,8 +17,9 @@ from data_pipeline.tokenizer import prepare_tokenizer
 from llmscale.checkpoint.commands import show, verify
 from llmscale.checkpoint.model import load_model
 from llmscale.config import ModelConfig, parse_config
+from llmscale.config.function import function_of
 from llmscale.families.hugging_face import COMMON, Settings
-from llmscale.hugging_face.classes import function_of, recognise
+from llmscale.hugging_face.classes import recognise
 from llmscale.hugging_face.exporting import export_checkpoint
 from llmscale.hugging_face.importing import import_directory
 from llmscale.parallel.init import build, build_hollow
@@ -28,7 +29,7 @@ from tests.hugging_face.references import BYTES, CASES, NAMES, VOCAB, reference,
 
 IMMATERIAL = {
     "dtype", "transformers_version", "_name_or_path", "use_cache", "initializer_range", "rope_scaling",
-    "tie_word_embeddings", "max_window_layers", "torch_dtype",
+    "tie_word_embeddings", "max_window_layers", "torch_dtype", "num_nextn_predict_layers",
 }  # fmt: skip
 """Keys in which a config.json may differ and give the same model; tying is seen in the tensors."""
 
@@ -81,6 +82,9 @@ def spelled(config: dict[str, Any], key: str) -> Any:
         return 4 * (config.get("n_embd") or config.get("hidden_size"))
     if key == "head_dim" and value is None:
         return config["hidden_size"] // config["num_attention_heads"]
+    of_experts = ("n_group", "topk_group", "n_routed_experts", "num_experts_per_tok", "moe_intermediate_size")
+    if key in of_experts and config.get("first_k_dense_replace") == config["num_hidden_layers"]:
+        return None
     if key == "attention_types":
         return config["attention_layers"]
     return value
@@ -301,6 +305,9 @@ def test_the_class_follows_from_the_parts(model: dict[str, Any], expected: str, 
         ),
         ({"family": "gptj", "activation": "swiglu"}, "GPTJForCausalLM, but model.activation is swiglu"),
         ({"family": "bert", "token_types": 0, "next_sentence": False}, "but model.token_types is 0"),
+        ({"family": "bert", "tied_embeddings": False}, "but model.tied_embeddings is false, where BertForMaskedLM has"),
+        # The tokenizer's padding token is 0, behind which the positions would have to begin.
+        ({"family": "roberta"}, "but model.position_offset is 2, where RobertaForMaskedLM has 1"),
     ],
 )
 def test_what_stands_in_the_way_is_named(model: dict[str, Any], reason: str, tmp_path: Path) -> None:

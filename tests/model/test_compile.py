@@ -23,6 +23,11 @@ CHANGES: dict[str, dict[str, Any]] = {
     "t5": {"encoder_layers": LAYERS},
     "t5_v1_1": {"encoder_layers": LAYERS},
     "qwen3_moe": {"experts": {"count": 8, "per_token": 2}},
+    "deepseek_v3": {
+        "kv_heads": None,
+        "latent": {"query_rank": 24, "key_value_rank": 16, "rotary_size": 4, "plain_size": 6, "value_size": 8},
+        "experts": {"count": 8, "per_token": 2, "scoring": "sigmoid", "groups": 2, "shared": 1, "first_dense": 1},
+    },
 }
 # Kinds of blocks of each family: the graphs that the compiler has to make.
 GRAPHS = {
@@ -33,6 +38,8 @@ GRAPHS = {
     "mt5": 2,
     "pangu_alpha": 2,  # the query layer
     "wu_dao": 2,  # dense and experts
+    "deepseek_v3": 2,
+    "gemma3_text": 2,  # global and local
     "modernbert": 3,  # the first has no norm; global and local
 }
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from llmscale.config import ModelConfig
 from llmscale.model import Dropout, KeyValueCache, Transformer
-from llmscale.model.attention import dropped_attention
+from llmscale.model.attention.modules.core import dropped_attention
 from llmscale.model.dropout import LayerDropout, Place, drop, dropped, fold
 from llmscale.parallel.init import build
 from tests.model.test_compile import compile_whole, gradients_of, small

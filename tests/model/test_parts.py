@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from llmscale.config import ModelConfig
 from llmscale.model import Transformer
-from llmscale.model.attention import Attention
+from llmscale.model.attention.modules.multi_head import Attention
 from llmscale.model.context import Context
 from llmscale.model.positions import rotary_tables, rotate
 from llmscale.parallel.init import build

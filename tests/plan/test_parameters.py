@@ -36,8 +36,8 @@ PARTS = (
     (r"(positions|token_types|queries)\.|.*relative_bias", "positions"),
     (r".*cross_attention\.", "cross_attention"),
     (r".*\.attention\.", "attention"),
-    (r".*\.router\.", "router"),
-    (r".*\.feed_forward\.", "feed_forward"),
+    (r".*\.(router\.|correction_bias)", "router"),
+    (r".*\.(shared_)?feed_forward\.", "feed_forward"),
     (r"embedding\.weight", "embedding"),
 )
 """Part by parameter's name; the first that fits."""
@@ -66,11 +66,13 @@ def test_every_config_has_as_many_parameters_as_its_model(path: Path) -> None:
 
 @pytest.mark.parametrize("family", families.NAMES)
 def test_every_family_has_as_many_parameters_as_its_model(family: str) -> None:
-    given = {"family": family, "layers": 3, "hidden_size": 64, "heads": 4, "head_size": 16, "ffn_size": 48}
     preset = families.preset(family)
+    given = {"family": family, "layers": 3, "hidden_size": 64, "heads": 4, "ffn_size": 48}
+    given |= {} if "latent" in preset else {"head_size": 16}
+    grouped = {"groups": 2, "groups_per_token": 1, "first_dense": 1} if "groups" in preset.get("experts", {}) else {}
     for experts in (
         {"experts": None},
-        {"experts": {**preset.get("experts", {}), "count": 4, "per_token": 2, "every": 2, "ffn_size": 24}},
+        {"experts": {**preset.get("experts", {}), "count": 4, "per_token": 2, "every": 2, "ffn_size": 24, **grouped}},
     ):
         config = ModelConfig(**given, **(experts if preset.get("architecture") != "encoder_decoder" else {}))
         assert parameters(config, VOCAB) == by_part(config, VOCAB)
