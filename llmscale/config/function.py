@@ -84,9 +84,7 @@ def resolved(model: ModelConfig) -> dict[str, Any]:
 
 def _scaling(model: ModelConfig, kind: str) -> dict[str, Any] | None:
     scaling = model.rotary_scaling_of(kind)
-    if scaling is None:
-        return None
-    return scaling.model_dump() if scaling.kind == "llama3" else {"kind": scaling.kind, "factor": scaling.factor}
+    return None if scaling is None else scaling.function()
 
 
 def _experts(model: ModelConfig) -> dict[str, Any] | None:

@@ -11,8 +11,9 @@ from llmscale.config.bounds import Count, Width
 class RotaryScaling(Section):
     """How the rotary frequencies of a model are stretched beyond the context that it was first trained on."""
 
-    kind: Literal["linear", "llama3"] = "linear"
-    """linear: all frequencies divided by `factor` (Chen et al. 2023); llama3: only the slow ones (Llama 3's code)."""
+    kind: Literal["linear", "llama3", "yarn"] = "linear"
+    """linear: all frequencies divided by `factor` (Chen et al. 2023); llama3: only the slow ones (Llama 3's code);
+    yarn: the same with a ramp over channels (Peng et al. 2023, section 3.2)."""
     factor: float = Field(ge=1)
     """By how much the slow frequencies are divided."""
     low_frequency_factor: float = Field(default=1.0, gt=0)
@@ -20,7 +21,13 @@ class RotaryScaling(Section):
     high_frequency_factor: float = Field(default=4.0, gt=0)
     """llama3: waves shorter than original_positions / this stay as they are."""
     original_positions: Count = Field(default=8192, ge=1)
-    """llama3: the context before the stretch, in tokens."""
+    """llama3, yarn: the context before the stretch, in tokens."""
+    fast_turns: float = Field(default=32.0, gt=0)
+    """yarn: channels that turn more often within original_positions stay as they are."""
+    slow_turns: float = Field(default=1.0, gt=0)
+    """yarn: channels that turn less often are divided in full."""
+    magnitude: float = Field(default=1.0, gt=0)
+    """yarn: factor of rotated queries and of rotated keys (Peng et al. 2023, section 3.4, has 0.1 ln(factor) + 1)."""
 
     @model_validator(mode="after")
     def _ordered(self) -> "RotaryScaling":
@@ -29,7 +36,18 @@ class RotaryScaling(Section):
                 f"high_frequency_factor ({self.high_frequency_factor}) must be above low_frequency_factor"
                 f" ({self.low_frequency_factor})"
             )
+        if self.fast_turns <= self.slow_turns:
+            raise ValueError(f"fast_turns ({self.fast_turns}) must be above slow_turns ({self.slow_turns})")
         return self
+
+    def function(self) -> dict[str, object]:
+        """The settings that the kind has."""
+        kinds = {
+            "linear": (),
+            "llama3": ("low_frequency_factor", "high_frequency_factor", "original_positions"),
+            "yarn": ("original_positions", "fast_turns", "slow_turns", "magnitude"),
+        }
+        return self.model_dump(include={"kind", "factor", *kinds[self.kind]})
 
 
 class ExpertsConfig(Section):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +16,7 @@ from llmscale.families.hugging_face import (
     renamed,
     written_activation,
 )
-from llmscale.families.rope import read_rope, write_rope
+from llmscale.families.rope import given_rope, mscale, read_rope, write_rope
 
 _LATENT = {"query_rank": 1536, "key_value_rank": 512, "rotary_size": 64, "plain_size": 128, "value_size": 128}
 _EXPERTS = {
@@ -55,6 +56,7 @@ def _read(settings: Settings) -> dict[str, Any]:
         "attention_output_bias": bias,
         "rotary_interleaved": settings.take("rope_interleave", True, bool, null=False),
         **read_rope(settings, 10000.0, settings.take("max_position_embeddings", 4096)),
+        "attention_scale": _read_scale(settings, settings.take("qk_nope_head_dim", 128) + rotary),
         "latent": {
             "query_rank": settings.take("q_lora_rank", 1536, int, null=None),
             "key_value_rank": settings.take("kv_lora_rank", 512),
@@ -64,6 +66,27 @@ def _read(settings: Settings) -> dict[str, Any]:
         },
         "experts": _read_experts(settings),
     }
+
+
+def _read_scale(settings: Settings, channels: int) -> float | None:
+    """The factor of scores, which a stretch of positions changes; None: as plain attention has it."""
+    given = given_rope(settings)
+    weight = given.take("mscale_all_dim", 0.0, float, null=0.0)
+    if not weight or given.take("rope_type", given.take("type", "default")) == "default" or channels < 1:
+        return None
+    return channels**-0.5 * mscale(given.given("factor", float), weight) ** 2  # type: ignore[no-any-return]
+
+
+def _write_scale(model: Mapping[str, Any], channels: int) -> dict[str, Any]:
+    """The key of `_read_scale`, in every object of rotary settings."""
+    scaling, found = model["rotary_scaling"], write_rope(model)
+    if scaling is None or model["attention_scale"] is None or scaling["factor"] == 1:
+        return found
+    root = math.sqrt(model["attention_scale"] * math.sqrt(channels))
+    weight = round((root - 1.0) / (0.1 * math.log(scaling["factor"])), 6)
+    for key in ("rope_scaling", "rope_parameters"):
+        found[key] = {**found[key], "mscale_all_dim": weight}
+    return found
 
 
 def _null(key: str, heads: int) -> dict[str, Any]:
@@ -100,7 +123,7 @@ def _write(model: Mapping[str, Any]) -> dict[str, Any]:
         "num_key_value_heads": model["heads"],
         "attention_bias": model["qkv_bias"],
         "rope_interleave": model["rotary_interleaved"],
-        **write_rope(model),
+        **_write_scale(model, latent["plain_size"] + latent["rotary_size"]),
         "q_lora_rank": latent["query_rank"],
         "kv_lora_rank": latent["key_value_rank"],
         "qk_rope_head_dim": latent["rotary_size"],

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from llmscale.families.hugging_face import Settings, Unsupported
 
-_KINDS = ("default", "linear", "llama3")
+_TURNS = {"beta_fast": 32.0, "beta_slow": 1.0}
+_KINDS = ("default", "linear", "llama3", "yarn")
 
 
 def read_rope(settings: Settings, base: float, positions: int) -> dict[str, Any]:
@@ -20,7 +22,7 @@ def read_rope(settings: Settings, base: float, positions: int) -> dict[str, Any]
     Raises:
         Unsupported: a way of stretching that our model does not have, or a value that is missing.
     """
-    given = _given(settings)
+    given = given_rope(settings)
     found = {
         "rotary_base": _base(settings, given, "rope_theta", base),
         "rotary_scaling": _scaling(settings, given, positions),
@@ -43,7 +45,7 @@ def read_partial_rope(
         share: the default fraction of a head's channels that is rotated.
         share_key: the key of config.json that had it before transformers 5.
     """
-    given = _given(settings)
+    given = given_rope(settings)
     found: dict[str, Any] = {"rotary_base": _base(settings, given, base_key, base)}
     settings.pass_over([share_key])
     default = share if "partial_rotary_factor" in given.values else settings.take(share_key, share)
@@ -53,8 +55,8 @@ def read_partial_rope(
     return found
 
 
-def _given(settings: Settings) -> Settings:
-    """The object that counts: `rope_scaling`, unless it is empty."""
+def given_rope(settings: Settings) -> Settings:
+    """The object of rotary settings that counts: `rope_scaling`, unless it is empty."""
     older, newer = settings.table("rope_scaling"), settings.table("rope_parameters")
     return older if older.values else newer
 
@@ -68,7 +70,7 @@ def _base(settings: Settings, given: Settings, key: str, default: float) -> floa
 
 def _scaling(settings: Settings, given: Settings, positions: int) -> dict[str, Any] | None:
     found = read_scaling(given, positions)
-    if found is not None and found["kind"] == "llama3":
+    if found is not None and found["kind"] != "linear":
         # Some files have it outside (Phi-3's kind), which counts for more.
         found["original_positions"] = settings.take("original_max_position_embeddings", found["original_positions"])
     return found
@@ -100,6 +102,8 @@ def read_scaling(given: Settings, positions: int) -> dict[str, Any] | None:
         raise Unsupported(f"{given.where('factor')} is {factor}, but a stretch is 1 or more; repair it")
     if kind == "linear":
         return {"kind": "linear", "factor": factor}
+    if kind == "yarn":
+        return _read_yarn(given, factor, positions)
     low, high = given.given("low_freq_factor", float), given.given("high_freq_factor", float)
     if not 0 < low < high:
         raise Unsupported(
@@ -113,6 +117,29 @@ def read_scaling(given: Settings, positions: int) -> dict[str, Any] | None:
         "high_frequency_factor": high,
         "original_positions": given.take("original_max_position_embeddings", positions),
     }
+
+
+def _read_yarn(given: Settings, factor: float, positions: int) -> dict[str, Any]:
+    given.require("truncate", True)
+    magnitude = given.take("attention_factor", None, float)
+    over, under = (given.take(key, 0.0, float, null=0.0) for key in ("mscale", "mscale_all_dim"))
+    if magnitude is None:
+        magnitude = mscale(factor, over) / mscale(factor, under) if over and under else mscale(factor, 1.0)
+    # transformers takes 0 for what is not given.
+    fast, slow = (given.take(key, default, float, null=default) for key, default in _TURNS.items())
+    return {
+        "kind": "yarn",
+        "factor": factor,
+        "original_positions": given.take("original_max_position_embeddings", positions),
+        "fast_turns": fast or _TURNS["beta_fast"],
+        "slow_turns": slow or _TURNS["beta_slow"],
+        "magnitude": magnitude,
+    }
+
+
+def mscale(factor: float, weight: float) -> float:
+    """The factor of lengths for a stretched context (Peng et al. 2023, section 3.4), with a weight (DeepSeek-V2)."""
+    return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
 def write_rope(model: Mapping[str, Any], **more: float) -> dict[str, Any]:
@@ -135,5 +162,9 @@ def write_scaling(scaling: Mapping[str, Any] | None) -> dict[str, Any]:
     if scaling["kind"] == "llama3":
         found["low_freq_factor"] = scaling["low_frequency_factor"]
         found["high_freq_factor"] = scaling["high_frequency_factor"]
+        found["original_max_position_embeddings"] = scaling["original_positions"]
+    if scaling["kind"] == "yarn":
+        found["beta_fast"], found["beta_slow"] = scaling["fast_turns"], scaling["slow_turns"]
+        found["attention_factor"] = scaling["magnitude"]
         found["original_max_position_embeddings"] = scaling["original_positions"]
     return found

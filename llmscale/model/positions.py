@@ -28,21 +28,35 @@ def rotary_tables(positions: Tensor, channels: int, base: float, scaling: Rotary
     exponents = torch.arange(0, channels, 2, dtype=torch.float32, device=positions.device) / channels
     frequencies = base**-exponents
     if scaling is not None:
-        frequencies = _stretched(frequencies, scaling)
+        frequencies = _stretched(frequencies, scaling, base)
     angles = positions[..., None, None].float() * frequencies
+    if scaling is not None and scaling.kind == "yarn" and scaling.magnitude != 1:
+        return angles.cos() * scaling.magnitude, angles.sin() * scaling.magnitude
     return angles.cos(), angles.sin()
 
 
-def _stretched(frequencies: Tensor, scaling: RotaryScaling) -> Tensor:
-    """Frequencies for a longer context; of llama3 the fast ones stay, the slow ones are divided, and those between
-    are mixed by where they lie (Llama 3's code, `apply_scaling`)."""
+def _stretched(frequencies: Tensor, scaling: RotaryScaling, base: float) -> Tensor:
+    """Frequencies for a longer context; of llama3 and yarn the fast ones stay, the slow ones are divided, and those
+    between are mixed by where they lie (Llama 3's code, `apply_scaling`; YaRN, Peng et al. 2023, equation 13)."""
     divided = frequencies / scaling.factor
     if scaling.kind == "linear":
         return divided
+    if scaling.kind == "yarn":
+        pairs = len(frequencies)
+        first = max(math.floor(_pair_of(scaling.fast_turns, pairs, base, scaling.original_positions)), 0)
+        last = min(math.ceil(_pair_of(scaling.slow_turns, pairs, base, scaling.original_positions)), 2 * pairs - 1)
+        places = torch.arange(pairs, dtype=torch.float32, device=frequencies.device)
+        ramp = ((places - first) / (last - first if last != first else 0.001)).clamp(0, 1)
+        return ramp * divided + (1 - ramp) * frequencies
     low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
     turns = scaling.original_positions * frequencies / (2 * math.pi)
     kept = ((turns - low) / (high - low)).clamp(0, 1)
     return kept * frequencies + (1 - kept) * divided
+
+
+def _pair_of(turns: float, pairs: int, base: float, positions: int) -> float:
+    """The number of the pair of channels that turns so often within so many positions."""
+    return pairs * math.log(positions / (turns * 2 * math.pi)) / math.log(base)
 
 
 def rotate(x: Tensor, tables: Tables, interleaved: bool = False) -> Tensor:

@@ -34,6 +34,14 @@ SAME_SHAPES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "rotary_fraction": (ROTARY, {"rotary_fraction": 0.5}),
     "rotary_interleaved": (ROTARY, {"rotary_interleaved": True}),
     "rotary_scaling": (ROTARY, {"rotary_scaling": SCALING}),
+    "rotary_scaling.magnitude": (
+        {**ROTARY, "rotary_scaling": {**SCALING, "kind": "yarn"}},
+        {"rotary_scaling": {**SCALING, "kind": "yarn", "magnitude": 1.2}},
+    ),
+    "rotary_scaling.magnitude without": (
+        {**ROTARY, "rotary_scaling": SCALING},
+        {"rotary_scaling": {**SCALING, "magnitude": 1.2}},
+    ),
     "rotary_scaling.factor": ({**ROTARY, "rotary_scaling": SCALING}, {"rotary_scaling": {**SCALING, "factor": 2}}),
     "relative_max_distance": (RELATIVE, {"relative_max_distance": 17}),
     "relative_max_distance without": ({}, {"relative_max_distance": 17}),

@@ -38,6 +38,9 @@ _LATENT = {
     "max_position_embeddings": CONTEXT,
 }  # fmt: skip
 _ROPE = {"rope_type": "default", "rope_theta": 500.0}
+_YARN = {
+    "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8, "beta_fast": 4.0, "beta_slow": 0.5,
+}  # fmt: skip
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "gpt2": ("GPT2LMHeadModel", "GPT2Config", {**_GPT2, "n_inner": 72}),
     "gpt2_unscaled": (
@@ -101,6 +104,11 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "LlamaForCausalLM",
         "LlamaConfig",
         {**_LLAMA, "rope_parameters": {**_ROPE, "rope_type": "linear", "factor": 4.0}},
+    ),
+    "llama_yarn": (
+        "LlamaForCausalLM",
+        "LlamaConfig",
+        {**_LLAMA, "rope_parameters": {**_ROPE, **_YARN}},
     ),
     "qwen3": ("Qwen3ForCausalLM", "Qwen3Config", {**_LLAMA, "head_dim": 12, "rope_parameters": _ROPE}),
     "qwen3_sliding": (
@@ -224,7 +232,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "DeepseekV3Config",
         {
             **_LATENT, "q_lora_rank": 20, "n_group": 4, "topk_group": 2, "first_k_dense_replace": 1,
-            "rope_parameters": _ROPE,
+            "rope_parameters": {**_ROPE, **_YARN, "mscale": 0.8, "mscale_all_dim": 1.2},
         },
     ),
     "deepseek_v3_biased": (

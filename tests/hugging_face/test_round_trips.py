@@ -85,6 +85,9 @@ def spelled(config: dict[str, Any], key: str) -> Any:
     of_experts = ("n_group", "topk_group", "n_routed_experts", "num_experts_per_tok", "moe_intermediate_size")
     if key in of_experts and config.get("first_k_dense_replace") == config["num_hidden_layers"]:
         return None
+    if key == "rope_parameters":
+        # Written is the factor itself, in place of what it follows from.
+        return {name: given for name, given in (value or {}).items() if name not in ("attention_factor", "mscale")}
     if key == "attention_types":
         return config["attention_layers"]
     return value
