@@ -20,10 +20,10 @@ class Sight:
     """(B, T) numbers of the document: tokens see their own document only."""
     prefix_lengths: Tensor | None = None
     """(B,) tokens from the start that all see each other."""
-    shared_lengths: Tensor | None = None
-    """(B,) tokens from the start that the tokens of every document see."""
     real: Tensor | None = None
     """(B, past + T) booleans: False for tokens that fill up, which nobody sees but themselves."""
+    shared_lengths: Tensor | None = None
+    """(B,) tokens from the start that the tokens of every document see."""
 
     def places(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Places of the queries (T, 1) and of the keys (S,) in the sequence."""

@@ -115,7 +115,7 @@ class Transformer(Stack):
         hidden, own_loss = self.run(
             self._embed(inputs, positions, token_types) if hidden is None else hidden,
             positions,
-            Sight(past, length, segment_ids, prefix_lengths, shared_lengths, real),
+            Sight(past, length, segment_ids, prefix_lengths, real, shared_lengths),
             memory=memory,
             memory_real=encoder_real,
             cache=cache,

@@ -9,7 +9,7 @@ import torch
 
 from data_pipeline.base.errors import UserError
 from llmscale.distributed.gpus import gpu_of, shared_gpu
-from llmscale.distributed.meeting import attend, lead
+from llmscale.distributed.meeting import Target, attend, lead
 from llmscale.distributed.process_group import _judge, read_world
 from llmscale.distributed.ranks import Place
 from llmscale.engine.deepspeed.shims import tell_device
@@ -66,7 +66,8 @@ def test_two_ranks_that_meet_with_one_gpu_are_refused():
     port = listener.getsockname()[1]
     with concurrent.futures.ThreadPoolExecutor() as pool:
         first = pool.submit(lead, places[0], listener, b"token", 20.0, _judge, gpu="GPU-a")
-        second = pool.submit(attend, places[1], range(port, port + 1), b"token", 20.0, gpu="GPU-a")
+        target = Target(range(port, port + 1), b"token")
+        second = pool.submit(attend, places[1], lambda: target, 20.0, gpu="GPU-a")
     for end in (first, second):
         assert isinstance(end.exception(), UserError)
         assert "ranks 0 and 1" in str(end.exception())
