@@ -201,7 +201,8 @@ def test_a_model_and_its_gradients_equal_explicit_masks() -> None:
 
 def test_t5_drops_inside_feed_forward_layers_and_after_its_last_norms(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every place of T5's code, each with keys of its own: per encoder layer 4, per decoder layer 6, around them 4."""
-    from llmscale.model import attention, block, feed_forward, stack
+    from llmscale.model import block, feed_forward, stack
+    from llmscale.model.attention.modules import core
 
     seen: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
 
@@ -209,7 +210,7 @@ def test_t5_drops_inside_feed_forward_layers_and_after_its_last_norms(monkeypatc
         seen.append((tuple(x.shape), tuple(keys.flatten().tolist())))
         return drop(x, keys, rate, *part)
 
-    for module in (attention, block, feed_forward, stack):
+    for module in (core, block, feed_forward, stack):
         monkeypatch.setattr(module, "drop", spy)
     model = build(small("t5", layers=2, encoder_layers=3, dropout=RATE, attention_dropout=RATE), VOCAB, seed=1)
     ids, source = torch.zeros(2, 5, dtype=torch.int64), torch.zeros(2, 9, dtype=torch.int64)
