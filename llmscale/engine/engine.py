@@ -27,8 +27,9 @@ from llmscale.engine.recompute import apply_recompute
 from llmscale.engine.schedule import learning_rate
 from llmscale.model import Dropout
 from llmscale.model.block import Block
+from llmscale.model.experts import filled_experts
 from llmscale.objectives.loss import Loss
-from llmscale.objectives.scores import own_places, token_scores
+from llmscale.objectives.scores import ROWS, own_places, token_scores
 from llmscale.parallel.grid import RankGrid
 from llmscale.parallel.init import Weights
 from llmscale.parallel.sequence import own_targets
@@ -56,7 +57,8 @@ class ObjectiveModule(nn.Module):
         """The sum of each term of the loss over the batch, (terms,) in fp32; with dropout in training. Of a batch that
         asks for scores those, (2, B, K)."""
         if batch.scored_places is not None:
-            return self.scores(self.model, self.loss.output(self.model, batch).hidden, batch)
+            with filled_experts(self.model, ROWS):
+                return self.scores(self.model, self.loss.output(self.model, batch).hidden, batch)
         return self.loss(self.model, batch, self.dropout(batch), own_targets(batch, self.loss.heads, self._grid))
 
     def scores(self, model: Any, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:

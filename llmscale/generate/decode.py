@@ -39,8 +39,8 @@ def decode(
     contexts = [*contexts, *[contexts[0]] * (least - count)]
     state = State(model, contexts, settings.max_new_tokens, exact=settings.exact)
     logits = state.read()
-    numbers = list(range(len(contexts)))
-    running = [number < count for number in numbers]
+    numbers = [*range(count), *[0] * (len(contexts) - count)]
+    running = [row < count for row in range(len(contexts))]
     if settings.temperature > 0:
         draws = draws_of([c.key for c in contexts[:count]], settings) if draws is None else draws
         draws = torch.cat([draws, draws[:1].expand(len(contexts) - count, -1)]).to(logits.device)

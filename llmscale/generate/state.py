@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from llmscale.generate.prompts import Context
 from llmscale.model import KeyValueCache, Transformer
+from llmscale.model.experts import filled_experts
 
 EXACT = 16
 """Lengths and numbers of rows from which on a row's products do not depend on how many there are: fewer rows are left
@@ -30,6 +32,7 @@ class State:
                 multiple of `EXACT` tokens, and masked.
         """
         self.model = model
+        self._exact = exact
         parameter = next(model.parameters())
         self.device = parameter.device
         rows = [context.tokens for context in contexts]
@@ -60,6 +63,10 @@ class State:
 
     def read(self) -> Tensor:
         """Read what has not been read yet: logits (B, V) of the token that follows each sequence."""
+        with filled_experts(self.model, EXACT) if self._exact else contextlib.nullcontext():
+            return self._read()
+
+    def _read(self) -> Tensor:
         end = self._cache.length + self._inputs.shape[1]
         hidden = self.model(
             self._inputs,

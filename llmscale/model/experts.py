@@ -6,6 +6,9 @@ micro batches and ranks changes nothing. Where documents of a sequence are separ
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -37,6 +40,9 @@ class ExpertLinear(nn.Module):
 
 class Experts(nn.Module):
     """A router and its experts, in place of a feed-forward layer."""
+
+    least_rows = 0
+    """Rows that fill up the tokens of each expert; see `filled_experts`."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -101,10 +107,15 @@ class Experts(nn.Module):
         """(N, hidden_size) tokens, (N, k) experts and their weights to (N, hidden_size)."""
         count, each = self.settings.count, chosen.shape[1]
         flat = chosen.flatten()
+        if self.least_rows:
+            filling = torch.arange(count, device=flat.device).repeat_interleave(self.least_rows)
+            flat = torch.cat([flat, filling])
+            tokens = torch.cat([tokens, tokens.new_zeros(-(-len(filling) // each), tokens.shape[1])])
         order = flat.argsort(stable=True)
         outputs = self._compute(tokens[order // each], flat[order], F.one_hot(flat, count).sum(0))
         # Back into the order of the tokens by a gather, whose sum does not depend on the order of threads.
         back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+        back = back[: chosen.numel()]
         return (outputs[back].unflatten(0, (-1, each)) * weights[..., None]).sum(1)
 
     def _compute(self, inputs: Tensor, expert: Tensor, counts: Tensor) -> Tensor:
@@ -146,6 +157,20 @@ class Experts(nn.Module):
         balance = settings.count / settings.per_token * (routed * share).sum(-1)
         square = (logits.logsumexp(-1).square() * counted).sum(1) / tokens
         return settings.balance_weight * balance + settings.z_weight * square
+
+
+@contextlib.contextmanager
+def filled_experts(model: nn.Module, rows: int) -> Iterator[None]:
+    """Within the block each expert computes so many rows more than it has tokens. How many tokens it has depends on the
+    whole batch, and products of few rows are left to other kernels, which round otherwise."""
+    experts = [module for module in model.modules() if isinstance(module, Experts)]
+    for module in experts:
+        module.least_rows = rows
+    try:
+        yield
+    finally:
+        for module in experts:
+            module.least_rows = 0
 
 
 def _document_ends(counted: Tensor, segment_ids: Tensor | None) -> tuple[Tensor, Tensor]:
