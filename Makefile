@@ -3,8 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --constraint constraints.txt
-# A process per core, up to eight, each of which takes tests from another when it has none left.
-PARALLEL := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist worksteal
+# A process per core and one more, since many tests wait for others, up to eight; each takes tests from another when it
+# has none left.
+WORKERS := $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2) + 1 )))
+PARALLEL := $(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 8 --dist worksteal
 
 .PHONY: help quickstart test test-slow test-all parity-full lint format install constraints clean
 
