@@ -4,6 +4,7 @@ exported tokenizer.json splits text as the SentencePiece library does, through `
 from __future__ import annotations
 
 import io
+import itertools
 from collections import Counter
 from functools import cache
 from pathlib import Path
@@ -89,14 +90,22 @@ def pair(request: pytest.FixtureRequest) -> tuple[sentencepiece.SentencePiecePro
 def same(processor: sentencepiece.SentencePieceProcessor, ids: list[int], expected: list[int]) -> bool:
     """Equal, or equally good to the precision of SentencePiece, which adds scores as fp32 and so decides by rounding
     between the same pieces in several orders, and in a long text between others."""
-    own, theirs = Counter(ids), Counter(expected)
-    differing = [list((own - theirs).elements()), list((theirs - own).elements())]
-    if any(reserved(processor, token) for tokens in differing for token in tokens):
+    spelled = [[processor.id_to_piece(token) for token in tokens] for tokens in (ids, expected)]
+    if "".join(spelled[0]) != "".join(spelled[1]):
         return False
-    scores = [sum(score_of(processor, token) for token in tokens) for tokens in differing]
+    own, theirs = Counter(ids), Counter(expected)
+    if any(reserved(processor, token) for token in ((own - theirs) + (theirs - own)).elements()):
+        return False
     total = sum(abs(score_of(processor, token)) for token in expected)
-    spelled = ["".join(map(processor.id_to_piece, tokens)) for tokens in (ids, expected)]
-    return spelled[0] == spelled[1] and abs(scores[0] - scores[1]) <= total * 2**-22
+    # Between two places at which both begin a piece, a difference is one decision.
+    ends = [[0, *itertools.accumulate(map(len, pieces))] for pieces in spelled]
+    shared = sorted(set(ends[0]) & set(ends[1]))
+    sums = [dict(zip(places, itertools.accumulate((score_of(processor, token) for token in tokens), initial=0.0),
+                     strict=True)) for places, tokens in zip(ends, (ids, expected), strict=True)]  # fmt: skip
+    return all(
+        abs((sums[0][end] - sums[0][start]) - (sums[1][end] - sums[1][start])) <= total * 2**-22
+        for start, end in itertools.pairwise(shared)
+    )
 
 
 def score_of(processor: sentencepiece.SentencePieceProcessor, token: int) -> float:
