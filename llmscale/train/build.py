@@ -298,6 +298,12 @@ def build_tasks(config: RunConfig) -> list[Task]:
                 f"evaluation.tasks names {task.name}, which is of kind generate, but during training texts are scored"
                 f" only; leave it out, and evaluate checkpoints with llmscale eval --tasks {task.name}"
             )
+    figures = [f"{task.name}/{metric}" for task in tasks for metric in task.metrics]
+    if settings.best is not None and "/" in settings.best and settings.best not in figures:
+        raise UserError(
+            f"evaluation.best is {settings.best!r}, but what is evaluated is {', '.join(['loss', *figures])}; name one of"
+            f" them"
+        )
     return tasks
 
 

@@ -99,7 +99,7 @@ def test_the_best_checkpoint_stays_and_patience_ends_the_run(config: Path, tmp_p
 
 @pytest.mark.slow
 def test_a_killed_run_knows_its_best_step(config: Path, tmp_path: Path) -> None:
-    settings = (*TASKS, "evaluation.best=likelihood/token_perplexity", "evaluation.interval=1", "train.steps=14")
+    settings = (*TASKS, "evaluation.best=likelihood/target_perplexity", "evaluation.interval=1", "train.steps=14")
     whole = run(config, *settings, "run.directory=whole")
     assert whole.returncode == 0, whole.stderr
     for delay in (6, 11):
