@@ -301,8 +301,8 @@ def build_tasks(config: RunConfig) -> list[Task]:
     figures = [f"{task.name}/{metric}" for task in tasks for metric in task.metrics]
     if settings.best is not None and "/" in settings.best and settings.best not in figures:
         raise UserError(
-            f"evaluation.best is {settings.best!r}, but what is evaluated is {', '.join(['loss', *figures])}; name one of"
-            f" them"
+            f"evaluation.best is {settings.best!r}, but what is evaluated is {', '.join(['loss', *figures])}; name"
+            f" one of them"
         )
     return tasks
 
