@@ -51,7 +51,7 @@ class RecordFault(Exception):
 
 
 class Renderer:
-    """A process that renders templates: started for the first one, and anew after one that it had to be ended for. It
+    """A process that renders templates: started for the first one, and again after one that it had to be ended for. It
     may be used from several threads."""
 
     def __init__(self) -> None:

@@ -19,7 +19,7 @@ from llmscale.commands.generation_options import generation_options
 )
 @generation_options
 def chat(checkpoint: Path, system: str | None, template: str | None, **options: Any) -> None:
-    """Talk with the instruction-tuned model of CHECKPOINT; a message a line, /reset begins anew, /quit ends."""
+    """Talk with the instruction-tuned model of CHECKPOINT; a message a line, /reset starts over, /quit ends."""
     from llmscale.generate.chat import chat as talk
 
     talk(checkpoint, system, options, template)

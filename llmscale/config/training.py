@@ -96,7 +96,7 @@ class TrainConfig(Section):
     micro_batch: Count = Field(default=8, ge=1)
     """Most samples in one forward pass of one rank. Accumulation is derived; changes nothing but speed and memory."""
     init_from: str | None = Field(default=None, min_length=1)
-    """A checkpoint (or run directory) whose weights the run starts from; optimizer, data and steps start anew.
+    """A checkpoint (or run directory) whose weights the run starts from; optimizer, data and steps start from step 0.
     `model` must compute what it does there; other rotary settings, for a longer context, come with a warning."""
 
 

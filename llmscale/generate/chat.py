@@ -105,7 +105,7 @@ def chat(checkpoint: Path, system: str | None, options: Mapping[str, Any], templ
     settings = replace(settings_for(options, trained.tokenizer), max_length=0, min_length=0)
     settings.ends(trained.tokenizer)
     dialogue = Dialogue(generator, template, settings, system)
-    tell(f"using {words}; /reset begins anew, /quit ends")
+    tell(f"using {words}; /reset starts over, /quit ends")
     asking = sys.stdin.isatty()
     if isinstance(sys.stdin, io.TextIOWrapper):
         # A message ends at a newline, not at a carriage return in it; one that is not UTF-8 does not end the dialogue.

@@ -164,7 +164,7 @@ def test_the_command_with_piped_input(folder: Path) -> None:
 
     talked = talk(f"hello\n\n{'x' * 100}\nbad \udcff\n/reset\nhello\n/quit\nnever\n")
     assert talked.returncode == 0, talked.stderr
-    assert "using the default chat template; /reset begins anew, /quit ends" in talked.stderr
+    assert "using the default chat template; /reset starts over, /quit ends" in talked.stderr
     assert "the message takes 118 tokens, but the model's context is 64; shorten it" in talked.stderr
     assert r"the message is 'bad \udcff', whose bytes are not UTF-8; write it in UTF-8" in talked.stderr
     assert "(forgotten)" in talked.stderr
