@@ -111,6 +111,8 @@ class EvaluationConfig(Section):
     """Where their data are, as `TASK=PATH`; what is not named is read from where the task's file says."""
     task_limit: Count | None = Field(default=200, ge=1)
     """Most items of a task during training; the final evaluation uses all."""
+    task_overflow: Literal["truncate-left", "window"] | None = None
+    """What becomes of items longer than the model's context in tasks that would refuse them; None: they are refused."""
     best: str | None = None
     """The figure whose best checkpoint is kept: `loss` (held-out), or `TASK/METRIC`."""
     patience: Count | None = Field(default=None, ge=1)

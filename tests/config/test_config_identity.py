@@ -45,6 +45,7 @@ FREE: dict[str, Any] = {
     "evaluation.tasks": ["sciq"],
     "evaluation.task_data": ["sciq=a.jsonl"],
     "evaluation.task_limit": 7,
+    "evaluation.task_overflow": "window",
     "evaluation.best": "loss",
     "evaluation.patience": 7,
     "checkpoint.interval": 7,

@@ -74,6 +74,21 @@ def test_tasks_change_no_loss_and_leave_artefacts(config: Path, tmp_path: Path) 
     assert both[0].read_bytes() == both[1].read_bytes()
 
 
+def test_an_item_of_the_final_evaluation_is_refused_before_the_first_step(config: Path, tmp_path: Path) -> None:
+    items = tmp_path / "tasks" / "choice.jsonl"
+    first, *others = items.read_text().splitlines()
+    long = {key: value * 300 if isinstance(value, str) else value for key, value in json.loads(first).items()}
+    items.write_text("\n".join([first, *others, json.dumps(long)]) + "\n")
+    one = ("evaluation.tasks=[tasks/choice.yaml]", "evaluation.task_limit=3", "evaluation.interval=4")
+    refused = run(config, *one)
+    assert refused.returncode == 2
+    assert "evaluation.task_overflow" in refused.stderr and "item" in refused.stderr
+    assert not losses(tmp_path / "run")
+    taken = run(config, *one, "evaluation.task_overflow=truncate-left", "run.directory=other")
+    assert taken.returncode == 0, taken.stderr
+
+
+
 def test_the_best_checkpoint_stays_and_patience_ends_the_run(config: Path, tmp_path: Path) -> None:
     # With a rate of 0 after the first steps nothing improves any more.
     settings = ("optimizer.lr=1e-9", "evaluation.best=loss", "evaluation.patience=2", "evaluation.interval=1")

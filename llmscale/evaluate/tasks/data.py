@@ -41,6 +41,8 @@ _SAME_SPLIT = {
     "val": ("validation", "valid", "dev"),
 }
 """Other names of a split, where none has its own."""
+_SPLITS = ("train", "test", "validation", "valid", "val", "dev")
+"""By these files are known to be divided."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,8 @@ class TaskSource:
         return Records(records, path, missing)
 
     def _of_split(self, folder: str, subset: str | None, split: str) -> list[str]:
-        """The data files below a folder whose path names a split, and the subset where any does."""
+        """The data files below a folder whose path names a split, and the subset where any does. Where none names any
+        split they are all what is evaluated."""
         files = sorted(
             str(path)
             for path in Path(folder).rglob("*")
@@ -174,7 +177,9 @@ class TaskSource:
             chosen = [path for path in files if name in words[path]]
             if chosen:
                 return chosen
-        return []
+        names = {*_SPLITS, *self._data.split_files, *self._data.split_files.values()}
+        divided = split != self._data.split or any(names & words[path] for path in files)
+        return [] if divided else files
 
     def _files(
         self, patterns: Sequence[str], required: Sequence[str], wanted: Sequence[str], subset: str | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
+from data_pipeline.base.errors import UserError
 from data_pipeline.tokenizer import Tokenizer
 from llmscale.config import RunConfig, identity_digest
 from llmscale.distributed.agreement import on_rank_zero
@@ -42,8 +43,13 @@ class TaskEvaluator(Callback):
         self._outputs = outputs
 
     def on_start(self, state: TrainState) -> None:
-        if self._tasks:
-            self._prepare(state)  # what is wrong with them is said before a step
+        if not self._tasks:
+            return
+        try:
+            self._prepare(state, limit=None)  # what is wrong with any item is said before a step
+        except UserError as error:
+            ours = "; in a config --data is evaluation.task_data, and --overflow evaluation.task_overflow"
+            raise UserError(f"evaluation.tasks: {error}{ours if ' --' in str(error) else ''}") from None
 
     def on_step(self, state: TrainState, result: StepResult) -> None:
         interval = self._config.evaluation.interval
@@ -55,15 +61,14 @@ class TaskEvaluator(Callback):
             self._evaluate(state)
 
     def _evaluate(self, state: TrainState) -> None:
-        prepared = self._prepare(state)
+        prepared = self._prepare(state, None if state.finished else self._config.evaluation.task_limit)
         run(prepared, lambda task, done, items: state.beat())
         figures = on_rank_zero(lambda: _figures(prepared))
         self._outputs.tasks(state.step, {name: row for name, (row, _) in figures.items()})
         for name, (row, higher) in figures.items():
             state.figures[name] = Figure(row["value"], higher)
 
-    def _prepare(self, state: TrainState) -> list[Prepared]:
-        settings = self._config.evaluation
+    def _prepare(self, state: TrainState, limit: int | None) -> list[Prepared]:
         placed = Placed(
             self._engine,
             self._tokenizer,
@@ -71,7 +76,7 @@ class TaskEvaluator(Callback):
             source_of(self._config, self._directory, state.step),
             exactness(self._engine.device, self._engine.dtype, self._engine.grid),
         )
-        return prepare(placed, self._tasks, Choices(limit=None if state.finished else settings.task_limit))
+        return prepare(placed, self._tasks, Choices(limit=limit, overflow=self._config.evaluation.task_overflow))
 
 
 def source_of(config: RunConfig, directory: RunDirectory, step: int) -> Source:

@@ -186,6 +186,16 @@ def test_a_folder_without_the_split_and_a_file_for_two(tmp_path: Path) -> None:
     assert load_task(task.path.as_posix(), paths).items(few_shot=2)[0].contexts[0].endswith("\n\nx\ty")
 
 
+def test_a_folder_of_subsets_that_names_no_split(tmp_path: Path) -> None:
+    for subset in ("law", "art"):
+        write_lines(tmp_path / f"{subset}.jsonl", [{"q": subset, "a": "x"}])
+    data = {**HUB, "subset": ["law", "art"], "split": "train"}
+    assert asked(tmp_path, data, str(tmp_path)) == [("law", "x"), ("art", "x")]
+    path = write_task(tmp_path, GENERATE | {"data": data, "few_shot": {"split": "validation"}})
+    with pytest.raises(UserError, match=r"has no file of split 'validation'"):
+        load_task(path, str(tmp_path)).items(few_shot=1)
+
+
 def test_a_data_root_by_task_by_data_set_and_by_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_task(tmp_path, GENERATE | {"data": {"hub": "someone/things", "subset": "main", "split": "test"}})
     for place in ("capitals", "someone/things", "things", "someone/things/main"):
