@@ -31,6 +31,7 @@ class Causal(Scorer):
     """
 
     name = "causal"
+    windows = True
 
     @staticmethod
     def fits(model: ModelConfig, objective: ObjectiveConfig) -> int:
@@ -75,7 +76,7 @@ class Causal(Scorer):
             room = len(before) - read.begin
             if self.length.overflow == "truncate-left":
                 if excess > room:
-                    raise self.too_long(read.begin + len(tokens))
+                    raise self.too_long(read.begin + len(tokens), answer=True)
                 before = (*before[: read.begin], *before[read.begin + excess :])
         return _Sequence((*before, *tokens), len(before))
 

@@ -50,7 +50,7 @@ class Infill(Seq2Seq):
             source = (*begin, *before, *read.tokens[:first], sentinel, *read.tokens[last:], *end)
             cut = read.tokens[first:last]
             if len(cut) + 1 > self.model.max_positions:
-                raise self.too_long(len(cut) + 1)
+                raise self.too_long(len(cut) + 1, answer=True)
             targets = tuple(enumerate(cut, start=1))
             row = Row((*read.before, sentinel, *cut[:-1]), targets, source=self._source(source, request))
             places += request.add(row)

@@ -38,7 +38,10 @@ class PseudoLikelihood(Scorer):
         excess = size - self.model.max_positions
         if excess <= 0:
             return read
-        if self.length.overflow == "refuse" or excess > len(read.before) - read.begin:
+        room = len(read.before) - read.begin
+        if excess > room:
+            raise self.too_long(size - room, answer=True)
+        if self.length.overflow == "refuse":
             raise self.too_long(size)
         if WINDOWED not in request.flags:
             request.flags.append(WINDOWED)

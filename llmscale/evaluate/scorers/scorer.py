@@ -36,6 +36,8 @@ class Scorer(ABC):
     """How one kind of model says how probable a text is."""
 
     name: ClassVar[str]
+    windows: ClassVar[bool] = False
+    """Whether it scores what is longer than the context window by window."""
 
     def __init__(self, reader: Reader, model: ModelConfig, length: Length = Length()) -> None:
         """
@@ -60,9 +62,13 @@ class Scorer(ABC):
             UserError: an answer becomes no token, or the item is longer than the context and `length` refuses that.
         """
 
-    def too_long(self, tokens: int) -> UserError:
-        """The refusal of an item of so many tokens."""
-        return UserError(
-            f"it has {tokens} tokens, but the model's context is {self.model.max_positions}; give --overflow"
-            f" truncate-left or window (or set the task's overflow), or leave the item out"
-        )
+    def too_long(self, tokens: int, *, answer: bool = False) -> UserError:
+        """The refusal of an item of so many tokens, or of an `answer` that does not fit even without its context."""
+        what = "its answer alone" if answer else "it"
+        if not answer:
+            fix = "give --overflow truncate-left or window (or set the task's overflow), or leave the item out"
+        elif self.windows and self.length.overflow != "window":
+            fix = "give --overflow window (or set the task's overflow), or leave the item out"
+        else:
+            fix = "leave the item out, or take a model with a longer context"
+        return UserError(f"{what} has {tokens} tokens, but the model's context is {self.model.max_positions}; {fix}")

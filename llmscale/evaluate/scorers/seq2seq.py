@@ -35,7 +35,7 @@ class Seq2Seq(Scorer):
         limit = self.model.max_positions
         source = self._source(read.source, request)
         if len(read.tokens) > limit:
-            raise self.too_long(len(read.tokens))
+            raise self.too_long(len(read.tokens), answer=True)
         inputs = (*read.before, *read.tokens[:-1])
         return request.add(Row(inputs, tuple(enumerate(read.tokens)), source=source))
 
