@@ -59,6 +59,15 @@ def text_frame(tokenizer: Tokenizer, *, source: bool) -> tuple[list[int], list[i
     return list(kept.begin), end or [eos] if source else end
 
 
+def whole_frame(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """Tokens in front of and behind a text that is read as a whole: `[CLS]` and `[SEP]` where the tokenizer has them,
+    as encoders are pretrained; else as a source."""
+    special = tokenizer.special
+    if "cls" in special and "sep" in special:
+        return [special["cls"]], [special["sep"]]
+    return text_frame(tokenizer, source=True)
+
+
 def start_token(tokenizer: Tokenizer) -> int:
     """The token that the decoder of an encoder-decoder starts from.
 

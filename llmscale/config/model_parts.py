@@ -110,8 +110,8 @@ class HeadConfig(Section):
 
     name: str
     """Which head (llmscale/model/heads)."""
-    outputs: Width = Field(ge=1)
-    """Numbers that it makes of a vector."""
+    outputs: Width = Field(default=1, ge=1)
+    """Numbers that it makes of a vector, where it projects it."""
     pooling: Literal["first", "last", "mean", "each"] = "first"
     """Whose vector: the first token's, the last one's, the mean over the tokens, or each token's."""
     pooler: bool = False
@@ -122,6 +122,12 @@ class HeadConfig(Section):
     """Of the outputs: one class is right; each is right or not; they are numbers."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Share of the vector's values dropped before the projection in training."""
+    normalize: bool = False
+    """Vectors of length 1, of a head that gives the vectors themselves."""
+    temperature: float = Field(default=1.0, gt=0)
+    """What the similarities of such vectors are divided by."""
+    symmetric: bool = False
+    """Whether each of a pair of such vectors is looked for among the others."""
 
 
 class LatentAttention(Section):

@@ -25,6 +25,7 @@ from llmscale.engine.forward_timer import ForwardTimer
 from llmscale.engine.optimizers import build_optimizer, set_learning_rate
 from llmscale.engine.recompute import apply_recompute
 from llmscale.engine.schedule import learning_rate
+from llmscale.engine.whole_batch import with_whole_batch
 from llmscale.model import Dropout
 from llmscale.model.block import Block
 from llmscale.model.experts import filled_experts
@@ -53,9 +54,11 @@ class ObjectiveModule(nn.Module):
         self._grid = grid
         self.experts = experts_of_deepspeed(grid)
 
-    def forward(self, batch: Batch) -> torch.Tensor:
+    def forward(self, batch: Batch, represent: bool = False) -> torch.Tensor:
         """The sum of each term of the loss over the batch, (terms,) in fp32; with dropout in training. Of a batch that
-        asks for scores those, (2, B, K)."""
+        asks for scores those, (2, B, K). With `represent` what the losses of other samples take of each, (B, ...)."""
+        if represent:
+            return self.loss.represent(self.model, batch, self.dropout(batch))
         if batch.scored_places is not None:
             with filled_experts(self.model, ROWS):
                 return self.scores(self.model, self.loss.output(self.model, batch).hidden, batch)
@@ -101,6 +104,9 @@ class Engine:
         self.config = config
         self.grid = grid
         self.device = device
+        self._loss = loss
+        self.whole_batch = loss.whole_batch
+        """Whether what `measure` gives depends on which samples are in one batch."""
         self.dtype = resolve_dtype(config.engine.dtype, device)
         self._measured = [0, *range(len(loss.terms), len(loss.terms) + len(loss.measures))]
         self.measures = {name: name in loss.heads[0].higher_is_better for name in loss.measures}
@@ -193,6 +199,8 @@ class Engine:
         `scale`: (terms,) factors of the sums, which make the loss of them. Returns (terms,), the sums in fp64.
         """
         self._engine.train()
+        if self.whole_batch:
+            micro_batches = self._with_whole_batch(micro_batches)
         sums = []
         for number, batch in enumerate(micro_batches, start=1):
             # DeepSpeed's own count of micro batches is fixed when it starts; the batch may grow.
@@ -204,6 +212,15 @@ class Engine:
             self._engine.step()
             sums.append(terms.detach())
         return torch.stack(sums).double().sum(0)
+
+    @torch.no_grad()
+    def _with_whole_batch(self, micro_batches: list[Batch]) -> list[Batch]:
+        """The micro batches with what their losses take of all samples of the global batch, after a pass of each
+        without gradients."""
+        micro_batches = [batch.to(self.device) for batch in micro_batches]
+        with self._passes(), self.forward_timer:
+            represented = [self._engine.module(batch, represent=True) for batch in micro_batches]
+        return with_whole_batch(micro_batches, represented, self._loss, self.grid)
 
     def learning_rate(self, step: int) -> float:
         """Learning rate of 0-based step `step`."""

@@ -27,6 +27,7 @@ def evaluate(
     max_samples: int | None = None,
     measures: Sequence[str] = (),
     text: bool = True,
+    together: bool = False,
     stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any] | None:
     """Mean loss over all targets of the set.
@@ -42,6 +43,8 @@ def evaluate(
         max_samples: evaluate on an even sample of this many; None: on all.
         measures: names of what is measured besides the loss; each as a mean over the targets.
         text: whether the targets are the documents' text, so that there is a loss per byte.
+        together: whether samples of a batch are measured against each other, so that batches are of one size whatever
+            the ranks.
         stop: whether this rank wants to leave; when any does, all leave together.
 
     Returns:
@@ -51,7 +54,7 @@ def evaluate(
     """
     chosen = even_sample(len(documents), max_samples)
     sums, targets = [0.0] * (1 + len(measures)), 0.0
-    for batch in _share(documents, chosen, batch_size, rank, ranks):
+    for batch in _share(documents, chosen, batch_size, rank, ranks, together):
         sums = [total + more for total, more in zip(sums, measure(batch), strict=True)]
         targets += float(batch.weights.sum(dtype=torch.float64)) * counted
         if reduce([float(stop())])[0]:
@@ -96,9 +99,11 @@ def even_sample(count: int, most: int | None) -> list[int]:
     return [index * count // most for index in range(most)]
 
 
-def _share(documents: EvaluationSet, chosen: list[int], size: int, rank: int, ranks: int) -> Iterator[Batch]:
+def _share(
+    documents: EvaluationSet, chosen: list[int], size: int, rank: int, ranks: int, together: bool
+) -> Iterator[Batch]:
     # A batch that is larger than what there is would be filling.
-    size = min(size, max(1, -(-len(chosen) // ranks)))
+    size = min(size, max(1, -(-len(chosen) // (1 if together else ranks))))
     rounds = -(-len(chosen) // (size * ranks))
     padded = chosen + [-1] * (rounds * size * ranks - len(chosen))
     for first in range(rank * size, len(padded), size * ranks):

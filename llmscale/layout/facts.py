@@ -32,6 +32,8 @@ class Facts:
     optimizer: str
     whole_sequences: tuple[str, ...] = ()
     """Heads that read several positions of a sequence at once."""
+    whole_batches: tuple[str, ...] = ()
+    """Heads whose loss takes all samples of a global batch."""
 
     @cached_property
     def widest_tensor(self) -> int:
@@ -63,6 +65,7 @@ def facts_of(config: RunConfig) -> Facts:
         shares=_shares(config),
         optimizer=config.optimizer.name,
         whole_sequences=tuple(head.name for head in heads_of(model) if head.reads == "whole"),
+        whole_batches=tuple(head.name for head in heads_of(model) if head.whole_batch),
     )
 
 

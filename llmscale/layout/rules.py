@@ -177,6 +177,11 @@ def _pipeline_model(facts: Facts, layout: Layout) -> Broken | None:
         )
     if facts.experts:
         return Broken(f"{given}, but model.experts.count is {facts.experts}; a pipeline takes dense layers only")
+    if facts.whole_batches:
+        return Broken(
+            f"{given}, but the head {facts.whole_batches[0]} compares all samples of a global batch, of which stages"
+            " pass on some at a time"
+        )
     if layout.pipeline > facts.layers:
         return Broken(f"parallel.pipeline ({layout.pipeline}) exceeds model.layers ({facts.layers})")
     return None

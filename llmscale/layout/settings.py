@@ -2,6 +2,7 @@
 
 from data_pipeline.base.errors import UserError
 from llmscale.config import RunConfig
+from llmscale.model.heads import heads_of
 from llmscale.objectives import model_side, settings_for
 
 
@@ -14,6 +15,26 @@ def require_possible(config: RunConfig) -> None:
     _require_possible_data(config)
     _require_architecture(config)
     _require_positions(config)
+    _require_whole_batches(config)
+
+
+def _require_whole_batches(config: RunConfig) -> None:
+    """What compares the samples of a global batch needs several, and passes over each twice."""
+    name, least = config.objective.name, model_side(config.objective).least_batch
+    ramp = config.train.batch_ramp
+    batches = {"train.global_batch": config.train.global_batch}
+    batches |= {"train.batch_ramp.start": ramp.start} if ramp else {}
+    for setting, size in batches.items():
+        if size < least:
+            raise UserError(
+                f"{setting} is {size}, but objective {name} compares each sample with the others of its global batch;"
+                f" set it to {least} or more, or give hard negatives (objective.negatives)"
+            )
+    if any(head.whole_batch for head in heads_of(config.model)) and not config.engine.dropout_layout_free:
+        raise UserError(
+            f"engine.dropout_layout_free is false, but objective {name} passes over each sample twice, which must drop"
+            f" the same; set engine.dropout_layout_free=true"
+        )
 
 
 def _require_possible_data(config: RunConfig) -> None:

@@ -8,7 +8,7 @@ or channels only computes its part of the mask alone.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 import torch
@@ -77,6 +77,11 @@ class Dropout:
         for number in (seed & _HALF, seed >> 31, sample_ids & _HALF, (sample_ids >> 31) & _HALF):
             keys = fold(keys, number)
         return Dropout(keys, layout_free, part)
+
+    def repeated(self, texts: int) -> Dropout:
+        """What is dropped of several texts of each sample, (B * texts), of each other values."""
+        numbers = torch.arange(texts, device=self.keys.device)
+        return replace(self, keys=fold(self.keys[:, None], numbers).flatten(0, 1))
 
     def layers(self, stack: int, count: int) -> list[LayerDropout]:
         """What each of the `count` layers of a stack (0: the one with the head, 1: the encoder before it) drops."""

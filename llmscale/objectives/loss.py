@@ -40,6 +40,8 @@ class Loss:
         """Names of the terms, as metrics show them. The first is the loss per target."""
         self.measures = self._first.measures
         """Names of what is measured of held-out samples besides the first term, each divided by its count."""
+        self.whole_batch = self._first.whole_batch
+        """Whether the loss of a sample depends on the others of its global batch."""
 
     def __call__(
         self, model: Transformer, batch: Batch, dropout: Dropout | None = None, targets: Batch | None = None
@@ -60,7 +62,10 @@ class Loss:
         return [targets, *(targets for _ in self._router), *(head.count(batch) for head in self._others)]
 
     def output(self, model: Transformer, batch: Batch, dropout: Dropout | None = None) -> Output:
-        """What the model makes of the batch."""
+        """What the model makes of the batch; of rows of several texts what it makes of each of them."""
+        texts = self._first.texts(batch)
+        if texts > 1:
+            batch, dropout = texts_of(batch, texts), None if dropout is None else dropout.repeated(texts)
         match self._architecture:
             case "decoder":
                 return model(
@@ -78,6 +83,15 @@ class Loss:
                 real = real_tokens(batch.encoder_weights)
                 return model(batch.inputs, encoder_inputs=batch.encoder_inputs, encoder_real=real, dropout=dropout)
 
+    def represent(self, model: Transformer, batch: Batch, dropout: Dropout | None = None) -> Tensor:
+        """(B, ...) what the losses of other samples take of each."""
+        hidden = self.output(model, batch, dropout).hidden
+        return self._first.represent(getattr(model, self._first.attribute), hidden, batch)
+
+    def of_whole_batch(self, represented: Tensor, labels: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Labels by which micro batches know their global batch; see `Head.of_whole_batch`."""
+        return self._first.of_whole_batch(represented, labels)
+
     def sums(self, model: Transformer, output: Output, batch: Batch, dropout: Dropout | None = None) -> list[Tensor]:
         """The terms one by one, scalars of one dtype, and in evaluation mode the measures."""
         keys = None if dropout is None else dropout.for_head()
@@ -89,13 +103,21 @@ class Loss:
             targets = replace(batch, targets=batch.targets[chosen], weights=batch.weights[chosen])
         terms = [self._first.loss(getattr(model, self._first.attribute), hidden, targets, keys)]
         if output.router_loss is not None:
-            terms.append((output.router_loss * batch.weights.sum(1)).sum().to(terms[0].dtype))
+            router_loss = output.router_loss.view(batch.size, -1).mean(1)  # over a sample's texts
+            terms.append((router_loss * batch.weights.sum(1)).sum().to(terms[0].dtype))
         for head in self._others:
             own = head.loss(getattr(model, head.attribute), output.hidden, batch, keys)
             terms.append(own.to(terms[0].dtype))
         if self.measures and not model.training:
             terms += self._first.measure(getattr(model, self._first.attribute), hidden, targets)
         return terms
+
+
+def texts_of(batch: Batch, texts: int) -> Batch:
+    """The texts of a batch's rows, (B * texts, T), for the model alone."""
+    count = batch.size * texts
+    weights = None if batch.encoder_weights is None else batch.encoder_weights.reshape(count, -1)
+    return replace(batch, inputs=batch.inputs.reshape(count, -1), encoder_weights=weights)
 
 
 def real_tokens(weights: Tensor | None) -> Tensor | None:

@@ -53,6 +53,11 @@ class ModelSide(Generic[Settings]):
         """Its name in messages, with the setting that decides the architecture."""
         return self.config.name
 
+    @property
+    def least_batch(self) -> int:
+        """Fewest samples of a global batch."""
+        return 1
+
     def predicts(self, model: ModelConfig) -> tuple[str, ...]:
         """The heads that it trains: all that a model has must be among them, and the other way around."""
         return ("language",)

@@ -47,10 +47,12 @@ def start_from(model: Transformer, path: str, tokenizer: Tokenizer, seed: int = 
         whole = Transformer(model.config, model.vocab_size)
     shapes = {name: tuple(parameter.shape) for name, parameter in whole.named_parameters()}
     fresh = _fresh(model.config, checkpoint, shapes)
+    same_head = fresh is None
+    fresh = fresh or {}
     stored = {name: shape for name, shape in shapes.items() if name not in fresh}
     try:
-        require_tensors(checkpoint, stored, ignored=_heads_tensors(checkpoint.names) if fresh else ())
-        require_function(model.config, checkpoint, head=not fresh)
+        require_tensors(checkpoint, stored, ignored=() if same_head else _heads_tensors(checkpoint.names))
+        require_function(model.config, checkpoint, head=same_head)
     except UserError as error:
         raise UserError(f"train.init_from: {error}") from None
     if not fresh:
@@ -67,12 +69,14 @@ def _heads_tensors(names: Iterable[str]) -> list[str]:
     return [name for name in names if name.partition(".")[0] in attributes]
 
 
-def _fresh(model: ModelConfig, checkpoint: Checkpoint, shapes: dict[str, tuple[int, ...]]) -> dict[str, str | None]:
+def _fresh(
+    model: ModelConfig, checkpoint: Checkpoint, shapes: dict[str, tuple[int, ...]]
+) -> dict[str, str | None] | None:
     """The tensors of a head in place of the language model's that a checkpoint does not have, with the tensor of
-    another head that is to be taken for each; None: it is drawn."""
+    another head that is to be taken for each; None: it is drawn. None where the checkpoint has that head."""
     theirs = parse_config(dict(checkpoint.manifest.config), origin=str(checkpoint.path)).model
     if model.head is None or theirs.head == model.head:
-        return {}
+        return None
     poolers = {name.partition(".")[2]: name for name in _heads_tensors(checkpoint.names) if ".pooler." in name}
     homes = {name: poolers.get(name.partition(".")[2]) for name in _heads_tensors(shapes)}
     return {name: home if home and checkpoint.shape(home) == shapes[name] else None for name, home in homes.items()}

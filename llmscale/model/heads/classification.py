@@ -144,16 +144,10 @@ class ClassificationHead(Head):
 
     def _pooled(self, hidden: Tensor, batch: Batch) -> Tensor:
         """(B, hidden_size) of (B, T, hidden_size)."""
-        import torch
+        from llmscale.model.pooling import pooled
 
-        if self._head.pooling == "first":
-            return hidden[:, 0]
-        assert batch.encoder_weights is not None
-        real = batch.encoder_weights > 0
-        if self._head.pooling == "last":
-            last = real.sum(1).clamp(min=1) - 1
-            return hidden[torch.arange(len(last), device=last.device), last]
-        return (hidden * real[..., None]).sum(1) / real.sum(1, keepdim=True).clamp(min=1)
+        weights = batch.encoder_weights
+        return pooled(hidden, None if weights is None else weights > 0, self._head.pooling)
 
     def _known(self, batch: Batch) -> Tensor:
         """(B,) booleans: which samples have labels."""

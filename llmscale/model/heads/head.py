@@ -65,6 +65,8 @@ class Head(ABC):
     """Whether it gives probabilities of the next token."""
     reads: Literal["each", "first", "whole"] = "each"
     """What one prediction is made of: its own position, the first of the sequence, or several of them."""
+    whole_batch: ClassVar[bool] = False
+    """Whether the loss of a sample depends on the others of its global batch, by what `represent` makes of them."""
     sharding: ClassVar[tuple[tuple[str, Cut], ...]] = ()
     """(module below the head, or "" for itself; how tensor-parallel ranks share it). All else is whole on each rank."""
     stage: ClassVar[int] = -1
@@ -92,6 +94,24 @@ class Head(ABC):
     @abstractmethod
     def count(self, batch: Batch) -> float:
         """What the sum over a batch is divided by, once it is added up over the global batch."""
+
+    def texts(self, batch: Batch) -> int:
+        """Texts that stand one after the other in each row of a batch, each of which the model reads by itself: its
+        hidden states are (B * texts, T, hidden_size)."""
+        return 1
+
+    def represent(self, module: nn.Module, hidden: Tensor, batch: Batch) -> Tensor:
+        """(B, ...) what the loss of other samples takes of each sample, where it takes the whole global batch."""
+        raise AssertionError(f"the head {self.name} looks at each sample by itself")
+
+    def of_whole_batch(self, represented: Tensor, labels: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What each sample's loss needs of all others, (N, ...) each, as labels for `loss`.
+
+        Args:
+            represented: (N, ...) of all samples of the global batch.
+            labels: (N, ...) theirs.
+        """
+        raise AssertionError(f"the head {self.name} looks at each sample by itself")
 
     def measure(self, module: nn.Module, hidden: Tensor, batch: Batch) -> list[Tensor]:
         """The sum over a batch of each of `measures`."""

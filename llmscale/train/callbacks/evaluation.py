@@ -87,6 +87,7 @@ class Evaluator(Callback):
             max_samples=max_samples,
             measures=list(self._engine.measures),
             text=self._engine.config.model.head is None,
+            together=self._engine.whole_batch,
             stop=self._flag.poll,
         )
         if figures is None:
