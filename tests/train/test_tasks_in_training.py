@@ -82,7 +82,8 @@ def test_an_item_of_the_final_evaluation_is_refused_before_the_first_step(config
     one = ("evaluation.tasks=[tasks/choice.yaml]", "evaluation.task_limit=3", "evaluation.interval=4")
     refused = run(config, *one)
     assert refused.returncode == 2
-    assert "evaluation.task_overflow" in refused.stderr and "item" in refused.stderr
+    assert "evaluation.task_overflow" in refused.stderr
+    assert "item" in refused.stderr
     assert not losses(tmp_path / "run")
     taken = run(config, *one, "evaluation.task_overflow=truncate-left", "run.directory=other")
     assert taken.returncode == 0, taken.stderr
