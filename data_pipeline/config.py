@@ -68,6 +68,11 @@ class SourceConfig(Section):
     """Instead of `weight`: how often this source is read for each time that a source with `epochs: 1` is read once;
     its share is proportional to its bytes times this."""
 
+    @property
+    def gives(self) -> frozenset[str]:
+        """What of a record there is besides its text, by what objectives call it."""
+        return frozenset(self.fields)
+
     @field_validator("encoding")
     @classmethod
     def _known_encoding(cls, encoding: str | None) -> str | None:
@@ -134,6 +139,8 @@ class TokenizerConfig(Section):
     """Which token has which role, such as `{eos: "<|endoftext|>"}`, where that is not told by the files or by a name
     that is in common use. Roles: bos eos pad unk cls sep mask fim_prefix fim_middle fim_suffix sentinel_0 and so on.
     eos separates documents and must exist."""
+    chat_template: str | None = None
+    """The file of a chat template (jinja) to use in place of the tokenizer's own."""
     train: TokenizerTraining = TokenizerTraining()
     """How to train the tokenizer when no `path` is given."""
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
+
 
 class Document(NamedTuple):
     """A text and where it comes from."""
@@ -20,3 +22,5 @@ class Document(NamedTuple):
     """The second text of a pair, where the source has a `target_field`."""
     values: Mapping[str, Any] | None = None
     """Values of the source's other `fields`, by what the objective calls them; null where a record has none."""
+    tokens: np.ndarray | None = None
+    """(n,) int32: the ids of the text, where the objective has read it already."""

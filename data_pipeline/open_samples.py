@@ -116,7 +116,7 @@ def _tokenised(
     alone = config.model_copy(update={"sources": [config.sources[index]]})
     corpus = Corpus.training(alone, None if survey is None else [survey])
     stored = objective.config.stored
-    kept = "-".join([f"{int(stored.target)}", *stored.values])
+    kept = "-".join([f"{int(stored.target)}", *stored.values, *filter(None, [objective.form])])
     prefix = Path(cache) / f"training-{corpus.digest[:12]}-{tokenizer.digest[:8]}-{kept}"
     prefix.parent.mkdir(parents=True, exist_ok=True)
     bad: list[BadRecord] = []
@@ -127,10 +127,10 @@ def _tokenised(
             while position is not None:
                 block, position = corpus.read(span, position)
                 bad.extend(corpus.take_bad())
-                yield from objective.checked(block, corpus.place)
+                yield from objective.checked(block, corpus.place, corpus.dropped)
 
     names = [file.path for file in corpus.files]
-    digest = f"{corpus.digest} training"
+    digest = f"{corpus.digest} training{objective.form}"
     materialise(documents(), tokenizer, prefix, digest=digest, stored=stored, frame=objective.frame, files=names)
     if met is not None:
         met(Met(dict(corpus.dropped), bad, corpus.bad_count, corpus.records_read))

@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "data_pipeline.sources": _pipeline("base document cleaning config"),
     "data_pipeline.tokenizer": _pipeline("base document config sources"),
     "data_pipeline.reading": _pipeline("base tokenizer"),
-    "data_pipeline.objectives": _pipeline("base config document tokenizer"),
+    "data_pipeline.objectives": _pipeline("base config document reading tokenizer"),
     "data_pipeline.samples": _pipeline("base config sources objectives"),
     "data_pipeline.stream": _pipeline("base document config sources tokenizer objectives samples"),
     "data_pipeline.finite": _pipeline("base batch document config sources tokenizer objectives samples stream"),

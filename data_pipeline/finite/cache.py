@@ -15,7 +15,7 @@ from data_pipeline.base.errors import UserError
 from data_pipeline.document import Document
 from data_pipeline.finite.format import IndexedDataset, token_dtype
 from data_pipeline.finite.writer import IndexedWriter
-from data_pipeline.objectives.packing import Stored, stored_values
+from data_pipeline.objectives.packing import Stored, encode_documents, stored_values
 from data_pipeline.tokenizer import Tokenizer
 from data_pipeline.tokenizer.frame import Frame, plain_frame
 
@@ -79,7 +79,8 @@ def tokenized(
                 where = f"the document at {document.position} of file {document.file}"
                 raise ValueError(f"{where} has no target, but targets are stored")
             texts += [document.text, document.target or ""] if stored.target else [document.text]
-        arrays = [np.concatenate([begin, ids, end]) for ids in tokenizer.encode_batch(texts)]
+        encoded = tokenizer.encode_batch(texts) if stored.target else encode_documents(tokenizer, batch)
+        arrays = [np.concatenate([begin, ids, end]) for ids in encoded]
         step = 2 if stored.target else 1
         values = ([np.append(value, end) for value in stored_values(each.values, stored)] for each in batch)
         yield [

@@ -41,7 +41,7 @@ class _Size:
     """How much there is to predict, apart from what the objective leaves out."""
 
     documents: int = 0
-    tokens: int = 0
+    tokens: float = 0
     bytes: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
     met: dict[str, Any] = field(default_factory=dict)
@@ -155,7 +155,7 @@ def build_evaluation_set(
         if isinstance(part, _Tokens):
             require_frame(part.prefixes, tokenizer, made.frame)
     lead = made.overlap == 1
-    key = hashlib.sha256(f"{tokenizer.digest} {lead} {made.config.stored.key}".encode())
+    key = hashlib.sha256(f"{tokenizer.digest} {lead} {made.config.stored.key}{made.form}".encode())
     if frame != plain_frame(tokenizer):
         key.update(repr(frame).encode())
     for part in parts:
@@ -214,7 +214,7 @@ class _Text:
 
     def tokens(self, tokenizer: Tokenizer, made: Objective, frame: Frame) -> Iterator[tuple[list[np.ndarray], int]]:
         """The arrays of each document, and the bytes of its text, or of its target."""
-        documents = made.checked(self._documents(), self.corpus.place)
+        documents = made.checked(self._documents(), self.corpus.place, self.corpus.dropped)
         for batch in tokenized(documents, tokenizer, made.config.stored, frame):
             for text in batch:
                 counted = text.document.target if made.config.stored.target else text.document.text
@@ -307,7 +307,8 @@ def _write(
                     size.documents += 1
                     counted = arrays[int(made.config.stored.target)]
                     begun = begin and tuple(counted[:begin].tolist()) == frame.begin
-                    size.tokens += len(counted) - (begin if begun else 0)
+                    predicted = made.target_tokens([array[: len(array) - len(frame.end)] for array in arrays])
+                    size.tokens += len(counted) - (begin if begun else 0) if predicted is None else predicted
                     size.bytes += count
                 dropped.update(part.dropped)
                 met.add(part.take_counts())

@@ -17,6 +17,7 @@ from data_pipeline.finite.shards import Shards, are_known
 from data_pipeline.finite.views import Chunks, Examples, Windows, end_tokens
 from data_pipeline.objectives import Arrays, Objective
 from data_pipeline.objectives.packing import Origin, Piece, Sample
+from data_pipeline.objectives.rows import joined, row_starts
 from data_pipeline.samples import Chunk
 from data_pipeline.stream.cursor import open_cursor
 from data_pipeline.stream.mixture import Mixture
@@ -109,8 +110,8 @@ class IndexedSamples:
             if not are_known(sample.tokens, self._vocab_size):
                 shards = self._groups[self._mixture.place(k)[0]]
                 # The target of a text has no piece of its own.
-                more = [sample.pieces[0].document + 1] if self._objective.config.stored.target else []
-                for document in [*(piece.document for piece in sample.pieces), *more]:
+                step = 1 + int(self._objective.config.stored.target)
+                for document in [piece.document + i for piece in sample.pieces for i in range(step)]:
                     shards.known(document, self._vocab_size)
 
     def sources(self, samples: int) -> dict[str, int]:
@@ -303,12 +304,35 @@ class DocumentView:
     def __len__(self) -> int:
         return len(self.examples)
 
+    def lengths(self) -> np.ndarray:
+        """(documents, arrays) int64: elements of all that is stored of each."""
+        each = [
+            np.diff(dataset.starts(np.arange(dataset.document_count + 1))) - ends
+            for dataset, ends in zip(self.shards.datasets, self._ends, strict=True)
+        ]
+        return np.concatenate(each).reshape(len(self), -1)
+
     def sample(self, index: int, number: int) -> Sample:
         stored = self._objective.config.stored
         where = _piece(self.shards, (1 + stored.arrays) * index, 0, 0)
         ends = self._ends[where.file]
         text, *others = (_narrow(part[: len(part) - ends]) for part in self.examples.get(index))
         return self._objective.sample(text, others, lambda size: (where._replace(length=size),))
+
+
+class RowView:
+    """Rows of consecutive documents: the finite form of `rows.RowPacker`."""
+
+    def __init__(self, shards: Shards, objective: Objective) -> None:
+        self._documents = DocumentView(shards, objective)
+        self._starts = row_starts(objective.positions(self._documents.lengths()), objective.room)
+
+    def __len__(self) -> int:
+        return len(self._starts) - 1
+
+    def sample(self, index: int, number: int) -> Sample:
+        documents = range(int(self._starts[index]), int(self._starts[index + 1]))
+        return joined([self._documents.sample(document, number) for document in documents])
 
 
 def make_view(shards: Shards, objective: Objective, seed: int) -> View:
@@ -322,7 +346,7 @@ def make_view(shards: Shards, objective: Objective, seed: int) -> View:
     if objective.unit == "sentences":
         return SentenceView(shards, objective, seed)
     try:
-        return DocumentView(shards, objective)
+        return RowView(shards, objective) if objective.room else DocumentView(shards, objective)
     except ValueError as error:
         raise UserError(f"data.sources hold no pairs of texts: {error}; give sources with a target_field") from None
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -32,6 +33,8 @@ class ObjectiveSettings(Section, ABC):
 
     name: str
     """The objective."""
+    reads_dialogues: ClassVar[bool] = False
+    """Whether the tokenizer needs a chat template; it gets one where it has none."""
 
     @property
     def least_length(self) -> int:
@@ -79,6 +82,10 @@ class Objective(ABC):
     """The special tokens of documents in the stream; None: a token ends each, as in a run from scratch."""
     plain: bool = False
     """Whether a row is nothing but its window."""
+    room: int = 0
+    """For unit `document`: positions of a row that documents share as far as they fit; 0: each has its own."""
+    form: str = ""
+    """All that decides what is stored of a document besides itself and the tokenizer, beyond its plain text."""
 
     @abstractmethod
     def packer(self) -> OpenPacker:
@@ -94,11 +101,26 @@ class Objective(ABC):
         """What is wrong with the values of a document's other fields, as a clause with the fix; None: nothing."""
         return None
 
-    def checked(self, documents: Iterable[Document], place: Callable[[Document], str]) -> Iterator[Document]:
+    def positions(self, lengths: np.ndarray) -> np.ndarray:
+        """(N,) positions that documents take in a row with `room`, of the (N, arrays) lengths of what is stored."""
+        raise NotImplementedError(f"objective {self.config.name} gives each document a row of its own")
+
+    def target_tokens(self, arrays: Sequence[np.ndarray]) -> float | None:
+        """How much there is to predict of a document that is stored as `arrays`; None: all of its (second) text."""
+        return None
+
+    def turns(self, sample: Sample) -> list[str]:
+        """What people are told of a sample besides its tokens, a word or two each."""
+        return []
+
+    def checked(
+        self, documents: Iterable[Document], place: Callable[[Document], str], counts: Counter[str] | None = None
+    ) -> Iterator[Document]:
         """The documents, whose values are looked at.
 
         Args:
             place: says where one stands.
+            counts: gets how often documents are left out or cut, by reason.
 
         Raises:
             UserError: a value is wrong; names its place.

@@ -12,6 +12,8 @@ import xxhash
 
 from data_pipeline.base.durable import json_bytes, parse_json
 from data_pipeline.base.random import uniforms
+from data_pipeline.document import Document
+from data_pipeline.tokenizer import Tokenizer
 
 
 class Piece(NamedTuple):
@@ -56,6 +58,13 @@ def stored_value(value: Any) -> np.ndarray:
 def stored_values(values: Mapping[str, Any] | None, stored: Stored) -> tuple[np.ndarray, ...]:
     """A document's values as they are stored."""
     return tuple(stored_value((values or {}).get(name)) for name in stored.values)
+
+
+def encode_documents(tokenizer: Tokenizer, documents: Sequence[Document]) -> list[np.ndarray]:
+    """The token ids of documents' texts, where an objective has not read them already."""
+    if documents and documents[0].tokens is not None:
+        return [document.tokens for document in documents]  # type: ignore[misc]
+    return tokenizer.encode_batch([document.text for document in documents])
 
 
 def value_of(stored: np.ndarray) -> Any:

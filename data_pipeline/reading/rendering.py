@@ -61,18 +61,19 @@ class Renderer:
         self._pending = b""
         self._lock = threading.Lock()
 
-    def render(self, source: str, variables: Mapping[str, Any], origin: str) -> str:
+    def render(self, source: str, variables: Mapping[str, Any], origin: str, date: str | None = None) -> str:
         """The text that a template makes of its variables, which are JSON.
 
         Args:
             origin: what messages call the template.
+            date: what it takes for today, as `YYYY-MM-DD`; None: today.
 
         Raises:
             TemplateFault: the template is no valid jinja, refuses the variables, fails, or exceeds a limit.
             UserError: jinja2 is too old.
             ModuleNotFoundError: jinja2 is not installed.
         """
-        answer = self._answer({"source": source, "variables": variables})
+        answer = self._answer({"source": source, "variables": variables, "date": date})
         if "text" in answer and not _has_surrogate(answer["text"]):
             return answer["text"]  # type: ignore[no-any-return]
         fault = TemplateFault(f"{origin} {_explained(answer)}")

@@ -4,7 +4,8 @@ Templates come from the internet. Beside jinja2's sandbox they are held by what 
 on memory and processor time, and the parent, which ends this process when its time is up. A line of JSON on the input
 is a request, a line on the output its answer. Every request has `seconds` and `characters`, and is one of
 
-    source, variables     a chat template and what it is rendered with; the answer has `text`
+    source, variables     a chat template and what it is rendered with; the answer has `text`. With a `date` that is
+                          what the template takes for today
     templates, records    templates of a task, (name, source, whole) each, rendered with each record; the answer has
                           `values`, a mapping for each record. Where `whole` is set and the source is one expression,
                           its value is given and not its text. Templates behind one named `let.x` see its value as `x`
@@ -249,7 +250,10 @@ def _answer(request: dict[str, Any], environments: Environments) -> dict[str, An
         return {"matches": answer["value"]} if "value" in answer else answer
 
     def text() -> str:
-        pieces = environments.chat(request["source"]).generate(**request["variables"])
+        variables = dict(request["variables"])
+        if request.get("date"):
+            variables["strftime_now"] = datetime.fromisoformat(request["date"]).strftime
+        pieces = environments.chat(request["source"]).generate(**variables)
         return "".join(_bounded(pieces, request["characters"]))
 
     answer = _guarded(text)

@@ -156,7 +156,8 @@ class Corpus:
         block = self._readers[file.source].read(file, span, position)
         none = itertools.repeat(None)
         positions, texts, targets, values = block.positions, block.texts, block.targets or none, block.values or none
-        rows = zip(_ids(span.file, file, positions), itertools.repeat(span.file), positions, texts, targets, values)
+        ids = _ids(span.file, file, positions)
+        rows = zip(ids, itertools.repeat(span.file), positions, texts, targets, values, none)
         documents: Iterable[Document] = map(_document, rows)
         if held_out is not None and (self.holdout or held_out):
             documents = (document for document in documents if self.is_held_out(document) == held_out)

@@ -11,7 +11,7 @@ from data_pipeline.base.errors import UserError
 from data_pipeline.base.random import shuffled
 from data_pipeline.document import Document
 from data_pipeline.objectives import Objective
-from data_pipeline.objectives.packing import Place, TokenizedDocument, stored_values
+from data_pipeline.objectives.packing import Place, TokenizedDocument, encode_documents, stored_values
 from data_pipeline.sources.corpus import Corpus
 from data_pipeline.sources.readers import Span, by_reason
 from data_pipeline.tokenizer import Tokenizer
@@ -87,8 +87,8 @@ class LaneDocuments:
         assert self._position is not None
         span = self._spans[self._order[self._index]]
         documents, self._position = self._corpus.read(span, max(self._position, span.start))
-        documents = list(self._objective.checked(documents, self._corpus.place))
-        encoded = self._tokenizer.encode_batch([document.text for document in documents])
+        documents = list(self._objective.checked(documents, self._corpus.place, self._corpus.dropped))
+        encoded = encode_documents(self._tokenizer, documents)
         others = self._others(documents)
         # One array for the block: eos, text, eos, text, eos. Neighbours share the eos between them.
         parts = [self._between] * (2 * len(encoded) + 1)

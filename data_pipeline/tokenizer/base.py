@@ -14,6 +14,7 @@ import numpy as np
 
 from data_pipeline.base.durable import json_bytes
 from data_pipeline.base.errors import UserError
+from data_pipeline.tokenizer.chat_files import ChatTemplates
 from data_pipeline.tokenizer.conventions import Conventions
 from data_pipeline.tokenizer.roles import role_text
 from data_pipeline.tokenizer.spans import spans_by_bytes
@@ -43,6 +44,8 @@ class Tokenizer(Protocol):
     sentinel_1 ... Two roles may share a token. eos always exists."""
     digest: str
     """SHA-256 of all that decides what `encode` gives and which roles there are."""
+    chat: ChatTemplates | None
+    """Its chat templates; None where it has none."""
 
     def begin_words(self, ids: np.ndarray) -> np.ndarray:
         """(T,) bool: which of (T,) token ids that follow each other begin a word; see `words.edges_of`. The first may
@@ -124,6 +127,8 @@ class StoredTokenizer(ABC):
         """The version of its rules."""
         self.notes: list[str] = []
         """Sentences for those who take the tokenizer: what it cannot do."""
+        self.chat: ChatTemplates | None = None
+        """Its chat templates; None where it has none."""
         self.conventions: Conventions | None = None
         """Those of the model that it was imported with; None: this project's own."""
         self._own_size = size

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,19 @@ _CLASSES: dict[str, dict[str, str]] = {
     "BertTokenizer": {f"{role}_token": f"[{role.upper()}]" for role in ("unk", "sep", "pad", "cls", "mask")},
 }  # fmt: skip
 """Special tokens that transformers' classes have where the files name none."""
+
+
+BUILT_IN = """\
+{%- for message in messages -%}
+{%- if message['role'] == 'user' -%}{{ 'User: ' + message['content'] + '\\n' }}
+{%- elif message['role'] == 'assistant' -%}{{ 'Assistant: ' + message['content'] + eos_token + '\\n' }}
+{%- elif message['role'] == 'system' -%}{{ message['content'] + '\\n\\n' }}
+{%- else -%}{{ raise_exception('the built-in template knows system, user and assistant') }}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ 'Assistant:' }}{%- endif -%}
+"""
+"""The template of tokenizers that have none: it needs no token but the one that ends documents."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +117,38 @@ def read_chat(folder: Path) -> ChatTemplates | None:
         except UnicodeEncodeError as error:
             raise UserError(f"{origin}: chat template {name!r} is no valid text ({error.reason}); repair it") from None
     return ChatTemplates(found, _special_of(folder), files)
+
+
+def provide_chat(directory: Path, chosen: str | None, beside: str | None) -> str | None:
+    """See to it that a run's tokenizer has a chat template: that which is chosen, or its own, or that of the files it
+    was made of, or the built-in one.
+
+    Args:
+        directory: the run's tokenizer, which keeps it.
+        chosen: `data.tokenizer.chat_template`.
+        beside: a file in the folder that the tokenizer is from.
+
+    Returns:
+        What it has got now, for people; None where it had one.
+
+    Raises:
+        UserError: a template cannot be read, or the run has another one than that which is chosen.
+    """
+    own = read_chat(directory) or ChatTemplates({})
+    if chosen is not None:
+        wanted = read_template(Path(chosen))
+        if own.templates.get(DEFAULT) == wanted:
+            return None
+        replace(own, templates={**own.templates, DEFAULT: wanted}).save(directory)
+        return f"using the chat template in {chosen}"
+    if DEFAULT in own.templates:
+        return None
+    found = read_chat(Path(beside).parent) if beside else None
+    if found is not None and DEFAULT in found.templates:
+        found.save(directory)
+        return f"using the chat template in {found.files[DEFAULT]} beside {beside}"
+    replace(own, templates={**own.templates, DEFAULT: BUILT_IN}).save(directory)
+    return "using a simple chat template (User: ..., Assistant: ...), since the tokenizer has none"
 
 
 def carry_chat(folder: Path, destination: Path) -> None:

@@ -27,6 +27,14 @@ class SpelledReader:
         """A person's text, in which marks break up the special tokens."""
         return self._special.sub(lambda found: found[0][0] + MARK + found[0][1:], text.replace(MARK, ""))
 
+    def special(self, text: str, start: int) -> re.Match[str] | None:
+        """The first special token that is spelled out in a text from a place on."""
+        return self._special.search(text, start)
+
+    def last_special(self, text: str) -> re.Match[str] | None:
+        """The last special token that is spelled out in a text."""
+        return max(self._special.finditer(text), key=re.Match.start, default=None)
+
     def read(self, text: str) -> list[int]:
         """Token ids of a whole text."""
         tokens: list[int] = []

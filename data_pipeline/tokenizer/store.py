@@ -15,6 +15,7 @@ from data_pipeline.config import DataConfig, TokenizerConfig
 from data_pipeline.sources.first_bytes import LOOKED_AT, require_contents
 from data_pipeline.tokenizer.base import META_FILE, RULES, StoredTokenizer, Tokenizer
 from data_pipeline.tokenizer.bytes_tokenizer import BytesTokenizer
+from data_pipeline.tokenizer.chat_files import read_chat
 from data_pipeline.tokenizer.conventions import Conventions
 from data_pipeline.tokenizer.hugging_face import (
     MERGES_FILE,
@@ -162,6 +163,7 @@ def _load(directory: Path, meta: dict[str, Any]) -> StoredTokenizer:
         tokenizer.trained = meta["trained"]
         tokenizer.rules = meta.get("rules", 1)
         tokenizer.conventions = Conventions.read(meta.get("conventions"))
+        tokenizer.chat = read_chat(directory)
     except (KeyError, TypeError, AttributeError, IndexError):
         raise UserError(f"{directory / META_FILE} is damaged; restore {directory}") from None
     if tokenizer.rules not in range(1, RULES + 1):

@@ -28,6 +28,8 @@ def identity(config: RunConfig) -> dict[str, Any]:
             del source["encoding"]
         if source["escape"] is None:
             del source["escape"]
+    if kept["data"]["tokenizer"]["chat_template"] is None:
+        del kept["data"]["tokenizer"]["chat_template"]
     kept["run"] = {"seed": whole["run"]["seed"]}
     kept["train"] = {key: whole["train"][key] for key in ("global_batch", "batch_ramp", "init_from", "epochs")}
     if config.schedule.name == "cosine" and config.train.epochs is None:

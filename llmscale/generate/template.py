@@ -3,29 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 from data_pipeline.base.errors import UserError
-from data_pipeline.reading.rendering import RENDERER, has_jinja
+from data_pipeline.reading.dialogue import ChatTemplate, texts_of_roles
+from data_pipeline.reading.messages import Message
+from data_pipeline.reading.rendering import has_jinja
 from data_pipeline.tokenizer import Tokenizer
 from data_pipeline.tokenizer.chat_files import DEFAULT, ChatTemplates, read_chat, read_template
 from data_pipeline.tokenizer.frame import text_frame
-from data_pipeline.tokenizer.spelled import SpelledReader
 from llmscale.config import ModelConfig
 from llmscale.generate.prompts import Context, Reading, start_token
 
 NO_TEMPLATE = "none"
 """What is chosen in place of a template to have the default form."""
-
-
-@dataclass(frozen=True)
-class Message:
-    """One turn of a dialogue."""
-
-    role: Literal["system", "user", "assistant"]
-    text: str
 
 
 class Template(Protocol):
@@ -72,7 +64,7 @@ class DefaultTemplate:
 
 
 class JinjaTemplate:
-    """A Hugging Face chat template."""
+    """A Hugging Face chat template; training reads dialogues by the same."""
 
     stop: tuple[str, ...] = ()
 
@@ -92,12 +84,9 @@ class JinjaTemplate:
                 given.
             two: the model is an encoder_decoder, whose encoder reads the dialogue.
         """
-        self._source = source
+        self.template = ChatTemplate(source, tokenizer, origin, special)
         self._tokenizer = tokenizer
-        self._origin = origin
-        self._variables = ChatTemplates({}).tokens(_texts_of_roles(tokenizer)) if special is None else special
         self._two = two
-        self._reader = SpelledReader(tokenizer)
 
     def context(self, messages: Sequence[Message]) -> Context:
         """As in `Template`.
@@ -105,22 +94,8 @@ class JinjaTemplate:
         Raises:
             TemplateFault: it gives no text of the dialogue.
         """
-        text = self.render([{"role": message.role, "content": message.text} for message in messages])
-        tokens = self._reader.read(text)
+        tokens = self.template.context(messages)
         return Context([start_token(self._tokenizer)], tokens) if self._two else Context(tokens)
-
-    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """The text of a dialogue to its next turn, as transformers' `apply_chat_template` renders it; special tokens
-        that a message spells out are broken up by marks."""
-        turns = [{key: self._reader.harmless(text) for key, text in message.items()} for message in messages]
-        variables = {
-            **self._variables,
-            "messages": turns,
-            "tools": None,
-            "documents": None,
-            "add_generation_prompt": True,
-        }
-        return RENDERER.render(self._source, variables, f"the chat template in {self._origin}")
 
 
 def template_of(
@@ -148,7 +123,7 @@ def template_of(
             raise UserError(f"jinja2, which {words} needs, is not installed; install it, or leave --template out")
         missing = f"the default chat template, since jinja2, which {origin.name} needs, is not installed"
         return DefaultTemplate(tokenizer, config, reading), missing
-    special = kept.tokens(_texts_of_roles(tokenizer))
+    special = kept.tokens(texts_of_roles(tokenizer))
     return JinjaTemplate(source, tokenizer, origin, special, two=config.architecture == "encoder_decoder"), words
 
 
@@ -174,7 +149,3 @@ def _chosen(kept: ChatTemplates, folder: Path, chosen: str | None) -> tuple[str,
         names = ", ".join([*sorted(kept.templates), NO_TEMPLATE])
         raise UserError(f"--template is {chosen!r}, which is neither a file nor one of {names}; give one of them")
     return read_template(path), path, f"the chat template in {path.name}"
-
-
-def _texts_of_roles(tokenizer: Tokenizer) -> dict[str, str]:
-    return {role: tokenizer.token_text(token) for role, token in tokenizer.special.items()}

@@ -22,6 +22,7 @@ from data_pipeline.sources.corpus import survey_sources
 from data_pipeline.sources.readers import by_reason
 from data_pipeline.stream.cursor import merge_cursors
 from data_pipeline.tokenizer import Tokenizer, load_tokenizer, prepare_tokenizer
+from data_pipeline.tokenizer.chat_files import provide_chat
 from data_pipeline.tokenizer.frame import conventions_of, text_frame
 from data_pipeline.tokenizer.inherited import appended_roles, inherited
 from llmscale.checkpoint.store import Retention, clean
@@ -173,6 +174,11 @@ def build_tokenizer(config: RunConfig, run: RunDirectory) -> Tokenizer:
             warn(said)
         prepare_tokenizer(config.data, run.tokenizer, tell, roles, config.train.init_from)
         inherit_templates(config, run)
+        chosen = config.data.tokenizer.chat_template
+        if config.objective.reads_dialogues or chosen is not None:
+            said = provide_chat(run.tokenizer, chosen, config.data.tokenizer.path)
+            if said:
+                tell(said)
 
     on_rank_zero(prepare)
     tokenizer = together(lambda: load_tokenizer(run.tokenizer))

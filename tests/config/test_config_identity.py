@@ -94,6 +94,7 @@ IDENTITY: dict[str, Any] = {
     "data.tokenizer.merges": "merges.txt",
     "data.tokenizer.lower_case": False,
     "data.tokenizer.special": {"eos": "x"},
+    "data.tokenizer.chat_template": "t.jinja",
     "data.tokenizer.train.model": "unigram",
     "data.tokenizer.train.vocab_size": 500,
     "data.tokenizer.train.character_coverage": 0.5,

@@ -118,7 +118,7 @@ def ours(checkpoint: Path, dialogue: list[tuple[Any, str]], chosen: str | None =
     folder = Path(trained.checkpoint.tokenizer)
     template, _ = template_of(folder, trained.tokenizer, trained.model.config, "document", chosen)
     assert isinstance(template, JinjaTemplate)
-    text = template.render([{"role": role, "content": text} for role, text in dialogue])
+    text = template.template.render([{"role": role, "content": text} for role, text in dialogue])
     return text, template.context([Message(role, text) for role, text in dialogue]).tokens
 
 

@@ -1,0 +1,189 @@
+"""Chat and instruction tuning: dialogues by the tokenizer's chat template, learned where the assistant speaks."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import Field, field_validator
+
+from data_pipeline.base.errors import UserError
+from data_pipeline.config import SourceConfig
+from data_pipeline.document import Document
+from data_pipeline.objectives.objective import Arrays, Objective, ObjectiveSettings
+from data_pipeline.objectives.packing import DocumentPacker, OpenPacker, Sample, Stored, value_of
+from data_pipeline.objectives.rows import Part, RowPacker, rows_of
+from data_pipeline.reading.dialogue import TRAINING_DATE, ReadDialogue, Run, chat_template
+from data_pipeline.reading.messages import ROLES, merged_system, read_messages
+from data_pipeline.tokenizer import Tokenizer
+from data_pipeline.tokenizer.frame import pad_token
+
+CUT = "dialogue longer than the context, cut"
+"""Reasons that are counted."""
+LEFT_OUT = "dialogue longer than the context, left out"
+NOTHING_LEARNED = "dialogue cut before anything is learned, left out"
+
+
+class ChatObjective(ObjectiveSettings):
+    """What the assistant says (supervised fine-tuning). Sources have a `layout` of dialogues, or name the field of the
+    messages: `fields: {messages: NAME}`. The tokenizer's chat template says how they are read; where it has none, a
+    simple one of ours, which the run keeps."""
+
+    name: Literal["chat"] = "chat"
+    """What the assistant says."""
+    pack: bool = True
+    """Whether dialogues share a row of data.sequence_length positions as far as they have room: each sees itself alone
+    and begins at position 0."""
+    too_long: Literal["truncate", "drop", "refuse"] = "truncate"
+    """What becomes of a dialogue that is longer than data.sequence_length + 1 tokens. truncate: its end is cut off, and
+    it is left out where nothing is learned before that; drop: it is left out; refuse: the run stops. What is cut or
+    left out is counted."""
+    weights: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = {"assistant": 1.0}
+    """How much each token of a turn counts, by the role of who speaks: `system`, `user`, `assistant` or `tool`; what is
+    not named, nothing. The `weight` of a message comes first."""
+    system: Literal["keep", "merge"] = "keep"
+    """keep: the system message has a turn of its own; merge: it stands in front of the first user's, for templates that
+    know no system (Gemma)."""
+    reads_dialogues = True
+
+    @field_validator("weights")
+    @classmethod
+    def _known_roles(cls, weights: dict[str, float]) -> dict[str, float]:
+        unknown = next((role for role in weights if role not in ROLES), None)
+        if unknown is not None:
+            raise ValueError(f"weights names the role {unknown!r}, but roles are {', '.join(ROLES)}; name one of them")
+        if not any(weights.values()):
+            raise ValueError(f"weights is {weights}, so that nothing is learned; give the assistant a weight")
+        return weights
+
+    @property
+    def least_length(self) -> int:
+        return 2
+
+    @property
+    def stored(self) -> Stored:
+        return Stored(values=("runs",))
+
+    def build(self, tokenizer: Tokenizer, sequence_length: int, seed: int) -> Chat:
+        return Chat(self, tokenizer, sequence_length)
+
+
+class Chat(Objective):
+    """A dialogue, or several that have room in a row."""
+
+    config: ChatObjective
+    unit = "document"
+    length = 0
+
+    def __init__(self, config: ChatObjective, tokenizer: Tokenizer, sequence_length: int) -> None:
+        """Raises UserError where jinja2 is missing, which reads templates."""
+        self.config = config
+        self.sequence_length = sequence_length
+        self.room = sequence_length if config.pack else 0
+        self.eos = tokenizer.special["eos"]
+        self._pad = pad_token(tokenizer)
+        self._template, source = chat_template(tokenizer)
+        decides = [source, TRAINING_DATE, sequence_length, config.too_long, config.weights, config.system]
+        self.form = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def targets_per_sample(self) -> int:
+        return self.sequence_length
+
+    def packer(self) -> OpenPacker:
+        if self.room:
+            return lambda documents, token, _: RowPacker(documents, token, self.sample, self.room, self.positions)
+        return lambda documents, token, _: DocumentPacker(documents, token, self.sample)
+
+    def positions(self, lengths: np.ndarray) -> np.ndarray:
+        return lengths[:, 0] - 1
+
+    def require(self, sources: Sequence[SourceConfig], where: str) -> None:
+        for index, source in enumerate(sources):
+            if source.kind == "tokens":
+                raise UserError(
+                    f"objective.name is chat, but {where}.{index} has kind tokens, which do not say what is learned;"
+                    f" name the files that the tokens are from"
+                )
+            if "messages" not in source.gives:
+                raise UserError(
+                    f"objective.name is chat, but {where}.{index} does not say where the messages are; set its layout"
+                    f" to auto, or its fields to {{messages: NAME}}"
+                )
+
+    def checked(
+        self, documents: Iterable[Document], place: Callable[[Document], str], counts: Counter[str] | None = None
+    ) -> Iterator[Document]:
+        counted: Counter[str] = Counter() if counts is None else counts
+        for document in documents:
+            try:
+                read = self._fitting(self._read(document.values or {}), counted)
+            except (ValueError, UserError) as error:
+                raise UserError(f"{place(document)}: {error}") from None
+            if read is not None:
+                runs = {"runs": [list(run) for run in read.runs]}
+                yield document._replace(text=read.learned, values=runs, tokens=read.tokens)
+
+    def target_tokens(self, arrays: Sequence[np.ndarray]) -> float:
+        return sum(run.tokens * run.weight for run in _runs(arrays[1]))
+
+    def arrays(self, samples: Sequence[Sample], numbers: Sequence[int]) -> Arrays:
+        rows = [self._parts(sample) for sample in samples]
+        return rows_of(rows, self.sequence_length, self._pad, apart=self.config.pack)
+
+    def turns(self, sample: Sample) -> list[str]:
+        return [f"{run.role} {run.tokens}" for stored in sample.values for run in _runs(stored) if run.weight]
+
+    def _parts(self, sample: Sample) -> list[Part]:
+        ends = np.cumsum([piece.length for piece in sample.pieces])
+        parts = []
+        for tokens, stored in zip(np.split(sample.tokens, ends[:-1]), sample.values, strict=True):
+            runs = _runs(stored)
+            weights = np.repeat(np.array([run.weight for run in runs], np.float32), [run.tokens for run in runs])
+            parts.append(Part(tokens, weights))
+        return parts
+
+    def _read(self, values: Mapping[str, Any]) -> ReadDialogue:
+        messages = read_messages(values.get("messages"))
+        if self.config.system == "merge":
+            messages = merged_system(messages)
+        read = self._template.read(messages, self.config.weights)
+        if not any(run.weight for run in read.runs):
+            roles = ", ".join(role for role, weight in self.config.weights.items() if weight)
+            raise ValueError(
+                f"the dialogue has no turn of {roles} with a weight, so that nothing is learned of it; add one, or"
+                f" leave the record out"
+            )
+        return read
+
+    def _fitting(self, read: ReadDialogue, counted: Counter[str]) -> ReadDialogue | None:
+        """What has room in a row of the dialogue; None: it is left out, which is counted."""
+        most = self.sequence_length + 1
+        if len(read.tokens) <= most:
+            return read
+        if self.config.too_long == "refuse":
+            raise UserError(
+                f"the dialogue has {len(read.tokens)} tokens, but data.sequence_length is {self.sequence_length}; raise"
+                f" it, or set objective.too_long to truncate or drop"
+            )
+        if self.config.too_long == "drop":
+            counted[LEFT_OUT] += 1
+            return None
+        runs, left = [], most
+        for run in read.runs:
+            runs.append(run._replace(tokens=min(run.tokens, left)))
+            left -= runs[-1].tokens
+        runs = [run for run in runs if run.tokens]
+        if not any(run.weight for run in runs):
+            counted[NOTHING_LEARNED] += 1
+            return None
+        counted[CUT] += 1
+        return read._replace(tokens=read.tokens[:most], runs=runs)
+
+
+def _runs(stored: np.ndarray) -> list[Run]:
+    return [Run(*run) for run in value_of(stored)]
