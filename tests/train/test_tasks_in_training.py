@@ -89,7 +89,6 @@ def test_an_item_of_the_final_evaluation_is_refused_before_the_first_step(config
     assert taken.returncode == 0, taken.stderr
 
 
-
 def test_the_best_checkpoint_stays_and_patience_ends_the_run(config: Path, tmp_path: Path) -> None:
     # With a rate of 0 after the first steps nothing improves any more.
     settings = ("optimizer.lr=1e-9", "evaluation.best=loss", "evaluation.patience=2", "evaluation.interval=1")
