@@ -176,7 +176,7 @@ def config_of(family: str, stage: int, tensor: int, layers: int, hidden: int, le
             "model": model,
             "train": {"global_batch": REPLICAS * 2 * micro, "micro_batch": micro},
             "parallel": {"tensor": tensor},
-            "engine": {"zero_stage": stage, "persistence_elements": 0},
+            "engine": {"zero_stage": stage, "param_persistence_threshold": 0},
         }
     )
 
@@ -199,7 +199,7 @@ def start_on_rank(config: RunConfig) -> tuple[Engine, Callable[[int], None]]:
     """An engine on tokens drawn at random, and what trains the step of a number; the caller leaves the group."""
     join(read_world("cpu"))
     grid = build_grid(config, read_world("cpu"))
-    model = init.build_hollow(config.model, VOCAB, grid, config.parallel.tensor_sequence)
+    model = init.build_hollow(config.model, VOCAB, grid, config.parallel.sequence_parallel)
     loss = build_loss(config.objective, config.model)
     engine = Engine(model, loss, config, grid, torch.device("cpu"), init.drawn(config.model, config.run.seed))
     micro, accumulated = accumulation(config, grid.data)

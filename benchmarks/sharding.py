@@ -27,9 +27,9 @@ from llmscale.parity.ranks import run_ranks
 
 SETTINGS: list[tuple[int, dict[str, Any]]] = [
     *((stage, {"bucket_elements": size}) for stage in (1, 2, 3) for size in (500_000, 5_000_000, 50_000_000)),
-    (3, {"persistence_elements": 0}),
-    (3, {"live_elements": 0}),
-    (3, {"live_elements": 5_000_000}),
+    (3, {"param_persistence_threshold": 0}),
+    (3, {"max_live_parameters": 0}),
+    (3, {"max_live_parameters": 5_000_000}),
     (3, {"compile": True}),
 ]
 """ZeRO stage and what differs from the defaults."""

@@ -12,6 +12,7 @@ import torch
 
 from data_pipeline.base.errors import UserError
 from data_pipeline.base.records import read_records
+from data_pipeline.base.terminal import warn
 from data_pipeline.ledger import SeenPiece, replay
 from data_pipeline.loader import TrainLoader
 from data_pipeline.objectives import required_roles
@@ -138,7 +139,7 @@ class Run:
         Raises:
             UserError: the config is wrong, or cannot run in this process.
         """
-        self.config: RunConfig = require_runnable(load_config(Path(config), overrides))
+        self.config: RunConfig = require_runnable(load_config(Path(config), overrides, warn))
         self.directory = RunDirectory(self.config.run.directory)
 
     def train(self, from_scratch: bool = False) -> dict[str, Any]:

@@ -27,8 +27,8 @@ def parity(
 ) -> None:
     """Does CONFIG compute the same in LAYOUTS as in one process? Trains some steps on CPU ranks of this machine.
 
-    A layout names sizes: dp, tp, sp, pp, ep, and settings: zero, positions, recompute, micro, workers, or any dotted
-    key of `engine`. Exit code 1 when one is beyond the tolerance of its arithmetic.
+    A layout names sizes: dp, tp, cp, pp, ep, and settings: zero, sequence_parallel, activation_checkpointing, micro,
+    workers, or any dotted key of `engine`. Exit code 1 when one is beyond the tolerance of its arithmetic.
     """
     from llmscale.parity.command import parity as run
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from data_pipeline.base.errors import UserError
+from data_pipeline.base.terminal import warn
 from llmscale.commands.local_rank import LOCAL_RANK, adopt
 
 
@@ -43,7 +44,7 @@ def train(config: Path, overrides: tuple[str, ...], dry_run: bool, from_scratch:
         if several:
             flag.expect_no_step(others=True)
         try:
-            resolved = checked_config(config, overrides)
+            resolved = checked_config(config, overrides, warn if not several or read_place().rank == 0 else None)
         except UserError as error:
             if not several:
                 raise

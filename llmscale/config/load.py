@@ -1,6 +1,7 @@
 """YAML file and dotted overrides to a frozen RunConfig."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,23 +10,43 @@ from pydantic import ValidationError
 
 from data_pipeline.base.errors import UserError, first_line
 from llmscale.config.explain import cut, explain, keys_of
+from llmscale.config.renamed import RENAMED, by_new_names
 from llmscale.config.root import RunConfig
 from llmscale.config.yaml_files import BoundedLoader, load_yaml, read_yaml
 
 
-def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:
+def load_config(
+    path: str | Path, overrides: list[str] | tuple[str, ...] = (), tell: Callable[[str], None] | None = None
+) -> RunConfig:
     """Read a YAML config; `overrides` are `dotted.key=value` strings that win over the file.
+
+    Args:
+        tell: told of keys that have another name now.
 
     Raises:
         UserError: a missing file, broken YAML, an unknown key (with the nearest known one) or a wrong value.
     """
-    return parse_config(read_yaml(Path(path)), overrides, origin=str(path))
+    return parse_config(read_yaml(Path(path)), overrides, str(path), tell)
 
 
-def parse_config(raw: dict[str, Any], overrides: list[str] | tuple[str, ...] = (), origin: str = "config") -> RunConfig:
+def parse_config(
+    raw: dict[str, Any],
+    overrides: list[str] | tuple[str, ...] = (),
+    origin: str = "config",
+    tell: Callable[[str], None] | None = None,
+) -> RunConfig:
     """Validate a nested mapping as `load_config` does; `origin` names it in messages."""
-    for override in overrides:
-        _apply(raw, override)
+    try:
+        raw, old = by_new_names(raw)
+        for override in overrides:
+            key, equals, value = override.partition("=")
+            old += [key] if key in RENAMED else []
+            _apply(raw, f"{RENAMED.get(key, key)}{equals}{value}")
+        raw, within = by_new_names(raw)
+    except UserError as error:
+        raise UserError(f"{origin}: {error}") from None
+    for key in dict.fromkeys([*old, *within]) if tell else ():
+        tell(f"{origin}: {key} is now called {RENAMED[key]}")  # type: ignore[misc]
     try:
         return RunConfig.model_validate(raw)
     except ValidationError as error:

@@ -1,7 +1,7 @@
 """Where and how the run executes: nothing here changes what is learned, except the seed."""
 
 import re
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -35,17 +35,19 @@ class RunSection(Section):
 
 
 class ParallelConfig(Section):
-    """How the run is laid out: ranks = pipeline x data x sequence x tensor. Nothing here changes what is learned."""
+    """How the run is laid out: ranks = pipeline x data x context x tensor. Nothing here changes what is learned."""
+
+    renamed: ClassVar[dict[str, str]] = {"tensor_sequence": "sequence_parallel", "sequence": "context"}
 
     data: Count | None = Field(default=None, ge=1)
     """Data-parallel size; what the other sizes leave of the ranks when not given."""
     tensor: Count = Field(default=1, ge=1)
     """Tensor-parallel size: ranks that share each layer's matrices by heads and channels (Shoeybi et al. 2019)."""
-    tensor_sequence: bool = False
+    sequence_parallel: bool = False
     """Let the tensor-parallel ranks share the residual stream by positions too (Korthikanti et al. 2022, section
     4.2.2): less memory for activations, the same traffic."""
-    sequence: Count = Field(default=1, ge=1)
-    """Sequence-parallel size: ranks that share each sequence by positions, and attention by heads (DeepSpeed-Ulysses,
+    context: Count = Field(default=1, ge=1)
+    """Context-parallel size: ranks that share each sequence by positions, and attention by heads (DeepSpeed-Ulysses,
     Jacobs et al. 2023)."""
     pipeline: Count = Field(default=1, ge=1)
     """Pipeline-parallel size: ranks that share the layers, stage after stage."""
@@ -55,6 +57,12 @@ class ParallelConfig(Section):
 
 class EngineConfig(Section):
     """DeepSpeed and numerics."""
+
+    renamed: ClassVar[dict[str, str]] = {
+        "recompute": "activation_checkpointing",
+        "persistence_elements": "param_persistence_threshold",
+        "live_elements": "max_live_parameters",
+    }
 
     zero_stage: Literal[1, 2, 3] = 1
     """What DeepSpeed ZeRO shards over the data-parallel ranks: 1 optimizer states, 2 gradients too, 3 weights too."""
@@ -66,9 +74,9 @@ class EngineConfig(Section):
     offload: Literal["none", "optimizer", "optimizer_and_weights"] = "none"
     """What is kept in the CPU's memory, where the update is then computed: the masters and the optimizer's state, at
     zero_stage 3 the weights too, which travel to the GPU when they are used."""
-    persistence_elements: BigCount = Field(default=100_000, ge=0)
+    param_persistence_threshold: BigCount = Field(default=100_000, ge=0)
     """zero_stage 3: tensors of at most so many elements are kept whole on every rank between their uses."""
-    live_elements: BigCount = Field(default=1_000_000_000, ge=0)
+    max_live_parameters: BigCount = Field(default=1_000_000_000, ge=0)
     """zero_stage 3: elements of weights that a rank may hold gathered at a time, also for their next use; fewer take
     less memory and more communication."""
     bucket_elements: Count = Field(default=50_000_000, ge=1)
@@ -76,7 +84,7 @@ class EngineConfig(Section):
     compile: bool = False
     """torch.compile each layer: slower to start, faster to run. At zero_stage 3 all weights of a layer are then brought
     together at once."""
-    recompute: Literal["none", "block", "selective"] = "none"
+    activation_checkpointing: Literal["none", "block", "selective"] = "none"
     """What the forward pass does not keep for the backward pass, which computes it again: less memory for more time.
     block: everything inside each layer; selective: all but the results of matrix products with weights and of fused
     attention."""

@@ -18,12 +18,12 @@ from data_pipeline.batch import Batch
 from llmscale.checkpoint.fragments import Fragment
 from llmscale.config import RunConfig
 from llmscale.config.training import micro_batches
+from llmscale.engine.activation_checkpointing import apply_activation_checkpointing
 from llmscale.engine.deepspeed import shims, zero_state
 from llmscale.engine.deepspeed.experts import experts_of_deepspeed, mark_experts
 from llmscale.engine.deepspeed.weights import held, partition, place
 from llmscale.engine.forward_timer import ForwardTimer
 from llmscale.engine.optimizers import build_optimizer, set_learning_rate
-from llmscale.engine.recompute import apply_recompute
 from llmscale.engine.schedule import learning_rate
 from llmscale.engine.whole_batch import with_whole_batch
 from llmscale.model import Dropout
@@ -31,9 +31,9 @@ from llmscale.model.block import Block
 from llmscale.model.experts import filled_experts
 from llmscale.objectives.loss import Loss
 from llmscale.objectives.scores import ROWS, own_places, token_scores
+from llmscale.parallel.context import own_targets
 from llmscale.parallel.grid import RankGrid
 from llmscale.parallel.init import Weights
-from llmscale.parallel.sequence import own_targets
 from llmscale.parallel.shards import shard_of
 from llmscale.parallel.tensor import dropout_part
 
@@ -50,7 +50,7 @@ class ObjectiveModule(nn.Module):
         head = config.model.head
         self._drops = bool(config.model.dropout or config.model.attention_dropout or (head and head.dropout))
         self._seed, self._layout_free = config.run.seed, config.engine.dropout_layout_free
-        self._part = dropout_part(grid, config.parallel.tensor_sequence)
+        self._part = dropout_part(grid, config.parallel.sequence_parallel)
         self._grid = grid
         self.experts = experts_of_deepspeed(grid)
 
@@ -68,7 +68,7 @@ class ObjectiveModule(nn.Module):
         """`token_scores` (2, B, K) of the positions that this rank has; 0 of those of other ranks."""
         assert batch.scored_tokens is not None
         grid = self._grid
-        places = own_places(batch, grid.coordinate("sequence"), grid.sequence)
+        places = own_places(batch, grid.coordinate("context"), grid.context)
         return token_scores(model, hidden, places, batch.scored_tokens)
 
     def dropout(self, batch: Batch) -> Dropout | None:
@@ -123,7 +123,7 @@ class Engine:
                 " micro batch",
                 config.model.attention_dropout,
             )
-        apply_recompute(model, config.engine.recompute, self.draws)
+        apply_activation_checkpointing(model, config.engine.activation_checkpointing, self.draws)
         if config.engine.compile:
             compile_blocks(model)
         mark_experts(self.named, grid)
@@ -185,7 +185,7 @@ class Engine:
             sums add up over all ranks; and the gradient's norm before clipping over all ranks.
         """
         set_learning_rate(self._engine.optimizer, self.learning_rate(step))
-        ranks = self.grid.data * self.grid.sequence
+        ranks = self.grid.data * self.grid.context
         scale = torch.tensor([ranks / count if count else 0.0 for count in counts], device=self.device)
         if self.draws:
             # The same on the same layout, also after a resume.
@@ -291,9 +291,9 @@ class Engine:
 
 
 def over_positions(scores: torch.Tensor, grid: RankGrid) -> torch.Tensor:
-    """Scores of all positions, of which each sequence-parallel rank has found its own."""
-    if grid.sequence > 1:
-        dist.all_reduce(scores, group=grid.group("sequence"))
+    """Scores of all positions, of which each context-parallel rank has found its own."""
+    if grid.context > 1:
+        dist.all_reduce(scores, group=grid.group("context"))
     return scores
 
 
@@ -354,9 +354,9 @@ def deepspeed_config(
         "communication_data_type": "fp32",
         "zero_optimization": {
             "stage": settings.zero_stage,
-            "stage3_param_persistence_threshold": settings.persistence_elements,
-            "stage3_max_live_parameters": settings.live_elements,
-            "stage3_max_reuse_distance": settings.live_elements,
+            "stage3_param_persistence_threshold": settings.param_persistence_threshold,
+            "stage3_max_live_parameters": settings.max_live_parameters,
+            "stage3_max_reuse_distance": settings.max_live_parameters,
             **offload,
             "reduce_bucket_size": bucket,
             "allgather_bucket_size": bucket,

@@ -30,7 +30,7 @@ EVALUATION = (
     # What only training needs, and no optimizer state.
     "optimizer.name=sgd",
     "optimizer.momentum=0",
-    "engine.recompute=none",
+    "engine.activation_checkpointing=none",
     "engine.compile=false",
     "train.batch_ramp=null",
     "train.micro_batch=1",
@@ -150,7 +150,7 @@ def place_on_ranks(path: str, overrides: tuple[str, ...], world: World, dtype: s
         return _whole(model_of(checkpoint, world.device, kind), world.device, kind, grid)
     tokenizer = load_tokenizer(checkpoint.tokenizer)
     vocab_size = config.model.vocabulary(tokenizer.vocab_size)
-    model = init.build_hollow(config.model, vocab_size, grid, config.parallel.tensor_sequence)
+    model = init.build_hollow(config.model, vocab_size, grid, config.parallel.sequence_parallel)
     loss = build_loss(config.objective, config.model)
     engine = make_engine(model, loss, config, grid, world.device, weights_of(checkpoint))
     source = Source.of_checkpoint(checkpoint)
@@ -163,4 +163,4 @@ def exactness(device: torch.device, dtype: torch.dtype, grid: RankGrid) -> str:
     its kernels by the shape of a batch, and narrow types round more."""
     if device.type != "cpu" or dtype != torch.float32:
         return f"rounding of {str(dtype).removeprefix('torch.')} on {device.type}"
-    return "exact" if grid.tensor == grid.sequence == 1 else BOUND
+    return "exact" if grid.tensor == grid.context == 1 else BOUND

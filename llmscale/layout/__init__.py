@@ -35,7 +35,16 @@ __all__ = [
 _SHOWN = 3
 """Alternatives that a sentence names."""
 
-FREE = ("pipeline", "data", "sequence", "tensor", "tensor_sequence", "expert", "zero_stage", "recompute")
+FREE = (
+    "pipeline",
+    "data",
+    "context",
+    "tensor",
+    "sequence_parallel",
+    "expert",
+    "zero_stage",
+    "activation_checkpointing",
+)
 """What `legal_layouts` varies unless told otherwise."""
 
 

@@ -41,8 +41,8 @@ class Facts:
         return math.gcd(self.heads, *(size for _, size in self.widths))
 
     @cached_property
-    def widest_sequence(self) -> int:
-        """Every legal sequence-parallel size divides this."""
+    def widest_context(self) -> int:
+        """Every legal context-parallel size divides this."""
         return math.gcd(self.heads, *(length for _, length in self.lengths))
 
     @cached_property

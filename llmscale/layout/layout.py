@@ -9,10 +9,10 @@ from data_pipeline.base.errors import UserError
 from llmscale.config import RunConfig
 from llmscale.config.system import ParallelConfig
 
-AXES = ("pipeline", "data", "sequence", "tensor")
+AXES = ("pipeline", "data", "context", "tensor")
 """The factors of the number of ranks, outermost first."""
 
-Recompute = Literal["none", "block", "selective"]
+ActivationCheckpointing = Literal["none", "block", "selective"]
 
 
 class Layout(NamedTuple):
@@ -25,18 +25,18 @@ class Layout(NamedTuple):
     pipeline: int = 1
     data: int | None = None
     """None: what the other sizes leave of the ranks."""
-    sequence: int = 1
+    context: int = 1
     tensor: int = 1
-    tensor_sequence: bool = False
+    sequence_parallel: bool = False
     expert: int = 1
     zero_stage: Literal[1, 2, 3] = 1
     compile: bool = False
-    recompute: Recompute = "none"
+    activation_checkpointing: ActivationCheckpointing = "none"
 
     @property
     def inner(self) -> int:
         """Ranks of one data-parallel replica."""
-        return self.pipeline * self.sequence * self.tensor
+        return self.pipeline * self.context * self.tensor
 
     @property
     def replicas(self) -> int:
@@ -47,7 +47,7 @@ class Layout(NamedTuple):
 SETTINGS = {
     name: name
     if name == "ranks"
-    else f"{'engine' if name in ('zero_stage', 'compile', 'recompute') else 'parallel'}.{name}"
+    else f"{'engine' if name in ('zero_stage', 'compile', 'activation_checkpointing') else 'parallel'}.{name}"
     for name in Layout._fields
 }
 """What each field of a layout is called in a config; the number of ranks is no setting but an option of launchers."""
@@ -60,13 +60,13 @@ def layout_of(config: RunConfig, ranks: int) -> Layout:
         ranks=ranks,
         pipeline=parallel.pipeline,
         data=parallel.data,
-        sequence=parallel.sequence,
+        context=parallel.context,
         tensor=parallel.tensor,
-        tensor_sequence=parallel.tensor_sequence,
+        sequence_parallel=parallel.sequence_parallel,
         expert=parallel.expert,
         zero_stage=engine.zero_stage,
         compile=engine.compile,
-        recompute=engine.recompute,
+        activation_checkpointing=engine.activation_checkpointing,
     )
 
 

@@ -13,11 +13,12 @@ from llmscale.layout.layout import AXES, Layout
 from llmscale.layout.rules import Rule, first_broken, rules
 
 _ORDER = (
-    "zero_stage", "compile", "recompute", "pipeline", "sequence", "tensor", "tensor_sequence", "data", "ranks", "expert"
+    "zero_stage", "compile", "activation_checkpointing", "pipeline", "context", "tensor", "sequence_parallel", "data",
+    "ranks", "expert",
 )  # fmt: skip
 """The order in which a search sets what it may change: what follows from others comes after them."""
 
-_RECOMPUTE = ("none", "selective", "block")
+_CHECKPOINTING = ("none", "selective", "block")
 """By the memory that they save."""
 
 
@@ -145,20 +146,20 @@ def _own_values(facts: Facts, field: str) -> tuple[Any, ...]:
         "zero_stage": (1, 2, 3),
         "compile": (False, True),
         # Where two are equally near, the one that saves memory comes first.
-        "recompute": tuple(reversed(_RECOMPUTE)),
-        "tensor_sequence": (False, True),
+        "activation_checkpointing": tuple(reversed(_CHECKPOINTING)),
+        "sequence_parallel": (False, True),
     }
     if field in switches:
         return switches[field]
     if field == "pipeline":
         return tuple(range(1, facts.layers + 1))
-    return divisors({"tensor": facts.widest_tensor, "sequence": facts.widest_sequence}.get(field, facts.experts or 1))
+    return divisors({"tensor": facts.widest_tensor, "context": facts.widest_context}.get(field, facts.experts or 1))
 
 
 def _amount(value: Any) -> float:
     """Numbers as they are, switches as powers of two."""
     if isinstance(value, str):
-        return float(2 ** _RECOMPUTE.index(value))
+        return float(2 ** _CHECKPOINTING.index(value))
     return 1.0 + value if isinstance(value, bool) else float(value)
 
 

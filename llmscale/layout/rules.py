@@ -109,53 +109,53 @@ def _tensor(facts: Facts, layout: Layout) -> Broken | None:
     return None
 
 
-def _sequence_heads(facts: Facts, layout: Layout) -> Broken | None:
-    sequence, tensor = layout.sequence, layout.tensor
+def _context_heads(facts: Facts, layout: Layout) -> Broken | None:
+    context, tensor = layout.context, layout.tensor
     heads = facts.heads // tensor
     kv_heads = max(facts.kv_heads // tensor, 1)
     shared = f" / parallel.tensor ({tensor}) = " if tensor > 1 else ""
-    if heads % sequence:
+    if heads % context:
         return Broken(
-            f"parallel.sequence ({sequence}) must divide model.heads ({facts.heads}){shared and f'{shared}{heads}'}"
+            f"parallel.context ({context}) must divide model.heads ({facts.heads}){shared and f'{shared}{heads}'}"
         )
-    if kv_heads % sequence and sequence % kv_heads:
+    if kv_heads % context and context % kv_heads:
         return Broken(
-            f"parallel.sequence ({sequence}) must divide model.kv_heads ({facts.kv_heads})"
+            f"parallel.context ({context}) must divide model.kv_heads ({facts.kv_heads})"
             f"{shared and f'{shared}{kv_heads}'}, or be a multiple of it"
         )
     return None
 
 
-def _sequence_model(facts: Facts, layout: Layout) -> Broken | None:
-    if layout.sequence > 1 and facts.experts:
+def _context_model(facts: Facts, layout: Layout) -> Broken | None:
+    if layout.context > 1 and facts.experts:
         return Broken(
-            f"parallel.sequence is {layout.sequence}, but model.experts.count is {facts.experts}, whose router looks at"
+            f"parallel.context is {layout.context}, but model.experts.count is {facts.experts}, whose router looks at"
             " whole sequences"
         )
-    if layout.sequence > 1 and facts.whole_sequences:
+    if layout.context > 1 and facts.whole_sequences:
         return Broken(
-            f"parallel.sequence is {layout.sequence}, but the head {facts.whole_sequences[0]} looks at whole sequences"
+            f"parallel.context is {layout.context}, but the head {facts.whole_sequences[0]} looks at whole sequences"
         )
     return None
 
 
 def _positions(facts: Facts, layout: Layout) -> Broken | None:
     """Ranks that share a sequence have equally many of its positions."""
-    parts = layout.sequence * (layout.tensor if layout.tensor_sequence else 1)
+    parts = layout.context * (layout.tensor if layout.sequence_parallel else 1)
     for name, length in facts.lengths:
         if length % parts:
-            factors = [f"parallel.sequence ({layout.sequence})"] if layout.sequence > 1 else []
-            if layout.tensor_sequence:
-                factors.append(f"parallel.tensor ({layout.tensor}, with parallel.tensor_sequence)")
+            factors = [f"parallel.context ({layout.context})"] if layout.context > 1 else []
+            if layout.sequence_parallel:
+                factors.append(f"parallel.tensor ({layout.tensor}, with parallel.sequence_parallel)")
             return Broken(
                 f"{' x '.join(factors)}{f' = {parts}' if len(factors) > 1 else ''} must divide {name} ({length} tokens)"
             )
     return None
 
 
-def _tensor_sequence(facts: Facts, layout: Layout) -> Broken | None:
-    if layout.tensor_sequence and layout.tensor == 1:
-        return Broken("parallel.tensor_sequence is true, but parallel.tensor is 1: nobody shares the positions")
+def _sequence_parallel(facts: Facts, layout: Layout) -> Broken | None:
+    if layout.sequence_parallel and layout.tensor == 1:
+        return Broken("parallel.sequence_parallel is true, but parallel.tensor is 1: nobody shares the positions")
     return None
 
 
@@ -187,10 +187,10 @@ def _pipeline_model(facts: Facts, layout: Layout) -> Broken | None:
     return None
 
 
-def _pipeline_sequence(facts: Facts, layout: Layout) -> Broken | None:
-    if layout.pipeline > 1 and layout.sequence > 1:
+def _pipeline_context(facts: Facts, layout: Layout) -> Broken | None:
+    if layout.pipeline > 1 and layout.context > 1:
         return Broken(
-            f"parallel.pipeline is {layout.pipeline} and parallel.sequence {layout.sequence}, but stages pass whole"
+            f"parallel.pipeline is {layout.pipeline} and parallel.context {layout.context}, but stages pass whole"
             " sequences on"
         )
     return None
@@ -216,19 +216,19 @@ def _expert_zero(facts: Facts, layout: Layout) -> Broken | None:
     return None
 
 
-_SIZES = frozenset({"ranks", "pipeline", "data", "sequence", "tensor"})
+_SIZES = frozenset({"ranks", "pipeline", "data", "context", "tensor"})
 
 _PRODUCT = Rule(_SIZES, _product)
 
 _RULES = (
     Rule(frozenset({"tensor"}), _tensor),
-    Rule(frozenset({"tensor_sequence", "tensor"}), _tensor_sequence),
-    Rule(frozenset({"sequence"}), _sequence_model),
-    Rule(frozenset({"sequence", "tensor"}), _sequence_heads),
-    Rule(frozenset({"sequence", "tensor", "tensor_sequence"}), _positions),
+    Rule(frozenset({"sequence_parallel", "tensor"}), _sequence_parallel),
+    Rule(frozenset({"context"}), _context_model),
+    Rule(frozenset({"context", "tensor"}), _context_heads),
+    Rule(frozenset({"context", "tensor", "sequence_parallel"}), _positions),
     Rule(frozenset({"pipeline"}), _pipeline_model),
     Rule(frozenset({"pipeline", "zero_stage"}), _pipeline_zero),
-    Rule(frozenset({"pipeline", "sequence"}), _pipeline_sequence),
+    Rule(frozenset({"pipeline", "context"}), _pipeline_context),
     Rule(frozenset({"expert"}), _expert_model),
     Rule(frozenset({"expert", "zero_stage"}), _expert_zero),
     Rule(_SIZES | {"expert"}, _expert_data),

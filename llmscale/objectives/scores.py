@@ -46,7 +46,7 @@ def token_scores(model: Transformer, hidden: Tensor, places: Tensor, tokens: Ten
 
 
 def own_places(batch: Batch, rank: int, ranks: int) -> Tensor:
-    """`batch.scored_places` (B, K) among the positions that one of several sequence-parallel ranks has; -1 for those of
+    """`batch.scored_places` (B, K) among the positions that one of several context-parallel ranks has; -1 for those of
     the others."""
     assert batch.scored_places is not None
     size = batch.inputs.shape[1] // ranks

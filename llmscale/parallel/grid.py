@@ -12,9 +12,9 @@ import torch.distributed as dist
 from data_pipeline.base.errors import UserError
 from llmscale.config.system import ParallelConfig
 
-Axis = Literal["pipeline", "data", "sequence", "tensor"]
-AXES: tuple[Axis, ...] = ("pipeline", "data", "sequence", "tensor")
-REPLICAS: tuple[Axis, ...] = ("data", "sequence")
+Axis = Literal["pipeline", "data", "context", "tensor"]
+AXES: tuple[Axis, ...] = ("pipeline", "data", "context", "tensor")
+REPLICAS: tuple[Axis, ...] = ("data", "context")
 """Axes along which all ranks have the same parameters: what DeepSpeed takes for data parallelism."""
 
 
@@ -22,13 +22,13 @@ REPLICAS: tuple[Axis, ...] = ("data", "sequence")
 class RankGrid:
     """Sizes of the four axes and this rank's place on them.
 
-    `rank = ((p * DP + d) * SP + s) * TP + t`: tensor parallelism is innermost, so that a tensor-parallel group stays
+    `rank = ((p * DP + d) * SP + c) * TP + t`: tensor parallelism is innermost, so that a tensor-parallel group stays
     on one node. Passed to DeepSpeed as `mpu`; a group of size 1 holds this rank alone.
     """
 
     pipeline: int = 1
     data: int = 1
-    sequence: int = 1
+    context: int = 1
     tensor: int = 1
     rank: int = 0
     groups: dict[tuple[int, ...], Any] = field(default_factory=dict, compare=False, repr=False)
@@ -39,19 +39,19 @@ class RankGrid:
     @classmethod
     def of(cls, parallel: ParallelConfig, ranks: int, rank: int) -> RankGrid:
         """The grid of a legal layout on so many ranks, without process groups."""
-        data = ranks // (parallel.pipeline * parallel.sequence * parallel.tensor)
-        return cls(parallel.pipeline, data, parallel.sequence, parallel.tensor, rank=rank, expert=parallel.expert)
+        data = ranks // (parallel.pipeline * parallel.context * parallel.tensor)
+        return cls(parallel.pipeline, data, parallel.context, parallel.tensor, rank=rank, expert=parallel.expert)
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.world_size:
             raise UserError(
                 f"rank {self.rank} does not fit on {self.world_size} ranks"
-                f" = pipeline {self.pipeline} x data {self.data} x sequence {self.sequence} x tensor {self.tensor}"
+                f" = pipeline {self.pipeline} x data {self.data} x context {self.context} x tensor {self.tensor}"
             )
 
     @property
     def world_size(self) -> int:
-        return self.pipeline * self.data * self.sequence * self.tensor
+        return self.pipeline * self.data * self.context * self.tensor
 
     def size(self, axis: Axis) -> int:
         """Number of ranks along `axis`."""
@@ -95,7 +95,7 @@ class RankGrid:
     @property
     def has_scores(self) -> bool:
         """Whether this rank has the scores of its samples, and is the first of those that do."""
-        return self.reports and not self.coordinate("sequence")
+        return self.reports and not self.coordinate("context")
 
     def _stride(self, axis: Axis) -> int:
         stride = 1
@@ -132,7 +132,7 @@ class RankGrid:
         return self.ranks(*REPLICAS).index(self.rank)
 
     def get_data_parallel_world_size(self) -> int:
-        return self.data * self.sequence
+        return self.data * self.context
 
     def get_model_parallel_group(self) -> Any:
         return self.group("tensor")

@@ -11,10 +11,10 @@ from llmscale.config.model import ModelConfig
 from llmscale.model import Transformer
 from llmscale.model.attention import table_of
 from llmscale.model.heads import heads_of
+from llmscale.parallel.context import apply_context_parallel
 from llmscale.parallel.expert import apply_expert_parallel
 from llmscale.parallel.grid import RankGrid
 from llmscale.parallel.pipeline import keep_stage
-from llmscale.parallel.sequence import apply_sequence_parallel
 from llmscale.parallel.shards import Shard, set_shard, shard_of
 from llmscale.parallel.tensor import apply_tensor_parallel
 
@@ -33,7 +33,7 @@ def build(
     seed: int,
     device: torch.device | str = "cpu",
     grid: RankGrid | None = None,
-    by_positions: bool = False,
+    sequence_parallel: bool = False,
 ) -> Transformer:
     """A Transformer on `device` in fp32 with its initial values; of it only this rank's part where there is a grid.
 
@@ -42,9 +42,9 @@ def build(
 
     Args:
         grid: with process groups; None: one process has all.
-        by_positions: see `ParallelConfig.tensor_sequence`.
+        sequence_parallel: see `ParallelConfig.sequence_parallel`.
     """
-    model, shards = _skeleton(config, vocab_size, grid, by_positions)
+    model, shards = _skeleton(config, vocab_size, grid, sequence_parallel)
     model.to_empty(device=device)
     _mark(model, shards)
     initialize(model, seed)
@@ -52,20 +52,20 @@ def build(
 
 
 def build_hollow(
-    config: ModelConfig, vocab_size: int, grid: RankGrid | None = None, by_positions: bool = False
+    config: ModelConfig, vocab_size: int, grid: RankGrid | None = None, sequence_parallel: bool = False
 ) -> Transformer:
     """As `build`, on the CPU, but of each parameter only its shape: all its elements are one in memory.
 
     Whoever trains the model gives it values, at ZeRO 3 each rank a part of them (`llmscale.engine.deepspeed.weights`).
     """
-    model, shards = _skeleton(config, vocab_size, grid, by_positions)
+    model, shards = _skeleton(config, vocab_size, grid, sequence_parallel)
     model._apply(lambda tensor: torch.zeros((), dtype=tensor.dtype).expand(tensor.shape))
     _mark(model, shards)
     return model
 
 
 def _skeleton(
-    config: ModelConfig, vocab_size: int, grid: RankGrid | None, by_positions: bool
+    config: ModelConfig, vocab_size: int, grid: RankGrid | None, sequence_parallel: bool
 ) -> tuple[Transformer, dict[str, Shard]]:
     """This rank's part of the model on the meta device, and what cut or shared parameters are parts of."""
     with torch.device("meta"):
@@ -73,9 +73,9 @@ def _skeleton(
     shards: dict[str, Shard] = {}
     if grid is not None:
         keep_stage(model, grid)
-        shards = apply_tensor_parallel(model, grid, by_positions)
+        shards = apply_tensor_parallel(model, grid, sequence_parallel)
         apply_expert_parallel(model, grid, shards)
-        apply_sequence_parallel(model, grid)
+        apply_context_parallel(model, grid)
     return model, shards
 
 

@@ -37,16 +37,16 @@ class TensorRanks:
     group: Any
     rank: int
     size: int
-    by_positions: bool
+    sequence_parallel: bool
     """Whether between sub-layers each rank has its positions only, else all ranks have the same."""
 
     def enter(self, hidden: Tensor) -> Tensor:
         """The residual stream, as a sub-layer of which each rank computes a part needs it."""
-        return (collectives.gather if self.by_positions else copy)(hidden, self.group)
+        return (collectives.gather if self.sequence_parallel else copy)(hidden, self.group)
 
     def leave(self, partial: Tensor) -> Tensor:
         """The sum of what the ranks made, for the residual stream."""
-        return (collectives.scatter if self.by_positions else total)(partial, self.group)
+        return (collectives.scatter if self.sequence_parallel else total)(partial, self.group)
 
 
 class Shared(nn.Module):
@@ -107,7 +107,7 @@ class RowLinear(Shared, nn.Linear):
         projected = self.ranks.leave(linear(input, self.weight))
         if self.bias is None:
             return projected
-        return projected + (self.whole(self.bias) if self.ranks.by_positions else self.bias)
+        return projected + (self.whole(self.bias) if self.ranks.sequence_parallel else self.bias)
 
 
 class RowExpertLinear(Shared, ExpertLinear):
@@ -210,7 +210,7 @@ class ShardedExperts(Experts):
     def forward(
         self, hidden: Tensor, real: Tensor | None = None, segment_ids: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        if not self.ranks.by_positions:
+        if not self.ranks.sequence_parallel:
             return super().forward(hidden, real, segment_ids)
         mixed, loss = super().forward(collectives.join(hidden, self.ranks.group), real, segment_ids)
         return collectives.split(mixed, self.ranks.group), loss
@@ -226,7 +226,7 @@ class ShardedStack(Stack):
     ranks: TensorRanks
 
     def run(self, hidden: Tensor, positions: Tensor, sight: Sight, **others: Any) -> tuple[Tensor, Tensor | None]:
-        if not self.ranks.by_positions:
+        if not self.ranks.sequence_parallel:
             return super().run(hidden, positions, sight, **others)
         if self.begins:
             hidden = collectives.split(hidden, self.ranks.group)

@@ -24,7 +24,7 @@ TENSOR: tuple[tuple[str, Cut], ...] = (
 )
 """For all modules of a Transformer but those of attention, whose kind says it; heads have their own rows."""
 
-BY_POSITIONS: tuple[tuple[str, Cut], ...] = (
+SEQUENCE_PARALLEL: tuple[tuple[str, Cut], ...] = (
     ("*attention_norm", "replicated_sum"),
     ("*feed_forward_norm", "replicated_sum"),
     ("norm", "replicated_sum"),
@@ -33,12 +33,12 @@ BY_POSITIONS: tuple[tuple[str, Cut], ...] = (
 """Besides, where the ranks share the residual stream by positions: what acts on it."""
 
 
-def cut_of(config: ModelConfig, name: str, by_positions: bool) -> Cut | None:
+def cut_of(config: ModelConfig, name: str, sequence_parallel: bool) -> Cut | None:
     """How the module `name` is cut; None: not at all."""
     within, _, part = name.rpartition(".")
     if within.endswith("attention"):
         return table_of(config, cross=within.endswith("cross_attention")).cut_of(part)
-    table = TENSOR + (BY_POSITIONS if by_positions else ())
+    table = TENSOR + (SEQUENCE_PARALLEL if sequence_parallel else ())
     return next((cut for pattern, cut in table if fnmatchcase(name, pattern)), None)
 
 

@@ -38,26 +38,26 @@ _SUMMED: tuple[tuple[type[nn.Module], type[nn.Module]], ...] = (
 """What a module becomes whose parameters all ranks have and use for parts of their own."""
 
 
-def apply_tensor_parallel(model: Transformer, grid: RankGrid, by_positions: bool) -> dict[str, Shard]:
+def apply_tensor_parallel(model: Transformer, grid: RankGrid, sequence_parallel: bool) -> dict[str, Shard]:
     """Make of a model this rank's part of it, in place; nothing where the tensor-parallel size is 1.
 
     Args:
         model: on the meta device.
         grid: with process groups.
-        by_positions: whether the ranks share the residual stream by positions.
+        sequence_parallel: whether the ranks share the residual stream by positions.
 
     Returns:
         What each cut or shared parameter is a part of, by name.
     """
     if grid.tensor == 1:
         return {}
-    ranks = layers.TensorRanks(grid.group("tensor"), grid.coordinate("tensor"), grid.tensor, by_positions)
+    ranks = layers.TensorRanks(grid.group("tensor"), grid.coordinate("tensor"), grid.tensor, sequence_parallel)
     shards: dict[str, Shard] = {}
     for name, module in list(model.named_modules()):
         sharded = next((kind for base, kind in _SHARDED.items() if isinstance(module, base)), None)
         if sharded is not None:
             mix_in(module, sharded, ranks=ranks)
-        cut = cut_of(model.config, name, by_positions)
+        cut = cut_of(model.config, name, sequence_parallel)
         if cut is not None and not isinstance(module, Experts):
             for own, shard in _cut(module, cut, model.config, grid, ranks).items():
                 shards[f"{name}.{own}"] = shard
@@ -69,14 +69,14 @@ def apply_tensor_parallel(model: Transformer, grid: RankGrid, by_positions: bool
     return shards
 
 
-def dropout_part(grid: RankGrid, by_positions: bool) -> Part:
+def dropout_part(grid: RankGrid, sequence_parallel: bool) -> Part:
     """Which part of each layer this rank computes."""
-    rank, sequence = grid.coordinate("tensor"), grid.coordinate("sequence")
+    rank, context = grid.coordinate("tensor"), grid.coordinate("context")
     return Part(
-        positions=sequence * grid.tensor + rank if by_positions else sequence,
-        inner_positions=sequence,
+        positions=context * grid.tensor + rank if sequence_parallel else context,
+        inner_positions=context,
         channels=rank,
-        heads=rank * grid.sequence + sequence,
+        heads=rank * grid.context + context,
     )
 
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from data_pipeline.base.errors import UserError
-from data_pipeline.base.terminal import tell
+from data_pipeline.base.terminal import tell, warn
 from llmscale.config import load_config
 from llmscale.parity.compare import OPTIMIZERS, Optimizer, Verdict, compare, prepared
 from llmscale.parity.layouts import parse_layout
@@ -29,7 +29,7 @@ def parity(
     """
     if not layouts:
         raise UserError("parity needs --layouts, such as --layouts tp=2 zero=3,dp=2; give at least one")
-    config = load_config(path, tuple(overrides))
+    config = load_config(path, tuple(overrides), warn)
     chosen: tuple[Optimizer, ...] = OPTIMIZERS
     if optimizer is not None:
         chosen = tuple(name for name in get_args(Optimizer) if name == optimizer)

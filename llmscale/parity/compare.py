@@ -31,7 +31,7 @@ gradient is about 0, rounding decides which way AdamW moves a weight, and a ReLU
 the other (docs/log.md has the measurement)."""
 
 
-ALONE = parse_layout("dp=1,sp=1,tp=1,pp=1,ep=1,positions=false,zero=1")
+ALONE = parse_layout("dp=1,cp=1,tp=1,pp=1,ep=1,sequence_parallel=false,zero=1")
 """One process."""
 
 

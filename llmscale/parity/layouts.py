@@ -12,12 +12,12 @@ from llmscale.layout import require_legal
 SHORT = {
     "dp": "parallel.data",
     "tp": "parallel.tensor",
-    "positions": "parallel.tensor_sequence",
-    "sp": "parallel.sequence",
+    "sequence_parallel": "parallel.sequence_parallel",
+    "cp": "parallel.context",
     "pp": "parallel.pipeline",
     "ep": "parallel.expert",
     "zero": "engine.zero_stage",
-    "recompute": "engine.recompute",
+    "activation_checkpointing": "engine.activation_checkpointing",
     "micro": "train.micro_batch",
     "workers": "data.workers",
 }
@@ -63,7 +63,7 @@ def parse_layout(text: str) -> Layout:
         if key not in {known for known, _ in known_keys()}:
             raise UserError(f"layout '{text}': there is no setting {key}; use {', '.join(SHORT)}")
         overrides[key] = value
-    for key in ("parallel.data", "parallel.tensor", "parallel.sequence", "parallel.pipeline"):
+    for key in ("parallel.data", "parallel.tensor", "parallel.context", "parallel.pipeline"):
         value = overrides.get(key, "1")
         if not value.isdigit() or not int(value):
             raise UserError(f"layout '{text}': {key} is '{value}', but it is a number of ranks, at least 1")

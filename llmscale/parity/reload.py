@@ -55,7 +55,7 @@ def reload_on_rank(path: str, config: RunConfig) -> tuple[dict[str, int], str]:
         checkpoint = Checkpoint(path)
         grid = build_grid(config, world)
         vocab_size = config.model.vocabulary(load_tokenizer(checkpoint.tokenizer).vocab_size)
-        model = init.build_hollow(config.model, vocab_size, grid, config.parallel.tensor_sequence)
+        model = init.build_hollow(config.model, vocab_size, grid, config.parallel.sequence_parallel)
         loss = build_loss(config.objective, config.model)
         engine = make_engine(model, loss, config, grid, world.device, weights_of(checkpoint))
         trained = any(len(checkpoint.kinds(name)) > 1 for name in checkpoint.names)

@@ -28,8 +28,8 @@ class Activations:
     """Bytes that one rank keeps of one micro batch.
 
     The layout gives the samples of the micro batch and what is cut: tensor parallelism cuts heads and inner channels
-    (Shoeybi et al. 2019), `tensor_sequence` also positions of the residual stream (Korthikanti et al. 2022), Ulysses'
-    sequence parallelism everything by positions, attention by heads (Jacobs et al. 2023).
+    (Shoeybi et al. 2019), `sequence_parallel` also positions of the residual stream (Korthikanti et al. 2022), Ulysses'
+    context parallelism everything by positions, attention by heads (Jacobs et al. 2023).
     """
 
     model: ModelConfig
@@ -44,13 +44,13 @@ class Activations:
 
     def tokens(self, length: int) -> int:
         """Tokens of this rank."""
-        return self.layout.micro_batch * length // self.layout.sequence
+        return self.layout.micro_batch * length // self.layout.context
 
     # The parts of a block.
 
     def norm(self, length: int) -> Saved:
         """A norm's input, which is the residual stream, and its statistics."""
-        tokens = self.tokens(length) // (self.layout.tensor if self.layout.tensor_sequence else 1)
+        tokens = self.tokens(length) // (self.layout.tensor if self.layout.sequence_parallel else 1)
         width = self.model.hidden_size
         saved = {"norm input": tokens * width * self.element}
         if self.model.norm == "layernorm":
@@ -65,7 +65,7 @@ class Activations:
 
     def carried(self, length: int) -> int:
         """The residual stream between blocks, as this rank holds it."""
-        return self.residual(length) // (self.layout.tensor if self.layout.tensor_sequence else 1)
+        return self.residual(length) // (self.layout.tensor if self.layout.sequence_parallel else 1)
 
     def heads(self) -> tuple[int, int]:
         """Query heads and key heads of this rank's tensor-parallel part."""
@@ -86,7 +86,7 @@ class Activations:
         queries = self.tokens(length) * heads * table.key_channels * self.element
         result = self.tokens(length) * heads * table.value_channels * self.element
         keys = self.tokens(memory) * shared * (table.key_channels + table.value_channels) * self.element
-        pairs = layout.micro_batch * heads // layout.sequence * length * memory
+        pairs = layout.micro_batch * heads // layout.context * length * memory
         saved: Saved = {}
         for norm in table.norms:
             each = norm.elements(layout.tensor) * self.element * (1 if self.fused_norms else 2) + _WIDE
@@ -107,7 +107,7 @@ class Activations:
             saved |= {"queries": queries, "keys and values": keys, "attention result": result}
             saved["attention sums"] = pairs // memory * _WIDE
             saved["mask"] = flags * self.element  # Kernels take biases: 0 or minus infinity.
-            if layout.sequence == 1:
+            if layout.context == 1:
                 return saved  # The output projection's input is the kept result.
         return saved | {"output projection's input": result}
 
@@ -185,8 +185,8 @@ class Activations:
         return length * length * (self.layout.micro_batch if self.work.masked else 1)
 
     def kept(self, layer: int, length: int, memory: int = 0) -> Saved:
-        """What `engine.recompute: selective` keeps of one layer besides its input: results of products with weights,
-        and of fused attention."""
+        """What `engine.activation_checkpointing: selective` keeps of one layer besides its input: results of
+        products with weights, and of fused attention."""
         model = self.model
         table, tokens = table_of(model), self.tokens(length)
         heads, _ = self.heads()

@@ -48,7 +48,7 @@ class Time:
     passes: float = 0.0
     """Norms, activations, sums, rotations: bound by memory."""
     tensor: float = 0.0
-    """Communication within the layer: tensor, sequence and expert parallel."""
+    """Communication within the layer: tensor, context and expert parallel."""
 
     def __add__(self, other: Time) -> Time:
         return Time(
@@ -77,7 +77,7 @@ class Layer:
     software: Software
 
     def tokens(self, length: int) -> int:
-        return self.layout.micro_batch * length // self.layout.sequence
+        return self.layout.micro_batch * length // self.layout.context
 
     def forward_and_backward(
         self, layer: int, length: int, memory: int, causal: bool, masked: bool = False
@@ -125,7 +125,7 @@ class Layer:
         )
         pairs = length * asked if cross else seen(model, layer, length, causal, not masked)
         core = self._explicit if self.software.explicit_attention else self._flash
-        own = core(layout.micro_batch * heads // layout.sequence, length, asked, pairs)
+        own = core(layout.micro_batch * heads // layout.context, length, asked, pairs)
         forward, backward = forward + own[0], backward + own[1]
         if model.positions == "rotary" and not cross:
             turned = (tokens * heads + others * shared) * model.rotated_channels * element
@@ -214,7 +214,7 @@ class Layer:
         forward += Time(passes=passes[0] + ordering)
         backward += Time(passes=passes[1] + ordering)
         if self.layout.expert > 1:
-            group = kernels.ranks(self.gpu, self.layout.expert, self.layout.tensor * self.layout.sequence)
+            group = kernels.ranks(self.gpu, self.layout.expert, self.layout.tensor * self.layout.context)
             both = Time(tensor=2 * kernels.exchange(self.gpu, moved, group))
             forward, backward = forward + both, backward + both
         return self._reduced(forward, backward, length)
@@ -225,7 +225,7 @@ class Layer:
         layout = self.layout
         group = kernels.ranks(self.gpu, layout.tensor, 1)
         size = self.tokens(length) * self.model.hidden_size * self.software.element
-        if layout.tensor_sequence:
+        if layout.sequence_parallel:
             both = Time(tensor=2 * kernels.gather(self.gpu, size, group))
         else:
             both = Time(tensor=kernels.all_reduce(self.gpu, size, group))
@@ -236,8 +236,8 @@ class Layer:
     ) -> tuple[Time, Time]:
         """Attention with its communication: besides `_reduced`, Ulysses' exchange of positions for heads."""
         layout = self.layout
-        if layout.sequence > 1:
-            group = kernels.ranks(self.gpu, layout.sequence, layout.tensor)
+        if layout.context > 1:
+            group = kernels.ranks(self.gpu, layout.context, layout.tensor)
             heads, shared = table.local_heads(layout.tensor)
             values = [self.tokens(length) * heads, self.tokens(asked) * shared]
             sizes = [size * channels for size in values for channels in (table.key_channels, table.value_channels)]
@@ -248,7 +248,7 @@ class Layer:
     def _around(self, length: int, norms: int, sublayers: int) -> tuple[float, float]:
         """Norms, residual sums and dropout of a block, forward and backward."""
         values = self.tokens(length) * self.model.hidden_size
-        if self.layout.tensor_sequence:
+        if self.layout.sequence_parallel:
             values //= self.layout.tensor
         size = values * self.software.element
         # A norm reads and writes; a sum reads two. Fused, a sum and the norm after it share one reading.

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from data_pipeline.base.errors import UserError
+from data_pipeline.base.terminal import warn
 from llmscale import layout as layouts
 from llmscale.config import load_config
 from llmscale.plan.hardware import hardware_named
@@ -34,7 +35,7 @@ def plan(
     """
     gpu = hardware_named(hardware, calibration)
     limit = gpu.memory if gpu_memory is None else memory_size(gpu_memory)
-    config = load_config(path, overrides)
+    config = load_config(path, overrides, warn)
     layouts.require_possible(config)
     planner = Planner(config, workload_of(config), gpu, limit)
     ranks = gpus or layouts.given_ranks(config.parallel)

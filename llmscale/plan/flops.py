@@ -41,7 +41,8 @@ class Flops:
         return self.forward + self.backward
 
     def recomputed(self, mode: str, fused_attention: bool = True) -> int:
-        """What `engine.recompute` computes a second time; `selective` keeps the result of fused attention."""
+        """What `engine.activation_checkpointing` computes a second time; `selective` keeps the result of fused
+        attention."""
         if mode == "block":
             return self.projections + self.attention
         return self.attention if mode == "selective" and not fused_attention else 0

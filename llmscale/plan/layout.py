@@ -17,18 +17,18 @@ class Layout:
     """Data-parallel size."""
     tensor: int = 1
     """Tensor-parallel size."""
-    tensor_sequence: bool = False
+    sequence_parallel: bool = False
     """Whether tensor-parallel ranks share the residual stream by positions (Korthikanti et al. 2022)."""
-    sequence: int = 1
-    """Ulysses' sequence-parallel size; for ZeRO these ranks count as data-parallel."""
+    context: int = 1
+    """Ulysses' context-parallel size; for ZeRO these ranks count as data-parallel."""
     pipeline: int = 1
     """Pipeline stages."""
     expert: int = 1
     """Expert-parallel size; divides `data`."""
     zero_stage: int = 1
     """DeepSpeed ZeRO: 1 shards optimizer state, 2 gradients too, 3 weights too; 0 (never in the trainer): nothing."""
-    recompute: str = "none"
-    """none, selective or block, as `engine.recompute`."""
+    activation_checkpointing: str = "none"
+    """none, selective or block, as `engine.activation_checkpointing`."""
     micro_batch: int = 1
     """Samples of one forward pass of one data-parallel rank."""
     accumulation: int = 1
@@ -38,12 +38,12 @@ class Layout:
 
     @property
     def world_size(self) -> int:
-        return self.pipeline * self.data * self.sequence * self.tensor
+        return self.pipeline * self.data * self.context * self.tensor
 
     @property
     def replicas(self) -> int:
         """Ranks that ZeRO shards the dense parameters over."""
-        return self.data * self.sequence
+        return self.data * self.context
 
     @property
     def expert_replicas(self) -> int:
@@ -63,12 +63,12 @@ def layout_of(config: RunConfig, legal: layouts.Layout, largest: int) -> Layout:
     return Layout(
         data=data,
         tensor=legal.tensor,
-        tensor_sequence=legal.tensor_sequence,
-        sequence=legal.sequence,
+        sequence_parallel=legal.sequence_parallel,
+        context=legal.context,
         pipeline=legal.pipeline,
         expert=legal.expert,
         zero_stage=legal.zero_stage,
-        recompute=legal.recompute,
+        activation_checkpointing=legal.activation_checkpointing,
         micro_batch=micro,
         accumulation=accumulation,
     )

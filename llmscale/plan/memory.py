@@ -197,7 +197,7 @@ def _gathered(config: RunConfig, layout: Layout, whole: int, stage: int) -> int:
     )
     if layout.replicas == 1:
         return 0
-    return min(whole, config.engine.live_elements // 2 + largest + PREFETCH_ELEMENTS)
+    return min(whole, config.engine.max_live_parameters // 2 + largest + PREFETCH_ELEMENTS)
 
 
 def _partitioned(config: RunConfig, counts: Counts, layout: Layout) -> int:
@@ -206,9 +206,9 @@ def _partitioned(config: RunConfig, counts: Counts, layout: Layout) -> int:
     attention = max(math.prod(row.local(layout.tensor)) for row in table_of(model).projections)
     feed_forward = model.hidden_size * model.ffn_channels // layout.tensor
     small = counts["norms"]
-    if attention <= config.engine.persistence_elements:
+    if attention <= config.engine.param_persistence_threshold:
         small += counts["attention"] + counts["cross_attention"]
-    if feed_forward <= config.engine.persistence_elements:
+    if feed_forward <= config.engine.param_persistence_threshold:
         small += counts["feed_forward"]
     return max(sum(counts.values()) - small, 0)
 

@@ -22,7 +22,7 @@ SHOWN = 15
 WIDTH = 100
 """Characters of a line that goes to a file or a pipe."""
 _SECONDS = ("products", "attention", "passes", "recompute", "tensor", "data", "bubble", "sending", "optimizer")
-_COLUMNS = ("dp", "tp", "sp", "pp", "ep", "ZeRO", "recompute", "micro")
+_COLUMNS = ("dp", "tp", "cp", "pp", "ep", "ZeRO", "recompute", "micro")
 _ALWAYS = ("dp", "tp", "ZeRO", "recompute", "micro")
 """Columns of the table of layouts that stand there even where all have 1."""
 _CAUSES = {
@@ -102,8 +102,8 @@ def overrides(layout: Layout) -> list[str]:
     """The settings of a layout as `dotted.key=value`; what is at its default is left out."""
     settings: dict[str, Any] = {
         "parallel.tensor": layout.tensor,
-        "parallel.tensor_sequence": layout.tensor_sequence,
-        "parallel.sequence": layout.sequence,
+        "parallel.sequence_parallel": layout.sequence_parallel,
+        "parallel.context": layout.context,
         "parallel.pipeline": layout.pipeline,
         "parallel.expert": layout.expert,
     }
@@ -111,7 +111,7 @@ def overrides(layout: Layout) -> list[str]:
     return [
         *changed,
         f"engine.zero_stage={layout.zero_stage}",
-        f"engine.recompute={layout.recompute}",
+        f"engine.activation_checkpointing={layout.activation_checkpointing}",
         f"train.micro_batch={layout.micro_batch}",
     ]
 
@@ -161,7 +161,7 @@ def _show_model(console: Console, plan: Plan) -> None:
     console.print(
         f"{numbers.model / tokens / 1e9:,.3f} GFLOP per token: {numbers.forward / tokens / 1e9:,.3f} forward,"
         f" {numbers.backward / tokens / 1e9:,.3f} backward;"
-        f" {numbers.recomputed('block') / tokens / 1e9:,.3f} more with engine.recompute=block"
+        f" {numbers.recomputed('block') / tokens / 1e9:,.3f} more with engine.activation_checkpointing=block"
     )
     samples = config.train.global_batch
     console.print(f"{samples:,} samples of {tokens:,} tokens in a step: {samples * numbers.model / 1e15:,.4g} PFLOP")
@@ -253,17 +253,22 @@ def _varies(shown: list[Forecast], place: int) -> bool:
 
 
 def _layout_cells(layout: Layout) -> tuple[str, ...]:
-    tensor = f"{layout.tensor}{'+seq' if layout.tensor_sequence else ''}"
-    sizes = (str(layout.data), tensor, str(layout.sequence), str(layout.pipeline), str(layout.expert))
-    return (*sizes, str(layout.zero_stage), layout.recompute, f"{layout.micro_batch} x {layout.accumulation}")
+    tensor = f"{layout.tensor}{'+seq' if layout.sequence_parallel else ''}"
+    sizes = (str(layout.data), tensor, str(layout.context), str(layout.pipeline), str(layout.expert))
+    return (
+        *sizes,
+        str(layout.zero_stage),
+        layout.activation_checkpointing,
+        f"{layout.micro_batch} x {layout.accumulation}",
+    )
 
 
 def _sizes(layout: Layout) -> str:
-    sizes = {"data": layout.data, "tensor": layout.tensor, "sequence": layout.sequence, "pipeline": layout.pipeline}
+    sizes = {"data": layout.data, "tensor": layout.tensor, "context": layout.context, "pipeline": layout.pipeline}
     parts = [f"{name} {size}" for name, size in sizes.items() if size > 1]
     if layout.expert > 1:
         parts.append(f"expert {layout.expert}")
-    parts.append(f"ZeRO {layout.zero_stage}, recompute {layout.recompute}")
+    parts.append(f"ZeRO {layout.zero_stage}, recompute {layout.activation_checkpointing}")
     return f"{' x '.join(parts)}, {layout.accumulation} micro batches of {layout.micro_batch}"
 
 

@@ -90,10 +90,10 @@ def _stack(acts: Activations, kept: Saved, layers: range, length: int, memory: i
 def _block(acts: Activations, layer: int, length: int, memory: int, causal: bool) -> tuple[int, int, int]:
     """(bytes that a block keeps, bytes that its recomputation brings back, bytes without recomputation)."""
     full = sum(acts.block(layer, length, memory, causal=causal).values())
-    if acts.layout.recompute == "none":
+    if acts.layout.activation_checkpointing == "none":
         return full, 0, full
     entering = acts.carried(length)
-    if acts.layout.recompute == "block":
+    if acts.layout.activation_checkpointing == "block":
         return entering, full - entering, full
     held = acts.kept(layer, length, memory)
     # What is kept as the result of one operation need not come back as the input of the next.
@@ -112,11 +112,11 @@ def _shared(acts: Activations, layers: range, length: int, causal: bool) -> int:
     # Each kind of layer has its own mask.
     size += sum(acts.flags(layer, length, causal) for layer in kinds.values()) * _FLAG
     fused = model.positions == "alibi" and not (model.attention_dropout and acts.layout_free)
-    if model.positions in ("relative", "alibi") and (fused or acts.layout.recompute != "none"):
+    if model.positions in ("relative", "alibi") and (fused or acts.layout.activation_checkpointing != "none"):
         # Added to scores, biases need not be kept, unless a kernel or a recomputed layer adds them again.
         own = acts.layout.micro_batch if work.masked else 1
         size += pairs * acts.heads()[0] * acts.element * own
-    if model.query_layer and layers.stop == model.layers and acts.layout.recompute != "none":
+    if model.query_layer and layers.stop == model.layers and acts.layout.activation_checkpointing != "none":
         size += length * model.hidden_size * acts.element  # the queries, which the last layer asks with again
     if model.positions == "relative":
         size += pairs * (_INDEX + (_FLAG if causal else 0))

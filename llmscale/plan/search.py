@@ -119,21 +119,21 @@ class Planner:
         facts = facts_of(self.config)
         tensors = [size for size in divisors(facts.widest_tensor) if size <= self.gpu.gpus_per_node]
         inner = {
-            tensor * pipeline * sequence
+            tensor * pipeline * context
             for tensor in tensors
             for pipeline in range(1, facts.layers + 1)
-            for sequence in divisors(facts.widest_sequence)
-            if pipeline == 1 or sequence == 1
+            for context in divisors(facts.widest_context)
+            if pipeline == 1 or context == 1
         }
         sizes = {data * size for data in divisors(facts.widest_data) for size in inner}
         return sorted(size for size in sizes if size <= MOST_RANKS)
 
     def _some_fits(self, ranks: int) -> bool:
         """Whether the smallest micro batch of some layout fits; recomputing whole blocks needs least."""
-        engine = self.config.engine.model_copy(update={"recompute": "block"})
+        engine = self.config.engine.model_copy(update={"activation_checkpointing": "block"})
         parallel = self.config.parallel.model_copy(update={"data": None})
         frugal = self.config.model_copy(update={"engine": engine, "parallel": parallel})
-        free = [field for field in layouts.FREE if field != "recompute"]
+        free = [field for field in layouts.FREE if field != "activation_checkpointing"]
         for legal in layouts.legal_layouts(frugal, ranks, free):
             if legal.tensor > self.gpu.gpus_per_node:
                 continue

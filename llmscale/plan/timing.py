@@ -29,7 +29,7 @@ class Step:
     passes: float
     recompute: float
     tensor: float
-    """Communication within layers: tensor, sequence and expert parallel."""
+    """Communication within layers: tensor, context and expert parallel."""
     data: float
     """Communication of gradients and weights that computing does not hide."""
     bubble: float
@@ -119,7 +119,7 @@ class Forecaster:
             sending=sending,
             optimizer=self._optimizer(layout),
             model_flops=wanted,
-            hardware_flops=wanted + samples * numbers.recomputed(layout.recompute, fused),
+            hardware_flops=wanted + samples * numbers.recomputed(layout.activation_checkpointing, fused),
             ranks=layout.world_size,
             peak=self.gpu.peak(self.software.element),
         )
@@ -144,7 +144,7 @@ class Forecaster:
                 forward, backward = forward + there.times(times), backward + back.times(times)
                 again += self._again(layout, there).times(times)
         if stage == layout.pipeline - 1:
-            key = (layout.tensor, layout.sequence, layout.micro_batch)
+            key = (layout.tensor, layout.context, layout.micro_batch)
             if key not in self._heads:
                 self._heads[key] = head_time(self.gpu, model, work, layout, self.software)
             backward += self._heads[key]
@@ -152,9 +152,9 @@ class Forecaster:
 
     def _again(self, layout: Layout, forward: Time) -> Time:
         """What recomputation repeats of a layer's forward pass; `selective` keeps products and fused attention."""
-        if layout.recompute == "none":
+        if layout.activation_checkpointing == "none":
             return Time()
-        if layout.recompute == "block":
+        if layout.activation_checkpointing == "block":
             return forward
         attention = forward.attention if self.software.explicit_attention else 0.0
         return Time(attention=attention, passes=forward.passes, tensor=forward.tensor)
@@ -168,8 +168,8 @@ class Forecaster:
             length,
             causal,
             layout.tensor,
-            layout.tensor_sequence,
-            layout.sequence,
+            layout.sequence_parallel,
+            layout.context,
             layout.expert,
             layout.micro_batch,
         )
@@ -225,7 +225,7 @@ class Forecaster:
         """Activations and their gradients between stages: each micro batch enters and leaves each chunk of a stage."""
         if layout.pipeline == 1:
             return 0.0
-        size = layout.micro_batch * self.work.length // layout.sequence * self.model.hidden_size * self.software.element
+        size = layout.micro_batch * self.work.length // layout.context * self.model.hidden_size * self.software.element
         between = layout.replicas * layout.tensor >= self.gpu.gpus_per_node
         group = kernels.ranks(self.gpu, layout.tensor, 1)
         if self.scatter_gather:

@@ -216,7 +216,7 @@ def build_model(
     """
     together(lambda: require_memory(config, tokenizer.vocab_size, grid, world))
     vocab_size = config.model.vocabulary(tokenizer.vocab_size)
-    model = init.build_hollow(config.model, vocab_size, grid, config.parallel.tensor_sequence)
+    model = init.build_hollow(config.model, vocab_size, grid, config.parallel.sequence_parallel)
     if continues:
         return model, init.blank
     if config.train.init_from is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from llmscale.config import RunConfig, load_config, resolve_directory
@@ -10,9 +11,9 @@ from llmscale.layout import given_ranks, require_legal
 from llmscale.train.trackers import require_trackers
 
 
-def checked_config(path: Path, overrides: tuple[str, ...]) -> RunConfig:
-    """The config of a file, as `require_runnable` returns it."""
-    return require_runnable(load_config(path, overrides))
+def checked_config(path: Path, overrides: tuple[str, ...], tell: Callable[[str], None] | None = None) -> RunConfig:
+    """The config of a file, as `require_runnable` returns it; `tell` as `load_config` takes it."""
+    return require_runnable(load_config(path, overrides, tell))
 
 
 def require_runnable(config: RunConfig) -> RunConfig:

@@ -180,3 +180,31 @@ def test_every_section_and_field_says_what_it_is():
     assert len(keys) == len({key for key, _ in keys})
     undocumented = [key for key, description in keys if not description.endswith((".", ")"))]
     assert undocumented == []
+
+
+OLD = """
+run: {directory: r}
+data: {sources: [{paths: [a]}]}
+parallel: {tensor: 2, tensor_sequence: true}
+engine: {recompute: block, live_elements: 7}
+"""
+
+
+def test_keys_of_earlier_releases_are_read_and_their_new_names_said(tmp_path: Path) -> None:
+    path = tmp_path / "old.yaml"
+    path.write_text(OLD)
+    said: list[str] = []
+    config = load_config(path, ["parallel.sequence=4", "engine.max_live_parameters=9"], said.append)
+    assert (config.parallel.sequence_parallel, config.parallel.context) == (True, 4)
+    assert (config.engine.activation_checkpointing, config.engine.max_live_parameters) == ("block", 9)
+    assert sorted(said) == [
+        f"{path}: engine.live_elements is now called engine.max_live_parameters",
+        f"{path}: engine.recompute is now called engine.activation_checkpointing",
+        f"{path}: parallel.sequence is now called parallel.context",
+        f"{path}: parallel.tensor_sequence is now called parallel.sequence_parallel",
+    ]
+    section = load_config(path, ["parallel={sequence: 2}"], said.append)
+    assert (section.parallel.context, section.parallel.tensor) == (2, 1)
+    path.write_text(OLD + "schedule: {}\n")
+    with pytest.raises(UserError, match=r"parallel.sequence is now called parallel.context, but both are given; leave"):
+        load_config(path, ["parallel={sequence: 2, context: 4}"])

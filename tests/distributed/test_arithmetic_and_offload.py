@@ -15,7 +15,7 @@ SIZES: dict[str, Any] = {
 }  # fmt: skip
 TOLERANCE = {"fp32": 1e-5, "bf16": 1e-2, "fp16": 1e-2}
 """Relative, of losses; twice that of norms."""
-PIPELINE, SEQUENCE = {"parallel__pipeline": 2}, {"parallel__sequence": 2}
+PIPELINE, SEQUENCE = {"parallel__pipeline": 2}, {"parallel__context": 2}
 OFFLOAD = {"engine__offload": "optimizer"}
 ZERO_2 = {"engine__zero_stage": 2}
 ZERO_3 = {"engine__zero_stage": 3}

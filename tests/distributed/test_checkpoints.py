@@ -22,8 +22,8 @@ SIZES = {"model__hidden_size": 32, "model__heads": 4, "model__kv_heads": 2, "mod
          "model__vocab_multiple": 8, "optimizer__lr": 0.003}  # fmt: skip
 # Tied embeddings, which both ends of a pipeline have; key heads that several ranks have at tp=4.
 DENSE = (
-    "dp=1", "dp=2,zero=3", "tp=2,positions=true", "pp=2", "sp=2,zero=2", "dp=4,zero=2", "tp=4",
-    "dp=2,tp=2,zero=3", "pp=2,tp=2", "pp=2,dp=2", "sp=2,tp=2,zero=3", "pp=2,dp=2,tp=2", "dp=4,tp=2,zero=2",
+    "dp=1", "dp=2,zero=3", "tp=2,sequence_parallel=true", "pp=2", "cp=2,zero=2", "dp=4,zero=2", "tp=4",
+    "dp=2,tp=2,zero=3", "pp=2,tp=2", "pp=2,dp=2", "cp=2,tp=2,zero=3", "pp=2,dp=2,tp=2", "dp=4,tp=2,zero=2",
 )  # fmt: skip
 EXPERTS = ("dp=1", "dp=2,zero=3", "ep=2,dp=2", "ep=4,dp=4,zero=2", "ep=2,dp=2,tp=2", "tp=2,zero=2", "ep=4,dp=8")
 MODELS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
@@ -77,7 +77,7 @@ def test_layouts_that_cut_differently(tmp_path: Path) -> None:
     expected, _ = plain_torch(config("dense", "dp=1"), STEPS + AFTER)
     for _, figures in saved.values():
         assert figures == [pytest.approx(row, rel=TOLERANCE) for row in expected[STEPS:]]
-    for into in ("dp=1", "sp=2,zero=2", "pp=2,dp=2"):
+    for into in ("dp=1", "cp=2,zero=2", "pp=2,dp=2"):
         check(saved, "dense", into)
     check(save_all(tmp_path, "experts", ("ep=2,dp=2,tp=2",)), "experts", "dp=2,zero=3")
 

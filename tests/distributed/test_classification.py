@@ -36,9 +36,9 @@ MODELS: dict[str, dict[str, Any]] = {
 CASES: list[tuple[str, dict[str, Any]]] = [
     *((name, {"engine__zero_stage": stage}) for stage, name in ((1, "bert"), (2, "gpt2"), (3, "bert"), (3, "mean"))),
     *((name, {"parallel__tensor": 2}) for name in MODELS),
-    *((name, {"parallel__tensor": 2, "parallel__tensor_sequence": True}) for name in ("bert", "gpt2")),
+    *((name, {"parallel__tensor": 2, "parallel__sequence_parallel": True}) for name in ("bert", "gpt2")),
     *((name, {"parallel__pipeline": 2}) for name in MODELS),
-    ("bert", {"parallel__sequence": 2}),
+    ("bert", {"parallel__context": 2}),
 ]
 """(model, layout on two ranks)."""
 

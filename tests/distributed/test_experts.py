@@ -21,9 +21,9 @@ from tests.ranks import run_ranks
 from tests.train.runs import evaluations, ledger, metrics
 
 ADAMW: dict[str, Any] = {"optimizer__name": "adamw", "optimizer__lr": 0.01}
-BLOCK: dict[str, Any] = {"engine__recompute": "block"}
-SELECTIVE: dict[str, Any] = {"engine__recompute": "selective"}
-BY_POSITIONS: dict[str, Any] = {"parallel__tensor_sequence": True}
+BLOCK: dict[str, Any] = {"engine__activation_checkpointing": "block"}
+SELECTIVE: dict[str, Any] = {"engine__activation_checkpointing": "selective"}
+SEQUENCE_PARALLEL: dict[str, Any] = {"parallel__sequence_parallel": True}
 ZERO_2: dict[str, Any] = {"engine__zero_stage": 2}
 DROPOUT: dict[str, Any] = {"model__dropout": 0.1}
 BUCKETS: dict[str, Any] = {"engine__bucket_elements": 1000}
@@ -46,8 +46,8 @@ CASES: dict[tuple[int, int, int], list[tuple[str, dict[str, Any]]]] = {
     (4, 2, 2): [
         ("wu-dao", {}),
         ("mixtral", ADAMW | ZERO_2),
-        ("dropless", ADAMW | BY_POSITIONS),
-        ("wu-dao", BY_POSITIONS | BLOCK | ZERO_2),
+        ("dropless", ADAMW | SEQUENCE_PARALLEL),
+        ("wu-dao", SEQUENCE_PARALLEL | BLOCK | ZERO_2),
     ],
 }
 

@@ -36,9 +36,9 @@ Row = tuple[str, str, dict[str, Any]]
 
 DP2 = {"parallel__data": 2}
 TP2 = {"parallel__tensor": 2}
-BY_POSITIONS = {**TP2, "parallel__tensor_sequence": True}
+SEQUENCE_PARALLEL = {**TP2, "parallel__sequence_parallel": True}
 OFFLOAD = {"engine__offload": "optimizer"}
-BLOCK, SELECTIVE = {"engine__recompute": "block"}, {"engine__recompute": "selective"}
+BLOCK, SELECTIVE = {"engine__activation_checkpointing": "block"}, {"engine__activation_checkpointing": "selective"}
 
 # (ranks, stages) to the cases that share a start of the ranks.
 CASES: dict[tuple[int, int], list[Row]] = {
@@ -72,16 +72,16 @@ CASES: dict[tuple[int, int], list[Row]] = {
         ("llama", "sgd", TP2),
         ("bert", "sgd", {**TP2, **DROPPED}),
         ("pangu", "sgd", TP2),
-        ("deepseek", "sgd", {**BY_POSITIONS, **SELECTIVE}),
+        ("deepseek", "sgd", {**SEQUENCE_PARALLEL, **SELECTIVE}),
         ("relative", "sgd", TP2),
-        ("gpt2", "sgd", {**BY_POSITIONS, **DROPPED}),
-        ("llama", "adamw", {**BY_POSITIONS, **SELECTIVE}),
-        ("pangu", "sgd", {**BY_POSITIONS, **BLOCK}),
-        ("bert", "adamw", BY_POSITIONS),
+        ("gpt2", "sgd", {**SEQUENCE_PARALLEL, **DROPPED}),
+        ("llama", "adamw", {**SEQUENCE_PARALLEL, **SELECTIVE}),
+        ("pangu", "sgd", {**SEQUENCE_PARALLEL, **BLOCK}),
+        ("bert", "adamw", SEQUENCE_PARALLEL),
     ],
     (8, 2): [
         ("gpt2", "sgd", {**TP2, **DP2}),
-        ("llama", "adamw", {**BY_POSITIONS, **DP2, **DROPPED}),
+        ("llama", "adamw", {**SEQUENCE_PARALLEL, **DP2, **DROPPED}),
     ],
     (8, 4): [("bert", "sgd", TP2)],
 }

@@ -57,11 +57,11 @@ LAYOUTS = {
 
 
 def layout(
-    model: str, stage: int, tensor: int, by_positions: bool, recompute: str, optimizer: dict[str, Any]
+    model: str, stage: int, tensor: int, sequence_parallel: bool, recompute: str, optimizer: dict[str, Any]
 ) -> RunConfig:
     return case_config(
         **{**MODELS[model], **optimizer}, engine__zero_stage=stage, parallel__tensor=tensor,
-        parallel__tensor_sequence=by_positions, engine__recompute=recompute, train__micro_batch=2,
+        parallel__sequence_parallel=sequence_parallel, engine__activation_checkpointing=recompute, train__micro_batch=2,
     )  # fmt: skip
 
 
@@ -101,12 +101,12 @@ def family(name: str, *overrides: str) -> RunConfig:
     return twins.twin(name, *FAMILIES[name], "model.vocab_multiple=8", "data.sequence_length=24", *overrides)
 
 
-@pytest.mark.parametrize("by_positions", [False, True])
-def test_every_family_trains_as_plain_torch(by_positions: bool) -> None:
+@pytest.mark.parametrize("sequence_parallel", [False, True])
+def test_every_family_trains_as_plain_torch(sequence_parallel: bool) -> None:
     ranks = {name: 4 if name in ("gpt3_175b", "qwen3_8b", "bert_base") else 2 for name in FAMILIES}
     for count in (2, 4):
         names = [name for name in FAMILIES if ranks[name] == count]
-        where = ("parallel.tensor=" + str(count), f"parallel.tensor_sequence={str(by_positions).lower()}")
+        where = ("parallel.tensor=" + str(count), f"parallel.sequence_parallel={str(sequence_parallel).lower()}")
         results = run_ranks(count, twins.train_on_rank, [family(name, *where) for name in names])
         for number, name in enumerate(names):
             expected, _ = twins.plain_torch(family(name))

@@ -70,8 +70,8 @@ def global_batch(step: int, empty: bool = False) -> Batch:
 
 
 def build(config: RunConfig, grid: RankGrid | None = None) -> nn.Module:
-    by_positions = config.parallel.tensor_sequence
-    return init.build(config.model, VOCAB, config.run.seed, grid=grid, by_positions=by_positions)
+    sequence_parallel = config.parallel.sequence_parallel
+    return init.build(config.model, VOCAB, config.run.seed, grid=grid, sequence_parallel=sequence_parallel)
 
 
 def own_optimizers(named: Named, config: RunConfig) -> list[torch.optim.Optimizer]:
@@ -123,7 +123,7 @@ def one_step(engine: Engine, grid: RankGrid, step: int) -> Figures:
 def open_engine(config: RunConfig) -> tuple[Engine, RankGrid]:
     """An engine on this rank; the process group must be there."""
     grid = build_grid(config, read_world("cpu"))
-    model = init.build_hollow(config.model, VOCAB, grid, config.parallel.tensor_sequence)
+    model = init.build_hollow(config.model, VOCAB, grid, config.parallel.sequence_parallel)
     weights = init.drawn(config.model, config.run.seed)
     loss = build_loss(config.objective, config.model)
     return make_engine(model, loss, config, grid, torch.device("cpu"), weights), grid

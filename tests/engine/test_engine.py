@@ -75,7 +75,7 @@ def test_bf16_follows_fp32(expected: dict[str, list[tuple[float, float]]]) -> No
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_compiled_layers_train_as_plain_ones(ranks: int, expected: dict[str, list[tuple[float, float]]]) -> None:
     # Every weight of stage 3 is cut, and brought together around each layer.
-    cases = configs(4, engine__compile="true", engine__persistence_elements=0)
+    cases = configs(4, engine__compile="true", engine__param_persistence_threshold=0)
     for rank in run_ranks(ranks, train_compiled_on_rank, [config for _, config in cases]):
         figures, compiled = rank
         assert compiled, "nothing was compiled"

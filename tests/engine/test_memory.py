@@ -22,7 +22,7 @@ from tests.ranks import run_ranks
 
 SMALL: dict[str, Any] = {
     "model__layers": 6, "model__hidden_size": 256, "model__heads": 4, "model__kv_heads": 4, "model__ffn_size": 1024,
-    "model__vocab_multiple": 8, "engine__persistence_elements": 0, "engine__zero_stage": 3,
+    "model__vocab_multiple": 8, "engine__param_persistence_threshold": 0, "engine__zero_stage": 3,
 }  # fmt: skip
 LARGE = SMALL | {"model__layers": 7, "model__hidden_size": 512, "model__ffn_size": 2048}
 
@@ -101,7 +101,7 @@ def steps_on_rank(configs: list[RunConfig]) -> list[int]:
 def test_few_live_weights_and_small_buckets_bound_a_step() -> None:
     """By default all of a small model is kept gathered, and its gradients are reduced at once."""
     settings = SMALL | {"train__micro_batch": 1}
-    few = settings | {"engine__live_elements": 0, "engine__bucket_elements": 300_000}
+    few = settings | {"engine__max_live_parameters": 0, "engine__bucket_elements": 300_000}
     whole = 4 * sizes(case_config(**settings))[0]
     for usual, bounded in run_ranks(4, steps_on_rank, [case_config(**settings), case_config(**few)]):
         assert usual > 2 * whole

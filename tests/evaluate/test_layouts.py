@@ -45,7 +45,7 @@ EXACT: dict[int, list[tuple[str, tuple[str, ...]]]] = {
     3: [("three", ("engine.zero_stage=3",))],
     4: [("four", ("engine.zero_stage=1",)), ("pipeline and data", ("parallel.pipeline=2",))],
 }
-CUT = [("tensor", ("parallel.tensor=2",)), ("sequence", ("parallel.sequence=2",))]
+CUT = [("tensor", ("parallel.tensor=2",)), ("context", ("parallel.context=2",))]
 FAMILIES = ["gpt2", "llama", "bert", "t5", "experts"]
 
 
@@ -76,7 +76,7 @@ def test_scores_of_cut_sums_are_close(family: str, tmp_path: Path) -> None:
     tasks = [str(path) for path in write_tasks(tmp_path / "tasks", items=5).values()]
     placed = place_whole(str(checkpoint), torch.device("cpu"), torch.float32)
     run(prepare(placed, load_tasks(tasks).tasks, Choices(output=tmp_path / "one")), lambda task, done, items: None)
-    cases = [case for case in CUT if family != "experts" or case[0] != "sequence"]
+    cases = [case for case in CUT if family != "experts" or case[0] != "context"]
     run_ranks(2, evaluate_on_rank, str(checkpoint), tasks, str(tmp_path / "ranks"), cases)
     for name, _ in cases:
         for task, path in lines_of(tmp_path / "one").items():

@@ -80,7 +80,7 @@ def test_an_illegal_layout_is_refused_before_anything_starts(config, arguments, 
     result = invoke(*arguments, config, "parallel.tensor=2", "parallel.data=3")
     assert isinstance(result.exception, UserError), result.output
     assert "the run has 4 ranks, but" in str(result.exception)
-    assert "parallel.data (3) x parallel.sequence (1) x parallel.tensor (2) = 6" in str(result.exception)
+    assert "parallel.data (3) x parallel.context (1) x parallel.tensor (2) = 6" in str(result.exception)
     assert not (config.parent / "run").exists()
 
 

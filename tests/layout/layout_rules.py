@@ -14,13 +14,13 @@ class L(NamedTuple):
     ranks: int
     pipeline: int = 1
     data: int | None = None
-    sequence: int = 1
+    context: int = 1
     tensor: int = 1
-    tensor_sequence: bool = False
+    sequence_parallel: bool = False
     expert: int = 1
     zero_stage: int = 1
     compile: bool = False
-    recompute: str = "none"
+    activation_checkpointing: str = "none"
 
 
 @dataclass(frozen=True)
@@ -104,14 +104,14 @@ def is_legal(model: Model, at: L, not_proven: tuple[tuple[str, ...], ...] = ()) 
     data = replicas(at)
     if data is None or any(NOT_PROVEN[row](model, at) for row in not_proven):
         return False
-    shards = at.sequence * at.tensor if at.tensor_sequence else at.sequence
+    shards = at.context * at.tensor if at.sequence_parallel else at.context
     return (
         all(even(share, data) for share in model.shares)
         and all(even(width, at.tensor) for width in (model.heads, *model.widths))
-        and keys_meet_queries(model.heads, model.kv_heads, at.tensor, at.sequence)
+        and keys_meet_queries(model.heads, model.kv_heads, at.tensor, at.context)
         and all(even(length, shards) for length in model.lengths)
-        and not (at.tensor_sequence and at.tensor < 2)
-        and not (at.sequence > 1 and model.experts)
+        and not (at.sequence_parallel and at.tensor < 2)
+        and not (at.context > 1 and model.experts)
         and (at.pipeline == 1 or pipeline_is_legal(model, at))
         and (at.expert == 1 or experts_are_legal(model, at, data))
     )
@@ -123,7 +123,7 @@ def pipeline_is_legal(model: Model, at: L) -> bool:
         at.zero_stage == 1
         and not model.two_stacks
         and not model.experts
-        and at.sequence == 1
+        and at.context == 1
         and len(stages) == at.pipeline
     )
 
@@ -135,7 +135,7 @@ def experts_are_legal(model: Model, at: L, data: int) -> bool:
 def replicas(at: L) -> int | None:
     """The number of replicas with which the ranks are exactly the points of the grid."""
     for data in range(1, at.ranks + 1) if at.data is None else [at.data]:
-        if at.pipeline * data * at.sequence * at.tensor == at.ranks:
+        if at.pipeline * data * at.context * at.tensor == at.ranks:
             return data
     return None
 

@@ -34,9 +34,9 @@ def base(model: Model) -> RunConfig:
 def laid_out(config: RunConfig, at: L) -> RunConfig:
     """The config with a layout, past all validation of values."""
     sizes = {
-        name: getattr(at, name) for name in ("pipeline", "data", "sequence", "tensor", "tensor_sequence", "expert")
+        name: getattr(at, name) for name in ("pipeline", "data", "context", "tensor", "sequence_parallel", "expert")
     }
-    engine = {name: getattr(at, name) for name in ("zero_stage", "compile", "recompute")}
+    engine = {name: getattr(at, name) for name in ("zero_stage", "compile", "activation_checkpointing")}
     return config.model_copy(update={"parallel": ParallelConfig(**sizes), "engine": EngineConfig(**engine)})
 
 
@@ -129,7 +129,7 @@ def distance(before: L, after: L) -> tuple[int, float]:
     scale = {"none": 1, "selective": 2, "block": 4, False: 1, True: 2}
     cost = 0.0
     for field, (old, new) in changed(before, after).items():
-        if field in ("tensor_sequence", "compile", "recompute"):
+        if field in ("sequence_parallel", "compile", "activation_checkpointing"):
             old, new = scale[old], scale[new]  # noqa: PLW2901
         cost += abs(math.log2(old) - math.log2(new))
     return len(changed(before, after)), round(cost * math.log(2), 9)
@@ -159,7 +159,9 @@ def test_all_legal_layouts_are_listed_once(name: str, rows: tuple[tuple[str, ...
         if not at.compile and is_legal(model, at, rows):
             expected.setdefault(at.ranks, set()).add(Layout(*at))  # type: ignore[arg-type]
     # What the config says of its own layout must not matter.
-    config = laid_out(base(model), L(1, tensor=5, sequence=7, data=3, zero_stage=3, recompute="selective"))
+    config = laid_out(
+        base(model), L(1, tensor=5, context=7, data=3, zero_stage=3, activation_checkpointing="selective")
+    )
     for ranks in range(1, 9):
         listed = list(legal_layouts(config, ranks))
         assert len(listed) == len(set(listed))
@@ -171,9 +173,9 @@ def test_all_legal_layouts_are_listed_once(name: str, rows: tuple[tuple[str, ...
 
 
 def test_what_is_not_varied_stays() -> None:
-    config = laid_out(base(MODELS["gpt"]), L(8, tensor=2, zero_stage=2, recompute="block"))
+    config = laid_out(base(MODELS["gpt"]), L(8, tensor=2, zero_stage=2, activation_checkpointing="block"))
     listed = list(legal_layouts(config, 8, free=("data", "zero_stage")))
-    assert {(layout.tensor, layout.recompute, layout.data) for layout in listed} == {(2, "block", 4)}
+    assert {(layout.tensor, layout.activation_checkpointing, layout.data) for layout in listed} == {(2, "block", 4)}
     assert [layout.zero_stage for layout in listed] == [1, 2, 3]
 
 

@@ -64,19 +64,19 @@ def test_batch_and_lanes_are_shared_evenly(ranks: int) -> None:
         (
             ["parallel.data=3"],
             2,
-            "the run has 2 ranks, but parallel.pipeline (1) x parallel.data (3) x parallel.sequence (1)"
+            "the run has 2 ranks, but parallel.pipeline (1) x parallel.data (3) x parallel.context (1)"
             " x parallel.tensor (1) = 3; use parallel.data=2, or 3 ranks",
         ),
         (
             ["parallel.data=2", "parallel.tensor=2"],
             1,
-            "the run has 1 rank, but parallel.pipeline (1) x parallel.data (2) x parallel.sequence (1)"
+            "the run has 1 rank, but parallel.pipeline (1) x parallel.data (2) x parallel.context (1)"
             " x parallel.tensor (2) = 4; use 4 ranks",
         ),
         (
             ["parallel.tensor=4"],
             6,
-            "the run has 6 ranks, which is no multiple of parallel.pipeline (1) x parallel.sequence (1)"
+            "the run has 6 ranks, which is no multiple of parallel.pipeline (1) x parallel.context (1)"
             " x parallel.tensor (4) = 4; use 8 or 4 ranks, or parallel.tensor=2",
         ),
         (

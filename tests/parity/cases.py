@@ -14,9 +14,9 @@ from tests.systems.published import TWINS
 
 SIZES = (2, 4, 8)
 """Numbers of ranks."""
-FIELDS = ("pipeline", "data", "sequence", "tensor", "tensor_sequence", "expert", "zero_stage")
+FIELDS = ("pipeline", "data", "context", "tensor", "sequence_parallel", "expert", "zero_stage")
 """What varies between layouts."""
-SHORT = {"pipeline": "pp", "data": "dp", "sequence": "sp", "tensor": "tp", "expert": "ep", "zero_stage": "zero"}
+SHORT = {"pipeline": "pp", "data": "dp", "context": "cp", "tensor": "tp", "expert": "ep", "zero_stage": "zero"}
 # Twins are as small as they can be for one process; so that more ranks can share them, some have more heads or layers.
 WIDER = {
     "gpt3_175b": ("model.heads=8", "model.layers=4"),
@@ -63,7 +63,7 @@ def text_of(shape: Shape) -> str:
     sizes = {SHORT[field]: getattr(shape, field) for field in FIELDS if field in SHORT}
     sizes["dp"] = shape.replicas
     parts = [f"{name}={size}" for name, size in sizes.items() if size != 1]
-    return ",".join([*parts, *(["positions=true"] if shape.tensor_sequence else [])]) or "dp=1"
+    return ",".join([*parts, *(["sequence_parallel=true"] if shape.sequence_parallel else [])]) or "dp=1"
 
 
 def layout_of(case: Case) -> Layout:
@@ -110,11 +110,16 @@ def _cover(pairs: dict[tuple[str, Shape], Pairs], chance: random.Random) -> list
 
 def _pairs(name: str, shape: Shape) -> Pairs:
     sizes: list[tuple[str, object]] = [
-        (field, min(getattr(shape, field), 3)) for field in ("tensor", "sequence", "pipeline", "expert")
+        (field, min(getattr(shape, field), 3)) for field in ("tensor", "context", "pipeline", "expert")
     ]
-    values = [*sizes, ("zero", shape.zero_stage), ("data", shape.replicas > 1), ("positions", shape.tensor_sequence)]
+    values = [
+        *sizes,
+        ("zero", shape.zero_stage),
+        ("data", shape.replicas > 1),
+        ("sequence_parallel", shape.sequence_parallel),
+    ]
     with_family = [(field, size != 1) for field, size in sizes]
-    with_family += [("zero", shape.zero_stage), ("positions", shape.tensor_sequence)]
+    with_family += [("zero", shape.zero_stage), ("sequence_parallel", shape.sequence_parallel)]
     return frozenset(
         [(one, other) for place, one in enumerate(values) for other in values[place + 1 :]]
         + [(("family", name), value) for value in with_family]

@@ -27,7 +27,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-@pytest.mark.parametrize("layout", ["dp=2,zero=3", "pp=2,dp=2", "sp=2,tp=1"])
+@pytest.mark.parametrize("layout", ["dp=2,zero=3", "pp=2,dp=2", "cp=2,tp=1"])
 def test_a_checkpoint_loads_to_the_bit(run: Path, layout: str) -> None:
     result = CliRunner().invoke(cli, ["checkpoint", "verify", str(run), "--reload", layout])
     assert result.exit_code == 0, result.output

@@ -42,7 +42,7 @@ def peak_config(
             "model": {**FAMILIES[family], "vocab_size": VOCAB, "max_positions": LENGTH},
             "parallel": parallel,
             "train": {"steps": 20, "global_batch": samples, "micro_batch": micro},
-            "engine": {"zero_stage": stage, "recompute": recompute, "dtype": dtype, **buckets},
+            "engine": {"zero_stage": stage, "activation_checkpointing": recompute, "dtype": dtype, **buckets},
         }
     )
 
@@ -53,7 +53,7 @@ def peak_of_a_step(config: RunConfig) -> int:
     grid = build_grid(config, read_world("cpu"))
     micro, count = accumulation(config, grid.data)
     targets = float(config.train.global_batch * LENGTH)
-    model = init.build_hollow(config.model, VOCAB, grid, config.parallel.tensor_sequence)
+    model = init.build_hollow(config.model, VOCAB, grid, config.parallel.sequence_parallel)
     loss = build_loss(config.objective, config.model)
     weights = init.drawn(config.model, config.run.seed)
     engine = make_engine(model, loss, config, grid, torch.device("cpu"), weights)

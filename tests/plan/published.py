@@ -45,7 +45,7 @@ def _ratio(row: dict[str, str]) -> float:
     layout = Layout(
         data=int(row["gpus"]),
         zero_stage=int(row["zero_stage"]),
-        recompute=row["recompute"],
+        activation_checkpointing=row["recompute"],
         micro_batch=int(row["micro_batch"]),
         accumulation=int(row["accumulation"]),
     )

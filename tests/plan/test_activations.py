@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from llmscale.config import ModelConfig
-from llmscale.engine.recompute import apply_recompute
+from llmscale.engine.activation_checkpointing import apply_activation_checkpointing
 from llmscale.model import Dropout, Transformer
 from llmscale.parallel.init import build
 from llmscale.plan.activations import Activations
@@ -83,7 +83,7 @@ def kept(config: ModelConfig, mode: Any, memory: int, apart: bool) -> int:
     share) is not saved that way but held by Python, where the garbage collector finds it.
     """
     model = build(config, VOCAB, seed=0)
-    apply_recompute(model, mode, draws=False)
+    apply_activation_checkpointing(model, mode, draws=False)
     model.train()
     before = storages([*live(), *model.parameters()])
     saved: list[torch.Tensor] = []
@@ -104,7 +104,9 @@ def kept(config: ModelConfig, mode: Any, memory: int, apart: bool) -> int:
 
 def forecast(config: ModelConfig, mode: str, memory: int, apart: bool) -> int:
     work = Workload(VOCAB, LENGTH, memory=memory, masked=apart)
-    acts = Activations(config, work, Layout(micro_batch=BATCH, recompute=mode), element=4, fused_norms=False)
+    acts = Activations(
+        config, work, Layout(micro_batch=BATCH, activation_checkpointing=mode), element=4, fused_norms=False
+    )
     return forward(acts).total
 
 
@@ -131,5 +133,5 @@ def test_tensor_parallelism_cuts_what_lies_inside_the_sub_layers_and_sequence_th
 
     assert block() == 16 * whole
     assert block(tensor=4) == 4 * whole + 12 * whole // 4
-    assert block(tensor=4, tensor_sequence=True) == 2 * whole + 14 * whole // 4
-    assert block(sequence=4) == pytest.approx((16 + 1) * whole / 4)
+    assert block(tensor=4, sequence_parallel=True) == 2 * whole + 14 * whole // 4
+    assert block(context=4) == pytest.approx((16 + 1) * whole / 4)

@@ -38,13 +38,15 @@ PEAKS = [
 def test_the_peak_of_a_step_is_forecast(
     family: str, stage: int, data: int, tensor: int, positions: bool, count: int, recompute: str, dtype: str
 ) -> None:
-    config = peak_config(family, stage, recompute, 4 * data * count, 4, dtype, tensor=tensor, tensor_sequence=positions)
+    config = peak_config(
+        family, stage, recompute, 4 * data * count, 4, dtype, tensor=tensor, sequence_parallel=positions
+    )
     layout = Layout(
         data=data,
         tensor=tensor,
-        tensor_sequence=positions,
+        sequence_parallel=positions,
         zero_stage=stage,
-        recompute=recompute,
+        activation_checkpointing=recompute,
         micro_batch=4,
         accumulation=count,
     )
@@ -65,7 +67,14 @@ def test_a_bucket_larger_than_the_model_is_not_forgotten(
     """At the default size of a bucket a forecast may be a little too high, since buckets are reduced in parts where
     there are several ranks, but hardly too low."""
     config = peak_config(family, stage, recompute, 4 * data * count, 4, dtype, None, tensor=tensor)
-    layout = Layout(data=data, tensor=tensor, zero_stage=stage, recompute=recompute, micro_batch=4, accumulation=count)
+    layout = Layout(
+        data=data,
+        tensor=tensor,
+        zero_stage=stage,
+        activation_checkpointing=recompute,
+        micro_batch=4,
+        accumulation=count,
+    )
     expected = memory(config, Workload(VOCAB, LENGTH), layout, "cpu")
     measured = max(run_ranks(data * tensor, peak_of_a_step, config))
     assert 0.97 * measured <= expected.total <= 1.16 * measured, f"{expected} is forecast, {measured:,} measured"
@@ -96,7 +105,9 @@ def test_state_is_sharded_as_zero_promises() -> None:
 
 def test_experts_have_a_data_parallel_group_of_their_own() -> None:
     config = system("mixtral_8x7b")
-    alone, shared = (needed(config, data=64, zero_stage=1, expert=expert, recompute="block") for expert in (1, 8))
+    alone, shared = (
+        needed(config, data=64, zero_stage=1, expert=expert, activation_checkpointing="block") for expert in (1, 8)
+    )
     # An eighth of the experts, over an eighth of the ranks.
     assert shared.optimizer == pytest.approx(alone.optimizer, rel=1e-6)
     assert shared.weights < 0.2 * alone.weights
@@ -118,10 +129,12 @@ def test_recomputation_tensor_parallelism_and_pipelines_save_activations() -> No
     config = system("gpt3_175b", train__micro_batch=1)
     wide: dict[str, Any] = {"data": 64, "tensor": 8, "accumulation": 16}
     plain = needed(config, **wide).activations
-    selective, block = (needed(config, **wide, recompute=mode).activations for mode in ("selective", "block"))
-    by_positions = needed(config, **wide, tensor_sequence=True).activations
+    selective, block = (
+        needed(config, **wide, activation_checkpointing=mode).activations for mode in ("selective", "block")
+    )
+    sequence_parallel = needed(config, **wide, sequence_parallel=True).activations
     assert 0 < block < selective < plain
-    assert 0 < by_positions < plain
+    assert 0 < sequence_parallel < plain
     # 1F1B: the first stage holds as many micro batches as there are stages, of a share of the layers each.
     stages = needed(config, **wide, pipeline=8).activations
     assert stages == pytest.approx(plain, rel=0.1)

@@ -91,7 +91,7 @@ def predicted(row: Row) -> Step:
         tensor=row.tensor,
         pipeline=row.pipeline,
         zero_stage=0,
-        recompute="block",
+        activation_checkpointing="block",
         micro_batch=row.micro_batch,
         accumulation=row.batch // data // row.micro_batch,
         interleave=row.chunks,

@@ -27,7 +27,7 @@ def step(samples: int = 64, model: ModelConfig = MODEL, gpu: Any = A100, **sizes
 
 
 def test_causes_add_up_and_rates_follow() -> None:
-    found = step(data=2, tensor=2, pipeline=2, recompute="block")
+    found = step(data=2, tensor=2, pipeline=2, activation_checkpointing="block")
     causes = [found.products, found.attention, found.passes, found.recompute, found.tensor, found.data]
     assert found.seconds == pytest.approx(sum(causes) + found.bubble + found.sending + found.optimizer)
     assert all(cause > 0 for cause in (*causes, found.bubble, found.sending, found.optimizer))
@@ -51,11 +51,11 @@ def test_the_bubble_is_that_of_the_papers() -> None:
 
 def test_block_recomputation_repeats_the_forward_pass_of_the_blocks() -> None:
     """Three passes of equal cost become four (Chen et al. 2016)."""
-    without, again = step(), step(recompute="block")
+    without, again = step(), step(activation_checkpointing="block")
     extra = again.seconds / without.seconds - 1
     assert 0.2 < extra < 0.34
     assert again.model_flops == without.model_flops
-    assert step(recompute="selective").seconds < again.seconds
+    assert step(activation_checkpointing="selective").seconds < again.seconds
 
 
 def test_tensor_parallelism_sends_four_all_reduces_a_layer() -> None:
@@ -63,8 +63,8 @@ def test_tensor_parallelism_sends_four_all_reduces_a_layer() -> None:
     found = step(tensor=4)
     once = kernels.all_reduce(A100, 2048 * 2048 * 2, kernels.ranks(A100, 4, 1))
     assert found.tensor == pytest.approx(64 * (4 * 8 + 2) * once)
-    by_positions = step(tensor=4, tensor_sequence=True)
-    assert by_positions.tensor == pytest.approx(found.tensor, rel=0.05)
+    sequence_parallel = step(tensor=4, sequence_parallel=True)
+    assert sequence_parallel.tensor == pytest.approx(found.tensor, rel=0.05)
 
 
 def test_later_zero_stages_communicate_more() -> None:

@@ -75,8 +75,8 @@ def global_batch(config: RunConfig, step: int) -> Batch:
 
 
 def build(config: RunConfig, grid: RankGrid | None = None) -> nn.Module:
-    by_positions = config.parallel.tensor_sequence
-    return init.build(config.model, VOCAB, config.run.seed, grid=grid, by_positions=by_positions)
+    sequence_parallel = config.parallel.sequence_parallel
+    return init.build(config.model, VOCAB, config.run.seed, grid=grid, sequence_parallel=sequence_parallel)
 
 
 def plain_torch(config: RunConfig) -> tuple[list[Figures], nn.Module]:

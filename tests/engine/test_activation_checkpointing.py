@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from llmscale.config import RunConfig
 from llmscale.distributed.process_group import join, leave, read_world
 from llmscale.engine import engine as engine_module
-from llmscale.engine.recompute import apply_recompute
+from llmscale.engine.activation_checkpointing import apply_activation_checkpointing
 from llmscale.model import Dropout, Transformer
 from llmscale.parallel.init import build
 from tests.engine.cases import STEPS, Figures, case_config, one_step, open_engine, train_on_rank
@@ -49,7 +49,7 @@ class LiveBytes(TorchDispatchMode):
 
 def model_of(name: str, mode: str, draws: bool = False, **changes: Any) -> Transformer:
     model = build(small(name, layers=4, **changes), VOCAB, seed=1)
-    apply_recompute(model, mode, draws)
+    apply_activation_checkpointing(model, mode, draws)
     return model
 
 
@@ -86,7 +86,7 @@ def test_block_keeps_nothing_of_a_layer_but_its_input() -> None:
     kept = []
     for layers in (4, 8):
         model = build(small("gpt2", layers=layers), VOCAB, seed=1)
-        apply_recompute(model, "block", draws=False)
+        apply_activation_checkpointing(model, "block", draws=False)
         with LiveBytes(model) as live:
             loss = loss_of(model)
             kept.append(live.total)
@@ -153,7 +153,11 @@ MODELS: dict[str, dict[str, Any]] = {
 def layouts(mode: str, stage: int) -> list[RunConfig]:
     return [
         case_config(
-            optimizer__name="sgd", train__micro_batch=2, engine__zero_stage=stage, engine__recompute=mode, **model
+            optimizer__name="sgd",
+            train__micro_batch=2,
+            engine__zero_stage=stage,
+            engine__activation_checkpointing=mode,
+            **model,
         )
         for model in MODELS.values()
     ]

@@ -1,4 +1,4 @@
-"""Sequence parallelism: ranks share each sequence by positions, and attention by heads.
+"""Context parallelism: ranks share each sequence by positions, and attention by heads.
 
 DeepSpeed-Ulysses (Jacobs et al. 2023, section 3.1). Everything but attention looks at one position at a time, so a rank
 computes its positions alone; around attention an all-to-all gives it all positions of its part of the heads. To
@@ -32,8 +32,8 @@ _HEADS, _PLACES = 1, 2
 
 
 @dataclass(frozen=True)
-class SequenceRanks:
-    """A sequence-parallel group as its modules see it."""
+class ContextRanks:
+    """A context-parallel group as its modules see it."""
 
     group: Any
     rank: int
@@ -44,13 +44,13 @@ class SequenceRanks:
         return whole.narrow(dim, self.rank * (whole.shape[dim] // self.size), whole.shape[dim] // self.size)
 
 
-class SequenceCore(Core):
+class ContextCore(Core):
     """Attention of all positions, of which each rank computes some heads.
 
     What enters and leaves has this rank's positions and all heads that its tensor-parallel rank has.
     """
 
-    sequence: SequenceRanks
+    context_ranks: ContextRanks
 
     def forward(
         self,
@@ -61,7 +61,7 @@ class SequenceCore(Core):
         causal: bool,
         dropout: LayerDropout | None = None,
     ) -> Tensor:
-        group, size = self.sequence.group, self.sequence.size
+        group, size = self.context_ranks.group, self.context_ranks.size
         if key.shape[_HEADS] < size:
             # Fewer heads than ranks: neighbours get the same one.
             alike = size // key.shape[_HEADS]
@@ -70,71 +70,71 @@ class SequenceCore(Core):
         return exchange(super().forward(query, key, value, mask, causal, dropout), group, _PLACES, _HEADS)
 
 
-class SequenceBias(RelativeBias):
+class ContextBias(RelativeBias):
     """Biases by distance of this rank's heads; the table is whole."""
 
-    sequence: SequenceRanks
+    context_ranks: ContextRanks
 
     def forward(self, distance: Tensor) -> Tensor:
         # All rows first: the heads cannot be chosen before ZeRO 3 has brought the table together.
         rows = self.table(torch.arange(self.buckets, device=distance.device))
-        return F.embedding(self.bucket(distance), self.sequence.own(rows, 1)).permute(2, 0, 1)[None]
+        return F.embedding(self.bucket(distance), self.context_ranks.own(rows, 1)).permute(2, 0, 1)[None]
 
 
-class SequenceStack(Stack):
+class ContextStack(Stack):
     """A stack that is given and gives the hidden states of this rank's positions, but the numbers of all."""
 
-    sequence: SequenceRanks
+    context_ranks: ContextRanks
 
     def run(self, hidden: Tensor, positions: Tensor, sight: Sight, **others: Any) -> tuple[Tensor, Tensor | None]:
-        return super().run(hidden, self.sequence.own(positions), sight, **others)
+        return super().run(hidden, self.context_ranks.own(positions), sight, **others)
 
     @property
     def heads(self) -> range:
         whole = super().heads
-        size = len(whole) // self.sequence.size
-        return whole[self.sequence.rank * size : (self.sequence.rank + 1) * size]
+        size = len(whole) // self.context_ranks.size
+        return whole[self.context_ranks.rank * size : (self.context_ranks.rank + 1) * size]
 
 
-class SequenceTransformer(SequenceStack, Transformer):
+class ContextTransformer(ContextStack, Transformer):
     """A Transformer that reads whole sequences and gives the hidden states of this rank's positions."""
 
     def _embed(self, inputs: Tensor, positions: Tensor, token_types: Tensor | None = None) -> Tensor:
-        own = self.sequence.own
+        own = self.context_ranks.own
         return super()._embed(own(inputs), own(positions), None if token_types is None else own(token_types))
 
 
 _KINDS: tuple[tuple[type[nn.Module], type[nn.Module]], ...] = (
-    (Transformer, SequenceTransformer),
-    (Stack, SequenceStack),
-    (Core, SequenceCore),
-    (RelativeBias, SequenceBias),
+    (Transformer, ContextTransformer),
+    (Stack, ContextStack),
+    (Core, ContextCore),
+    (RelativeBias, ContextBias),
 )
 """What a module becomes: the first that it is."""
 
 
-def apply_sequence_parallel(model: Transformer, grid: RankGrid) -> None:
-    """Let a model compute this rank's positions, in place; nothing where the sequence-parallel size is 1.
+def apply_context_parallel(model: Transformer, grid: RankGrid) -> None:
+    """Let a model compute this rank's positions, in place; nothing where the context-parallel size is 1.
 
     Args:
         model: shared by tensor-parallel ranks already, where it is to be.
         grid: with process groups.
     """
-    if grid.sequence == 1:
+    if grid.context == 1:
         return
-    ranks = SequenceRanks(grid.group("sequence"), grid.coordinate("sequence"), grid.sequence)
+    ranks = ContextRanks(grid.group("context"), grid.coordinate("context"), grid.context)
     for module in model.modules():
         kind = next((kind for base, kind in _KINDS if isinstance(module, base)), None)
         if kind is not None:
-            mix_in(module, kind, sequence=ranks)
+            mix_in(module, kind, context_ranks=ranks)
 
 
 def own_targets(batch: Batch, heads: Sequence[Head], grid: RankGrid) -> Batch:
     """The batch with the targets, weights and labels of this rank's positions, whose hidden states it has. Labels of
     what is read from the first token are for the rank that has it."""
-    if grid.sequence == 1:
+    if grid.context == 1:
         return batch
-    ranks = SequenceRanks(None, grid.coordinate("sequence"), grid.sequence)
+    ranks = ContextRanks(None, grid.coordinate("context"), grid.context)
     labels = dict(batch.labels)
     for head in heads:
         if head.name not in labels:

@@ -14,9 +14,9 @@ from tests.ranks import run_ranks
 from tests.train.runs import evaluations, ledger, metrics
 
 ADAMW: dict[str, Any] = {"optimizer__name": "adamw", "optimizer__lr": 0.01}
-BLOCK: dict[str, Any] = {"engine__recompute": "block"}
-SELECTIVE: dict[str, Any] = {"engine__recompute": "selective"}
-BY_POSITIONS: dict[str, Any] = {"parallel__tensor_sequence": True}
+BLOCK: dict[str, Any] = {"engine__activation_checkpointing": "block"}
+SELECTIVE: dict[str, Any] = {"engine__activation_checkpointing": "selective"}
+SEQUENCE_PARALLEL: dict[str, Any] = {"parallel__sequence_parallel": True}
 SMOOTH: dict[str, Any] = {"model__activation": "gelu_tanh"}
 """In place of a ReLU, whose kink lets AdamW amplify rounding: on two tensor-parallel ranks alone the fifth norm differs
 by 2e-5 from that of one process."""
@@ -46,15 +46,15 @@ CASES: dict[tuple[int, int, int], list[tuple[str, dict[str, Any]]]] = {
     (4, 2, 1): [("bert", {}), ("gpt2", DROPOUT | stage(2)), ("t5", ADAMW), ("llama", ADAMW | BLOCK | stage(3))],
     (4, 2, 2): [
         ("llama", {}),
-        ("one-key-head", BY_POSITIONS),
+        ("one-key-head", SEQUENCE_PARALLEL),
         ("bert", stage(2)),
-        ("bert", DROPOUT | BY_POSITIONS),
+        ("bert", DROPOUT | SEQUENCE_PARALLEL),
         ("t5", DROPOUT),
-        ("t5", ADAMW | DROPOUT | BY_POSITIONS | SMOOTH),
+        ("t5", ADAMW | DROPOUT | SEQUENCE_PARALLEL | SMOOTH),
         ("alibi", ADAMW),
-        ("gpt2", DROPOUT | BY_POSITIONS | SELECTIVE),
+        ("gpt2", DROPOUT | SEQUENCE_PARALLEL | SELECTIVE),
         ("packed", stage(3)),
-        ("t5", BY_POSITIONS | stage(3)),
+        ("t5", SEQUENCE_PARALLEL | stage(3)),
     ],
     (4, 4, 1): [
         ("gpt2", DROPOUT),
@@ -70,11 +70,11 @@ CASES: dict[tuple[int, int, int], list[tuple[str, dict[str, Any]]]] = {
 @pytest.mark.parametrize(
     "layout",
     [pytest.param(layout, marks=pytest.mark.slow if layout[0] > 2 else ()) for layout in CASES],
-    ids=lambda layout: "{}-ranks-sp-{}-tp-{}".format(*layout),
+    ids=lambda layout: "{}-ranks-cp-{}-tp-{}".format(*layout),
 )
 def test_ranks_that_share_sequences_train_as_one_process(layout: tuple[int, int, int]) -> None:
     ranks, sequence, tensor = layout
-    shared = {"parallel__sequence": sequence, "parallel__tensor": tensor}
+    shared = {"parallel__context": sequence, "parallel__tensor": tensor}
     found = run_ranks(
         ranks, train_on_rank, [model_config(name, **shared, **changes) for name, changes in CASES[layout]]
     )
@@ -84,13 +84,13 @@ def test_ranks_that_share_sequences_train_as_one_process(layout: tuple[int, int,
 
 @pytest.mark.slow
 def test_compiled_layers_exchange_too() -> None:
-    compiled = model_config("llama", engine__compile=True, parallel__sequence=2)
+    compiled = model_config("llama", engine__compile=True, parallel__context=2)
     require_equal("compiled", model_config("llama"), run_ranks(2, train_on_rank, [compiled])[0][0])
 
 
 def test_checkpoints_move_between_one_process_and_ranks_that_share_sequences(tmp_path: Path) -> None:
     alone = model_config("llama", **ADAMW)
-    shared = model_config("llama", **ADAMW, parallel__sequence=2, parallel__tensor=2)
+    shared = model_config("llama", **ADAMW, parallel__context=2, parallel__tensor=2)
     whole = run_ranks(1, save_all_on_rank, [(alone, tmp_path / "alone")], 2, 3)[0][0]
     moved = run_ranks(4, save_all_on_rank, [(shared, tmp_path / "shared")], 2, 3)[0][0]
     back = run_ranks(1, resume_all_on_rank, [(alone, tmp_path / "shared")], 2, 3)[0][0]
@@ -101,7 +101,7 @@ def test_checkpoints_move_between_one_process_and_ranks_that_share_sequences(tmp
 
 def test_a_whole_run_sees_the_same_samples_and_evaluates_alike(tmp_path: Path) -> None:
     write_corpus(tmp_path)
-    layouts = {"alone": {}, "shared": {"parallel__sequence": 2, "engine__zero_stage": 2, "data__workers": 1}}
+    layouts = {"alone": {}, "shared": {"parallel__context": 2, "engine__zero_stage": 2, "data__workers": 1}}
     settings = {"optimizer__name": "sgd", "optimizer__lr": 0.3}
     for ranks, (name, layout) in zip((1, 4), layouts.items(), strict=True):
         case = Case(case_config(tmp_path, name, **settings, **layout), few_targets=True)

@@ -32,7 +32,7 @@ KEPT = frozenset(
 bmm and is computed again: its scores grow with the square of the length (Korthikanti et al. 2022, section 5)."""
 
 
-def apply_recompute(model: nn.Module, mode: Literal["none", "block", "selective"], draws: bool) -> None:
+def apply_activation_checkpointing(model: nn.Module, mode: Literal["none", "block", "selective"], draws: bool) -> None:
     """Let every block of the model keep its input only, and what `mode` says, for the backward pass.
 
     Args:
