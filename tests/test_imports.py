@@ -55,6 +55,7 @@ MAY_IMPORT = {
     "llmscale.config": {"llmscale.families", "data_pipeline"},
     "llmscale.layout": {"llmscale.config", "llmscale.objectives", "llmscale.model.heads", "data_pipeline"},
     "llmscale.plan": {
+        "llmscale.finetune.trained",
         "llmscale.model.attention",
         "llmscale.config",
         "llmscale.layout",
@@ -64,10 +65,12 @@ MAY_IMPORT = {
         "data_pipeline",
     },
     "llmscale.model": {"llmscale.config", "llmscale.families.hugging_face", "data_pipeline"},
+    "llmscale.finetune": {"llmscale.parallel", "llmscale.model", "llmscale.config", "data_pipeline"},
     "llmscale.objectives": {"llmscale.model", "llmscale.config", "data_pipeline"},
     "llmscale.parallel": {"llmscale.model", "llmscale.config", "data_pipeline"},
     "llmscale.checkpoint": {"llmscale.model", "llmscale.config", "data_pipeline"},
     "llmscale.engine": {
+        "llmscale.finetune",
         "llmscale.distributed",
         "llmscale.objectives",
         "llmscale.parallel",
@@ -115,6 +118,7 @@ MAY_IMPORT = {
         "data_pipeline.base.durable",
     },
     "llmscale.train": {
+        "llmscale.finetune",
         "llmscale.distributed",
         "llmscale.engine",
         "llmscale.checkpoint",

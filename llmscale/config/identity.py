@@ -32,6 +32,8 @@ def identity(config: RunConfig) -> dict[str, Any]:
         del kept["data"]["tokenizer"]["chat_template"]
     kept["run"] = {"seed": whole["run"]["seed"]}
     kept["train"] = {key: whole["train"][key] for key in ("global_batch", "batch_ramp", "init_from", "epochs")}
+    if whole["finetune"] is not None:
+        kept["finetune"] = whole["finetune"]
     if config.schedule.name == "cosine" and config.train.epochs is None:
         kept["train"]["steps"] = config.train.steps
     return dict(sorted(flatten(kept)))

@@ -6,6 +6,7 @@ from data_pipeline.base.section import Section
 from data_pipeline.config import DataConfig
 from data_pipeline.objectives.causal import CausalObjective
 from data_pipeline.objectives.config import ObjectiveConfig
+from llmscale.config.finetune import FinetuneConfig
 from llmscale.config.model import HeadConfig, ModelConfig
 from llmscale.config.recovery import RecoveryConfig
 from llmscale.config.system import (
@@ -41,6 +42,8 @@ class RunConfig(LearningChecks, Section):
     """Learning rate over the steps."""
     train: TrainConfig = TrainConfig()
     """Steps and batch sizes."""
+    finetune: FinetuneConfig | None = None
+    """What is trained of a model that starts from `train.init_from`; everything when not given."""
     parallel: ParallelConfig = ParallelConfig()
     """Layout over ranks."""
     engine: EngineConfig = EngineConfig()
@@ -53,6 +56,15 @@ class RunConfig(LearningChecks, Section):
     """What to report."""
     recovery: RecoveryConfig = RecoveryConfig()
     """What to do about ranks that hang."""
+
+    @model_validator(mode="after")
+    def _finetunes_something(self) -> "RunConfig":
+        if self.finetune is not None and self.train.init_from is None:
+            raise ValueError(
+                "finetune is given, but train.init_from is not, so that there is nothing to fine-tune; set"
+                " train.init_from to a checkpoint or run directory, or leave finetune out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _head_of_the_objective(self) -> "RunConfig":

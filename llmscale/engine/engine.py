@@ -26,6 +26,7 @@ from llmscale.engine.forward_timer import ForwardTimer
 from llmscale.engine.optimizers import build_optimizer, set_learning_rate
 from llmscale.engine.schedule import learning_rate
 from llmscale.engine.whole_batch import with_whole_batch
+from llmscale.finetune.trained import Training, names_of, training_of
 from llmscale.model import Dropout
 from llmscale.model.block import Block
 from llmscale.model.experts import filled_experts
@@ -111,9 +112,14 @@ class Engine:
         self._measured = [0, *range(len(loss.terms), len(loss.terms) + len(loss.measures))]
         self.measures = {name: name in loss.heads[0].higher_is_better for name in loss.measures}
         """Names of what `measure` gives after the loss, and whether more is better."""
-        self.named = self._trained(model)
+        training = freeze(model, config)
+        self.named = self._owned(model)
+        """The parameters whose state this rank has, or shares with others, by name; frozen ones too."""
         self.parameters = sum(math.prod(shard_of(parameter).shape) for _, parameter in self.named)
         """Of the whole model, not of this rank's part."""
+        trained = [(name, parameter) for name, parameter in self.named if parameter.requires_grad]
+        self.trained_parameters = sum(math.prod(shard_of(parameter).shape) for _, parameter in trained)
+        """As `parameters`, without those that are frozen."""
         own = sum(parameter.numel() for _, parameter in self.named)
         self.forward_timer = ForwardTimer(device)
         self.draws = config.model.attention_dropout > 0 and not config.engine.dropout_layout_free
@@ -128,13 +134,13 @@ class Engine:
             compile_blocks(model)
         mark_experts(self.named, grid)
         # Sees shapes, which are gone once ZeRO 3 has cut the weights.
-        optimizer = build_optimizer(self.named, config.optimizer, self.dtype)
+        module = ObjectiveModule(model, loss, config, grid)
+        optimizer = build_optimizer(self._updated(module), config.optimizer, self.dtype, training.factor)
         deepspeed = shims.import_deepspeed(device)
         settings = deepspeed_config(config, grid, device, self.dtype, own)
         # Also what is trained elsewhere.
         everything = list(model.named_parameters())
         values = held(everything) if weights is None else weights
-        module = ObjectiveModule(model, loss, config, grid)
         if config.engine.compile and config.engine.zero_stage == 3:
             # A layer's weights are brought together before it runs, and not one after the other inside of it.
             deepspeed.utils.set_z3_leaf_modules(model, [Block])
@@ -160,9 +166,13 @@ class Engine:
         """Take DeepSpeed's hooks off the model, which would keep both and their process groups for ever."""
         self._engine.destroy()
 
-    def _trained(self, model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-        """The parameters that this rank updates, or shares the update of, by name."""
+    def _owned(self, model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+        """`named`, of this rank's part of the model."""
         return list(model.named_parameters())
+
+    def _updated(self, module: ObjectiveModule) -> list[tuple[str, nn.Parameter]]:
+        """What the optimizer gets: `named`, and whatever else it needs."""
+        return self.named
 
     def _start(
         self, deepspeed: Any, module: ObjectiveModule, optimizer: torch.optim.Optimizer, settings: dict[str, Any]
@@ -288,6 +298,17 @@ class Engine:
         zero_state.load(self._engine, self.named, read)
         zero_state.set_optimizer_steps(self._engine, int(counters["steps"]))
         zero_state.set_loss_scaling(self._engine, counters.get("loss_scaling", {}))
+
+
+def freeze(model: nn.Module, config: RunConfig) -> Training:
+    """Freeze what `finetune` does not train of this rank's part of a model."""
+    if config.finetune is None:
+        return training_of(config, ())
+    training = training_of(config, names_of(config.model))
+    for name, parameter in model.named_parameters():
+        if name not in training.names:
+            parameter.requires_grad_(False)
+    return training
 
 
 def over_positions(scores: torch.Tensor, grid: RankGrid) -> torch.Tensor:

@@ -38,6 +38,18 @@ def make_engine(
     return (PipelineEngine if grid.pipeline > 1 else Engine)(model, loss, config, grid, device, weights)
 
 
+class _Anchored(torch.autograd.Function):
+    """The identity, with a gradient of 0 for a second argument."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, anchor: Tensor) -> Tensor:
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        return gradient, gradient.new_zeros(1)
+
+
 class Stage(nn.Module):
     """A stage with its part of the loss: the one layer that DeepSpeed's pipeline has of a rank."""
 
@@ -51,6 +63,9 @@ class Stage(nn.Module):
         """(terms,) of each micro batch since `expect`, on the last stage."""
         self.scores: list[Tensor] = []
         """(2, B, K) of each micro batch since `expect` that asks for scores, on the last stage."""
+        self.anchor: nn.Parameter | None = None
+        """On a stage of which nothing is trained: a 0 that is, since DeepSpeed knows no stage without an optimizer or
+        without a backward pass."""
 
     def expect(self, micro_batches: list[Batch], scale: Tensor | None = None) -> None:
         """Say what comes next: on every stage the forward passes come in the order of the micro batches.
@@ -64,6 +79,10 @@ class Stage(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """What the stage before made of a micro batch (the first stage gets anything), to what this one makes of it,
         (B, T, hidden_size); on the last stage to the loss."""
+        value = self._value(hidden)
+        return value if self.anchor is None else _Anchored.apply(value, self.anchor)
+
+    def _value(self, hidden: Tensor) -> Tensor:
         batch = next(self._micro_batches)
         model, loss = self.objective.model, self._loss
         run: Any = model if model.begins else partial(model, hidden=hidden)
@@ -92,7 +111,7 @@ class Shared:
 
     def start(self) -> None:
         """Take the gradients from now on; call it once the parameter has its dtype."""
-        if not self.owned:
+        if not self.owned and self.parameter.requires_grad:
             self.parameter.register_post_accumulate_grad_hook(self._take)
 
     def _take(self, parameter: Tensor) -> None:
@@ -135,13 +154,14 @@ class PipelineEngine(Engine):
     ) -> None:
         self._shared: list[Shared] = []
         self._shape: torch.Size | None = None
+        self._anchor: nn.Parameter | None = None
         super().__init__(model, loss, config, grid, device, weights)
-        count = torch.tensor(self.parameters)
-        dist.all_reduce(count, group=grid.group("pipeline"))
-        self.parameters = int(count)
+        counts = torch.tensor([self.parameters, self.trained_parameters])
+        dist.all_reduce(counts, group=grid.group("pipeline"))
+        self.parameters, self.trained_parameters = counts.tolist()
 
-    def _trained(self, model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-        grid, shared, trained = self.grid, shared_by_stages(self.config.model, self.grid.pipeline), []
+    def _owned(self, model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+        grid, shared, named = self.grid, shared_by_stages(self.config.model, self.grid.pipeline), []
         for name, parameter in model.named_parameters():
             owned = True
             if name in shared:
@@ -149,8 +169,14 @@ class PipelineEngine(Engine):
                 self._shared.append(Shared(parameter, grid.group_of(members), owner=members[0]))
                 owned = self._shared[-1].owned
             if owned:
-                trained.append((name, parameter))
-        return trained
+                named.append((name, parameter))
+        return named
+
+    def _updated(self, module: ObjectiveModule) -> list[tuple[str, nn.Parameter]]:
+        if any(parameter.requires_grad for _, parameter in self.named):
+            return self.named
+        self._anchor = nn.Parameter(torch.zeros(1, dtype=self.dtype, device=self.device))
+        return [("anchor", self._anchor)]
 
     def _start(
         self, deepspeed: Any, module: ObjectiveModule, optimizer: torch.optim.Optimizer, settings: dict[str, Any]
@@ -160,6 +186,7 @@ class PipelineEngine(Engine):
 
         grid = self.grid
         self._stage = Stage(module)
+        self._stage.anchor = self._anchor
         deepspeed.init_distributed()
         # The layers are shared out already: each rank has one of as many as there are stages.
         layers = [self._stage if rank == grid.rank else _elsewhere for rank in grid.ranks("pipeline")]
@@ -221,7 +248,8 @@ class PipelineEngine(Engine):
     def _collect_gradients(self, engine: Any) -> None:
         """In place of DeepSpeed's own sum over stages: before it averages over replicas."""
         for shared in self._shared:
-            shared.collect(engine.optimizer)
+            if shared.parameter.requires_grad:
+                shared.collect(engine.optimizer)
 
     def _spread_values(self) -> None:
         for shared in self._shared:

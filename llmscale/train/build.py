@@ -33,6 +33,8 @@ from llmscale.distributed.agreement import on_rank_zero, together
 from llmscale.distributed.process_group import World
 from llmscale.engine.engine import resolve_dtype
 from llmscale.evaluate.tasks import Task, load_tasks
+from llmscale.finetune.redraw import redrawn
+from llmscale.finetune.trained import names_of, training_of
 from llmscale.generate.prompts import needs_source, reading_of, require_unicode
 from llmscale.model import Transformer
 from llmscale.model.experts import ExpertLinear
@@ -225,7 +227,9 @@ def build_model(
                 f"{config.run.directory}/tokenizer was made without the conventions (special tokens around texts) of"
                 f" train.init_from {config.train.init_from}; remove that folder, or start a new run"
             )
-        return model, start_from(model, config.train.init_from, tokenizer, config.run.seed)
+        start = start_from(model, config.train.init_from, tokenizer, config.run.seed)
+        training = training_of(config, names_of(config.model))
+        return model, redrawn(start, training, init.drawn(config.model, config.run.seed))
     return model, init.drawn(config.model, config.run.seed)
 
 

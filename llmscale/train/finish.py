@@ -45,6 +45,7 @@ def finish(setup: Setup) -> None:
         "loss": rows[-1]["loss"] if rows else None,
         "evaluation": setup.state.evaluation,
         "parameters": setup.engine.parameters,
+        "trained_parameters": setup.engine.trained_parameters,
         "samples_seen": setup.state.samples,
         "tokens": setup.state.tokens,
         "skipped_steps": setup.state.skipped_steps,

@@ -25,6 +25,7 @@ from llmscale.distributed.process_group import (
 )
 from llmscale.engine.allocator import keep_large_blocks
 from llmscale.engine.engine import accumulation
+from llmscale.finetune.trained import names_of, training_of
 from llmscale.layout import require_legal
 from llmscale.parallel.grid import AXES, RankGrid
 from llmscale.train import build
@@ -53,7 +54,7 @@ def train(
     account = account or TimeAccount()
     try:
         world = read_world(config.run.device)
-        require_legal(config, world.size)
+        _require_possible(config, world)
     except UserError as error:
         refuse(error)
     run = RunDirectory(config.run.directory)
@@ -111,6 +112,12 @@ def train(
             raise
 
 
+def _require_possible(config: RunConfig, world: World) -> None:
+    require_legal(config, world.size)
+    if config.finetune is not None:
+        training_of(config, names_of(config.model))
+
+
 def _leave(kind: object, error: BaseException | None, trace: object) -> None:
     leave("" if error is None else f"{type(error).__name__}: {first_line(error)}")
 
@@ -140,12 +147,19 @@ def _announce(setup: Setup, threads: int) -> None:
     micro, accumulated = accumulation(config, setup.grid.data)
     _say(
         setup.world,
-        f"{setup.run.path}: {where}, attempt {setup.attempt}; {setup.engine.parameters:,} parameters,"
+        f"{setup.run.path}: {where}, attempt {setup.attempt}; {_parameters(setup)},"
         f" {config.train.steps} steps of {config.train.global_batch} x {config.data.sequence_length} tokens;"
         f" {_layout(setup.grid)} x {accumulated} micro batch(es) of {micro},"
         f" ZeRO {config.engine.zero_stage}, {str(setup.engine.dtype).removeprefix('torch.')} on"
         f" {setup.world.device.type}, {threads} thread(s)",
     )
+
+
+def _parameters(setup: Setup) -> str:
+    """How many parameters the model has, and how many of them are trained where that is not all."""
+    engine = setup.engine
+    trained = f", {engine.trained_parameters:,} of them trained" if setup.config.finetune is not None else ""
+    return f"{engine.parameters:,} parameters{trained}"
 
 
 def _layout(grid: RankGrid) -> str:

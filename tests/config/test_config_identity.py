@@ -181,6 +181,7 @@ IDENTITY: dict[str, Any] = {
     "train.batch_ramp": {"start": 4, "increment": 4, "samples": 40},
     "train.epochs": 7.0,
     "train.init_from": "other",
+    "finetune": {"train": "head"},
     "objective": {"name": "prefix"},
 }
 # Sections that are there as a whole or not, or come in several kinds, and lists of sections.
@@ -189,6 +190,7 @@ WHOLE = (
     "data.mixture.stages",
     "data.cleaning",
     "data.deduplication",
+    "finetune",
     "train.batch_ramp",
     "model.experts",
     "model.head",
@@ -199,6 +201,7 @@ WHOLE = (
 # What other settings must say before these may be set.
 NEEDS: dict[str, dict[str, Any]] = {
     "data.sources.escape": {"data.sources.kind": "csv"},
+    "finetune": {"train.init_from": "other"},
     "evaluation.best": {"evaluation.interval": 7},
     "evaluation.patience": {"evaluation.best": "loss", "evaluation.interval": 7},
     "model.encoder_layers": {"model.architecture": "encoder_decoder"},

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -153,6 +154,9 @@ def load(engine: Any, named: list[tuple[str, nn.Parameter]], read: RangeReader) 
     shared = _shared_state(engine)
     for name, parameter in named:
         own = shard_of(parameter)
+        if not parameter.requires_grad:
+            _fill_frozen(engine, parameter, partial(read, name, WEIGHT, own))
+            continue
         for kind in state_kinds(engine, parameter):
             for start, values in _owned(engine, parameter, kind):
                 values.data.copy_(read(name, kind, own, start, start + values.numel()))
@@ -165,9 +169,35 @@ def load(engine: Any, named: list[tuple[str, nn.Parameter]], read: RangeReader) 
 def fill_masters(engine: Any, named: list[tuple[str, nn.Parameter]], weights: Weights) -> None:
     """Give the fp32 masters that this rank owns their exact values, of which the forward pass has rounded ones."""
     for name, parameter in named:
-        if parameter.requires_grad:
-            for start, values in _owned(engine, parameter, WEIGHT):
-                fill(values.data, weights, name, shard_of(parameter), start)
+        own = shard_of(parameter)
+        if not parameter.requires_grad:
+            _fill_frozen(engine, parameter, partial(_filled, weights, name, own))
+            continue
+        for start, values in _owned(engine, parameter, WEIGHT):
+            fill(values.data, weights, name, own, start)
+
+
+def _filled(weights: Weights, name: str, part: Shard, start: int, end: int) -> torch.Tensor:
+    values = torch.empty(end - start)
+    fill(values, weights, name, part, start)
+    return values
+
+
+def _fill_frozen(engine: Any, parameter: Any, read: Callable[[int, int], torch.Tensor]) -> None:
+    """Give a frozen parameter its values: below ZeRO 3 all of them on every rank, since no update ever brings them
+    there. Where rounding them to the arithmetic of the passes loses something, this rank's part of them is kept in fp32
+    on the CPU, so that checkpoints have what the run has started from."""
+    start, count, _ = _range(engine, parameter)
+    if hasattr(parameter, "ds_id"):
+        exact = read(start, start + count)
+        parameter.ds_tensor.data.view(-1)[:count].copy_(exact)
+        rounded = parameter.ds_tensor.data.view(-1)[:count]
+    else:
+        whole = read(0, parameter.numel())
+        parameter.data.view(-1).copy_(whole)
+        exact, rounded = whole[start : start + count], parameter.data.view(-1)[start : start + count]
+    lossy = rounded.dtype != torch.float32 and not torch.equal(rounded.float().cpu(), exact.float().cpu())
+    parameter.exact = exact.float().cpu().clone() if lossy else None
 
 
 def _inner_optimizer(engine: Any) -> torch.optim.Optimizer:
@@ -194,8 +224,7 @@ def _owned(engine: Any, parameter: Any, kind: str) -> Iterator[tuple[int, torch.
     if not count:
         return
     if not parameter.requires_grad:
-        values = parameter.ds_tensor.data if hasattr(parameter, "ds_id") else parameter.data
-        yield start, values.view(-1)[:count]
+        yield start, _frozen(parameter, start, count)
         return
     place = _partition_of(engine, parameter)
     assert place is not None
@@ -208,13 +237,26 @@ def _owned(engine: Any, parameter: Any, kind: str) -> Iterator[tuple[int, torch.
     yield start, values.narrow(0, offset, count)
 
 
+def _frozen(parameter: Any, start: int, count: int) -> torch.Tensor:
+    """This rank's part of a frozen parameter, in fp32."""
+    exact = getattr(parameter, "exact", None)
+    if exact is not None:
+        return exact
+    if hasattr(parameter, "ds_id"):
+        return parameter.ds_tensor.data.view(-1)[:count].float()
+    return parameter.data.view(-1)[start : start + count].float()
+
+
 def _range(engine: Any, parameter: Any) -> tuple[int, int, int]:
     """(first element, elements, place in the partition) of this rank's part."""
     if hasattr(parameter, "ds_id"):
         return _range_stage3(engine, parameter)
     if not parameter.requires_grad:
-        first = dist.get_rank(_replicas(engine, parameter)) == 0
-        return 0, parameter.numel() if first else 0, 0
+        # Nobody owns it: each writes a share to checkpoints.
+        group = _replicas(engine, parameter)
+        share = -(-parameter.numel() // dist.get_world_size(group))
+        start = min(share * dist.get_rank(group), parameter.numel())
+        return start, min(share, parameter.numel() - start), 0
     mapping = parameter._hp_mapping
     if mapping is None:
         return 0, 0, 0

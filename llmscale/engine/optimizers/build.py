@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -20,7 +20,10 @@ _TABLES = ("embedding", "position", "table")
 
 
 def build_optimizer(
-    named: list[tuple[str, nn.Parameter]], settings: OptimizerConfig, arithmetic: torch.dtype = torch.float32
+    named: list[tuple[str, nn.Parameter]],
+    settings: OptimizerConfig,
+    arithmetic: torch.dtype = torch.float32,
+    factor: Callable[[str], float] = lambda name: 1.0,
 ) -> torch.optim.Optimizer:
     """The optimizer of `settings.name`; matrices have weight decay, vectors (norms and biases, also those of experts in
     a stack) none. Only of matrices does Adafactor keep second moments by row and column.
@@ -29,6 +32,7 @@ def build_optimizer(
         named: parameters by canonical name; those that take no gradient are left out.
         settings: the optimizer section.
         arithmetic: of what need not be exact (Muon's iteration); masters and state are fp32 in any case.
+        factor: what multiplies the learning rate of a parameter, by name.
     """
     trained = [(name, parameter) for name, parameter in named if parameter.requires_grad]
     matrices = [pair for pair in trained if is_matrix(pair[0], tuple(pair[1].shape))]
@@ -45,8 +49,18 @@ def build_optimizer(
         {"params": [parameter for _, parameter in matrices], "weight_decay": decay, "lr_scale": scale},
         {"params": vectors, "weight_decay": 0.0, "lr_scale": scale, "factored": False},
     ]
-    groups = [part for group in groups for part in _by_ranks(group)]
+    factors = {id(parameter): factor(name) for name, parameter in trained}
+    groups = [part for group in groups for own in _by_factor(group, factors) for part in _by_ranks(own)]
     return _make([group for group in groups if group["params"]], settings, arithmetic)
+
+
+def _by_factor(group: dict[str, Any], factors: dict[int, float]) -> Iterator[dict[str, Any]]:
+    """A group, with the parameters of each factor of the learning rate in a group of their own."""
+    own: dict[float, list[nn.Parameter]] = {}
+    for parameter in group["params"]:
+        own.setdefault(factors[id(parameter)], []).append(parameter)
+    for value, parameters in own.items():
+        yield group | {"params": parameters, "lr_scale": group["lr_scale"] * value}
 
 
 def _by_ranks(group: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -1,0 +1,16 @@
+"""Tensors that begin from drawn values in place of a checkpoint's."""
+
+from torch import Tensor
+
+from llmscale.finetune.trained import Training
+from llmscale.parallel.init import Weights
+from llmscale.parallel.shards import Shard
+
+
+def redrawn(stored: Weights, training: Training, drawn: Weights) -> Weights:
+    """The weights of `stored`, but for what `training` draws anew, which are those of `drawn`."""
+
+    def read(name: str, part: Shard, start: int, end: int) -> Tensor:
+        return (drawn if name in training.redrawn else stored)(name, part, start, end)
+
+    return read
