@@ -26,7 +26,7 @@ from llmscale.engine.forward_timer import ForwardTimer
 from llmscale.engine.optimizers import build_optimizer, set_learning_rate
 from llmscale.engine.schedule import learning_rate
 from llmscale.engine.whole_batch import with_whole_batch
-from llmscale.finetune.trained import Training, names_of, training_of
+from llmscale.finetune.freezing import freeze
 from llmscale.model import Dropout
 from llmscale.model.block import Block
 from llmscale.model.experts import filled_experts
@@ -115,11 +115,8 @@ class Engine:
         training = freeze(model, config)
         self.named = self._owned(model)
         """The parameters whose state this rank has, or shares with others, by name; frozen ones too."""
-        self.parameters = sum(math.prod(shard_of(parameter).shape) for _, parameter in self.named)
-        """Of the whole model, not of this rank's part."""
-        trained = [(name, parameter) for name, parameter in self.named if parameter.requires_grad]
-        self.trained_parameters = sum(math.prod(shard_of(parameter).shape) for _, parameter in trained)
-        """As `parameters`, without those that are frozen."""
+        self.parameters, self.trained_parameters = _counted(self.named)
+        """Of the whole model, not of this rank's part: of all that there are, and of those that are not frozen."""
         own = sum(parameter.numel() for _, parameter in self.named)
         self.forward_timer = ForwardTimer(device)
         self.draws = config.model.attention_dropout > 0 and not config.engine.dropout_layout_free
@@ -300,15 +297,10 @@ class Engine:
         zero_state.set_loss_scaling(self._engine, counters.get("loss_scaling", {}))
 
 
-def freeze(model: nn.Module, config: RunConfig) -> Training:
-    """Freeze what `finetune` does not train of this rank's part of a model."""
-    if config.finetune is None:
-        return training_of(config, ())
-    training = training_of(config, names_of(config.model))
-    for name, parameter in model.named_parameters():
-        if name not in training.names:
-            parameter.requires_grad_(False)
-    return training
+def _counted(named: list[tuple[str, nn.Parameter]]) -> tuple[int, int]:
+    """Elements of the global tensors of some parameters: of all, and of those that are trained."""
+    sizes = [(math.prod(shard_of(parameter).shape), parameter.requires_grad) for _, parameter in named]
+    return sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained)
 
 
 def over_positions(scores: torch.Tensor, grid: RankGrid) -> torch.Tensor:
