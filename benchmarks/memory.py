@@ -206,7 +206,7 @@ def start_on_rank(config: RunConfig) -> tuple[Engine, Callable[[int], None]]:
     length = config.data.sequence_length
     tokens = torch.randint(0, VOCAB, (micro * accumulated, length + 1))
     batch = Batch(tokens[:, :-1], tokens[:, 1:], torch.ones(len(tokens), length), torch.arange(len(tokens)))
-    counts = all_reduce_sum([count * grid.leads for count in loss.counts(batch)])
+    counts = all_reduce_sum([count * grid.is_sample_leader for count in loss.counts(batch)])
 
     def train(step: int) -> None:
         engine.train_step(batch.split(micro), step, counts)

@@ -21,7 +21,7 @@ from data_pipeline.config import DataConfig
 from data_pipeline.objectives.causal import CausalObjective
 from data_pipeline.objectives.config import ObjectiveConfig
 from data_pipeline.open_samples import open_samples
-from data_pipeline.samples import Chunk, Met, Samples
+from data_pipeline.samples import Chunk, ReadReport, Samples
 from data_pipeline.sources.readers import BadRecord
 from data_pipeline.sources.readers.bad_records import DAMAGED
 from data_pipeline.sources.readers.kinds import Survey
@@ -168,7 +168,7 @@ class TrainLoader:
         taken, self.bad = self.bad, []
         return taken
 
-    def note(self, met: Met) -> None:
+    def note(self, met: ReadReport) -> None:
         """Add what was wrong with documents to what this rank's reading met."""
         self.dropped.update(met.dropped)
         room = max(0, NOTED_RECORDS - len(self.bad))

@@ -14,7 +14,7 @@ from data_pipeline.finite.samples import IndexedSamples
 from data_pipeline.finite.shards import Shards
 from data_pipeline.objectives import Objective, build_objective
 from data_pipeline.objectives.config import ObjectiveConfig
-from data_pipeline.samples import Met
+from data_pipeline.samples import ReadReport
 from data_pipeline.sources.corpus import Corpus
 from data_pipeline.sources.readers import BadRecord
 from data_pipeline.sources.readers.kinds import Survey
@@ -33,7 +33,7 @@ def open_samples(
     epochs: float | None = None,
     progress: Callable[[str], None] | None = None,
     surveys: Sequence[Survey] | None = None,
-    met: Callable[[Met], None] | None = None,
+    met: Callable[[ReadReport], None] | None = None,
 ) -> StreamSamples | IndexedSamples:
     """The samples of `config.sources`.
 
@@ -108,7 +108,7 @@ def _tokenised(
     tokenizer: Tokenizer,
     cache: str | Path,
     objective: Objective,
-    met: Callable[[Met], None] | None,
+    met: Callable[[ReadReport], None] | None,
 ) -> str:
     """The prefix of one source's training documents, written unless it is there."""
     if survey is not None:
@@ -133,5 +133,5 @@ def _tokenised(
     digest = f"{corpus.digest} training{objective.form}"
     materialise(documents(), tokenizer, prefix, digest=digest, stored=stored, frame=objective.frame, files=names)
     if met is not None:
-        met(Met(dict(corpus.dropped), bad, corpus.bad_count, corpus.records_read))
+        met(ReadReport(dict(corpus.dropped), bad, corpus.bad_count, corpus.records_read))
     return str(prefix)

@@ -12,7 +12,7 @@ from data_pipeline.objectives.packing import Origin, Sample
 from data_pipeline.sources.readers import BadRecord
 
 
-class Met(NamedTuple):
+class ReadReport(NamedTuple):
     """What was wrong with documents that were read."""
 
     dropped: dict[str, int] = {}
@@ -34,7 +34,7 @@ class Chunk(NamedTuple):
     """(C,) uint64: ledger terms."""
     states: np.ndarray
     """(C, 6) int64: the group of sources and its lane's state after each sample; (C, 0) where none is needed."""
-    met: Met = Met()
+    met: ReadReport = ReadReport()
     """Since the last chunk."""
 
 

@@ -46,7 +46,7 @@ def _row(path: Path) -> tuple[int, tuple[str, ...]]:
 
 
 def _parameters(config: RunConfig) -> int:
-    """All that is trained, heads and the rows that fill up the vocabulary included."""
+    """All that is trained, heads and the padding rows of the vocabulary included."""
     assert config.model.vocab_size is not None
     with torch.device("meta"):
         return sum(p.numel() for p in Transformer(config.model, config.model.vocab_size).parameters())

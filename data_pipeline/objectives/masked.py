@@ -96,7 +96,7 @@ class Masked(Objective):
         return arrays
 
     def _framed(self, samples: Sequence[Sample]) -> tuple[np.ndarray, np.ndarray]:
-        """(B, T) rows with their marks, filled up with pad, and how much of each is not fill."""
+        """(B, T) rows with their marks, padded, and how much of each is no padding."""
         rows: np.ndarray = np.full((len(samples), self.sequence_length), self._pad, dtype=np.int32)
         rows[:, 0] = self._cls
         sizes = np.empty(len(samples), dtype=np.int64)

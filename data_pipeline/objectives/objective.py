@@ -156,7 +156,7 @@ class Objective(ABC):
 
     @abstractmethod
     def arrays(self, samples: Sequence[Sample], numbers: Sequence[int]) -> Arrays:
-        """The rows of samples with global numbers `numbers`. A window shorter than `length` is filled up."""
+        """The rows of samples with global numbers `numbers`. A window shorter than `length` is padded."""
 
     @property
     @abstractmethod
@@ -165,7 +165,7 @@ class Objective(ABC):
 
 
 def stack(rows: Sequence[np.ndarray], length: int, fill: int = 0, dtype: type = np.int32) -> np.ndarray:
-    """Rows of at most `length` elements as one (C, length) array, filled up at the end."""
+    """Rows of at most `length` elements as one (C, length) array, padded at the end."""
     out: np.ndarray = np.full((len(rows), length), fill, dtype=dtype)
     for row, values in zip(out, rows, strict=True):
         row[: len(values)] = values
@@ -178,6 +178,6 @@ def decoder_inputs(targets: np.ndarray, start: int) -> np.ndarray:
 
 
 def filled(rows: Sequence[np.ndarray], length: int) -> np.ndarray:
-    """(C, length) float32: 1 where a row has elements, 0 where it is filled up."""
+    """(C, length) float32: 1 where a row has elements, 0 for padding."""
     sizes = np.array([len(row) for row in rows])
     return (np.arange(length) < sizes[:, None]).astype(np.float32)

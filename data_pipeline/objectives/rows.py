@@ -95,7 +95,7 @@ def rows_of(parts: Sequence[Sequence[Part]], length: int, pad: int, *, apart: bo
     Args:
         parts: the documents of each row, which together have room in it.
         length: positions of a row.
-        pad: fills up.
+        pad: the padding token.
         apart: whether documents of a row are kept apart; else there is one in each.
     """
     arrays: Arrays = {

@@ -52,7 +52,7 @@ def deal_spans(spans: list[Span], lanes: int, *key: int, of: str = "the training
     return dealt
 
 
-class Strand:
+class LaneSource:
     """What one group of sources gives to one lane: samples in block-shuffled order, each with the state after it."""
 
     def __init__(
@@ -102,7 +102,7 @@ class Lanes:
         self._block = max(1, config.shuffle_buffer // config.lanes)
         self._seed = seed
         self._dealt = [self._deal(group) for group in range(self.mixture.groups)]
-        self._open: dict[tuple[int, int], Strand] = {}
+        self._open: dict[tuple[int, int], LaneSource] = {}
         self.states: dict[tuple[int, int], LaneState] = {}
         """The state of each (lane, group) that does not start at its beginning; up to date for those in use."""
 
@@ -120,7 +120,7 @@ class Lanes:
                 self._corpus, self._tokenizer, self._objective, self._dealt[group][lane], *key, label=label
             )
             state = self.states.get((lane, group), LaneState())
-            self._open[lane, group] = Strand(documents, self._objective, key, self._block, state)
+            self._open[lane, group] = LaneSource(documents, self._objective, key, self._block, state)
         sample, self.states[lane, group] = self._open[lane, group].next()
         return sample, group, self.states[lane, group]
 

@@ -10,7 +10,7 @@ import numpy as np
 from data_pipeline.config import DataConfig
 from data_pipeline.objectives import Objective
 from data_pipeline.objectives.packing import Origin, Sample
-from data_pipeline.samples import Chunk, Met
+from data_pipeline.samples import Chunk, ReadReport
 from data_pipeline.sources.corpus import Corpus
 from data_pipeline.sources.readers.bad_records import VERSION
 from data_pipeline.sources.readers.kinds import Survey
@@ -64,13 +64,13 @@ class StreamSamples:
         places = np.array(states, dtype=np.int64).reshape(-1, 6)
         return Chunk(arrays, digests, places, self._met())
 
-    def _met(self) -> Met:
+    def _met(self) -> ReadReport:
         """What reading met since the last call."""
         dropped = dict(self.corpus.dropped)
         self.corpus.dropped.clear()
         before, self._counts = self._counts, (self.corpus.bad_count, self.corpus.records_read)
         bad_count, records = (now - then for now, then in zip(self._counts, before, strict=True))
-        return Met(dropped, self.corpus.take_bad(), bad_count, records)
+        return ReadReport(dropped, self.corpus.take_bad(), bad_count, records)
 
     def sources(self, samples: int) -> dict[str, int]:
         mixture = self.lanes.mixture

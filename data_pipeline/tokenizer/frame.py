@@ -1,5 +1,5 @@
 """Special tokens around a text, by the conventions of the model it is for: in a stream of documents, of a source, of a
-prompt; and those that begin, fill up and end what a model writes."""
+prompt; and those that begin, pad and end what a model writes."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def start_token(tokenizer: Tokenizer) -> int:
 
 
 def pad_token(tokenizer: Tokenizer) -> int:
-    """The token that fills up what is shorter than the rest, and is nowhere predicted or looked at."""
+    """The padding token, which is nowhere predicted or looked at."""
     return tokenizer.special.get("pad", tokenizer.special["eos"])
 
 

@@ -88,7 +88,7 @@ class TrainConfig(Section):
     """Optimizer steps. With `epochs` they follow from the data."""
     epochs: float | None = Field(default=None, gt=0)
     """Instead of `steps`: passes over the training data, which must have an end (see data.order). Every sample counts
-    exactly once a pass; the last step is filled up with samples of weight 0."""
+    exactly once a pass; the last step is padded with samples of weight 0."""
     global_batch: Count = Field(default=32, ge=1)
     """Samples per optimizer step, over all ranks."""
     batch_ramp: BatchRamp | None = None

@@ -197,7 +197,7 @@ class Engine:
         if self.draws:
             # The same on the same layout, also after a resume.
             torch.manual_seed(_derived_seed(self.config.run.seed, step, self.grid.rank))
-        own = self._update(micro_batches, scale) * self.grid.reports
+        own = self._update(micro_batches, scale) * self.grid.is_loss_reporter
         return own.tolist(), float(self._engine.get_global_grad_norm())
 
     def _update(self, micro_batches: list[Batch], scale: torch.Tensor) -> torch.Tensor:
@@ -244,7 +244,7 @@ class Engine:
         self._engine.eval()
         with self._passes():
             sums = self._engine.module(batch.to(self.device)).tolist()
-        return [sums[i] * self.grid.reports for i in self._measured]
+        return [sums[i] * self.grid.is_loss_reporter for i in self._measured]
 
     @torch.no_grad()
     def score(self, batch: Batch) -> torch.Tensor:

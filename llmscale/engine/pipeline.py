@@ -213,7 +213,7 @@ class PipelineEngine(Engine):
     def measure(self, batch: Batch) -> list[float]:
         self._evaluate(batch)
         totals = [sum(float(terms[i]) for terms in self._stage.sums) for i in self._measured]
-        return [total * self.grid.reports for total in totals]
+        return [total * self.grid.is_loss_reporter for total in totals]
 
     @torch.no_grad()
     def score(self, batch: Batch) -> Tensor:

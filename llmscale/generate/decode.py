@@ -78,7 +78,7 @@ def batches(contexts: Sequence[Context], size: int, exact: bool = False) -> Iter
     """Numbers of contexts, at most `size` at a time; those of one batch are about equally long.
 
     Args:
-        exact: those of one batch are filled up to the same lengths, whichever they are.
+        exact: those of one batch are padded to the same lengths, whichever they are.
     """
     order = sorted(range(len(contexts)), key=lambda number: len(contexts[number].key))
     groups: dict[tuple[int, int], list[int]] = {}

@@ -18,7 +18,7 @@ to other kernels, which round otherwise."""
 
 
 class State:
-    """What a model has read so far of a batch of unequal prompts, shorter ones being filled up at their beginning."""
+    """What a model has read so far of a batch of unequal prompts, shorter ones padded at their beginning."""
 
     def __init__(
         self, model: Transformer, contexts: Sequence[Context], room: int, copies: int = 1, exact: bool = False
@@ -28,7 +28,7 @@ class State:
             contexts: what is read first; all of one kind.
             room: most new tokens; the last of them is not read.
             copies: sequences that continue each context, one after the other.
-            exact: whether what is computed of a context must not depend on the others: they are all filled up to a
+            exact: whether what is computed of a context must not depend on the others: they are all padded to a
                 multiple of `EXACT` tokens, and masked.
         """
         self.model = model
@@ -38,7 +38,7 @@ class State:
         rows = [context.tokens for context in contexts]
         self._inputs, real = _filled(rows, self.device, left=True, exact=exact)
         length = self._inputs.shape[1]
-        # More than max_positions where a context with much room is filled up to one with little.
+        # More than max_positions where a context with much room is padded to one with little.
         capacity = length + room - 1
         self._cache = KeyValueCache(model.config, len(rows), capacity, parameter.dtype, self.device)
         self._positions: Tensor | None = None
@@ -121,14 +121,14 @@ def seen_tokens(contexts: Sequence[Context], width: int, device: torch.device) -
 
 
 def filled_length(length: int) -> int:
-    """Tokens that a context is filled up to where nothing may depend on the others."""
+    """Tokens that a context is padded to where nothing may depend on the others."""
     return -(-length // EXACT) * EXACT
 
 
 def _filled(
     rows: Sequence[list[int]], device: torch.device, *, left: bool, exact: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Rows as one (B, longest) int64, filled up with 0 on one side, and booleans: what is no filling."""
+    """Rows as one (B, longest) int64, padded with 0 on one side, and booleans: what is no padding."""
     longest = max(map(len, rows))
     longest = filled_length(longest) if exact else longest
     filling = [[0] * (longest - len(row)) for row in rows]

@@ -13,15 +13,15 @@ from typing import Any
 
 from data_pipeline.base.errors import UserError
 from llmscale.config import RunConfig
-from llmscale.layout.facts import Facts, facts_of
+from llmscale.layout.facts import LayoutFacts, facts_of
 from llmscale.layout.layout import SETTINGS, Layout, data_parallel_size, given_ranks, layout_of, with_layout
 from llmscale.layout.nearest import all_layouts, nearest_layouts
-from llmscale.layout.rules import Broken, first_broken
+from llmscale.layout.rules import Violation, first_broken
 from llmscale.layout.settings import require_possible
 
 __all__ = [
+    "IllegalLayout",
     "Layout",
-    "Problem",
     "data_parallel_size",
     "given_ranks",
     "layout_of",
@@ -49,11 +49,11 @@ FREE = (
 
 
 @dataclass(frozen=True)
-class Problem:
+class IllegalLayout:
     """Why a layout is illegal, and the legal ones nearest to it, which are searched for when first asked for."""
 
-    broken: Broken
-    facts: Facts
+    broken: Violation
+    facts: LayoutFacts
     layout: Layout
 
     @cached_property
@@ -104,11 +104,11 @@ def require_legal(config: RunConfig, world_size: int) -> None:
         raise UserError(found.sentence)
 
 
-def problem(config: RunConfig, world_size: int) -> Problem | None:
+def problem(config: RunConfig, world_size: int) -> IllegalLayout | None:
     """What is wrong with the layout of a config on `world_size` ranks; None when it is legal."""
     facts, layout = facts_of(config), layout_of(config, world_size)
     broken = first_broken(facts, layout)
-    return Problem(broken, facts, layout) if broken else None
+    return IllegalLayout(broken, facts, layout) if broken else None
 
 
 def legal_layouts(config: RunConfig, world_size: int, free: Collection[str] = FREE) -> Iterator[Layout]:

@@ -13,7 +13,7 @@ from llmscale.objectives.objective import Named
 
 
 @dataclass(frozen=True)
-class Facts:
+class LayoutFacts:
     """The numbers of a config that a layout has to divide or respect."""
 
     heads: int
@@ -51,10 +51,10 @@ class Facts:
         return math.gcd(*(share for _, share in self.shares))
 
 
-def facts_of(config: RunConfig) -> Facts:
+def facts_of(config: RunConfig) -> LayoutFacts:
     """Read a config; its layout plays no part."""
     model = config.model
-    return Facts(
+    return LayoutFacts(
         heads=model.heads,
         kv_heads=model.kv_head_count,
         layers=model.layers,

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Any
 
-from llmscale.layout.facts import Facts
+from llmscale.layout.facts import LayoutFacts
 from llmscale.layout.layout import AXES, Layout
 from llmscale.layout.rules import Rule, first_broken, rules
 
@@ -22,7 +22,7 @@ _CHECKPOINTING = ("none", "selective", "block")
 """By the memory that they save."""
 
 
-def nearest_layouts(facts: Facts, layout: Layout) -> tuple[Layout, ...]:
+def nearest_layouts(facts: LayoutFacts, layout: Layout) -> tuple[Layout, ...]:
     """The legal layouts with the fewest changed fields, the least changed first.
 
     The number of ranks is such a field. Among the changes of the same fields only the smallest is given; where one
@@ -45,7 +45,7 @@ def nearest_layouts(facts: Facts, layout: Layout) -> tuple[Layout, ...]:
     raise AssertionError(f"not even one process is legal: {first_broken(facts, Layout())}")
 
 
-def all_layouts(facts: Facts, start: Layout, fields: Iterable[str]) -> Iterator[Layout]:
+def all_layouts(facts: LayoutFacts, start: Layout, fields: Iterable[str]) -> Iterator[Layout]:
     """Every legal layout that differs from `start` in no other fields than these; the data-parallel size is given."""
     ordered = tuple(field for field in _ORDER if field in set(fields))
     for _, layout in _assignments(facts, start, ordered):
@@ -65,7 +65,7 @@ class _Limit:
         self.cost = math.inf
 
 
-def _nearest(facts: Facts, layout: Layout, fields: tuple[str, ...]) -> list[tuple[float, Layout]]:
+def _nearest(facts: LayoutFacts, layout: Layout, fields: tuple[str, ...]) -> list[tuple[float, Layout]]:
     """The nearest legal layout that changes all these fields and no others, if there is one."""
     limit = _Limit()
     best: list[tuple[float, Layout]] = []
@@ -75,7 +75,7 @@ def _nearest(facts: Facts, layout: Layout, fields: tuple[str, ...]) -> list[tupl
     return best
 
 
-def _nearest_on_each_side(facts: Facts, layout: Layout, field: str) -> list[tuple[float, Layout]]:
+def _nearest_on_each_side(facts: LayoutFacts, layout: Layout, field: str) -> list[tuple[float, Layout]]:
     sides: dict[bool, tuple[float, Layout]] = {}
     for cost, near in _assignments(facts, layout, (field,), _Limit()):
         # The cheapest comes first.
@@ -84,7 +84,7 @@ def _nearest_on_each_side(facts: Facts, layout: Layout, field: str) -> list[tupl
 
 
 def _assignments(
-    facts: Facts, start: Layout, fields: tuple[str, ...], limit: _Limit | None = None
+    facts: LayoutFacts, start: Layout, fields: tuple[str, ...], limit: _Limit | None = None
 ) -> Iterator[tuple[float, Layout]]:
     """(cost, layout) of all legal layouts in which `fields` have other values than in `start`, below a falling limit.
 
@@ -125,7 +125,7 @@ def _checks(fields: tuple[str, ...], every: tuple[Rule, ...]) -> tuple[list[Rule
     return before, after
 
 
-def _values(facts: Facts, layout: Layout, field: str, fields: tuple[str, ...]) -> Iterable[Any]:
+def _values(facts: LayoutFacts, layout: Layout, field: str, fields: tuple[str, ...]) -> Iterable[Any]:
     """Values of a field, given those set before it in `_ORDER`, among which are all that can be legal."""
     if field == "data":
         if "ranks" in fields:
@@ -141,7 +141,7 @@ def _values(facts: Facts, layout: Layout, field: str, fields: tuple[str, ...]) -
 
 
 @lru_cache(maxsize=4096)
-def _own_values(facts: Facts, field: str) -> tuple[Any, ...]:
+def _own_values(facts: LayoutFacts, field: str) -> tuple[Any, ...]:
     switches: dict[str, tuple[Any, ...]] = {
         "zero_stage": (1, 2, 3),
         "compile": (False, True),

@@ -13,7 +13,7 @@ class KeyValueCache:
     """Room for the keys and values of `capacity` tokens of each of `batch` sequences, allocated once; or for what else
     the model's kind of attention keeps of a token.
 
-    All sequences of the batch have the same length, shorter ones being filled up at their beginning.
+    All sequences of the batch have the same length, shorter ones padded at their beginning.
     `Transformer.forward` writes the tokens it reads and advances `length`.
     """
 

@@ -21,7 +21,7 @@ class Context:
     """By kind of layer: booleans (B or 1, 1, T, S), or biases (B or 1, heads, T, S) with -inf where nothing is seen;
     None: causal in a decoder, everything in an encoder."""
     real: Tensor | None = None
-    """(B, T) booleans: False for tokens that fill up. None: all are real."""
+    """(B, T) booleans: False for padding tokens. None: all are real."""
     segment_ids: Tensor | None = None
     """(B, T) number of each token's document, where documents are separate."""
     memory: Tensor | None = None

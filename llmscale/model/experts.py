@@ -42,7 +42,7 @@ class Experts(nn.Module):
     """A router and its experts, in place of a feed-forward layer."""
 
     least_rows = 0
-    """Rows that fill up the tokens of each expert; see `filled_experts`."""
+    """Padding rows of the tokens of each expert; see `filled_experts`."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

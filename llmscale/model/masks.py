@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Sight:
+class AttentionMask:
     """What limits who sees whom in one forward pass, apart from the kind of layer."""
 
     past: int
@@ -21,7 +21,7 @@ class Sight:
     prefix_lengths: Tensor | None = None
     """(B,) tokens from the start that all see each other."""
     real: Tensor | None = None
-    """(B, past + T) booleans: False for tokens that fill up, which nobody sees but themselves."""
+    """(B, past + T) booleans: False for padding tokens, which nobody sees but themselves."""
     shared_lengths: Tensor | None = None
     """(B,) tokens from the start that the tokens of every document see."""
 
@@ -54,7 +54,7 @@ class Sight:
                 together = together | (keys < self.shared_lengths[:, None, None, None])
             allowed = allowed & together
         if self.real is not None:
-            # A token that fills up sees itself, since the softmax of nothing is not a number.
+            # A padding token sees itself, since the softmax of nothing is not a number.
             allowed = (allowed & self.real[:, None, None, :]) | (queries == keys)
         return allowed
 

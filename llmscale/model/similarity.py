@@ -15,7 +15,7 @@ def similarities(vectors: Tensor, keys: Tensor, temperature: float) -> Tensor:
 
     Args:
         vectors: (N, R, channels): query, positive and hard negatives of each sample.
-        keys: (N, R) int64, equal for equal texts; below 0 for samples that fill up.
+        keys: (N, R) int64, equal for equal texts; below 0 for padding samples.
         temperature: what products are divided by.
     """
     count = len(vectors)
@@ -28,7 +28,7 @@ def similarities(vectors: Tensor, keys: Tensor, temperature: float) -> Tensor:
 
 
 def contrastive_losses(vectors: Tensor, keys: Tensor, temperature: float, symmetric: bool) -> Tensor:
-    """(N,) InfoNCE of each sample (van den Oord et al. 2018, equation 4) in nats; 0 for samples that fill up.
+    """(N,) InfoNCE of each sample (van den Oord et al. 2018, equation 4) in nats; 0 for padding samples.
 
     Args:
         vectors, keys, temperature: as in `similarities`.

@@ -12,7 +12,7 @@ from llmscale.model.block import Block
 from llmscale.model.cache import KeyValueCache
 from llmscale.model.context import Context
 from llmscale.model.dropout import Dropout, drop
-from llmscale.model.masks import Sight, cross_mask
+from llmscale.model.masks import AttentionMask, cross_mask
 from llmscale.model.norms import make_norm
 from llmscale.model.positions import RelativeBias, Tables, alibi_bias, rotary_tables
 
@@ -50,7 +50,7 @@ class Stack(nn.Module):
         self,
         hidden: Tensor,
         positions: Tensor,
-        sight: Sight,
+        attention_mask: AttentionMask,
         *,
         memory: Tensor | None = None,
         memory_real: Tensor | None = None,
@@ -62,9 +62,9 @@ class Stack(nn.Module):
         Args:
             hidden: (B, T, hidden_size) embedded tokens; what the layers before made of them, where there are others.
             positions: (B or 1, T) int64.
-            sight: who sees whom.
+            attention_mask: who sees whom.
             memory: (B, S, hidden_size), the encoder's result.
-            memory_real: (B, S) booleans, False for tokens of it that fill up.
+            memory_real: (B, S) booleans, False for padding.
             cache: keys and values of earlier tokens.
             dropout: what is dropped; None: nothing.
 
@@ -73,9 +73,9 @@ class Stack(nn.Module):
         """
         context = Context(
             rotary={kind: self._rotary(kind, positions) for kind in self.kinds},
-            masks=self._masks(sight, hidden),
-            real=None if sight.real is None else sight.real[:, sight.past :],
-            segment_ids=sight.segment_ids,
+            masks=self._masks(attention_mask, hidden),
+            real=None if attention_mask.real is None else attention_mask.real[:, attention_mask.past :],
+            segment_ids=attention_mask.segment_ids,
             memory=memory,
             memory_mask=cross_mask(memory_real),
             cache=cache,
@@ -114,26 +114,26 @@ class Stack(nn.Module):
         base, scaling = config.rotary_base_of(kind), config.rotary_scaling_of(kind)
         return rotary_tables(positions, config.rotated_channels, base, scaling)
 
-    def _masks(self, sight: Sight, hidden: Tensor) -> dict[str, Tensor | None]:
+    def _masks(self, attention_mask: AttentionMask, hidden: Tensor) -> dict[str, Tensor | None]:
         """Masks by kind of layer, with the bias by distance added where there is one."""
-        bias = self._bias(sight, hidden)
+        bias = self._bias(attention_mask, hidden)
         masks: dict[str, Tensor | None] = {}
         for kind in self.kinds:
             window = self.config.window if kind == "local" else None
-            allowed = sight.mask(causal=self.causal, window=window, device=hidden.device)
+            allowed = attention_mask.mask(causal=self.causal, window=window, device=hidden.device)
             if bias is None:
                 masks[kind] = allowed
                 continue
-            if allowed is None and self.causal and sight.length > 1:
-                queries, keys = sight.places(hidden.device)
+            if allowed is None and self.causal and attention_mask.length > 1:
+                queries, keys = attention_mask.places(hidden.device)
                 allowed = queries >= keys
             masks[kind] = bias if allowed is None else bias.masked_fill(~allowed, -torch.inf)
         return masks
 
-    def _bias(self, sight: Sight, hidden: Tensor) -> Tensor | None:
+    def _bias(self, attention_mask: AttentionMask, hidden: Tensor) -> Tensor | None:
         if self.relative_bias is None and self.config.positions != "alibi":
             return None
-        queries, keys = sight.places(hidden.device)
+        queries, keys = attention_mask.places(hidden.device)
         if self.relative_bias is not None:
             return self.relative_bias(keys - queries)
         return alibi_bias(keys - queries, self.config.heads, self.heads).to(hidden.dtype)

@@ -12,7 +12,7 @@ from llmscale.config.model import ModelConfig
 from llmscale.model.cache import KeyValueCache
 from llmscale.model.dropout import Dropout
 from llmscale.model.heads import all_heads, heads_of
-from llmscale.model.masks import Sight
+from llmscale.model.masks import AttentionMask
 from llmscale.model.norms import make_norm
 from llmscale.model.positions import sinusoidal
 from llmscale.model.projections import Vocabulary
@@ -80,10 +80,10 @@ class Transformer(Stack):
             prefix_lengths: (B,) int64, how many tokens from the start all see each other.
             shared_lengths: (B,) int64, how many tokens from the start the tokens of all documents see; of use with
                 segment_ids alone.
-            real: (B, T) booleans, False for tokens that fill up; with a cache (B, length + T).
+            real: (B, T) booleans, False for padding tokens; with a cache (B, length + T).
             token_types: (B, T) int64, below `model.token_types`; None: 0.
             encoder_inputs: (B, S) int64, what the encoder of an encoder-decoder reads.
-            encoder_real: (B, S) booleans, False for tokens of it that fill up.
+            encoder_real: (B, S) booleans, False for padding.
             memory: (B, S, hidden_size), the result of `encode`, in place of `encoder_inputs`.
             cache: keys and values of earlier tokens; the new ones are added. Not together with segment_ids or dropout;
                 with prefix_lengths only while it is empty.
@@ -96,7 +96,7 @@ class Transformer(Stack):
                 encoder.
         """
         past, length = cache.length if cache else 0, inputs.shape[1]
-        # With positions of their own there may be more: a cache also holds the tokens that fill up.
+        # With positions of their own there may be more: a cache also holds the padding tokens.
         if positions is None and past + length > self.config.max_positions:
             raise ValueError(f"{past + length} tokens exceed model.max_positions ({self.config.max_positions})")
         if cache is not None and (segment_ids is not None or (prefix_lengths is not None and past)):
@@ -115,7 +115,7 @@ class Transformer(Stack):
         hidden, own_loss = self.run(
             self._embed(inputs, positions, token_types) if hidden is None else hidden,
             positions,
-            Sight(past, length, segment_ids, prefix_lengths, real, shared_lengths),
+            AttentionMask(past, length, segment_ids, prefix_lengths, real, shared_lengths),
             memory=memory,
             memory_real=encoder_real,
             cache=cache,
@@ -131,8 +131,8 @@ class Transformer(Stack):
         """What the encoder of an encoder-decoder makes of (B, S) tokens: (B, S, hidden_size) as the hidden states."""
         assert self.encoder is not None
         positions = torch.arange(inputs.shape[1], device=inputs.device)[None]
-        sight = Sight(0, inputs.shape[1], real=real)
-        return Output(*self.encoder.run(self._embed(inputs, positions), positions, sight, dropout=dropout))
+        attention_mask = AttentionMask(0, inputs.shape[1], real=real)
+        return Output(*self.encoder.run(self._embed(inputs, positions), positions, attention_mask, dropout=dropout))
 
     def _embed(self, inputs: Tensor, positions: Tensor, token_types: Tensor | None = None) -> Tensor:
         hidden = self.embedding(inputs)

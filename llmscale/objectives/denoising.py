@@ -26,7 +26,7 @@ class Denoising(ModelSide[DenoisingObjective]):
 
     def shape(self, sequence_length: int) -> Shape:
         window, cut, spans = _noise(self.config, sequence_length)
-        # The encoder's rows are filled up where no window fills them exactly.
+        # The encoder's rows are padded where no window fills them exactly.
         padded = window - cut + spans + 1 < sequence_length
         return Shape(cut + spans + 1, memory=sequence_length, masked=padded)
 

@@ -121,7 +121,7 @@ def texts_of(batch: Batch, texts: int) -> Batch:
 
 
 def real_tokens(weights: Tensor | None) -> Tensor | None:
-    """(B, S) weights, 0 for tokens that fill up, to booleans; None where nothing fills up, which is faster."""
+    """(B, S) weights, 0 for padding, to booleans; None where there is none, which is faster."""
     if weights is None or bool((weights > 0).all()):
         return None
     return weights > 0

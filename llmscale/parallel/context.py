@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from data_pipeline.batch import Batch, no_labels
 from llmscale.model import Transformer
-from llmscale.model.attention.modules.core import Core
+from llmscale.model.attention.modules.core import ScaledDotProduct
 from llmscale.model.dropout import LayerDropout
 from llmscale.model.heads import Head
-from llmscale.model.masks import Sight
+from llmscale.model.masks import AttentionMask
 from llmscale.model.positions import RelativeBias
 from llmscale.model.stack import Stack
 from llmscale.parallel.collectives import POSITIONS, exchange
@@ -44,7 +44,7 @@ class ContextRanks:
         return whole.narrow(dim, self.rank * (whole.shape[dim] // self.size), whole.shape[dim] // self.size)
 
 
-class ContextCore(Core):
+class ContextScaledDotProduct(ScaledDotProduct):
     """Attention of all positions, of which each rank computes some heads.
 
     What enters and leaves has this rank's positions and all heads that its tensor-parallel rank has.
@@ -86,8 +86,10 @@ class ContextStack(Stack):
 
     context_ranks: ContextRanks
 
-    def run(self, hidden: Tensor, positions: Tensor, sight: Sight, **others: Any) -> tuple[Tensor, Tensor | None]:
-        return super().run(hidden, self.context_ranks.own(positions), sight, **others)
+    def run(
+        self, hidden: Tensor, positions: Tensor, attention_mask: AttentionMask, **others: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        return super().run(hidden, self.context_ranks.own(positions), attention_mask, **others)
 
     @property
     def heads(self) -> range:
@@ -107,7 +109,7 @@ class ContextTransformer(ContextStack, Transformer):
 _KINDS: tuple[tuple[type[nn.Module], type[nn.Module]], ...] = (
     (Transformer, ContextTransformer),
     (Stack, ContextStack),
-    (Core, ContextCore),
+    (ScaledDotProduct, ContextScaledDotProduct),
     (RelativeBias, ContextBias),
 )
 """What a module becomes: the first that it is."""

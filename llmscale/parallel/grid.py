@@ -82,12 +82,12 @@ class RankGrid:
         return ranks[ranks.index(self.rank) % self.expert :: self.expert]
 
     @property
-    def leads(self) -> bool:
+    def is_sample_leader(self) -> bool:
         """Whether this rank speaks for its samples, which all ranks with the same place in `data` have."""
         return not any(self.coordinate(axis) for axis in AXES if axis != "data")
 
     @property
-    def reports(self) -> bool:
+    def is_loss_reporter(self) -> bool:
         """Whether this rank's sums of the loss count: those of the last stage, where others of its tensor-parallel
         group have the same."""
         return not self.coordinate("tensor") and self.coordinate("pipeline") == self.pipeline - 1
@@ -95,7 +95,7 @@ class RankGrid:
     @property
     def has_scores(self) -> bool:
         """Whether this rank has the scores of its samples, and is the first of those that do."""
-        return self.reports and not self.coordinate("context")
+        return self.is_loss_reporter and not self.coordinate("context")
 
     def _stride(self, axis: Axis) -> int:
         stride = 1

@@ -21,7 +21,7 @@ from llmscale.model.dropout import LayerDropout
 from llmscale.model.experts import ExpertLinear, Experts
 from llmscale.model.feed_forward import FeedForward
 from llmscale.model.linear import linear
-from llmscale.model.masks import Sight
+from llmscale.model.masks import AttentionMask
 from llmscale.model.norms import RMSNorm
 from llmscale.model.projections import Vocabulary
 from llmscale.model.stack import Stack
@@ -225,12 +225,14 @@ class ShardedStack(Stack):
 
     ranks: TensorRanks
 
-    def run(self, hidden: Tensor, positions: Tensor, sight: Sight, **others: Any) -> tuple[Tensor, Tensor | None]:
+    def run(
+        self, hidden: Tensor, positions: Tensor, attention_mask: AttentionMask, **others: Any
+    ) -> tuple[Tensor, Tensor | None]:
         if not self.ranks.sequence_parallel:
-            return super().run(hidden, positions, sight, **others)
+            return super().run(hidden, positions, attention_mask, **others)
         if self.begins:
             hidden = collectives.split(hidden, self.ranks.group)
-        hidden, loss = super().run(hidden, positions, sight, **others)
+        hidden, loss = super().run(hidden, positions, attention_mask, **others)
         return (collectives.join(hidden, self.ranks.group) if self.ends else hidden), loss
 
     @property

@@ -17,7 +17,7 @@ from data_pipeline.finite.heldout import EvaluationSet, build_evaluation_set, op
 from data_pipeline.loader import TrainLoader
 from data_pipeline.objectives import required_roles
 from data_pipeline.open_samples import open_samples
-from data_pipeline.samples import Met
+from data_pipeline.samples import ReadReport
 from data_pipeline.sources.corpus import survey_sources
 from data_pipeline.sources.readers import by_reason
 from data_pipeline.stream.cursor import merge_cursors
@@ -331,7 +331,7 @@ def build_loader(
     """
     tokenised = any(source.kind == "tokens" for source in config.data.sources)
     surveys = None if tokenised else on_rank_zero(lambda: survey_sources(config.data))
-    met: list[Met] = []
+    met: list[ReadReport] = []
     if config.data.finite:
         on_rank_zero(
             lambda: (

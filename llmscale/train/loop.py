@@ -84,7 +84,7 @@ class Trainer:
         data_seconds = time.perf_counter() - started
         state.enter("adding up the targets of all ranks", COUNTING)
         # Ranks that share a sample have all of it; one of them counts it.
-        own = [count * grid.leads for count in self.loss.counts(batch)]
+        own = [count * grid.is_sample_leader for count in self.loss.counts(batch)]
         *counts, signals = all_reduce_sum([*own, float(self.flag.poll())])
         state.preempted = signals > 0
         targets = counts[0]
@@ -95,7 +95,7 @@ class Trainer:
             sums, grad_norm = self.engine.train_step(batch.split(micro), state.step, counts)
         state.enter("adding up the losses of all ranks", SUMMING)
         sums = all_reduce_sum(sums)
-        ledger_sum = all_reduce_wrapping(ledger_sum if grid.leads else 0)
+        ledger_sum = all_reduce_wrapping(ledger_sum if grid.is_sample_leader else 0)
         skipped = not targets or not 0 <= grad_norm < float("inf")
         state.step, state.in_step = state.step + 1, False
         state.samples += global_batch

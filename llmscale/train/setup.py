@@ -92,7 +92,7 @@ class Setup:
                 interval=config.logging.interval,
                 rank=self.world.rank,
                 attempt=self.attempt,
-                leads=self.grid.leads,
+                leads=self.grid.is_sample_leader,
             ),
             Evaluator(config.evaluation, self.engine, self.evaluation_set, outputs, run.metrics, self.flag),
             TaskEvaluator(config, self.engine, self.tokenizer, self.tasks, run, outputs),

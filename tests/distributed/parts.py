@@ -172,7 +172,7 @@ def _train(config: RunConfig, steps: int) -> Trained:
     before = whole_weights(engine)
     figures = [one_step(engine, grid, step) for step in range(steps)]
     batch = own_samples(config, grid, EVALUATED)
-    loss, count = all_reduce_sum([engine.loss(batch), float(batch.weights.sum()) * grid.leads])
+    loss, count = all_reduce_sum([engine.loss(batch), float(batch.weights.sum()) * grid.is_sample_leader])
     after = whole_weights(engine)
     return Trained(
         figures, loss / count, {name: (after[name] - before[name]).numpy() for name in after} if grid.rank == 0 else {}
@@ -187,7 +187,7 @@ def one_step(engine: Engine, grid: RankGrid, step: int) -> tuple[float, float]:
     """Train a step on this rank's samples; (loss, gradient norm) of the global batch."""
     own = own_samples(engine.config, grid, step)
     found = build_loss(engine.config.objective, engine.config.model).counts(own)
-    counts = all_reduce_sum([count * grid.leads for count in found])
+    counts = all_reduce_sum([count * grid.is_sample_leader for count in found])
     micro, _ = accumulation(engine.config, grid.data)
     sums, norm = engine.train_step(own.split(micro), step, counts)
     loss, *_ = all_reduce_sum(sums)

@@ -146,7 +146,7 @@ def _own(engine: Engine, grid: RankGrid, step: int) -> Batch:
 def _step(engine: Engine, grid: RankGrid, step: int, micro_batch: int) -> tuple[float, ...]:
     own = _own(engine, grid, step)
     loss = build_loss(engine.config.objective, engine.config.model)
-    counts = all_reduce_sum([count * grid.leads for count in loss.counts(own)])
+    counts = all_reduce_sum([count * grid.is_sample_leader for count in loss.counts(own)])
     sums, norm = engine.train_step(own.split(min(micro_batch, own.size)), step, counts)
     return (*(total / count for total, count in zip(all_reduce_sum(sums), counts, strict=True)), norm)
 
@@ -155,5 +155,7 @@ def _evaluate(engine: Engine, grid: RankGrid) -> float:
     """The mean loss of a held-out batch, in two passes of unequal sizes."""
     own = _own(engine, grid, 99)
     parts = own.split(own.size - 1)
-    [total, count] = all_reduce_sum([sum(engine.loss(part) for part in parts), float(own.weights.sum()) * grid.leads])
+    [total, count] = all_reduce_sum(
+        [sum(engine.loss(part) for part in parts), float(own.weights.sum()) * grid.is_sample_leader]
+    )
     return total / count

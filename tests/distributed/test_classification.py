@@ -124,13 +124,13 @@ def _train(config: RunConfig) -> tuple[list[Figures], Figures]:
     figures = []
     for step in range(STEPS):
         batch = own(step)
-        [count] = all_reduce_sum([float(batch.weights.sum()) * grid.leads])
+        [count] = all_reduce_sum([float(batch.weights.sum()) * grid.is_sample_leader])
         micro, _ = accumulation(config, grid.data)
         sums, norm = engine.train_step(batch.split(micro), step, [count])
         [total] = all_reduce_sum(sums)
         figures.append((total / count, norm))
     batch = own(99)
-    *sums, count = all_reduce_sum([*engine.measure(batch), float(batch.weights.sum()) * grid.leads])
+    *sums, count = all_reduce_sum([*engine.measure(batch), float(batch.weights.sum()) * grid.is_sample_leader])
     return figures, tuple(total / count for total in sums)
 
 

@@ -113,7 +113,7 @@ def one_step(engine: Engine, grid: RankGrid, step: int) -> Figures:
     batch = global_batch(step)
     own = batch.map(lambda tensor: tensor[grid.coordinate("data") :: grid.data])
     found = build_loss(engine.config.objective, engine.config.model).counts(own)
-    counts = all_reduce_sum([count * grid.leads for count in found])
+    counts = all_reduce_sum([count * grid.is_sample_leader for count in found])
     micro, _ = accumulation(engine.config, grid.data)
     sums, norm = engine.train_step(own.split(micro), step, counts)
     loss, *_ = all_reduce_sum(sums)

@@ -9,7 +9,7 @@ from llmscale.evaluate.heldout import evaluate
 
 
 class Documents:
-    """Five samples, the n-th of which has n targets; -1 fills up."""
+    """Five samples, the n-th of which has n targets; -1 is padding."""
 
     bytes = tokens = documents = 15
 
@@ -23,7 +23,7 @@ class Documents:
 @pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("size", [1, 2, 5, 2**31 - 1])
 def test_a_batch_is_no_larger_than_what_there_is(size: int, ranks: int) -> None:
-    """The largest size that a config takes would else be two thousand million samples that fill up."""
+    """The largest size that a config takes would else be two thousand million padding samples."""
     counts: list[int] = []
     total = 0.0
     for rank in range(ranks):

@@ -371,5 +371,5 @@ def renamed(model: nn.Module, config: ModelConfig, read: Callable[[nn.Parameter]
 
 
 def tokens(batch: int = 3, length: int = CONTEXT, seed: int = 7) -> Tensor:
-    """(batch, length) random token ids; 0 fills up and does not occur."""
+    """(batch, length) random token ids; 0 is padding and does not occur."""
     return torch.randint(1, VOCAB, (batch, length), generator=torch.Generator().manual_seed(seed))

@@ -41,7 +41,7 @@ def close(ours: Tensor, theirs: Tensor) -> None:
 
 
 def real(left: bool = False) -> Tensor:
-    """(3, CONTEXT) booleans: rows of `LENGTHS`, filled up on one side."""
+    """(3, CONTEXT) booleans: rows of `LENGTHS`, padded on one side."""
     places = torch.arange(CONTEXT)
     rows = [places >= CONTEXT - length if left else places < length for length in LENGTHS]
     return torch.stack(rows)
@@ -72,7 +72,7 @@ def test_logits_are_equal_with_padding(name: str, left: bool, tmp_path: Path) ->
         close(mine, reference)
     else:
         close(mine[mask], reference[mask])
-        # Padding must matter, or the test shows nothing: unpadded rows see the tokens that fill up here.
+        # Padding must matter, or the test shows nothing: unpadded rows see the padding tokens here.
         last = -1 if left else LENGTHS[1] - 1
         if name in ENCODERS or left:
             assert not torch.allclose(mine[1, last], unpadded[1, last], atol=1e-3)
@@ -111,7 +111,7 @@ def test_the_next_sentence_head_is_equal(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("pad", [1, 5])
 def test_positions_behind_the_padding_token(pad: int, tmp_path: Path) -> None:
-    """What transformers computes from the tokens themselves, which are filled up on the right."""
+    """What transformers computes from the tokens themselves, which are padded on the right."""
     torch.manual_seed(5)
     config = config_of("roberta", pad_token_id=pad, max_position_embeddings=CONTEXT + pad + 1)
     theirs = randomized("roberta", transformers.RobertaForMaskedLM(config)).eval()

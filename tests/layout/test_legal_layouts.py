@@ -11,7 +11,7 @@ import pytest
 
 from llmscale.config import RunConfig, load_config, parse_config
 from llmscale.config.system import EngineConfig, ParallelConfig
-from llmscale.layout import Layout, Problem, layout_of, legal_layouts, problem, rules, with_layout
+from llmscale.layout import IllegalLayout, Layout, layout_of, legal_layouts, problem, rules, with_layout
 from tests.layout.layout_rules import MODELS, NOT_PROVEN, L, Model, changed, is_legal, layouts_within
 from tests.test_configs import ROOT
 
@@ -85,7 +85,7 @@ def test_thousands_of_layouts(name: str, rows: tuple[tuple[str, ...], ...]) -> N
     assert min(seen.values()) >= 100, seen
 
 
-def numbers_are_true(found: Problem, at: L) -> None:
+def numbers_are_true(found: IllegalLayout, at: L) -> None:
     """Each layout setting that the reason names stands there with its value, and something else to hold against it."""
     reason = found.broken.reason
     values = {f"parallel.{field}": getattr(at, field) for field in L._fields[1:7]}

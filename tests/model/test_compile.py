@@ -55,7 +55,7 @@ def draw(seed: int, *shape: int) -> Tensor:
 
 
 def loss_of(model: Transformer, padded: bool = False) -> Tensor:
-    """A loss that reads all blocks; with `padded` some tokens fill up."""
+    """A loss that reads all blocks; with `padded` some tokens are padding."""
     ids, targets = draw(1, 3, LENGTH), draw(2, 3, LENGTH)
     real = torch.arange(LENGTH) < torch.tensor([[LENGTH], [7], [9]]) if padded else None
     match model.config.architecture:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from llmscale.config import ModelConfig
 from llmscale.model import KeyValueCache
-from llmscale.model.masks import Sight, cross_mask
+from llmscale.model.masks import AttentionMask, cross_mask
 from llmscale.parallel.init import build
 from tests.model.test_compile import VOCAB, draw, gradients_of, small
 
@@ -27,7 +27,9 @@ def test_masks_by_brute_force(causal: bool, window: int | None) -> None:
     for segments, prefix, real in itertools.product((None, SEGMENTS), (None, PREFIX), (None, REAL)):
         if prefix is not None and not causal:
             continue
-        mask = Sight(0, LENGTH, segments, prefix, real).mask(causal=causal, window=window, device=torch.device("cpu"))
+        mask = AttentionMask(0, LENGTH, segments, prefix, real).mask(
+            causal=causal, window=window, device=torch.device("cpu")
+        )
         for row, query, key in itertools.product(range(2), range(LENGTH), range(LENGTH)):
             sees = not causal or key <= query or (prefix is not None and key < prefix[row])
             if window is not None:
@@ -45,7 +47,7 @@ def test_masks_by_brute_force(causal: bool, window: int | None) -> None:
 @pytest.mark.parametrize("window", [None, 2, 3, 5])
 @pytest.mark.parametrize(("past", "length"), [(0, 8), (3, 5), (7, 1), (0, 1), (2, 1)])
 def test_masks_after_cached_tokens_by_brute_force(past: int, length: int, window: int | None) -> None:
-    mask = Sight(past, length).mask(causal=True, window=window, device=torch.device("cpu"))
+    mask = AttentionMask(past, length).mask(causal=True, window=window, device=torch.device("cpu"))
     for row, key in itertools.product(range(length), range(past + length)):
         query = past + row
         sees = key <= query and (window is None or query - key < window)

@@ -114,7 +114,7 @@ def _train(config: RunConfig) -> list[Figures]:
     found: list[Any] = []
     for step in range(STEPS):
         own = global_batch(config, step).map(lambda tensor: tensor[grid.coordinate("data") :: grid.data])
-        counts = all_reduce_sum([count * grid.leads for count in loss.counts(own)])
+        counts = all_reduce_sum([count * grid.is_sample_leader for count in loss.counts(own)])
         sums, norm = engine.train_step(own.split(micro), step, counts)
         sums = all_reduce_sum(sums)
         found.append([*(total / count for total, count in zip(sums, counts, strict=True)), norm])

@@ -31,7 +31,7 @@ def config(name: str, folder: Path = SYSTEMS) -> RunConfig:
 
 
 def count(model: ModelConfig) -> int:
-    """Parameters as publications count them: without the rows that fill up the vocabulary, and of an encoder without
+    """Parameters as publications count them: without the padding rows of the vocabulary, and of an encoder without
     its heads."""
     assert model.vocab_size is not None
     with torch.device("meta"):

@@ -83,7 +83,7 @@ class Evaluator(Callback):
             rank=grid.coordinate("data"),
             ranks=grid.data,
             reduce=all_reduce_sum,
-            counted=grid.leads,
+            counted=grid.is_sample_leader,
             max_samples=max_samples,
             measures=list(self._engine.measures),
             text=self._engine.config.model.head is None,

@@ -20,7 +20,7 @@ from data_pipeline.config import SourceConfig
 from data_pipeline.loader import TrainLoader
 from data_pipeline.objectives.causal import CausalObjective
 from data_pipeline.open_samples import open_samples
-from data_pipeline.samples import Met
+from data_pipeline.samples import ReadReport
 from data_pipeline.sources.corpus import Corpus
 from data_pipeline.sources.readers.bad_records import NOTED
 from data_pipeline.tokenizer import BytesTokenizer, load_tokenizer
@@ -408,7 +408,7 @@ def test_a_permutation_tells_of_all_of_them(tmp_path: Path) -> None:
     # More than are noted at a time, and no document among them.
     (tmp_path / "a.jsonl").write_text("x\n" * 3000 + f"{GOOD}\n" * 90)
     data = config({"kind": "jsonl", "paths": [str(tmp_path / "a.jsonl")]}, order="permutation")
-    told: list[Met] = []
+    told: list[ReadReport] = []
     for _ in range(2):
         open_samples(data, BytesTokenizer(), CausalObjective(), seed=0, cache=tmp_path / "cache", met=told.append)
     assert (told[0].dropped, told[0].bad_count, told[0].records) == ({"not JSON": 3000}, 3000, 3090)

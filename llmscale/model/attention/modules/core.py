@@ -11,7 +11,7 @@ from llmscale.model.context import Context
 from llmscale.model.dropout import LayerDropout, Place, drop
 
 
-class Core(nn.Module):
+class ScaledDotProduct(nn.Module):
     """What mixes the tokens, between the projections: F.scaled_dot_product_attention. It has no parameters."""
 
     def __init__(self, config: ModelConfig, place: Place) -> None:
@@ -58,7 +58,7 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.layer = layer
         self.dropout = config.dropout
-        self.core = Core(config, self.places[0])
+        self.core = ScaledDotProduct(config, self.places[0])
 
     def forward(self, hidden: Tensor, context: Context) -> Tensor:
         """(B, T, hidden_size) to the same shape; `context.queries` ask in place of the hidden states where given."""
