@@ -17,6 +17,7 @@ COMMANDS = {
     "compare": "llmscale.commands.compare:compare",
     "data": "llmscale.commands.data:data",
     "doctor": "llmscale.commands.doctor:doctor",
+    "embed": "llmscale.commands.embed:embed",
     "eval": "llmscale.commands.eval:evaluate",
     "export": "llmscale.commands.export:export_model",
     "generate": "llmscale.commands.generate:generate",

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from data_pipeline.base.errors import UserError
@@ -20,6 +21,7 @@ from data_pipeline.tokenizer import Tokenizer, prepare_tokenizer
 from data_pipeline.tokenizer.frame import text_frame
 from llmscale.checkpoint.model import TrainedModel, load_model
 from llmscale.config import RunConfig, load_config
+from llmscale.embeddings import Embedder, Settings
 from llmscale.generate import Completion, Generator, Piece, reading_of
 from llmscale.generate.defaults import settings_of
 from llmscale.model import Transformer
@@ -91,6 +93,29 @@ class Model:
     def stream(self, prompts: Sequence[str], **settings: Any) -> Iterator[Piece]:
         """As `generate`, in pieces as they are made."""
         return self._generator.stream(prompts, settings_of(settings, self.tokenizer))
+
+    def embed(
+        self,
+        texts: Sequence[str],
+        *,
+        pooling: str | None = None,
+        layers: Sequence[int] = (-1,),
+        normalize: bool | None = None,
+        batch_size: int = 32,
+    ) -> np.ndarray:
+        """Vectors of texts, (N, hidden_size) float32; texts that are longer than the context are cut.
+
+        Args:
+            pooling: first, last or mean over the tokens; None: as the model was trained, else mean.
+            layers: whose hidden states, of several their mean; 0 is the embedding, -1 the last layer.
+            normalize: vectors of length 1; None: as the model was trained, and of a language model yes.
+            batch_size: texts of a forward pass; no vector depends on it.
+
+        Raises:
+            UserError: a pooling or a layer that the model does not have.
+        """
+        settings = Settings(pooling, tuple(layers), normalize)
+        return Embedder(self.module, self.tokenizer, settings).embed(texts, batch_size)
 
     @torch.no_grad()
     def score(self, texts: Sequence[str]) -> list[Score]:

@@ -93,6 +93,7 @@ MAY_IMPORT = {
         "llmscale.config",
         "data_pipeline",
     },
+    "llmscale.embeddings": {"llmscale.model", "llmscale.checkpoint", "data_pipeline"},
     "llmscale.generate": {
         "llmscale.model",
         "llmscale.objectives",

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from llmscale.commands.device_options import chosen, device_options
 from llmscale.commands.generation_options import generation_options
 
 
@@ -18,8 +19,10 @@ from llmscale.commands.generation_options import generation_options
     help="A chat template: the name of one of CHECKPOINT's, a file, or `none` for the default form; CHECKPOINT's own.",
 )
 @generation_options
-def chat(checkpoint: Path, system: str | None, template: str | None, **options: Any) -> None:
+@device_options
+def chat(checkpoint: Path, system: str | None, template: str | None, device: str, dtype: str, **options: Any) -> None:
     """Talk with the instruction-tuned model of CHECKPOINT; a message a line, /reset starts over, /quit ends."""
+    where = chosen(device, dtype)
     from llmscale.generate.chat import chat as talk
 
-    talk(checkpoint, system, options, template)
+    talk(checkpoint, system, options, template, *where)

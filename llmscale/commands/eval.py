@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from data_pipeline.base.errors import UserError
+from llmscale.commands.device_options import chosen, device_options, require_device
 from llmscale.commands.local_rank import LOCAL_RANK, adopt
 
 
@@ -34,8 +35,7 @@ from llmscale.commands.local_rank import LOCAL_RANK, adopt
 )
 @click.option("--metrics", multiple=True, help="Metrics, separated by commas.  [default: the tasks' own]")
 @click.option("--output", type=click.Path(path_type=Path), help="Folder of artefacts.  [default: RUN/evaluations]")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-@click.option("--dtype", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), default="auto", help="auto is fp32.")
+@device_options
 @click.option("--kind", help="What the files are: text, jsonl, csv, tsv, parquet, arrow or tokens.  [default: by name]")
 @click.option("--field", help="Field of the texts, or a template.  [default: the run's own]")
 @click.option("--target-field", help="Field of the targets of pairs, or a template.  [default: the run's own]")
@@ -86,6 +86,7 @@ def evaluate(
     from llmscale.evaluate.task_commands import Where, evaluate_on_tasks
 
     adopt_slurm_environment()
+    require_device(options["device"])
     chosen = {name: options[name] for name in ("limit", "few_shot", "seed", "scorer", "overflow", "output")}
     evaluate_on_tasks(
         str(checkpoint),
@@ -104,6 +105,7 @@ def _on_files(
 ) -> None:
     if not files:
         raise UserError("eval needs something to evaluate on; give --tasks NAME (see --list) or --data FILE")
+    device, dtype = chosen(options["device"], options["dtype"])
     if overrides:
         raise UserError(f"{overrides[0]!r} is a setting for --tasks; leave it out, or give --tasks")
     from llmscale.evaluate.commands import evaluate_files
@@ -112,7 +114,7 @@ def _on_files(
     given = Given(**{name: options[name] for name in Given._fields})
     if given.kind not in (None, *KINDS):
         raise UserError(f"--kind is {given.kind!r}, but must be one of {', '.join(KINDS)}")
-    evaluate_files(checkpoint, files, options["batch"], as_json, given)
+    evaluate_files(checkpoint, files, options["batch"], as_json, given, device, dtype)
 
 
 def _split(values: tuple[str, ...]) -> list[str]:

@@ -25,13 +25,18 @@ def evaluate_files(
     batch: int,
     as_json: bool,
     given: Given = Given(),  # noqa: B008
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
 ) -> None:
     """Print the held-out figures of a checkpoint on files: on what `evaluation_sources` takes them for.
+
+    Args:
+        device, dtype: where the model computes, and as what.
 
     Raises:
         UserError: no intact checkpoint, no such file, or files that the model's objective cannot be evaluated on.
     """
-    trained = load_model(checkpoint)
+    trained = load_model(checkpoint, device, dtype)
     sources = evaluation_sources(trained.config, files, given)
     data = DataConfig(
         sources=sources,
@@ -53,7 +58,7 @@ def evaluate_files(
         )
         kept = [0, *range(len(loss.terms), len(loss.terms) + len(loss.measures))]
         figures = evaluate(
-            lambda part: loss(trained.model, part)[kept].tolist(),
+            lambda part: loss(trained.model, part.to(device))[kept].tolist(),
             documents,
             batch,
             measures=loss.measures,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -12,6 +11,7 @@ from typing import Literal
 import click
 import torch
 
+from data_pipeline.base.progress import Progress
 from data_pipeline.base.terminal import tell
 from llmscale.distributed.agreement import on_rank_zero
 from llmscale.distributed.process_group import join, leave, named_losses, read_world
@@ -22,9 +22,6 @@ from llmscale.evaluate.evaluation import Choices, prepare, run
 from llmscale.evaluate.placed import Placed, place_on_ranks, place_whole
 from llmscale.evaluate.results import TaskFigures, as_json, figures_of, show
 from llmscale.evaluate.tasks import load_tasks
-
-_SECONDS = 2.0
-"""Between lines of progress."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +64,7 @@ def evaluate_on_tasks(
             for each in prepared:
                 for warning in each.warnings:
                     tell(warning)
-        run(prepared, _Progress(leads))
+        run(prepared, Progress(leads))
         if leads:
             results: list[TaskFigures] = []
             for each in prepared:
@@ -95,28 +92,3 @@ def _placed(checkpoint: str, where: Where) -> Iterator[Placed]:
         stack.callback(placed.close)
         yield placed
         on_rank_zero(lambda: None)  # nobody leaves while rank 0 still writes
-
-
-class _Progress:
-    """Says on stderr how far the evaluation is, and how long it will still take."""
-
-    def __init__(self, shown: bool) -> None:
-        self._shown = shown
-        self._task = ""
-        self._began = self._said = 0.0
-        self._first = 0
-
-    def __call__(self, task: str, done: int, items: int) -> None:
-        if not self._shown:
-            return
-        now = time.monotonic()
-        if task != self._task:
-            self._task, self._began, self._first, self._said = task, now, done, now
-            begun = f", {done:,} of them done before" if done else ""
-            tell(f"{task}: {items:,} items{begun}")
-            return
-        if done < items and now - self._said < _SECONDS:
-            return
-        self._said = now
-        left = (now - self._began) / max(done - self._first, 1) * (items - done)
-        tell(f"{task}: {done:,}/{items:,}" + (f", {left:,.0f} s left" if done < items else ""))

@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
+import torch
+
 from data_pipeline.base.errors import UserError
 from data_pipeline.base.terminal import for_stream, tell
 from data_pipeline.reading.rendering import TemplateFault
@@ -84,19 +86,27 @@ class Dialogue:
             del turns[:2]
 
 
-def chat(checkpoint: Path, system: str | None, options: Mapping[str, Any], template_name: str | None = None) -> None:
+def chat(
+    checkpoint: Path,
+    system: str | None,
+    options: Mapping[str, Any],
+    template_name: str | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> None:
     """Read messages from stdin and print answers, until /quit or the end of the input.
 
     Args:
         options: fields of `Settings`, None where the model's own default holds.
         template_name: as `chosen` of `template_of`.
+        device, dtype: where the model computes, and as what.
 
     Raises:
         UserError: no intact checkpoint, a model that cannot answer, or a chat template that fails or refuses the first
             message of a dialogue.
     """
     require_unicode(system or "", "--system")
-    trained = load_model(checkpoint)
+    trained = load_model(checkpoint, device, dtype)
     reading = reading_of(trained.config.objective)
     generator = Generator(trained.model, trained.tokenizer, reading)
     folder = Path(trained.checkpoint.tokenizer)

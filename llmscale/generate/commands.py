@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import torch
 
 from data_pipeline.base.errors import UserError
 from data_pipeline.base.lines import file_lines
@@ -31,6 +32,8 @@ def generate_texts(
     as_json: bool,
     options: Mapping[str, Any],
     raw: bool = False,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
 ) -> None:
     """Print what follows each prompt: of one prompt as it is made, of several in their order, or JSON lines.
 
@@ -38,6 +41,7 @@ def generate_texts(
         file: a file with a prompt a line, after `prompts`.
         options: fields of `Settings`, None where the model's own default holds.
         raw: put no special token around prompts.
+        device, dtype: where the model computes, and as what.
 
     Raises:
         UserError: no prompt, no intact checkpoint, or what `Generator.stream` refuses.
@@ -45,7 +49,7 @@ def generate_texts(
     prompts = [*prompts, *(_lines(file) if file is not None else [])]
     if not prompts:
         raise UserError("generate needs a prompt; give --prompt TEXT or --prompts FILE")
-    trained = load_model(checkpoint)
+    trained = load_model(checkpoint, device, dtype)
     settings = settings_for(options, trained.tokenizer)
     generator = Generator(trained.model, trained.tokenizer, reading_of(trained.config.objective), raw=raw)
     # What follows a source is a text of its own.

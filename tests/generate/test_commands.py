@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.tiny_run import write_tiny_run
 from tests.train.forked import Finished, run
@@ -145,6 +146,27 @@ def test_mistakes(folder: Path, arguments: tuple[str, ...]) -> None:
     assert (done.returncode, done.stdout) == (2, "")
     [sentence] = done.stderr.splitlines()
     assert re.match(f"llmscale: .*{MISTAKES[arguments]}", sentence), sentence
+
+
+@pytest.mark.parametrize("name", ["decoder", "pairs"])
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_narrow_types(folder: Path, name: str, dtype: str) -> None:
+    where = ("--device", "cpu", "--dtype", dtype)
+    [row] = rows_of(run("generate", name, "--prompt", "ab", "--json", *GREEDY, *where, cwd=folder))
+    assert row["tokens"] == 8 or row["finish"] == "end"
+
+
+@pytest.mark.parametrize("command", ["generate", "chat", "eval"])
+@pytest.mark.parametrize(("option", "value"), [("device", "tpu"), ("device", "cuda"), ("dtype", "int8")])
+def test_devices_and_types_that_there_are_not(folder: Path, command: str, option: str, value: str) -> None:
+    if value == "cuda" and torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    given = {"generate": ("--prompt", "a"), "chat": (), "eval": ("--data", "prompts.txt")}[command]
+    done = run(command, "decoder", *given, f"--{option}", value, cwd=folder)
+    assert done.returncode == 2
+    [line] = done.stderr.splitlines()
+    assert line.startswith(f"llmscale: --{option} is ")
+    assert "give " in line
 
 
 def test_an_encoder_does_not_chat(folder: Path) -> None:

@@ -1,0 +1,74 @@
+"""`llmscale embed`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from data_pipeline.base.errors import UserError
+from llmscale.commands.device_options import chosen, device_options
+from llmscale.commands.speech import echo
+
+
+def embedding_options(command: Any) -> Any:
+    """What is made of a text's hidden states."""
+    for option in reversed(
+        (
+            click.option("--pooling", help="first, last or mean, of the tokens.  [default: the model's, or mean]"),
+            click.option(
+                "--layers",
+                default="-1",
+                show_default=True,
+                help="Whose hidden states, of several their mean: 0 is the embedding, -1 the last layer.",
+            ),
+            click.option(
+                "--normalize/--no-normalize", default=None, help="Vectors of length 1.  [default: the model's, or yes]"
+            ),
+            click.option(
+                "--overflow",
+                type=click.Choice(["truncate", "refuse"]),
+                default="truncate",
+                show_default=True,
+                help="What becomes of texts that are longer than the context.",
+            ),
+            click.option(
+                "--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="Texts of a pass."
+            ),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def layers_of(text: str) -> tuple[int, ...]:
+    """The numbers of layers in a comma-separated list."""
+    try:
+        return tuple(int(layer) for layer in text.split(","))
+    except ValueError:
+        raise UserError(f"--layers is {text!r}, but must be whole numbers, such as -1 or -4,-3,-2,-1") from None
+
+
+@click.command()
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option("--input", "path", required=True, help="File of texts; -: stdin, a text a line.")
+@click.option("--field", help="Field of the texts, or a template, where records have fields.  [default: text]")
+@click.option("--output", type=click.Path(path_type=Path), required=True, help="FILE.npy or FILE.jsonl.")
+@embedding_options
+@device_options
+def embed(checkpoint: Path, path: str, field: str | None, output: Path, **options: Any) -> None:
+    """Write vectors of texts, by the model of CHECKPOINT (or a run directory).
+
+    Any model gives some: an encoder, a decoder, or the encoder of an encoder-decoder; good ones are trained by
+    objective contrastive. JSON lines, CSV, TSV, Parquet and Arrow have a text a record, other files a text a line. A
+    start that was ended goes on where it was.
+    """
+    device, dtype = chosen(options["device"], options["dtype"])
+    from llmscale.embeddings.command import embed_file
+    from llmscale.embeddings.embedder import Settings
+
+    layers = layers_of(options["layers"])
+    settings = Settings(options["pooling"], layers, options["normalize"], options["overflow"])
+    where = {"device": device, "dtype": dtype, "batch_size": options["batch_size"]}
+    echo(embed_file(checkpoint, path, output, settings, field=field, **where))
