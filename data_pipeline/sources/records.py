@@ -29,6 +29,17 @@ from data_pipeline.sources.readers.parquet import ParquetReader, parquet_spans
 from data_pipeline.sources.readers.separated import BOM, JsonParser, SeparatedReader, byte_spans
 from data_pipeline.sources.readers.storage import ByteSource, ByteSources, Files
 
+KINDS_BY_ENDING = {
+    ".jsonl": "jsonl",
+    ".json": "jsonl",
+    ".ndjson": "jsonl",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".feather": "arrow",
+}
+"""Kinds of files with records, by the ends of their names."""
 LONGEST = 1 << 28
 """Most bytes of a record."""
 _SPAN = 1 << 30

@@ -10,19 +10,8 @@ from data_pipeline.base.durable import read_file
 from data_pipeline.base.errors import UserError
 from data_pipeline.config import SourceConfig
 from data_pipeline.sources.fields import TextField
-from data_pipeline.sources.records import read_records
+from data_pipeline.sources.records import KINDS_BY_ENDING, read_records
 
-_KINDS = {
-    ".jsonl": "jsonl",
-    ".json": "jsonl",
-    ".ndjson": "jsonl",
-    ".csv": "csv",
-    ".tsv": "tsv",
-    ".parquet": "parquet",
-    ".arrow": "arrow",
-    ".feather": "arrow",
-}
-"""By the end of a file's name; others hold a text a line."""
 _PACKED = (".gz", ".zst")
 
 
@@ -49,7 +38,7 @@ def read_texts(path: str, field: str | None = None, label_field: str | None = No
     plain = path.lower()
     for ending in _PACKED:
         plain = plain.removesuffix(ending)
-    kind = _KINDS.get(Path(plain).suffix)
+    kind = KINDS_BY_ENDING.get(Path(plain).suffix)
     if kind is None:
         given = next((name for name, value in (("--field", field), ("--label", label_field)) if value), None)
         if given is not None:

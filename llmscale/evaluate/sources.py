@@ -10,22 +10,12 @@ from data_pipeline.base.errors import UserError
 from data_pipeline.config import SourceConfig
 from data_pipeline.sources.fields import TextField
 from data_pipeline.sources.readers.looking import TEXT_KINDS
+from data_pipeline.sources.records import KINDS_BY_ENDING
 from llmscale.config import RunConfig
 
 KINDS = tuple(kind for kind in get_args(SourceConfig.model_fields["kind"].annotation) if kind != "datasets")
 """Kinds that files can have."""
-_ENDINGS = {
-    ".jsonl": "jsonl",
-    ".json": "jsonl",
-    ".ndjson": "jsonl",
-    ".csv": "csv",
-    ".tsv": "tsv",
-    ".parquet": "parquet",
-    ".arrow": "arrow",
-    ".feather": "arrow",
-    ".idx": "tokens",
-    ".bin": "tokens",
-}
+_ENDINGS = {**KINDS_BY_ENDING, ".idx": "tokens", ".bin": "tokens"}
 _WITHOUT_FIELDS = ("text", "tokens")
 
 
