@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 from data_pipeline.base.encodings import normal_name
 from data_pipeline.base.section import Section
 from data_pipeline.cleaning.config import CleaningStep, DeduplicationConfig
+from data_pipeline.layouts import layout_of
 
 
 class SourceConfig(Section):
@@ -47,6 +48,15 @@ class SourceConfig(Section):
     from several fields."""
     target_field: str | None = None
     """The field, or a template, that holds the target text of a pair (objective seq2seq), for all kinds but text."""
+    target_paths: list[str] = []
+    """For kind text with `document: line`, and objective seq2seq: the files whose lines are the targets of those of
+    `paths`, file by file in the same order, such as `train.en` of `train.de`."""
+    columns: list[str] = []
+    """For csv and tsv: the names of the columns of files that have no header row."""
+    layout: str | None = None
+    """A common form of records, in place of `field` and `target_field`: messages (OpenAI), sharegpt or alpaca for
+    objective chat (alpaca for seq2seq, too); auto: that of them which each record has; glue and glue_pairs for
+    classification. For all kinds but text. `fields` then says which field of the records is which of the layout's."""
     fields: dict[str, str] = {}
     """Other fields that the objective asks for, for all kinds but text: the name of each in the records by what the
     objective calls it, such as `{label: sentiment}`. They hold any value, not texts alone."""
@@ -71,7 +81,15 @@ class SourceConfig(Section):
     @property
     def gives(self) -> frozenset[str]:
         """What of a record there is besides its text, by what objectives call it."""
-        return frozenset(self.fields)
+        if self.layout is not None:
+            return layout_of(self.layout).gives
+        target = {"target"} if self.target_field is not None or self.target_paths else set()
+        return frozenset(self.fields) | target
+
+    @field_validator("layout")
+    @classmethod
+    def _known_layout(cls, layout: str | None) -> str | None:
+        return None if layout is None else layout_of(layout).name
 
     @field_validator("encoding")
     @classmethod
@@ -83,6 +101,7 @@ class SourceConfig(Section):
         if self.kind == "tsv" and "quote" not in self.model_fields_set:
             # Not by way of the input, so that it stays known that nobody asked for it.
             self.__dict__["quote"] = ""
+        self._require_its_kind()
         if self.kind not in ("csv", "tsv"):
             if self.escape is not None:
                 raise ValueError(f"escape is {self.escape!r}, but kind {self.kind} has no escapes; leave it out")
@@ -100,6 +119,23 @@ class SourceConfig(Section):
                 raise ValueError(f"{names[character]} and {name} are both {character!r}; give two characters")
             names[character] = name
         return self
+
+    def _require_its_kind(self) -> None:
+        lines = self.kind == "text" and self.document == "line" and self.delimiter is None
+        if self.target_paths and not lines:
+            raise ValueError(
+                f"target_paths is {self.target_paths}, but files of kind {self.kind} are not read line by line; set"
+                f" kind=text and document=line"
+            )
+        if self.columns and self.kind not in ("csv", "tsv"):
+            raise ValueError(f"columns is {self.columns}, but kind {self.kind} has none; leave it out")
+        if self.layout is None:
+            return
+        if self.kind in ("text", "tokens"):
+            raise ValueError(f"layout is {self.layout}, but kind {self.kind} has no fields; use jsonl or csv")
+        unused = [name for name in ("field", "target_field") if name in self.model_fields_set]
+        if unused:
+            raise ValueError(f"layout is {self.layout}, which says where texts are; leave {unused[0]} out")
 
 
 DELIMITERS = {"csv": ",", "tsv": "\t"}

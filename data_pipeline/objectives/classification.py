@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field, field_validator, model_validator
 
+from data_pipeline.base.errors import UserError
+from data_pipeline.config import SourceConfig
 from data_pipeline.objectives.objective import LABELS, Arrays, Objective, ObjectiveSettings, filled, stack
 from data_pipeline.objectives.packing import DocumentPacker, OpenPacker, Sample, Stored, value_of
 from data_pipeline.tokenizer import Tokenizer
@@ -25,8 +27,8 @@ _LOSSES = {"single_label": "cross_entropy", "multi_label": "binary_cross_entropy
 
 
 class ClassificationObjective(ObjectiveSettings):
-    """Labels of a text, or of a pair of texts where sources have a `target_field`. Sources name the field of the label:
-    `fields: {label: NAME}`. Texts that are too long are cut, of a pair the longer one first."""
+    """Labels of a text, or of a pair of texts. Sources name the field of the label: `fields: {label: NAME}`. Texts that
+    are too long are cut, of a pair the longer one first."""
 
     name: Literal["classification"] = "classification"
     """Labels of texts."""
@@ -35,6 +37,8 @@ class ClassificationObjective(ObjectiveSettings):
     problem: Literal["single_label", "multi_label", "regression"] = "single_label"
     """single_label: one of the labels is right, and records hold it; multi_label: any of them, and records hold a list;
     regression: records hold a number for each (or one number, where there is one)."""
+    pairs: bool = False
+    """Whether each record is a pair of texts, the second one in the `target_field` of its source."""
     pooling: Literal["first", "last", "mean"] = "first"
     """Whose hidden state the head sees: first: that of `[CLS]`, for encoders (BERT); last: that of the last token, for
     decoders (GPT-2); mean: the mean over the tokens."""
@@ -68,7 +72,7 @@ class ClassificationObjective(ObjectiveSettings):
 
     @property
     def stored(self) -> Stored:
-        return Stored(values=("label",))
+        return Stored(target=self.pairs, values=("label",))
 
     def roles(self, sequence_length: int) -> tuple[str, ...]:
         return ("cls", "sep", "pad") if self.pooling == "first" else ("pad",)
@@ -128,6 +132,15 @@ class Classification(Objective):
             second = np.arange(self.sequence_length) >= np.array(firsts)[:, None]
             arrays["segment_ids"] = (second & (real > 0)).astype(np.int8)
         return arrays
+
+    def require(self, sources: Sequence[SourceConfig], where: str) -> None:
+        super().require(sources, where)
+        second = next((number for number, source in enumerate(sources) if "target" in source.gives), None)
+        if second is not None and not self.config.pairs:
+            raise UserError(
+                f"{where}.{second} has pairs of texts, but objective.pairs is false; set it to true, or leave out what"
+                f" names the second text"
+            )
 
     def problem(self, values: Mapping[str, Any]) -> str | None:
         try:

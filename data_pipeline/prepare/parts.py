@@ -59,12 +59,13 @@ def make_plan(config: DataConfig, corpus: Corpus, tokenizer: Tokenizer, part_byt
     Raises:
         UserError: only some of the sources have a `target_field`.
     """
-    targets = [source.target_field is not None for source in config.sources]
+    targets = ["target" in source.gives for source in config.sources]
     if any(targets) and not all(targets):
         number = targets.index(False)
+        other = config.sources[targets.index(True)]
         raise UserError(
             f"data.sources[{number}] has no target_field, but data.sources[{targets.index(True)}] has"
-            f" {config.sources[targets.index(True)].target_field!r}; give one to all sources or to none"
+            f" {(other.target_field or other.layout or other.target_paths[0])!r}; give one to all sources or to none"
         )
     least = max(part_bytes, sum(span.size for span in corpus.spans) // MOST_PARTS)
     parts: list[list[Span]] = [[]]

@@ -323,6 +323,8 @@ class Corpus:
                 *([f"escape {source.escape}"] if source.escape is not None else []),
                 *(f"default {item}" for item in sorted(source.defaults.items())),
                 *(f"field {item}" for item in sorted(source.fields.items())),
+                *([f"layout {source.layout}"] if source.layout is not None else []),
+                *([f"columns {source.columns}"] if source.columns else []),
             )
             for source in self.sources
         ]

@@ -9,7 +9,9 @@ from typing import Any
 
 from data_pipeline.base.encodings import is_unicode
 from data_pipeline.base.errors import UserError, setting
+from data_pipeline.base.terminal import tell
 from data_pipeline.config import SourceConfig
+from data_pipeline.layouts import TARGET, TEXT, layout_of
 
 WIDEST = 1_000_000
 """Most characters that a template may pad a field to, so that no mistyped width fills the memory."""
@@ -95,14 +97,22 @@ class Fields:
 
     def __init__(self, source: SourceConfig, where: str) -> None:
         """Raises UserError for a template that cannot be parsed, or a default of a field that is not used."""
-        target, self.defaults = source.target_field, source.defaults
-        self.text = TextField(source.field, where, defaults=self.defaults)
-        self.target = TextField(target, where, "target_field", self.defaults) if target else None
+        self.defaults = source.defaults
+        self.layout = LayoutFields(source, where) if source.layout is not None else None
+        """What makes other records of those in the files; None: they are taken as they are."""
+        own = self.layout is not None or bool(source.target_paths)
+        field, target = (TEXT, TARGET) if own else (source.field, source.target_field)
+        target = target if "target" in source.gives else None
+        given = {} if own else self.defaults
+        self.text = TextField(field, where, defaults=given)
+        self.target = TextField(target, where, "target_field", given) if target else None
         self.both = [self.text] if self.target is None else [self.text, self.target]
-        self.others = dict(source.fields)
+        self.others = dict(source.fields) if self.layout is None else self.layout.others
         """Names in the records of the other fields, by what the objective calls them."""
         texts = [name for field in self.both for name in field.names]
         self.names = list(dict.fromkeys([*texts, *self.others.values()]))
+        if self.layout is not None:
+            texts = self.names = self.layout.names
         self._others_setting = f"{where}.fields"
         for option, text in (("field", source.field), ("target_field", target or ""), *self.defaults.items()):
             if not is_unicode(text):
@@ -118,6 +128,9 @@ class Fields:
     def require(self, present: Iterable[str], path: str) -> None:
         """Raise UserError, naming the fields there are, unless every field needed is among `present`, once."""
         known = list(present)
+        if self.layout is not None:
+            self.layout.require(known, path)
+            return
         for field in self.both:
             field.require(known, path)
         for called, name in self.others.items():
@@ -131,6 +144,52 @@ class Fields:
     def uses_default(self, record: Mapping[str, Any]) -> bool:
         """Whether a default stands for a field of a record."""
         return any(record.get(name) is None for name in self.defaults)
+
+
+class LayoutFields:
+    """The fields of a layout, as a source's records call them."""
+
+    def __init__(self, source: SourceConfig, where: str) -> None:
+        """Raises UserError for fields that the layout does not have."""
+        assert source.layout is not None
+        self._layout = layout_of(source.layout)
+        self._setting = f"{where}.layout"
+        unknown = next((name for name in source.fields if name not in self._layout.fields), None)
+        if unknown is not None:
+            raise UserError(
+                f"{where}.fields names {unknown!r}, but layout {source.layout} has {', '.join(self._layout.fields)};"
+                f" name one of them"
+            )
+        self._called = {source.fields.get(name, name): name for name in self._layout.fields}
+        self._defaults = source.defaults
+        self._told = False
+        self.names = list(self._called)
+        """Names in the records."""
+        self.others = {name: name for name in sorted(self._layout.gives - {TARGET})}
+
+    def require(self, present: list[str], path: str) -> None:
+        """Raise UserError, naming the fields there are, where records lack some."""
+        known = {self._called[name] for name in (*present, *self._defaults) if name in self._called}
+        described = None if self._told else self._layout.described(known)
+        if described is not None:
+            tell(f"the records of {path} are {described}")
+            self._told = True
+        lacking = self._layout.lacking(known)
+        if lacking is not None:
+            raise UserError(
+                f"{self._setting}: {path} has no field {lacking} but {', '.join(map(repr, present)) or 'none'}; name"
+                f" another layout, or say in fields which is which"
+            )
+        twice = next((name for name in present if name in self._called and present.count(name) > 1), None)
+        if twice is not None:
+            raise UserError(f"{self._setting}: {path} has {present.count(twice)} fields {twice!r}; rename all but one")
+
+    def convert(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """A record of a file as the layout makes another of it."""
+        whole = {**self._defaults, **{name: value for name, value in record.items() if value is not None}}
+        return self._layout.convert(
+            {self._called[name]: value for name, value in whole.items() if name in self._called}
+        )
 
 
 def _require_narrow(specs: Iterable[str]) -> None:

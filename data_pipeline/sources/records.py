@@ -25,9 +25,10 @@ from data_pipeline.sources.readers.base import Block, Reader, Span
 from data_pipeline.sources.readers.delimited import DelimitedReader
 from data_pipeline.sources.readers.dialect import Dialect
 from data_pipeline.sources.readers.extract import Extractor, Note
+from data_pipeline.sources.readers.headerless import HeaderlessReader
 from data_pipeline.sources.readers.parquet import ParquetReader, parquet_spans
-from data_pipeline.sources.readers.separated import BOM, JsonParser, SeparatedReader, byte_spans
-from data_pipeline.sources.readers.storage import ByteSource, ByteSources, Files
+from data_pipeline.sources.readers.separated import JsonParser, SeparatedReader, byte_spans
+from data_pipeline.sources.readers.storage import ByteSources, Files
 
 KINDS_BY_ENDING = {
     ".jsonl": "jsonl",
@@ -59,6 +60,7 @@ class _Names(Fields):
 
     def __init__(self, needed: Iterable[str], wanted: Iterable[str], where: str) -> None:
         """`needed`: must be there; `wanted`: are taken where they are."""
+        self.layout = None
         self.both = []
         self.defaults = {}
         self.others = {}
@@ -122,30 +124,6 @@ class _Refused(BadRecords):
         raise UserError(f"{self._where}: {place}: {reason}{more}; repair the file")
 
 
-class _Headerless(DelimitedReader):
-    """Rows of files whose columns are named elsewhere; a first row of just these names is a header all the same."""
-
-    column_names: list[str] = []
-    _begin = 0
-
-    def read_header(self, file: FileEntry) -> tuple[int, list[str]]:
-        behind, first = super().read_header(file)
-        if set(first) >= set(self.column_names):
-            return behind, first
-        if len(first) != len(self.column_names):
-            raise UserError(
-                f"{file.path} has {len(first)} columns, but {len(self.column_names)} are named:"
-                f" {', '.join(self.column_names)}; name all of them"
-            )
-        self._begin = len(BOM) if self._sources.get(file).fetch(0, len(BOM)) == BOM else 0
-        return self._begin, list(self.column_names)
-
-    def _next_start(self, file: FileEntry, source: ByteSource, span: Span, position: int) -> int | None:
-        if position == self._begin == span.start:
-            return position  # there is no newline before the first row
-        return super()._next_start(file, source, span, position)
-
-
 def read_records(
     source: SourceConfig,
     where: str,
@@ -204,9 +182,8 @@ def _opened(
         asked = "quote" in source.model_fields_set or bool(columns)
         delimiter = source.delimiter or DELIMITERS[source.kind]
         dialect = Dialect(delimiter, source.quote, source.escape or "", guessed=not (source.quote or asked))
-        rows = (_Headerless if columns else DelimitedReader)(bytes_of, dialect, extractor, bad)
-        if isinstance(rows, _Headerless):
-            rows.column_names = list(columns)
+        given = (bytes_of, dialect, extractor, bad)
+        rows = HeaderlessReader(*given, columns) if columns else DelimitedReader(*given)
         return lambda: rows.spans([file], _SPAN), rows
     files = Files()
     if source.kind == "parquet":

@@ -26,8 +26,9 @@ def identity(config: RunConfig) -> dict[str, Any]:
         # Unset, UTF-8 is read as well, but files in another encoding are refused: the samples are the same.
         if source["encoding"] in (None, UTF8):
             del source["encoding"]
-        if source["escape"] is None:
-            del source["escape"]
+        for name in ("escape", "layout", "target_paths", "columns"):
+            if not source[name]:
+                del source[name]
     if kept["data"]["tokenizer"]["chat_template"] is None:
         del kept["data"]["tokenizer"]["chat_template"]
     kept["run"] = {"seed": whole["run"]["seed"]}

@@ -106,10 +106,18 @@ def _fields(config: RunConfig, kind: str, pattern: str, given: Given, pairs: boo
     asked = {name: getattr(given, name) for name in needed if getattr(given, name) is not None}
     own = [source for source in _own(config) if source.kind not in _WITHOUT_FIELDS]
     if pairs:
-        own = [source for source in own if source.target_field is not None]
+        own = [source for source in own if "target" in source.gives]
     if values:
-        own = [source for source in own if source.fields]
+        own = [source for source in own if source.gives - {"target"}]
     same = [source for source in own if source.kind == kind]
+    laid_out = next((source for source in same or own if source.layout is not None), None)
+    if laid_out is not None and not asked:
+        return {
+            name: value
+            for name, value in _reading(laid_out, same=laid_out.kind == kind).items()
+            if name not in ("field", "target_field")
+        }
+    same, own = ([source for source in sources if source.layout is None] for sources in (same, own))
     known = [_reading(source, same=source.kind == kind) for source in same or (own if pairs or values else [])]
     if not known and pairs and "target_field" not in asked:
         raise UserError(
@@ -139,7 +147,11 @@ def _reading(source: SourceConfig, *, same: bool) -> dict[str, Any]:
     """The part of a source's settings that another file is read by: of another kind of file, its fields alone."""
     about = {"paths", "exclude", "kind", "encoding", "name", "subset", "split", "label", "weight", "epochs"}
     settings = source.model_dump(exclude=about)
-    return settings if same else {name: settings[name] for name in ("field", "target_field", "fields", "defaults")}
+    return (
+        settings
+        if same
+        else {name: settings[name] for name in ("field", "target_field", "layout", "fields", "defaults")}
+    )
 
 
 def _names(field: str) -> list[str]:

@@ -33,6 +33,8 @@ class Extractor:
         self.bad.records_read += len(positions)
         columns = {name: columns.get(name) or [None] * len(positions) for name in self.fields.names}
         filled = any(value is None for name in self.fields.defaults for value in columns[name])
+        if self.fields.layout is not None:
+            return self._by_row(positions, columns, note, next_position)
         texts, targets = ([self._column(field, columns) for field in self.fields.both] + [None])[:2]
         if (
             not self.fields.others
@@ -40,6 +42,11 @@ class Extractor:
             and all(self.usable(column) for column in (texts, targets) if column is not None)
         ):
             return Block(list(texts or ()), positions, next_position, targets)  # type: ignore[arg-type]
+        return self._by_row(positions, columns, note, next_position)
+
+    def _by_row(
+        self, positions: Sequence[int], columns: Mapping[str, Sequence[Any]], note: Note, next_position: int | None
+    ) -> Block:
         rows = zip(*(columns[name] for name in self.fields.names), strict=True)
         records = (dict(zip(self.fields.names, row, strict=True)) for row in rows)
         return self._one_by_one(positions, records, note, next_position)
@@ -65,7 +72,9 @@ class Extractor:
         values: list[dict[str, Any]] = []
         others = self.fields.others
         both: list[list[str]] = [[] for _ in self.fields.both]
-        for position, record in zip(positions, records, strict=True):
+        layout = self.fields.layout
+        for position, raw in zip(positions, records, strict=True):
+            record = raw if layout is None or not isinstance(raw, dict) else layout.convert(raw)
             texts = [self._text(position, field, record, note) for field in self.fields.both[:1]]
             # A pair that lacks both texts is one bad record.
             if texts != [None]:
@@ -75,7 +84,7 @@ class Extractor:
             if not all(text and not text.isspace() for text in texts if text is not None):
                 self.bad.dropped[EMPTY] += 1
                 continue
-            if self.fields.uses_default(record):
+            if self.fields.uses_default(raw):
                 self.bad.dropped[FILLED] += 1
             kept.append(position)
             if others:

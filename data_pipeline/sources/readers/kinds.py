@@ -21,11 +21,13 @@ from data_pipeline.sources.readers.base import Reader, Span
 from data_pipeline.sources.readers.delimited import DelimitedReader
 from data_pipeline.sources.readers.dialect import Dialect
 from data_pipeline.sources.readers.extract import Extractor
+from data_pipeline.sources.readers.headerless import HeaderlessReader
 from data_pipeline.sources.readers.json_layout import require_json_lines
 from data_pipeline.sources.readers.looking import TEXT_KINDS, Look
+from data_pipeline.sources.readers.parallel import ParallelReader, with_partners
 from data_pipeline.sources.readers.parquet import ParquetReader, parquet_spans
 from data_pipeline.sources.readers.separated import JsonParser, SeparatedReader, TextParser, byte_spans
-from data_pipeline.sources.readers.storage import ByteSources, Files
+from data_pipeline.sources.readers.storage import ByteSources, Files, is_compressed
 from data_pipeline.sources.readers.whole_files import FileReader, file_spans
 
 SMALLEST_SPAN = 1 << 12
@@ -67,6 +69,16 @@ class OpenSource(NamedTuple):
     reader: Reader
 
 
+def target_files(source: SourceConfig, where: str, look: Callable[..., None] = lambda *shown: None) -> list[FileEntry]:
+    """The files of targets of parallel ones. Raises UserError as `list_files`."""
+    partners = source.model_copy(update={"paths": source.target_paths, "exclude": []})
+    files = list_files(partners, 0, where, look)
+    packed = next((file.path for file in files if is_compressed(file.path)), None)
+    if packed is not None:
+        raise UserError(f"{where}.target_paths: {packed} is compressed, but parallel files are read plain; unpack it")
+    return files
+
+
 def is_whole_file(source: SourceConfig) -> bool:
     """Whether each file is one document."""
     return source.kind == "text" and source.document == "file" and source.delimiter is None
@@ -89,6 +101,8 @@ def survey_source(source: SourceConfig, index: int, where: str, settings: ReadSe
     streamed = source.kind == "datasets"
     look = Look(source, where, settings.pages)
     files = [] if streamed and not source.paths else list_files(source, index, where, look)
+    if source.target_paths:
+        files = with_partners(files, target_files(source, where, look), where)
     spans: list[Span] = []
     if not streamed:
         for file in files:
@@ -194,6 +208,10 @@ def _text(source: SourceConfig, files: list[FileEntry], settings: ReadSettings, 
     if is_whole_file(source):
         return lambda: file_spans(files, limit), FileReader(Files(), bad, limit, encoding)
     sources = ByteSources(Files(), encoding)
+    if source.target_paths:
+        targets = target_files(source, "data.sources")
+        pairs = ParallelReader(sources, files, targets, extractor)
+        return lambda: pairs.spans(files, _span_limit(files, settings)), pairs
     parser = TextParser(bad, settings.max_document_bytes, lines=source.delimiter is None)
     reader = SeparatedReader(sources, source.delimiter or "\n", parser, bad, limit)
     return lambda: byte_spans(sources, files, _span_limit(files, settings)), reader
@@ -213,9 +231,11 @@ def _jsonl(source: SourceConfig, files: list[FileEntry], settings: ReadSettings,
 def _delimited(source: SourceConfig, files: list[FileEntry], settings: ReadSettings, extractor: Extractor) -> _Opened:
     delimiter = source.delimiter or DELIMITERS[source.kind]
     asked = "quote" in source.model_fields_set
-    dialect = Dialect(delimiter, source.quote, source.escape or "", guessed=not (source.quote or asked))
+    guessed = not (source.quote or asked or source.columns)
+    dialect = Dialect(delimiter, source.quote, source.escape or "", guessed=guessed)
     sources = ByteSources(Files(), source.encoding or UTF8)
-    reader = DelimitedReader(sources, dialect, extractor, extractor.bad)
+    given = (sources, dialect, extractor, extractor.bad)
+    reader = HeaderlessReader(*given, source.columns) if source.columns else DelimitedReader(*given)
     return lambda: reader.spans(files, _span_limit(files, settings)), reader
 
 

@@ -123,7 +123,7 @@ def require_texts(schema: Any, fields: Fields, path: str) -> None:
 
     kinds = pyarrow.types
     fields.require(schema.names, path)
-    for field in fields.both:
+    for field in fields.both if fields.layout is None else []:
         for name in field.names:
             if name not in schema.names:
                 continue

@@ -22,6 +22,10 @@ from data_pipeline.loader import TrainLoader
 from data_pipeline.objectives.chat import ChatObjective
 from data_pipeline.stream.cursor import merge_cursors
 from data_pipeline.tokenizer import BytesTokenizer
+from data_pipeline.tokenizer.chat_files import ChatTemplates
+from tests.data_pipeline.reading.chat_templates import FORMS
+from tests.data_pipeline.reading.test_dialogue import byte_level
+from tests.data_pipeline.reading.test_dialogue import spelled as spelled_by
 
 LENGTH = 96
 ORDERS = pytest.mark.parametrize("order", ["stream", "permutation"])
@@ -260,3 +264,46 @@ def test_a_source_must_say_where_the_messages_are(tmp_path: Path) -> None:
         UserError, match=r"data\.sources\.0 does not say where the messages are; set its layout to auto"
     ):
         loader_of(config.model_copy(update={"sources": [plain]}), ChatObjective(), tmp_path)
+
+
+FIVE: dict[str, Any] = {
+    "messages": lambda q, a: {"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]},
+    "sharegpt": lambda q, a: {"conversations": [{"from": "human", "value": q}, {"from": "gpt", "value": a}]},
+    "alpaca": lambda q, a: {"instruction": q, "input": "", "output": a},
+    "alpaca of columns": lambda q, a: {"instruction": q, "output": a},
+    "parts": lambda q, a: {
+        "messages": [
+            {"role": "user", "content": [{"type": "text", "text": q}]},
+            {"role": "assistant", "content": [{"type": "text", "text": a[:1]}, {"type": "text", "text": a[1:]}]},
+        ]
+    },
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("layout", FIVE)
+def test_what_is_learned_in_every_layout_and_form_is_the_answer(layout: str, name: str, tmp_path: Path) -> None:
+    """From the file to the batch: the learned tokens are the assistant's text and its end, nothing else."""
+    form, tokenizer = FORMS[name], byte_level(FORMS[name].tokens)
+    tokenizer.chat = ChatTemplates({"default": form.source}, {"bos_token": "<s>", "eos_token": "</s>"})
+    draw = random.Random(f"{layout} {name}")
+    texts = [(f"q{n} ?", f"{n}" + "".join(draw.choices("ab 你😀", k=6)) + ".") for n in range(12)]
+    rows = [FIVE[layout](*pair) for pair in texts]
+    if layout == "alpaca of columns":
+        import pyarrow.parquet
+
+        path = tmp_path / "rows.parquet"
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    else:
+        path = tmp_path / "rows.jsonl"
+        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    source = {"kind": path.suffix[1:], "paths": [str(path)], "layout": "auto"}
+    config = DataConfig.model_validate({"sources": [source], "evaluation": [source], "sequence_length": 300})
+    held = build_evaluation_set(config, tokenizer, tmp_path / "held", objective=ChatObjective())
+    batch = held.batch(range(len(held)))
+    learned = [
+        spelled_by(tokenizer, [t for t, w in zip(targets, weights, strict=True) if w])
+        for targets, weights in zip(batch.targets.tolist(), batch.weights.tolist(), strict=True)
+    ]
+    end = form.end or "</s>"
+    assert "".join(learned) == "".join(f"{form.before}{answer}{end}" for _, answer in texts)

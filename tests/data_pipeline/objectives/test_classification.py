@@ -164,3 +164,31 @@ def test_a_source_without_labels(source: dict[str, Any], words: str, tmp_path: P
     tokenizer = tokenizer_of(config_of(tmp_path, [{"text": "a", "sentiment": "bad"}]), tmp_path, SINGLE)
     with pytest.raises(UserError, match=words):
         TrainLoader(config, tokenizer, objective=SINGLE, seed=1, dp_rank=0, dp_size=1)
+
+
+@pytest.mark.parametrize("order", ["stream", "permutation"])
+def test_pairs_of_a_table_are_read_as_a_bert_tokenizer_does(order: str, tmp_path: Path) -> None:
+    vocabulary, table = tmp_path / "vocab.txt", tmp_path / "rte.tsv"
+    vocabulary.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]))
+    rows = [("the film was good", "a very good story", "entailment"), ("the story", "bad", "not_entailment")]
+    header = "index\tsentence1\tsentence2\tlabel\n"
+    table.write_text(header + "".join(f"{i}\t" + "\t".join(row) + "\n" for i, row in enumerate(rows)))
+    settings = {"tokenizer": {"kind": "wordpiece", "path": str(vocabulary)}, "sequence_length": 14, "order": order}
+    source = {"kind": "tsv", "paths": [str(table)], "layout": "glue_pairs"}
+    config = DataConfig.model_validate({"sources": [source], "lanes": 1, "shuffle_buffer": 1, "workers": 0, **settings})
+    objective = ClassificationObjective(labels=["entailment", "not_entailment"], pairs=True)
+    tokenizer = tokenizer_of(config, tmp_path, objective)
+    cache = tmp_path / "cache"
+    with TrainLoader(config, tokenizer, objective=objective, seed=1, dp_rank=0, dp_size=1, cache=cache) as loader:
+        batch, _ = loader.take(2)
+    firsts, seconds, labels = zip(*rows, strict=True)
+    theirs = transformers.BertTokenizer(str(vocabulary))(firsts, seconds, padding="max_length", max_length=14)
+    expected = {(*map(tuple, (a, b)), objective.labels.index(label)) for a, b, label in zip(
+        theirs["input_ids"], theirs["token_type_ids"], labels, strict=True)}  # fmt: skip
+    got = zip(batch.inputs.tolist(), batch.segment_ids.tolist(), batch.labels["classification"].tolist(), strict=True)
+    assert {(tuple(a), tuple(b), label) for a, b, label in got} == expected
+    with pytest.raises(UserError, match=r"data\.sources\.0 has pairs of texts, but objective\.pairs is false"):
+        TrainLoader(
+            config, tokenizer, objective=objective.model_copy(update={"pairs": False}), seed=1, dp_rank=0, dp_size=1,
+            cache=cache,
+        )  # fmt: skip
