@@ -106,6 +106,7 @@ MAY_IMPORT = {
     "llmscale.hugging_face": {
         "llmscale.checkpoint",
         "llmscale.families",
+        "llmscale.finetune.trained",
         "llmscale.model",
         "llmscale.objectives",
         "llmscale.parallel",

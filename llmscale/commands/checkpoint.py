@@ -39,3 +39,19 @@ def checkpoint_verify(path: Path, layout: str | None) -> None:
         from llmscale.parity.reload import reload
 
         click.echo(reload(path, parse_layout(layout)))
+
+
+@checkpoint.command("merge")
+@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "--largest-difference",
+    type=click.FloatRange(min=0),
+    help="Largest change of the outputs by merging, as a share; 1e-4.",
+)
+def checkpoint_merge(path: Path, out: Path, largest_difference: float | None) -> None:
+    """Make the checkpoint OUT of PATH (or a run directory) with its low-rank factors in its weights."""
+    from llmscale.checkpoint.merging import merge
+
+    for line in merge(path, out, largest_difference):
+        echo(line)

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from data_pipeline.base.section import Section
 from llmscale.config.bounds import Count
+from llmscale.config.lora import LoraConfig
 
 Mode = Literal["all", "encoder", "head", "layers"]
 Pattern = Annotated[str, Field(min_length=1)]
@@ -23,6 +24,9 @@ class FinetuneConfig(Section):
     """all: every tensor. encoder: the encoder's alone. head: the heads' alone. layers: the last `layers` layers, the
     final norm and the heads. Or a list of patterns over canonical names (a checkpoint's manifest.json lists them): `*`
     stands for anything, a module for all of its tensors, and the words encoder, decoder and head for those parts."""
+    lora: LoraConfig | None = None
+    """Low-rank factors beside linear layers, which are trained in place of them: `train` then says what is trained
+    besides, and `all` stands for the head of a task."""
     layers: Count | None = Field(default=None, ge=1)
     """How many of the last layers `train: layers` trains; of an encoder-decoder those of its decoder."""
     redraw: list[Pattern] = []

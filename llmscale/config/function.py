@@ -7,8 +7,8 @@ from typing import Any
 from llmscale.config.identity import flatten
 from llmscale.config.model import OF_HEADS, ModelConfig
 
-_NO_FUNCTION = ("family", "vocab_size", "vocab_multiple", "init_std", "init_scheme")
-"""Settings that say how a model begins, or what others say."""
+_NO_FUNCTION = ("family", "vocab_size", "vocab_multiple", "init_std", "init_scheme", "lora")
+"""Settings that say how a model begins, what others say, or which tensors it has besides."""
 _NO_OUTPUT = ("max_positions", "dropout", "attention_dropout", "dropout_scheme")
 """Others of which the outputs of given weights do not depend; what is not listed counts."""
 _OTHER_OF_EXPERTS = {"capacity_factor", "balance_weight", "z_weight"}

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from data_pipeline.base.section import Section
 from llmscale import families
 from llmscale.config.bounds import Count, Layers, Width
+from llmscale.config.lora import LoraConfig
 from llmscale.config.model_parts import ExpertsConfig, HeadConfig, LatentAttention, RotaryScaling
 
 GATED = ("swiglu", "geglu", "geglu_tanh", "reglu")
@@ -130,6 +131,8 @@ class ModelConfig(Section):
     """A pooler over the first token and a head that tells whether the second segment follows the first (BERT)."""
     head: HeadConfig | None = None
     """A head in place of the language model's; the objective sets it."""
+    lora: LoraConfig | None = None
+    """Low-rank factors beside linear layers; `finetune.lora` sets it."""
     query_layer: bool = False
     """The last layer takes its queries from a learned table of positions instead of the hidden states, after the
     final norm (PanGu-alpha, section 2.2.2)."""
@@ -161,6 +164,11 @@ class ModelConfig(Section):
         if self.head is not None:
             return (self.head.name,)
         return ("language", "next_sentence") if self.next_sentence else ("language",)
+
+    @property
+    def plain(self) -> "ModelConfig":
+        """The model without low-rank factors."""
+        return self if self.lora is None else self.model_copy(update={"lora": None})
 
     @property
     def shares_embedding(self) -> bool:

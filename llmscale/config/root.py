@@ -67,6 +67,17 @@ class RunConfig(LearningChecks, Section):
         return self
 
     @model_validator(mode="after")
+    def _factors_of_the_section(self) -> "RunConfig":
+        wanted = None if self.finetune is None else self.finetune.lora
+        if self.model.lora not in (None, wanted):
+            raise ValueError(
+                f"model.lora is {self.model.lora}, but finetune.lora sets it to {wanted}; leave model.lora out"
+            )
+        # Not by way of the input, so that nobody has to write it down.
+        self.__dict__["model"] = self.model.model_copy(update={"lora": wanted})
+        return self
+
+    @model_validator(mode="after")
     def _head_of_the_objective(self) -> "RunConfig":
         settings = self.objective.head(self.model.architecture)
         wanted = None if settings is None else HeadConfig.model_validate(settings)

@@ -48,8 +48,9 @@ class ObjectiveModule(nn.Module):
         super().__init__()
         self.model = model
         self.loss = loss
-        head = config.model.head
-        self._drops = bool(config.model.dropout or config.model.attention_dropout or (head and head.dropout))
+        head, lora = config.model.head, config.model.lora
+        rates = (config.model.dropout, config.model.attention_dropout, head and head.dropout, lora and lora.dropout)
+        self._drops = any(rates)
         self._seed, self._layout_free = config.run.seed, config.engine.dropout_layout_free
         self._part = dropout_part(grid, config.parallel.sequence_parallel)
         self._grid = grid

@@ -12,6 +12,7 @@ from data_pipeline.base.errors import UserError
 from llmscale.config import RunConfig
 from llmscale.config.finetune import FinetuneConfig
 from llmscale.config.model import ModelConfig
+from llmscale.model.factors import is_factor
 from llmscale.model.heads import all_heads
 
 _LAYER = re.compile(r"(encoder\.)?blocks\.(\d+)\.")
@@ -78,6 +79,12 @@ def part_of(model: ModelConfig, name: str) -> str:
 
 def _selected(settings: FinetuneConfig, model: ModelConfig, names: Collection[str]) -> frozenset[str]:
     mode = settings.train
+    if settings.lora is not None:
+        factors = frozenset(filter(is_factor, names))
+        if mode == "all":
+            # A language model's head is trained well already; that of a task is new.
+            return factors | {name for name in names if model.head is not None and part_of(model, name) == "head"}
+        return factors | _selected(settings.model_copy(update={"lora": None}), model, names)
     if mode == "all":
         return frozenset(names)
     if mode == "layers":

@@ -14,8 +14,10 @@ from data_pipeline.base.errors import UserError, writing
 from data_pipeline.tokenizer import Tokenizer, load_tokenizer
 from data_pipeline.tokenizer.chat_files import carry_chat
 from data_pipeline.tokenizer.frame import conventions_of
+from llmscale.checkpoint.merge import merged_tensor, require_same_outputs
 from llmscale.checkpoint.reader import Checkpoint, newest_intact
-from llmscale.config import ModelConfig, parse_config
+from llmscale.config import ModelConfig, RunConfig, parse_config
+from llmscale.families.hugging_face import HuggingFace
 from llmscale.hugging_face.chat import export_chat
 from llmscale.hugging_face.classes import OWN, Misfit, fit
 from llmscale.hugging_face.files import CONFIG, GENERATION, new_folder, require_free
@@ -28,13 +30,20 @@ _TYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 def export_checkpoint(
-    path: Path, folder: Path, *, dtype: str = "fp32", shard_size: str = "5GB", with_tokenizer: bool = True
+    path: Path,
+    folder: Path,
+    *,
+    dtype: str = "fp32",
+    shard_size: str = "5GB",
+    with_tokenizer: bool = True,
+    largest_difference: float | None = None,
 ) -> list[str]:
     """Write a checkpoint (or the newest intact one of a run directory) as the Hugging Face directory `folder`.
 
-    It appears whole or not at all.
+    It appears whole or not at all. Low-rank factors are merged into the weights in fp32.
 
     Args:
+        largest_difference: see `llmscale.checkpoint.merge.require_same_outputs`.
         dtype: what the tensors are written as, a key of `DTYPES`.
         shard_size: most bytes of a file of tensors, such as 5GB.
         with_tokenizer: write the tokenizer too.
@@ -43,17 +52,21 @@ def export_checkpoint(
         Sentences for the user.
 
     Raises:
-        UserError: no intact checkpoint, `folder` exists, or the tokenizer cannot be written in their form.
+        UserError: no intact checkpoint, `folder` exists, the tokenizer cannot be written in their form, or merging
+            changes the outputs by too much.
     """
     require_free(folder)
     limit = parse_size(shard_size)
     checkpoint = newest_intact(path)
     config = parse_config(dict(checkpoint.manifest.config), origin=str(checkpoint.path))
     tokenizer = load_tokenizer(checkpoint.tokenizer)
-    model, vocab_size = config.model, config.model.vocabulary(tokenizer.vocab_size)
+    model, vocab_size = config.model.plain, config.model.vocabulary(tokenizer.vocab_size)
     shapes = shapes_of(model, vocab_size)
     objective = config.objective.model_dump(mode="json")
-    fitting = fit(model, vocab_size, lambda model_type: _ids(model_type, tokenizer), objective)
+    fitting = fitting_class(config, tokenizer)
+    merging = []
+    if config.model.lora is not None:
+        merging = [require_same_outputs(checkpoint, DTYPES[dtype], largest_difference)]
     with new_folder(folder) as temporary, writing(folder):
         if isinstance(fitting, Misfit):
             moves = None
@@ -70,7 +83,7 @@ def export_checkpoint(
             values = {**written, "dtype": _TYPES[dtype]}
             said = f"{folder}: {written['architectures'][0]} in {dtype}"
         entries = _entries(moves, shapes)
-        write_tensors(temporary, entries, _tensors(checkpoint, model, moves, shapes), DTYPES[dtype], limit)
+        write_tensors(temporary, entries, _tensors(checkpoint, config.model, moves, shapes), DTYPES[dtype], limit)
         write_json(temporary / CONFIG, values)
         if isinstance(fitting, Misfit):
             (temporary / OWN_FOLDER).mkdir()
@@ -85,8 +98,16 @@ def export_checkpoint(
     if drawn := checkpoint.manifest.drawn:
         theirs = {move.ours[0]: move.theirs[0] for move in moves or ()}
         named = ", ".join(theirs.get(name, name) for name in drawn)
-        return [said, f"warning: {named} were drawn by `llmscale import --new-head` and never trained since"]
-    return [said]
+        said_of = f"warning: {named} were drawn by `llmscale import --new-head` and never trained since"
+        return [said, *merging, said_of]
+    return [said, *merging]
+
+
+def fitting_class(config: RunConfig, tokenizer: Tokenizer) -> tuple[HuggingFace, dict[str, Any]] | Misfit:
+    """`fit` of a run's model without low-rank factors."""
+    vocab_size = config.model.vocabulary(tokenizer.vocab_size)
+    objective = config.objective.model_dump(mode="json")
+    return fit(config.model.plain, vocab_size, lambda model_type: _ids(model_type, tokenizer), objective)
 
 
 def _ids(model_type: str, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -128,7 +149,7 @@ def _tensors(checkpoint: Checkpoint, model: ModelConfig, moves: list[Move] | Non
     """In the order of `_entries`; one row of the weight map is in memory at a time."""
 
     def ours(name: str) -> Tensor:
-        stored = checkpoint.full(name)
+        stored = merged_tensor(checkpoint, name, model.lora)
         rows = shapes[name][0]
         if stored.shape[1:] != torch.Size(shapes[name][1:]) or len(stored) < rows:
             raise UserError(

@@ -19,6 +19,7 @@ from llmscale.checkpoint.whole import write_whole
 from llmscale.config import ModelConfig, RunConfig, identity, parse_config
 from llmscale.config.generation import KEYS
 from llmscale.families.hugging_face import HuggingFace
+from llmscale.hugging_face.adapters import CONFIG as ADAPTER
 from llmscale.hugging_face.chat import keep_chat
 from llmscale.hugging_face.classes import OWN, recognise
 from llmscale.hugging_face.conventions import read_conventions
@@ -57,6 +58,11 @@ def import_directory(
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}; {fix}")
     path = folder / CONFIG
+    if not path.is_file() and (folder / ADAPTER).is_file():
+        raise UserError(
+            f"{folder} holds a PEFT adapter without the model that it belongs to; import that first, and give it with"
+            f" --base"
+        )
     values = read_json(path, fix)
     tensors = TensorFolder(folder, allow_pickle)
     own = values.get("model_type") == OWN

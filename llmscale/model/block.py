@@ -1,5 +1,7 @@
 """One layer of the Transformer."""
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 from llmscale.config.model import ModelConfig
@@ -7,8 +9,9 @@ from llmscale.model.attention import make_attention
 from llmscale.model.attention.modules.multi_head import CrossAttention
 from llmscale.model.context import Context
 from llmscale.model.dropout import Place, drop
-from llmscale.model.experts import Experts
+from llmscale.model.experts import ExpertLinear, Experts
 from llmscale.model.feed_forward import FeedForward
+from llmscale.model.linear import Linear
 from llmscale.model.norms import make_norm
 
 
@@ -18,6 +21,9 @@ class Block(nn.Module):
     Norms come before them (GPT-2, section 2.3), after each sum (BERT), or between them and the sum (OLMo 2; Gemma
     3 besides those before); or attention and feed-forward read the same input (GPT-J).
     """
+
+    low_ranks: Sequence[Linear | ExpertLinear] = ()
+    """Its layers with factors (`llmscale.model.low_rank`) whose inputs are dropped."""
 
     def __init__(self, config: ModelConfig, layer: int, causal: bool, cross: bool = False) -> None:
         super().__init__()
@@ -40,6 +46,8 @@ class Block(nn.Module):
 
     def forward(self, hidden: Tensor, context: Context) -> tuple[Tensor, Tensor | None]:
         """(B, T, hidden_size) to the same shape, and each sequence's router loss (B,), or None in a dense layer."""
+        for layer in self.low_ranks:
+            layer.low_rank.lend(context.dropout)  # type: ignore[union-attr]
         if self.post_norm:
             return self._post_norm(hidden, context)
         normed = _normed(self.attention_norm, hidden)

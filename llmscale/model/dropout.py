@@ -27,6 +27,7 @@ class Place(IntEnum):
     CROSS_ATTENTION_OUTPUT = 3
     INNER = 4
     FEED_FORWARD_OUTPUT = 5
+    LOW_RANK = 6
 
 
 PLACES = 8

@@ -16,11 +16,14 @@ from torch import Tensor, nn
 from llmscale.config.model import ModelConfig
 from llmscale.model.feed_forward import ACTIVATIONS
 from llmscale.model.grouped import grouped_product
-from llmscale.model.linear import Linear
+from llmscale.model.linear import Addition, Linear
 
 
 class ExpertLinear(nn.Module):
     """The same projection of all experts: weight (experts, outputs, inputs), bias (experts, outputs) or None."""
+
+    low_rank: Addition | None = None
+    """As that of `Linear`."""
 
     def __init__(self, experts: int, inputs: int, outputs: int, bias: bool) -> None:
         super().__init__()
@@ -30,12 +33,15 @@ class ExpertLinear(nn.Module):
     def forward(self, tokens: Tensor, expert: Tensor, ends: Tensor) -> Tensor:
         """(N, inputs) to (N, outputs), where token i belongs to `expert[i]` (N,), and those of expert e end before
         `ends[e]` (experts,) int32."""
-        projected = self.project(tokens, ends)
+        projected = self.project(tokens, expert, ends)
         return projected if self.bias is None else projected + self.bias[expert]
 
-    def project(self, tokens: Tensor, ends: Tensor) -> Tensor:
+    def project(self, tokens: Tensor, expert: Tensor, ends: Tensor) -> Tensor:
         """`forward` without the bias."""
-        return grouped_product(tokens, self.weight, ends)
+        projected = grouped_product(tokens, self.weight, ends)
+        if self.low_rank is None:
+            return projected
+        return self.low_rank.grouped(self, tokens, projected, expert, ends)
 
 
 class Experts(nn.Module):

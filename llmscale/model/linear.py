@@ -7,7 +7,7 @@ does not use AVX-512; oneDNN, which torch has too, does, and takes less than hal
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -33,12 +33,43 @@ ONEDNN_IS_FASTER = _onednn_is_faster()
 """Whether oneDNN multiplies fp32 matrices faster here than MKL: it can use AVX-512, and MKL does not."""
 
 
+class Addition(Protocol):
+    """What is added to the weight of a layer (`llmscale.model.low_rank`)."""
+
+    def __call__(self, module: Any, input: Tensor, weight: Tensor, projected: Tensor) -> Tensor:
+        """What the layer makes of its input in all, but for the bias; `projected`: the input times the weight."""
+
+    def grouped(self, module: Any, tokens: Tensor, projected: Tensor, expert: Tensor, ends: Tensor) -> Tensor:
+        """The same of experts, whose arguments are those of `ExpertLinear.forward`."""
+
+    def whole_weight(self, module: Any) -> Tensor:
+        """What the input is multiplied with in all."""
+
+    def lend(self, dropout: Any) -> None:
+        """Say what the passes from now on drop: a `LayerDropout`, or None."""
+
+
 class Linear(nn.Linear):
     """nn.Linear by `linear`."""
 
+    low_rank: Addition | None = None
+    """What is added to the weight, where it has factors (`llmscale.model.low_rank`)."""
+
     def forward(self, input: Tensor) -> Tensor:
         """(..., inputs) to (..., outputs)."""
-        return linear(input, self.weight, self.bias)
+        if self.low_rank is None:
+            return linear(input, self.weight, self.bias)
+        projected = self.product(input, self.weight)
+        return projected if self.bias is None else projected + self.bias
+
+    def product(self, input: Tensor, weight: Tensor) -> Tensor:
+        """`forward` without the bias; `weight`: its own, as it is to enter the graph."""
+        projected = linear(input, weight)
+        return projected if self.low_rank is None else self.low_rank(self, input, weight, projected)
+
+    def whole_weight(self) -> Tensor:
+        """(outputs, inputs): what the input is multiplied with in all."""
+        return self.weight if self.low_rank is None else self.low_rank.whole_weight(self)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -12,6 +12,7 @@ from llmscale.config.model import ModelConfig
 from llmscale.model.cache import KeyValueCache
 from llmscale.model.dropout import Dropout
 from llmscale.model.heads import all_heads, heads_of
+from llmscale.model.low_rank import add_factors
 from llmscale.model.masks import AttentionMask
 from llmscale.model.norms import make_norm
 from llmscale.model.positions import sinusoidal
@@ -51,6 +52,8 @@ class Transformer(Stack):
         own = {head.name: head for head in heads_of(config)}
         for each in all_heads():
             setattr(self, each.attribute, own[each.name].build(vocab_size) if each.name in own else None)
+        if config.lora is not None:
+            add_factors(self, config.lora)
         self._tie()
 
     def forward(

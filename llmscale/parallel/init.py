@@ -10,6 +10,7 @@ from torch import Tensor
 from llmscale.config.model import ModelConfig
 from llmscale.model import Transformer
 from llmscale.model.attention import table_of
+from llmscale.model.factors import DOWN, MAGNITUDE, UP
 from llmscale.model.heads import heads_of
 from llmscale.parallel.context import apply_context_parallel
 from llmscale.parallel.expert import apply_expert_parallel
@@ -110,19 +111,70 @@ def blank(name: str, part: Shard, start: int, end: int) -> Tensor:
 
 
 def drawn(config: ModelConfig, seed: int) -> Weights:
-    """The initial weights of a model: `initial_values` of rectangles."""
+    """The initial weights of a model: `initial_values` of rectangles, and factors as `with_factors` has them."""
+
+    def values(name: str, start: int, end: int) -> Tensor:
+        return initial_values(config, seed, name, start, end)
+
+    weights = _rectangles(values)
+    return weights if config.lora is None else with_factors(weights, config, seed)
+
+
+def with_factors(weights: Weights, config: ModelConfig, seed: int) -> Weights:
+    """`weights` and, of layers with low-rank factors (`ModelConfig.lora`), what these begin with: A uniform within
+    1 / sqrt(inputs) as peft draws it, B 0, and DoRA's magnitudes the lengths of the weights' rows, so that the model
+    computes at first what it does without."""
+    with torch.device("meta"):
+        made = Transformer(config, config.vocab_size or 1)
+    shapes = {name: tuple(parameter.shape) for name, parameter in made.named_parameters()}
+
+    def drawn_uniform(name: str, start: int, end: int) -> Tensor:
+        return draw(seed, name, shapes[name][-1] ** -0.5, start, end, uniform=True)
+
+    factors = _rectangles(drawn_uniform)
+
+    def read(name: str, part: Shard, start: int, end: int) -> Tensor:
+        layer, _, own = name.rpartition(".")
+        if own == DOWN:
+            return factors(name, part, start, end)
+        if own == UP:
+            return torch.zeros(end - start)
+        if own == MAGNITUDE:
+            return _lengths(weights, f"{layer}.weight", shapes[f"{layer}.weight"], part, start, end)
+        return weights(name, part, start, end)
+
+    return read
+
+
+def _lengths(weights: Weights, name: str, shape: tuple[int, ...], part: Shard, start: int, end: int) -> Tensor:
+    """Lengths of rows of a weight (..., outputs, inputs): elements [start, end) of a flattened rectangle of
+    (..., outputs)."""
+    *_, outputs = part.sizes
+    inputs, at_once, found = shape[-1], max(1, BLOCK // shape[-1]), [torch.empty(0)]
+    while start < end:
+        stacks, first = divmod(start, outputs)
+        count = min(outputs - first, end - start, at_once)
+        offsets = (*(offset + stacks for offset in part.offsets[:-1]), part.offsets[-1] + first, 0)
+        rows = Shard(shape, offsets, (*(1 for _ in part.sizes[:-1]), count, inputs))
+        found.append(weights(name, rows, 0, count * inputs).view(count, inputs).norm(dim=1))
+        start += count
+    return torch.cat(found)
+
+
+def _rectangles(values: Callable[[str, int, int], Tensor]) -> Weights:
+    """`Weights` of elements [start, end) of flattened global tensors, by name."""
 
     def read(name: str, part: Shard, start: int, end: int) -> Tensor:
         inner, row = math.prod(part.shape[1:]), math.prod(part.sizes[1:])
         if inner == row:
             first = part.offsets[0] * inner if part.offsets else 0
-            return initial_values(config, seed, name, first + start, first + end)
-        return _draw_rectangle(config, seed, name, part, start, end)
+            return values(name, first + start, first + end)
+        return _draw_rectangle(values, name, part, start, end)
 
     return read
 
 
-def _draw_rectangle(config: ModelConfig, seed: int, name: str, part: Shard, start: int, end: int) -> Tensor:
+def _draw_rectangle(values: Callable[[str, int, int], Tensor], name: str, part: Shard, start: int, end: int) -> Tensor:
     """Draw whole rows of the global tensor, some at a time, and keep what lies in the rectangle."""
     inner, row = math.prod(part.shape[1:]), math.prod(part.sizes[1:])
     kept = slice(None), *(slice(low, low + size) for low, size in zip(part.offsets[1:], part.sizes[1:], strict=True))
@@ -132,8 +184,7 @@ def _draw_rectangle(config: ModelConfig, seed: int, name: str, part: Shard, star
     for low in range(top, bottom, at_once):
         high = min(low + at_once, bottom)
         first, last = part.offsets[0] + low, part.offsets[0] + high
-        values = initial_values(config, seed, name, first * inner, last * inner)
-        pieces.append(values.view(-1, *part.shape[1:])[kept].reshape(-1))
+        pieces.append(values(name, first * inner, last * inner).view(-1, *part.shape[1:])[kept].reshape(-1))
     return torch.cat(pieces)[start - top * row : end - top * row]
 
 
@@ -178,8 +229,9 @@ def _inputs(config: ModelConfig, name: str) -> int:
     return config.hidden_size
 
 
-def draw(seed: int, name: str, std: float, start: int, end: int) -> Tensor:
-    """Elements [start, end) of the normal values of tensor `name`, 1-D fp32 on the CPU.
+def draw(seed: int, name: str, scale: float, start: int, end: int, *, uniform: bool = False) -> Tensor:
+    """Elements [start, end) of the normal values of tensor `name`, of deviation `scale`, or of the uniform ones from
+    -scale to scale, 1-D fp32 on the CPU.
 
     One generator per (seed, name, block of 2^20 elements): any slice equals the same slice of the whole.
     """
@@ -189,6 +241,7 @@ def draw(seed: int, name: str, std: float, start: int, end: int) -> Tensor:
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
         first, stop = max(start - block * BLOCK, 0), min(end - block * BLOCK, BLOCK)
         # torch draws normals in groups of 16, so a draw of whole groups is the beginning of every longer one.
-        values = torch.randn(-(-stop // 16) * 16, generator=generator)
+        count = -(-stop // 16) * 16
+        values = torch.rand(count, generator=generator) * 2 - 1 if uniform else torch.randn(count, generator=generator)
         pieces.append(values[first:stop])
-    return torch.cat(pieces).mul_(std) if pieces else torch.empty(0)
+    return torch.cat(pieces).mul_(scale) if pieces else torch.empty(0)

@@ -20,7 +20,7 @@ from llmscale.model.cross_entropy import Rows, linear_cross_entropy, linear_scor
 from llmscale.model.dropout import LayerDropout
 from llmscale.model.experts import ExpertLinear, Experts
 from llmscale.model.feed_forward import FeedForward
-from llmscale.model.linear import linear
+from llmscale.model.linear import Linear, linear
 from llmscale.model.masks import AttentionMask
 from llmscale.model.norms import RMSNorm
 from llmscale.model.projections import Vocabulary
@@ -60,11 +60,16 @@ class Shared(nn.Module):
         return None if parameter is None else copy(parameter, self.summed)
 
 
-class SharedLinear(Shared, nn.Linear):
+class SharedLinear(Shared, Linear):
     """A projection to heads that other ranks have too."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return linear(input, self.whole(self.weight), self.whole(self.bias))  # type: ignore[arg-type]
+        weight, bias = self.whole(self.weight), self.whole(self.bias)
+        assert weight is not None
+        if self.low_rank is None:
+            return linear(input, weight, bias)
+        projected = self.product(input, weight)
+        return projected if bias is None else projected + bias
 
 
 class SharedLayerNorm(Shared, nn.LayerNorm):
@@ -98,13 +103,13 @@ class SplitRMSNorm(Shared, RMSNorm):
         return (wide * (mean + self.eps).rsqrt()).to(x.dtype) * weight
 
 
-class RowLinear(Shared, nn.Linear):
+class RowLinear(Shared, Linear):
     """A projection of which each rank has some inputs: the products are summed, and the bias is added once."""
 
     ranks: TensorRanks
 
     def forward(self, input: Tensor) -> Tensor:
-        projected = self.ranks.leave(linear(input, self.weight))
+        projected = self.ranks.leave(self.product(input, self.weight))
         if self.bias is None:
             return projected
         return projected + (self.whole(self.bias) if self.ranks.sequence_parallel else self.bias)
@@ -117,7 +122,7 @@ class RowExpertLinear(Shared, ExpertLinear):
 
     def forward(self, tokens: Tensor, expert: Tensor, ends: Tensor) -> Tensor:
         bias = self.whole(self.bias)
-        partial = self.project(tokens, ends)
+        partial = self.project(tokens, expert, ends)
         return partial if bias is None else partial + (bias / self.ranks.size)[expert]
 
 

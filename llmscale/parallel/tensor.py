@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from torch import nn
 
 from llmscale.config import ModelConfig
@@ -10,11 +12,14 @@ from llmscale.model.attention.modules.core import SelfAttention
 from llmscale.model.attention.modules.multi_head import CrossAttention
 from llmscale.model.attention.table import Cut
 from llmscale.model.experts import ExpertLinear, Experts
+from llmscale.model.factors import DOWN, FACTORS, MAGNITUDE, UP
 from llmscale.model.feed_forward import FeedForward
+from llmscale.model.linear import Linear
 from llmscale.model.norms import RMSNorm
 from llmscale.model.stack import Stack
 from llmscale.parallel import layers
 from llmscale.parallel.grid import RankGrid
+from llmscale.parallel.low_rank import share_factors
 from llmscale.parallel.plans import cut_of
 from llmscale.parallel.shards import Shard, narrow
 from llmscale.parallel.swap import mix_in
@@ -33,7 +38,7 @@ _SHARDED: dict[type[nn.Module], type[nn.Module]] = {
 _SUMMED: tuple[tuple[type[nn.Module], type[nn.Module]], ...] = (
     (RMSNorm, layers.SharedRMSNorm),
     (nn.LayerNorm, layers.SharedLayerNorm),
-    (nn.Linear, layers.SharedLinear),
+    (Linear, layers.SharedLinear),
 )
 """What a module becomes whose parameters all ranks have and use for parts of their own."""
 
@@ -87,29 +92,32 @@ def _cut(
     stacked = isinstance(module, ExpertLinear)
     whole = {name: Shard.whole(parameter.shape) for name, parameter in module.named_parameters(recurse=False)}
 
-    def along(dim: int) -> dict[str, Shard]:
-        return {name: shard.narrowed(dim, ranks.rank, ranks.size) for name, shard in whole.items()}
+    def along(dim: int, names: Iterable[str]) -> dict[str, Shard]:
+        return {name: whole[name].narrowed(dim, ranks.rank, ranks.size) for name in names if name in whole}
 
     match cut:
         case "column":
             if isinstance(module, RMSNorm):
                 mix_in(module, layers.SplitRMSNorm, ranks=ranks, summed=None)
-            return along(1 if stacked else 0)
+            share_factors(module, {DOWN: ranks.group})
+            return along(1 if stacked else 0, [name for name in whole if name != DOWN])
         case "vocabulary":
             embeds = isinstance(module, nn.Embedding)
             mix_in(module, layers.VocabularyEmbedding if embeds else layers.VocabularyHead, ranks=ranks)
-            return along(0)
+            return along(0, whole)
         case "row":
             kind = layers.RowExpertLinear if stacked else layers.RowLinear
             mix_in(module, kind, ranks=ranks, summed=ranks.group)
-            return {"weight": whole["weight"].narrowed(2 if stacked else 1, ranks.rank, ranks.size)}
+            share_factors(module, {UP: ranks.group, MAGNITUDE: ranks.group}, inputs=ranks.group)
+            return along(2 if stacked else 1, ("weight", DOWN))
         case "heads":
-            return along(1)
+            return along(1, whole)
         case "key_value":
             return _cut_key_value(module, whole, config.kv_head_count, grid, ranks)
         case "replicated_sum":
             shared = next(kind for base, kind in _SUMMED if isinstance(module, base))
             mix_in(module, shared, summed=ranks.group)
+            share_factors(module, dict.fromkeys(FACTORS, ranks.group))
             return {}
 
 
@@ -117,16 +125,20 @@ def _cut_key_value(
     module: nn.Module, whole: dict[str, Shard], heads: int, grid: RankGrid, ranks: layers.TensorRanks
 ) -> dict[str, Shard]:
     """Keys or values: by heads, and several ranks have the same head where there are fewer heads than ranks."""
+    cut = {name: shard for name, shard in whole.items() if name != DOWN}
     if heads >= ranks.size:
         if isinstance(module, RMSNorm):
             mix_in(module, layers.SplitRMSNorm, ranks=ranks, summed=None)
-        return {name: shard.narrowed(0, ranks.rank, ranks.size) for name, shard in whole.items()}
+        share_factors(module, {DOWN: ranks.group})
+        return {name: shard.narrowed(0, ranks.rank, ranks.size) for name, shard in cut.items()}
     alike = ranks.size // heads
     part = ranks.rank // alike
     members = grid.ranks("tensor")[part * alike : (part + 1) * alike]
     if isinstance(module, RMSNorm):
         mix_in(module, layers.SplitRMSNorm, ranks=ranks, summed=grid.group_of(members))
     else:
-        mix_in(module, layers.SharedLinear, summed=grid.group_of(members))
+        group = grid.group_of(members)
+        mix_in(module, layers.SharedLinear, summed=group)
+        share_factors(module, {DOWN: ranks.group, UP: group, MAGNITUDE: group})
     first = ranks.rank % alike == 0
-    return {name: shard.narrowed(0, part, heads, first) for name, shard in whole.items()}
+    return {name: shard.narrowed(0, part, heads, first) for name, shard in cut.items()}

@@ -13,20 +13,24 @@ from data_pipeline.base.errors import UserError
 from data_pipeline.base.terminal import tell
 from data_pipeline.tokenizer import Tokenizer, load_tokenizer
 from data_pipeline.tokenizer.store import interchangeable
+from llmscale.checkpoint.merge import merged_weights_of
 from llmscale.checkpoint.model import require_tensors, weights_of
 from llmscale.checkpoint.reader import Checkpoint, newest_intact
 from llmscale.config import ModelConfig, parse_config
 from llmscale.config.function import function_differences
 from llmscale.distributed.agreement import on_rank_zero
 from llmscale.model import Transformer
+from llmscale.model.factors import is_factor
 from llmscale.model.heads import all_heads
-from llmscale.parallel.init import Weights, drawn
+from llmscale.parallel.init import Weights, drawn, with_factors
 from llmscale.parallel.shards import Shard
 
 
 def start_from(model: Transformer, path: str, tokenizer: Tokenizer, seed: int = 0) -> Weights:
     """The weights of another run's checkpoint for a model. A head in place of the language model's that the checkpoint
-    does not have is drawn by `seed`, but for BERT's pooler, where another head of the checkpoint has that.
+    does not have is drawn by `seed`, but for BERT's pooler, where another head of the checkpoint has that; so are
+    low-rank factors (`llmscale.parallel.init.with_factors`). Those of a checkpoint go on where the model has the same,
+    and are merged into its weights where the model has none.
 
     Raises:
         UserError: no intact checkpoint, another tokenizer, a tensor that is missing or has another shape, or a model
@@ -49,18 +53,39 @@ def start_from(model: Transformer, path: str, tokenizer: Tokenizer, seed: int = 
     fresh = _fresh(model.config, checkpoint, shapes)
     same_head = fresh is None
     fresh = fresh or {}
-    stored = {name: shape for name, shape in shapes.items() if name not in fresh}
+    stored = {name: shape for name, shape in shapes.items() if name not in fresh and not is_factor(name)}
+    ignored = [] if same_head else _heads_tensors(checkpoint.names)
     try:
-        require_tensors(checkpoint, stored, ignored=() if same_head else _heads_tensors(checkpoint.names))
+        weights = _with_factors(model.config, checkpoint, seed)
+        require_tensors(checkpoint, stored, ignored=[*ignored, *filter(is_factor, checkpoint.names)])
         require_function(model.config, checkpoint, head=same_head)
     except UserError as error:
         raise UserError(f"train.init_from: {error}") from None
     if not fresh:
-        return weights_of(checkpoint)
+        return weights
     parts = [f"{name} is {f'that of {home}' if home else 'drawn'}" for name, home in sorted(fresh.items())]
     said = f"train.init_from {path} has another head than {model.config.predicts[0]}: {', '.join(parts)}"
     on_rank_zero(lambda: tell(said))
-    return _with_head(weights_of(checkpoint), drawn(model.config, seed), fresh)
+    return _with_head(weights, drawn(model.config, seed), fresh)
+
+
+def _with_factors(model: ModelConfig, checkpoint: Checkpoint, seed: int) -> Weights:
+    """The weights of a checkpoint, with or without low-rank factors as the model has them."""
+    theirs = parse_config(dict(checkpoint.manifest.config), origin=str(checkpoint.path)).model.lora
+    if theirs is None:
+        return weights_of(checkpoint) if model.lora is None else with_factors(weights_of(checkpoint), model, seed)
+    if model.lora is None:
+        return merged_weights_of(checkpoint, theirs)
+    # What is dropped may change.
+    ours, given = (lora.model_dump(exclude={"dropout"}) for lora in (model.lora, theirs))
+    for key in ours:
+        if ours[key] != given[key]:
+            raise UserError(
+                f"{checkpoint.path} has factors of finetune.lora.{key}={json.dumps(given[key])}, but the config says"
+                f" {json.dumps(ours[key])}; set what it has to train them further, or merge them into its weights with"
+                f" llmscale checkpoint merge and start from that"
+            )
+    return weights_of(checkpoint)
 
 
 def _heads_tensors(names: Iterable[str]) -> list[str]:

@@ -198,6 +198,7 @@ WHOLE = (
     "model.experts",
     "model.head",
     "model.latent",
+    "model.lora",
     "model.rotary_scaling",
     "objective",
 )
@@ -217,8 +218,9 @@ NEEDS: dict[str, dict[str, Any]] = {
     "model.shared_norm": {"model.parallel_residual": True},
     "model.next_sentence": {"model.architecture": "encoder", "model.token_types": 2},
 }
-# Part of the identity only under the cosine schedule; tested on its own. The head follows from the objective.
-CONDITIONAL = {"train.steps", "model.head"}
+# Part of the identity only under the cosine schedule; tested on its own. The head follows from the objective, and the
+# factors from finetune.lora.
+CONDITIONAL = {"train.steps", "model.head", "model.lora"}
 
 
 def base(**changes: Any) -> RunConfig:

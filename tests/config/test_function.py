@@ -98,6 +98,7 @@ SAME_SHAPES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "family": ({}, {"family": "gpt2"}),
 }
 OTHER_SHAPES = {
+    "lora",
     *("layers", "encoder_layers", "hidden_size", "vocab_size", "vocab_multiple", "relative_buckets"),
     *("query_key_norm", "query_key_norm_over", "norm_order", "embedding_norm", "first_norm", "shared_norm"),
     *("bias", "position_offset", "latent", "head_bias", "head", "head_transform", "tied_embeddings", "token_types"),

@@ -14,6 +14,7 @@ from llmscale.engine.optimizers.adafactor import Adafactor
 from llmscale.engine.optimizers.lion import Lion
 from llmscale.engine.optimizers.muon import Muon
 from llmscale.engine.optimizers.sharded import ShardedOptimizer, step_count, zeros
+from llmscale.model.factors import MAGNITUDE
 
 _TABLES = ("embedding", "position", "table")
 """Words that name a table, whose rows are looked up, also where it lies within a block."""
@@ -96,7 +97,7 @@ def _make(groups: list[dict[str, Any]], settings: OptimizerConfig, arithmetic: t
 def is_matrix(name: str, shape: tuple[int, ...]) -> bool:
     """Whether a parameter is a matrix or a stack of them; a stack of vectors, such as the biases of experts (experts,
     outputs), is none although it has two dimensions."""
-    return len(shape) >= 2 and not name.endswith("bias")
+    return len(shape) >= 2 and not name.endswith(("bias", MAGNITUDE))
 
 
 def hidden_matrix(name: str, shape: tuple[int, ...]) -> bool:

@@ -74,7 +74,7 @@ class Attention(SelfAttention):
             kept: (B, 1, S, rank + rotary_size) of all tokens so far.
             mask: as the core takes it.
         """
-        weight = self.key_value_up.weight.unflatten(0, (-1, self.sizes[0] + self.value_size))
+        weight = self.key_value_up.whole_weight().unflatten(0, (-1, self.sizes[0] + self.value_size))
         to_key, to_value = weight.split([self.sizes[0], self.value_size], dim=1)
         plain, turned = query.split(self.sizes, dim=-1)
         query = torch.cat([plain @ to_key, turned], dim=-1)
