@@ -28,6 +28,7 @@ COMMANDS = {
     "report": "llmscale.commands.report:report",
     "runs": "llmscale.commands.runs:runs",
     "schema": "llmscale.commands.schema:schema",
+    "topics": "llmscale.commands.topics:topics",
     "train": "llmscale.commands.train:train",
 }
 """Module and name of each."""

@@ -120,6 +120,7 @@ MAY_IMPORT = {
         "data_pipeline.base.errors",
         "data_pipeline.base.durable",
     },
+    "llmscale.topics": {"llmscale.embeddings", "llmscale.report.theme", "data_pipeline"},
     "llmscale.train": {
         "llmscale.finetune",
         "llmscale.distributed",

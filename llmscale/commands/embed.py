@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from data_pipeline.base.errors import UserError
 from llmscale.commands.device_options import chosen, device_options
 from llmscale.commands.speech import echo
+
+if TYPE_CHECKING:
+    from llmscale.embeddings.embedder import Settings
 
 
 def embedding_options(command: Any) -> Any:
@@ -42,12 +45,20 @@ def embedding_options(command: Any) -> Any:
     return command
 
 
-def layers_of(text: str) -> tuple[int, ...]:
-    """The numbers of layers in a comma-separated list."""
+def settings_of(options: dict[str, Any]) -> Settings:
+    """What `embedding_options` say.
+
+    Raises:
+        UserError: layers that are no numbers.
+    """
+    from llmscale.embeddings.embedder import Settings
+
+    text = options["layers"]
     try:
-        return tuple(int(layer) for layer in text.split(","))
+        layers = tuple(int(layer) for layer in text.split(","))
     except ValueError:
         raise UserError(f"--layers is {text!r}, but must be whole numbers, such as -1 or -4,-3,-2,-1") from None
+    return Settings(options["pooling"], layers, options["normalize"], options["overflow"])
 
 
 @click.command()
@@ -65,10 +76,9 @@ def embed(checkpoint: Path, path: str, field: str | None, output: Path, **option
     start that was ended goes on where it was.
     """
     device, dtype = chosen(options["device"], options["dtype"])
-    from llmscale.embeddings.command import embed_file
-    from llmscale.embeddings.embedder import Settings
+    from llmscale.embeddings.command import embed_texts
+    from llmscale.embeddings.texts import read_texts
 
-    layers = layers_of(options["layers"])
-    settings = Settings(options["pooling"], layers, options["normalize"], options["overflow"])
+    settings = settings_of(options)
     where = {"device": device, "dtype": dtype, "batch_size": options["batch_size"]}
-    echo(embed_file(checkpoint, path, output, settings, field=field, **where))
+    echo(embed_texts(checkpoint, read_texts(path, field).texts, output, settings, **where))

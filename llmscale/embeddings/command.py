@@ -16,32 +16,29 @@ from llmscale.checkpoint.manifest import MANIFEST
 from llmscale.checkpoint.model import TrainedModel, load_model
 from llmscale.embeddings.embedder import Embedder, Settings
 from llmscale.embeddings.files import Meta, VectorWriter, digest_of
-from llmscale.embeddings.texts import read_texts
 
 WINDOW = 512
 """Texts whose vectors are written at once: enough for full batches, and no more than that is lost by a kill."""
 
 
-def embed_file(
+def embed_texts(
     checkpoint: Path,
-    path: str,
+    texts: list[str],
     output: Path,
     settings: Settings,
     *,
-    field: str | None = None,
     device: torch.device,
     dtype: torch.dtype,
     batch_size: int,
 ) -> str:
-    """Write the vectors of all texts of a file; what an earlier start of the same has written is not made again.
+    """Write the vectors of texts; what an earlier start of the same has written is not made again.
 
     Returns:
         What was done, in a line.
 
     Raises:
-        UserError: texts that cannot be read, no intact checkpoint, or as `Embedder`.
+        UserError: no intact checkpoint, an output that cannot be written, or as `Embedder`.
     """
-    texts = read_texts(path, field).texts
     trained = load_model(checkpoint, device, dtype)
     embedder = Embedder(trained.model, trained.tokenizer, settings)
     writer = VectorWriter(output, meta_of(trained, texts, embedder, settings, dtype))

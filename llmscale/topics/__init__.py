@@ -1,0 +1,1 @@
+"""Topics of texts: clusters of their vectors, and the words that tell them apart."""
