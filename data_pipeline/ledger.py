@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,10 +34,22 @@ class LedgerWriter:
         self._snapshots = Path(run_dir) / "ledger"
         self._interval = snapshot_interval
 
-    def write(self, step: int, first_sample: int, last_sample: int, total: LedgerSum) -> None:
-        """The row of a step: its first and last sample number, and the sum over all ranks (taken modulo 2^64)."""
-        total %= 1 << 64
-        row = {"step": step, "first_sample": first_sample, "last_sample": last_sample, "sum": f"{total:016x}"}
+    def write(
+        self,
+        step: int,
+        first_sample: int,
+        last_sample: int,
+        total: LedgerSum,
+        left_out: Sequence[tuple[int, int, LedgerSum]] = (),
+    ) -> None:
+        """The row of a step: its first and last sample number, and the sum over all ranks (taken modulo 2^64).
+
+        `left_out`: ranges of samples just before it that no step is trained on, as (first, last, sum).
+        """
+        row: dict[str, Any] = {**_range(first_sample, last_sample, total)}
+        if left_out:
+            row["skipped"] = [_range(*each) for each in left_out]
+        row = {"step": step, **row}
         self._rows.write(row)
 
     def wants_snapshot(self, step: int) -> bool:
@@ -53,6 +65,10 @@ class LedgerWriter:
     def close(self) -> None:
         """Close the file; rows are written already."""
         self._rows.close()
+
+
+def _range(first: int, last: int, total: LedgerSum) -> dict[str, Any]:
+    return {"first_sample": first, "last_sample": last, "sum": f"{total % (1 << 64):016x}"}
 
 
 class SeenPiece(NamedTuple):

@@ -55,7 +55,7 @@ class RunConfig(LearningChecks, Section):
     logging: LoggingConfig = LoggingConfig()
     """What to report."""
     recovery: RecoveryConfig = RecoveryConfig()
-    """What to do about ranks that hang."""
+    """What to do about ranks that hang, losses that jump and silent errors."""
 
     @model_validator(mode="after")
     def _finetunes_something(self) -> "RunConfig":

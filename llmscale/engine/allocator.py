@@ -1,6 +1,9 @@
 """Keep freed memory in the process instead of returning it to the system."""
 
 import ctypes
+import gc
+
+import torch
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
 """M_TRIM_THRESHOLD and M_MMAP_MAX of glibc's <malloc.h>."""
@@ -21,3 +24,10 @@ def keep_large_blocks() -> bool:
     except OSError:
         return False
     return bool(libc.mallopt(_MMAP_MAX, 0)) and bool(libc.mallopt(_TRIM_THRESHOLD, -1))
+
+
+def free_memory(device: torch.device) -> None:
+    """Give back what nothing refers to any more, before as much is asked for again; models are cycles of references."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

@@ -22,6 +22,7 @@ from llmscale.engine.activation_checkpointing import apply_activation_checkpoint
 from llmscale.engine.deepspeed import shims, zero_state
 from llmscale.engine.deepspeed.experts import experts_of_deepspeed, mark_experts
 from llmscale.engine.deepspeed.weights import held, partition, place
+from llmscale.engine.fingerprints import Fingerprints, fingerprints_of, first_difference
 from llmscale.engine.forward_timer import ForwardTimer
 from llmscale.engine.optimizers import build_optimizer, set_learning_rate
 from llmscale.engine.schedule import learning_rate
@@ -246,6 +247,30 @@ class Engine:
         with self._passes():
             sums = self._engine.module(batch.to(self.device)).tolist()
         return [sums[i] * self.grid.is_loss_reporter for i in self._measured]
+
+    def computed_twice(self, batch: Batch) -> tuple[int, str] | None:
+        """Compute a batch twice, without dropout and without training: where this rank's results differ in a bit first,
+        as place in the order of the computation and name; None where they are the same. All ranks call it together.
+
+        The forward pass is compared; up to ZeRO 2 without pipeline also the gradients of what modules give.
+        """
+        self._engine.eval()
+        both = []
+        for _ in range(2):
+            with fingerprints_of(self._engine.module, self.config.engine.compile) as found:
+                self._pass_to_compare(batch, found)
+            both.append(found)
+        return first_difference(*both)
+
+    def _pass_to_compare(self, batch: Batch, found: Fingerprints) -> None:
+        if self.config.engine.zero_stage == 3:
+            self.measure(batch)
+            return
+        with torch.enable_grad(), self._passes():
+            terms = self._engine.module(batch.to(self.device))
+            found.add("the loss", self._engine.module, terms)
+            if terms.requires_grad and found.inputs():
+                torch.autograd.grad(terms.sum(), found.inputs(), allow_unused=True)
 
     @torch.no_grad()
     def score(self, batch: Batch) -> torch.Tensor:

@@ -19,6 +19,7 @@ from data_pipeline.batch import Batch
 from llmscale.config import RunConfig
 from llmscale.engine.deepspeed import shims, zero_state
 from llmscale.engine.engine import Engine, ObjectiveModule, over_positions
+from llmscale.engine.fingerprints import Fingerprints
 from llmscale.model import Transformer
 from llmscale.objectives.loss import Loss
 from llmscale.parallel.grid import REPLICAS, RankGrid
@@ -214,6 +215,9 @@ class PipelineEngine(Engine):
         self._evaluate(batch)
         totals = [sum(float(terms[i]) for terms in self._stage.sums) for i in self._measured]
         return [total * self.grid.is_loss_reporter for total in totals]
+
+    def _pass_to_compare(self, batch: Batch, found: Fingerprints) -> None:
+        self.measure(batch)
 
     @torch.no_grad()
     def score(self, batch: Batch) -> Tensor:

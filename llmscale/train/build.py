@@ -105,9 +105,7 @@ def open_run(
         run.create(config)
         for sentence in repaired:
             warn(sentence)
-        attempt = run.begin_attempt()
-        begin_record(run, attempt, account, before, world.size)
-        return attempt
+        return _begin(run, account, before, world)
 
     def claim_or_explain() -> int | None:
         try:
@@ -121,6 +119,17 @@ def open_run(
             ) from None
 
     return on_rank_zero(claim_or_explain)
+
+
+def begin_again(run: RunDirectory, account: TimeAccount, world: World) -> int:
+    """The number, on every rank, of the attempt that follows on another within the same processes."""
+    return on_rank_zero(lambda: _begin(run, account, run.last_sign_of_life(), world))
+
+
+def _begin(run: RunDirectory, account: TimeAccount, before: float | None, world: World) -> int:
+    attempt = run.begin_attempt()
+    begin_record(run, attempt, account, before, world.size)
+    return attempt
 
 
 def require_shared(run: RunDirectory, world: World, seconds: float = SHARED_SECONDS) -> None:

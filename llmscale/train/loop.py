@@ -16,6 +16,7 @@ from llmscale.report.goodput import COMPUTE, DATA, EVALUATION
 from llmscale.train.batch_size import batch_at
 from llmscale.train.callbacks import Callback
 from llmscale.train.signals import Phase, PreemptionFlag
+from llmscale.train.silent_errors import look_twice
 from llmscale.train.state import StepResult, TrainState
 from llmscale.train.time_account import TimeAccount
 
@@ -77,9 +78,10 @@ class Trainer:
         """Take the samples of the next step and train on them; collective."""
         started = time.perf_counter()
         state, grid = self.state, self.engine.grid
-        global_batch = batch_at(self.config.train, state.samples)
         state.in_step = True
         state.enter("reading its samples", READING)
+        left_out = self._leave_out()
+        global_batch = batch_at(self.config.train, state.samples)
         batch, ledger_sum = self._take(global_batch // grid.data)
         data_seconds = time.perf_counter() - started
         state.enter("adding up the targets of all ranks", COUNTING)
@@ -91,8 +93,10 @@ class Trainer:
         sums, grad_norm = [0.0] * len(counts), 0.0
         if targets:
             micro, _ = accumulation(self.config, grid.data, global_batch)
+            micro_batches = batch.split(micro)
+            self._look_twice(micro_batches[0])
             state.enter("forward, backward pass and update", COMPUTING)
-            sums, grad_norm = self.engine.train_step(batch.split(micro), state.step, counts)
+            sums, grad_norm = self.engine.train_step(micro_batches, state.step, counts)
         state.enter("adding up the losses of all ranks", SUMMING)
         sums = all_reduce_sum(sums)
         ledger_sum = all_reduce_wrapping(ledger_sum if grid.is_sample_leader else 0)
@@ -119,7 +123,30 @@ class Trainer:
             skipped=skipped,
             samples=global_batch,
             ledger_sum=ledger_sum,
+            left_out=left_out,
         )
+
+    def _look_twice(self, batch: Batch) -> None:
+        every = self.config.recovery.check_every
+        if every and (self.state.step + 1) % every == 0:
+            self.state.enter("computing a micro batch twice", COMPUTING)
+            look_twice(self.engine, batch, self.state.step + 1)
+            self.state.checked += 1
+
+    def _leave_out(self) -> tuple[tuple[int, int, int], ...]:
+        """Pass by the samples that come next and are to be skipped: ranges of them, with the ledger's sum."""
+        state, grid, ranges = self.state, self.engine.grid, []
+        for skip in state.skips:
+            if not skip.first <= state.samples <= skip.last:
+                continue
+            first, total = state.samples, 0
+            while state.samples <= skip.last:
+                count = min(skip.last + 1 - state.samples, batch_at(self.config.train, state.samples))
+                total += self._take(count // grid.data)[1]
+                state.samples += count
+                state.beat()
+            ranges.append((first, skip.last, all_reduce_wrapping(total % 2**64 if grid.leads else 0)))
+        return tuple(ranges)
 
     def _take(self, samples: int) -> tuple[Batch, int]:
         try:

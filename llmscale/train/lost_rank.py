@@ -30,9 +30,15 @@ class LossReport:
     """Sees to it that one rank tells of a loss, and that outcome.json says the same."""
 
     def __init__(self, run: RunDirectory, world: World, attempt: int, flag: PreemptionFlag) -> None:
-        self._run, self._world, self._attempt, self._flag = run, world, attempt, flag
+        self._run, self._world, self._flag = run, world, flag
+        self.attempt = attempt
         self.state: TrainState | None = None
         """Once there is one."""
+
+    @property
+    def preempted(self) -> bool:
+        """Whether all ranks have agreed that a preemption signal has come."""
+        return self.state is not None and self.state.preempted
 
     @property
     def excused(self) -> bool:
@@ -72,12 +78,12 @@ class LossReport:
         """Rank 0 speaks, or where it is the one that died, whichever other comes first in the order of ranks."""
         if loss.rank != 0 or self._world.rank == 0:
             return self._world.rank == 0
-        return speaks_first(self._run, self._world, self._attempt, "lost")
+        return speaks_first(self._run, self._world, self.attempt, "lost")
 
     def _record(self, error: LostRankError, step: int, checkpoint: int) -> None:
         lost = error.loss
         details = {} if lost is None else {"lost": {"rank": lost.rank, "node": lost.host, "signal": None}}
         with contextlib.suppress(OSError):
             self._run.record_outcome(
-                "failed", attempt=self._attempt, reason=str(error), step=step, checkpoint=checkpoint, **details
+                "failed", attempt=self.attempt, reason=str(error), step=step, checkpoint=checkpoint, **details
             )

@@ -64,6 +64,11 @@ class Outputs:
                 f" {figure['items']:,} items)"
             )
 
+    def silent_error(self, step: int, faults: list[dict[str, Any]]) -> None:
+        """Write which ranks computed wrongly before a step: rank, node and where."""
+        if self.records is not None:
+            self.records.write({"step": step, "silent_error": faults})
+
     def finish(self) -> None:
         """Tell the trackers that no more comes."""
         for tracker in self.trackers:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections import deque
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from llmscale.distributed.process_group import broadcast_object, gather_objects
 from llmscale.engine.engine import Engine
 from llmscale.engine.optimizers import adafactor
 from llmscale.parallel.shards import Shard
+from llmscale.train.recoveries import Recent, Skip, drop_outdated, read_skips, recent_of, skips_of
 from llmscale.train.run_directory import RunDirectory
 
 
@@ -46,6 +48,10 @@ class Resume:
     cursor: dict[str, Any] | None = None
     best: Best | None = None
     """Of the figure that `evaluation.best` names."""
+    skips: list[Skip] = field(default_factory=list)
+    """Samples that no step is trained on."""
+    recent: deque[Recent] = field(default_factory=deque)
+    """The newest steps before it."""
     skipped: list[str] = field(default_factory=list)
     """Why newer checkpoints were passed over, a sentence each."""
 
@@ -62,11 +68,20 @@ def find_resume(run: RunDirectory, config: RunConfig, from_scratch: bool = False
         UserError: the run has lost its checkpoints.
     """
     skipped: list[str] = []
+
+    def obey_decisions() -> list[Skip]:
+        skips = read_skips(run.recoveries)
+        if skips:
+            drop_outdated(run.checkpoints, identity(config), skips)
+        return skips
+
+    decided = on_rank_zero(obey_decisions)
     candidates = broadcast_object(run.candidates() if dist.get_rank() == 0 else None)
     for path in candidates:
         problem = next((found for found in gather_objects(_problem(path, identity(config))) if found), None)
         if problem is None:
-            return resume_from(Checkpoint(path), skipped)
+            found = resume_from(Checkpoint(path), skipped)
+            return replace(found, skips=sorted({*found.skips, *decided}))
         skipped.append(problem)
 
     def begin_anew() -> list[str]:
@@ -74,7 +89,8 @@ def find_resume(run: RunDirectory, config: RunConfig, from_scratch: bool = False
             run.require_checkpoint(skipped)
         return [f"what there was of {run.path} is now in {run.set_aside()}"] if run.saved else []
 
-    return Resume(skipped=skipped + on_rank_zero(begin_anew))
+    anew = on_rank_zero(begin_anew)
+    return Resume(skips=[] if anew else decided, skipped=skipped + anew)
 
 
 def resume_from(checkpoint: Checkpoint, skipped: list[str]) -> Resume:
@@ -97,6 +113,7 @@ def resume_from(checkpoint: Checkpoint, skipped: list[str]) -> Resume:
     cursor = checkpoint.cursor()
     try:
         require_form(cursor)
+        skips, recent = skips_of(state.progress), recent_of(state.progress)
     except ValueError as error:
         raise CorruptCheckpoint(f"{checkpoint.path}: {error}") from None
     return Resume(
@@ -108,6 +125,8 @@ def resume_from(checkpoint: Checkpoint, skipped: list[str]) -> Resume:
         float(counts["seconds"]),
         cursor,
         _best(checkpoint),
+        skips,
+        recent,
         skipped,
     )
 

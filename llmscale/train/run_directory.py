@@ -38,7 +38,7 @@ from llmscale.report.goodput import TIME_FILE
 Outcome = Literal["running", "done", "preempted", "failed"]
 
 _OWN = re.compile(
-    r"config\.yaml|(metrics|ledger|time)\.jsonl|(outcome|summary|trackers)\.json|ledger|checkpoints|tokenizer|cache|logs|quarantine"
+    r"config\.yaml|(metrics|ledger|time|recoveries)\.jsonl|(outcome|summary|trackers)\.json|ledger|checkpoints|tokenizer|cache|logs|quarantine"
     r"|report|profile|snapshots|aside-\d+|\.lock|\.shared-.*|\.tmp-.*|\.tokenizer-.*"
 )
 """What a run names its files and folders."""
@@ -53,6 +53,7 @@ class RunDirectory:
         self.metrics = self.path / "metrics.jsonl"
         self.ledger = self.path / "ledger.jsonl"
         self.time = self.path / TIME_FILE
+        self.recoveries = self.path / "recoveries.jsonl"
         self.checkpoints = self.path / "checkpoints"
         self.tokenizer = self.path / "tokenizer"
         self.cache = self.path / "cache"
@@ -241,7 +242,8 @@ class RunDirectory:
         """Move checkpoints, records and results of before into a new folder, so that the run begins at step 0."""
         aside = self._free_aside()
         aside.mkdir()
-        for path in (self.checkpoints, self.ledger, self.path / "ledger", self.metrics, self.summary_file, self.report):
+        folders = (self.checkpoints, self.path / "ledger", self.report)
+        for path in (*folders, self.ledger, self.metrics, self.recoveries, self.summary_file):
             if os.path.lexists(path):
                 path.rename(aside / path.name)
         self.checkpoints.mkdir()

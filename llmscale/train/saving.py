@@ -9,6 +9,7 @@ from llmscale.checkpoint.writer import CheckpointWriter
 from llmscale.config import RunConfig, identity
 from llmscale.engine.engine import Engine
 from llmscale.train.inherited import drawn_tensors
+from llmscale.train.recoveries import as_progress
 from llmscale.train.resume import Resume
 from llmscale.train.run_directory import RunDirectory
 from llmscale.train.state import TrainState
@@ -30,7 +31,8 @@ class Saver:
         extra = {
             "samples": state.samples,
             "progress": {"tokens": state.tokens, "skipped_steps": state.skipped_steps, "seconds": state.seconds}
-            | ({"best": asdict(state.best)} if state.best else {}),
+            | ({"best": asdict(state.best)} if state.best else {})
+            | as_progress(state.skips, state.recent),
             "optimizer": self.engine.counters,
             "schedule": {"lr": self.engine.learning_rate(state.step), "step": state.step},
             "config": self.config.model_dump(mode="json"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 
@@ -30,14 +30,17 @@ from llmscale.train.callbacks.evaluation import Evaluator
 from llmscale.train.callbacks.ledger import LedgerRecorder
 from llmscale.train.callbacks.metrics import MetricsLogger
 from llmscale.train.callbacks.profiling import Profiler
+from llmscale.train.callbacks.spikes import SpikeWatch
 from llmscale.train.callbacks.tasks import TaskEvaluator
 from llmscale.train.loop import Trainer
 from llmscale.train.outputs import Outputs
 from llmscale.train.progress import Progress
+from llmscale.train.recoveries import RollBack
 from llmscale.train.resume import Resume, find_resume, restore
 from llmscale.train.run_directory import RunDirectory
 from llmscale.train.saving import Saver
 from llmscale.train.signals import PreemptionFlag
+from llmscale.train.silent_errors import SilentError
 from llmscale.train.state import TrainState
 from llmscale.train.time_account import TimeAccount, TimeKeeper
 from llmscale.train.trackers import start_trackers
@@ -85,6 +88,7 @@ class Setup:
                 self.world.device,
             ),
             DivergenceWatch(config, saver, fp16=self.engine.dtype == torch.float16, shown=self.leads),
+            SpikeWatch(config, saver, self.attempt, shown=self.leads),
             DataReporter(
                 run.quarantine,
                 self.loader,
@@ -121,7 +125,14 @@ class Setup:
             outputs.trackers = start_trackers(self.config, self.run, self.state.first)
         keeper = TimeKeeper(self.account, times)
         stack.callback(keeper.close)
-        self.trainer.train(self.callbacks(outputs, ledger, keeper))
+        try:
+            self.trainer.train(self.callbacks(outputs, ledger, keeper))
+        except (RollBack, SilentError) as error:
+            if isinstance(error, SilentError):
+                outputs.silent_error(error.step, [asdict(fault) for fault in error.faults])
+                self.writer.wait()  # for a checkpoint of before
+            outputs.finish()
+            raise
         keeper.close()
         outputs.finish()
 
@@ -139,6 +150,7 @@ def set_up(
     stack: contextlib.ExitStack,
     from_scratch: bool = False,
     account: TimeAccount | None = None,
+    grid: RankGrid | None = None,
 ) -> Setup:
     """Build everything, continued from the newest intact checkpoint; collective.
 
@@ -146,9 +158,10 @@ def set_up(
         stack: closes what needs closing.
         from_scratch: whether a run that has lost its checkpoints may begin at step 0.
         account: of this attempt's time; it begins here when not given.
+        grid: the layout with its process groups, where an earlier attempt of this process has made them.
     """
     account = account or TimeAccount()
-    grid = build.build_grid(config, world)
+    grid = grid or build.build_grid(config, world)
     tokenizer = build.build_tokenizer(config, run)
     evaluation_set = build.build_evaluation(config, run, tokenizer)
     tasks = build.build_tasks(config)

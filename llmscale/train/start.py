@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from dataclasses import asdict
 from typing import IO
 
 from data_pipeline.base.durable import unlinked
@@ -23,7 +24,7 @@ from llmscale.distributed.process_group import (
     read_world,
     refuse,
 )
-from llmscale.engine.allocator import keep_large_blocks
+from llmscale.engine.allocator import free_memory, keep_large_blocks
 from llmscale.engine.engine import accumulation
 from llmscale.finetune.trained import names_of, training_of
 from llmscale.layout import require_legal
@@ -33,9 +34,11 @@ from llmscale.train.callbacks.divergence import DivergedError
 from llmscale.train.finish import finish
 from llmscale.train.hang import hang_watch
 from llmscale.train.lost_rank import LossReport
+from llmscale.train.recoveries import RollBack
 from llmscale.train.run_directory import RunDirectory
 from llmscale.train.setup import Setup, set_up
 from llmscale.train.signals import Phase, PreemptionFlag
+from llmscale.train.silent_errors import SilentError
 from llmscale.train.time_account import TimeAccount
 
 
@@ -77,39 +80,105 @@ def train(
             _say(world, f"{run.path} is finished: all {step} steps are done, see {run.summary_file}{gone}")
             return 0
 
-        def preempted() -> None:
-            if world.rank == 0:
-                run.record_outcome("preempted", attempt=attempt, step=run.saved)
+        attempts = _Attempts(config, run, world, flag, _log_to_file(run, world), threads, from_scratch)
+        return attempts.run_all(attempt, account, stack)
 
+
+class _Attempts:
+    """The attempts of these processes: one, and another each time that the loss has jumped and the run goes back."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        run: RunDirectory,
+        world: World,
+        flag: PreemptionFlag,
+        log: IO[str],
+        threads: int,
+        from_scratch: bool,
+    ) -> None:
+        self._config, self._run, self._world, self._flag, self._log = config, run, world, flag, log
+        self._threads, self._from_scratch = threads, from_scratch
+        self._grid: RankGrid | None = None
+        self._attempt = 0
+
+    def run_all(self, attempt: int, account: TimeAccount, stack: contextlib.ExitStack) -> int:
+        """The exit code of the last attempt.
+
+        Args:
+            attempt: number of the first one.
+            account: of its time.
+            stack: closes what the last one has made, once it is known why it ended.
+        """
+        world, flag = self._world, self._flag
+        self._attempt = attempt
         if world.size == 1 and flag.raised:
-            preempted()
+            self._preempted()
             return PREEMPTED
-        flag.last_words = preempted
-        log = _log_to_file(run, world)
-        losses = LossReport(run, world, attempt, flag)
+        flag.last_words = self._preempted
+        losses = LossReport(self._run, world, attempt, flag)
         on_stuck(losses.on_stuck)
         try:
             with named_losses():
-                build.require_shared(run, world)
-                setup = set_up(config, run, world, attempt, flag, stack, from_scratch, account)
-                losses.state = setup.state
-                _announce(setup, threads)
-                with hang_watch(config, run, world, attempt, setup.state, flag, log):
-                    setup.train(stack)
-                return _conclude(setup)
+                build.require_shared(self._run, world)
+                while True:
+                    parts = stack.enter_context(contextlib.ExitStack())
+                    try:
+                        return self._run_one(losses, account, parts)
+                    except SilentError as error:
+                        self._distrust(error)
+                        return PREEMPTED
+                    except RollBack:
+                        if losses.preempted:
+                            self._preempted()
+                            flag.enter(Phase.OVER)
+                            return PREEMPTED
+                    parts.close()
+                    # Only here has the last attempt let go of its model.
+                    free_memory(world.device)
+                    account = TimeAccount()
+                    flag.expect_no_step(others=world.size > 1)
+                    self._attempt = losses.attempt = build.begin_again(self._run, account, world)
         except BaseException as error:
             flag.enter(Phase.OVER)
             lost = isinstance(error, RuntimeError) and not isinstance(error, (CheckpointError, DivergedError))
             if losses.excused and lost:  # a rank that the same signal ended at once
                 with contextlib.suppress(OSError):
-                    preempted()
+                    self._preempted()
                 return PREEMPTED
             if isinstance(error, LostRankError):
                 losses.tell(error)
             elif world.rank == 0:
                 with contextlib.suppress(OSError):
-                    run.record_outcome("failed", attempt=attempt, reason=f"{type(error).__name__}: {error}")
+                    reason = f"{type(error).__name__}: {error}"
+                    self._run.record_outcome("failed", attempt=self._attempt, reason=reason)
             raise
+
+    def _run_one(self, losses: LossReport, account: TimeAccount, stack: contextlib.ExitStack) -> int:
+        whose = (self._config, self._run, self._world, self._attempt)
+        setup = set_up(*whose, self._flag, stack, self._from_scratch, account, self._grid)
+        self._grid = setup.grid
+        losses.state = setup.state
+        _announce(setup, self._threads)
+        with hang_watch(*whose, setup.state, self._flag, self._log):
+            setup.train(stack)
+        return _conclude(setup)
+
+    def _distrust(self, error: SilentError) -> None:
+        """Say which rank computes wrongly. Nothing of this step is saved, since nobody knows what is right."""
+        self._flag.enter(Phase.OVER)
+        checkpoint = self._run.newest_step()
+        saved = f"the newest checkpoint is of step {checkpoint}" if checkpoint else "there is no checkpoint yet"
+        text = f"{error}; nothing of this step was saved, {saved}; start it again without that node"
+        if self._world.rank == 0:
+            faulty = [asdict(fault) for fault in error.faults]
+            details = {"step": error.step - 1, "checkpoint": checkpoint, "faulty": faulty}
+            self._run.record_outcome("failed", attempt=self._attempt, reason=text, **details)
+        _say(self._world, f"llmscale: {text}")
+
+    def _preempted(self) -> None:
+        if self._world.rank == 0:
+            self._run.record_outcome("preempted", attempt=self._attempt, step=self._run.saved)
 
 
 def _require_possible(config: RunConfig, world: World) -> None:

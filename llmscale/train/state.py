@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from llmscale.train.recoveries import Recent, Skip
 from llmscale.train.resume import Best, Resume
 
 
@@ -39,6 +41,8 @@ class StepResult:
     """Samples of the global batch."""
     ledger_sum: int
     """Of the global batch, as the ledger has it."""
+    left_out: tuple[tuple[int, int, int], ...] = ()
+    """Samples that were skipped just before it: first and last of each range, and the ledger's sum of them."""
 
     @property
     def loss(self) -> float:
@@ -84,6 +88,12 @@ class TrainState:
     """Whether the phase is an evaluation, which takes as long as it takes."""
     beats: int = 0
     """Signs of progress so far."""
+    skips: list[Skip] = field(default_factory=list)
+    """Samples that no step is trained on, in their order."""
+    recent: deque[Recent] = field(default_factory=deque)
+    """The newest steps, for the next look whether a loss has jumped."""
+    checked: int = 0
+    """Micro batches that this attempt has computed twice, with one result."""
     diverging: bool = False
     """The last steps were skipped, so that no checkpoint should take the place of an earlier one."""
 
@@ -99,6 +109,8 @@ class TrainState:
             skipped_steps=resume.skipped_steps,
             seconds=resume.seconds,
             best=resume.best,
+            skips=resume.skips,
+            recent=resume.recent,
         )
 
     def enter(self, phase: str, place: int, evaluating: bool = False) -> None:

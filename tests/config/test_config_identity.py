@@ -60,6 +60,9 @@ FREE: dict[str, Any] = {
     "logging.sample_prompts": ["x"],
     "recovery.hang_seconds": 7.0,
     "recovery.collective_seconds": 7.0,
+    # What was decided is on record, whatever the settings say later.
+    "recovery.spikes": {"window": 7, "threshold": 7.0, "skip_before": 7, "skip_after": 7, "tries": 7},
+    "recovery.check_every": 7,
 }
 IDENTITY: dict[str, Any] = {
     "run.seed": 1,
@@ -195,6 +198,7 @@ WHOLE = (
     "data.deduplication",
     "finetune",
     "train.batch_ramp",
+    "recovery.spikes",
     "model.experts",
     "model.head",
     "model.latent",

@@ -22,7 +22,7 @@ class LedgerRecorder(Callback):
     def on_step(self, state: TrainState, result: StepResult) -> None:
         if self._ledger is not None:
             first = state.samples - result.samples
-            self._ledger.write(result.step, first, state.samples - 1, result.ledger_sum)
+            self._ledger.write(result.step, first, state.samples - 1, result.ledger_sum, result.left_out)
         if result.step % self._interval == 0:
             cursors = gather_objects(self._loader.cursor())
             if self._ledger is not None:

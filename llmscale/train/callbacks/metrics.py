@@ -69,6 +69,8 @@ class MetricsLogger(Callback):
             "memory_bytes": int(ranks["memory_bytes"]["most"]),
             "skipped_steps": state.skipped_steps,
         }
+        if state.checked:
+            row["computed_twice"] = state.checked
         sources = self._loader.samples.sources(state.samples)
         if len(sources) > 1:
             row["sources"] = sources

@@ -1,0 +1,91 @@
+"""What a model computes on the way, as numbers that change with every bit: by which two computations are compared."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from llmscale.model.block import Block
+
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+class Fingerprints:
+    """The fingerprints of one computation, in its order."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        """The module that computed it; of a gradient, of the output of that module."""
+        self._sums: list[Tensor] = []
+        self._embedded: list[Tensor] = []
+        self._first: Tensor | None = None
+
+    def add(self, name: str, module: nn.Module, value: Any) -> None:
+        """Note what a module gave: a tensor, or tuples and lists of them; what else there is says nothing."""
+        if isinstance(value, (tuple, list)):
+            for each in value:
+                self.add(name, module, each)
+        elif isinstance(value, Tensor):
+            self.names.append(name)
+            self._sums.append(fingerprint(value))
+            if value.requires_grad:
+                value.register_hook(lambda gradient: self._add_gradient(name, gradient))
+                self._first = value if self._first is None else self._first
+                self._embedded += [value] if isinstance(module, nn.Embedding) else []
+
+    def inputs(self) -> list[Tensor]:
+        """What the model made of the tokens first: on the way back to it a gradient passes by every layer, and no
+        weight gets one."""
+        return self._embedded or ([] if self._first is None else [self._first])
+
+    def _add_gradient(self, name: str, gradient: Tensor) -> None:
+        self.names.append(f"the gradient at {name}")
+        self._sums.append(fingerprint(gradient))
+
+    def values(self) -> list[int]:
+        """One a name."""
+        return torch.stack(self._sums).tolist() if self._sums else []
+
+
+def fingerprint(value: Tensor) -> Tensor:
+    """The sum of a tensor's words as integers modulo 2^64, a scalar: another one when any single bit is."""
+    flat = value.detach().contiguous().reshape(-1)
+    return flat.view(_INTEGERS[flat.element_size()]).sum(dtype=torch.int64)
+
+
+@contextlib.contextmanager
+def fingerprints_of(module: nn.Module, compiled: bool) -> Iterator[Fingerprints]:
+    """Within the block, note what each innermost module gives, in its forward pass and as gradient.
+
+    Args:
+        compiled: layers are compiled, so that nothing is noted within them but what they give.
+    """
+    found = Fingerprints()
+    hooks = []
+    for name, part in _watched(module, compiled):
+        hooks.append(part.register_forward_hook(lambda part, _, output, name=name: found.add(name, part, output)))
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _watched(module: nn.Module, compiled: bool, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    for name, child in module.named_children():
+        path = f"{prefix}.{name}" if prefix else name
+        innermost = next(child.children(), None) is None
+        if innermost or (compiled and isinstance(child, Block)):
+            yield path, child
+        else:
+            yield from _watched(child, compiled, path)
+
+
+def first_difference(first: Fingerprints, second: Fingerprints) -> tuple[int, str] | None:
+    """Where two computations of the same differ first: place and name; None where they agree to the bit."""
+    pairs = zip(first.values(), second.values(), second.names, strict=True)
+    return next(((place, name) for place, (a, b, name) in enumerate(pairs) if a != b), None)
