@@ -86,8 +86,8 @@ class SpikeWatch(Callback):
             if target is None and run.saved:
                 raise UserError(
                     f"{what}, but no checkpoint is left of before sample {skip.first}, where"
-                    f" recovery.spikes.skip_before ({settings.skip_before}) reaches to; lower it, or raise checkpoint.keep"
-                    f" ({self._config.checkpoint.keep})"
+                    f" recovery.spikes.skip_before ({settings.skip_before}) reaches to; lower it, or raise"
+                    f" checkpoint.keep ({self._config.checkpoint.keep})"
                 )
             row = {
                 "step": step,
