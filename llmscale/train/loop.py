@@ -145,7 +145,7 @@ class Trainer:
                 total += self._take(count // grid.data)[1]
                 state.samples += count
                 state.beat()
-            ranges.append((first, skip.last, all_reduce_wrapping(total % 2**64 if grid.leads else 0)))
+            ranges.append((first, skip.last, all_reduce_wrapping(total % 2**64 if grid.is_sample_leader else 0)))
         return tuple(ranges)
 
     def _take(self, samples: int) -> tuple[Batch, int]:
