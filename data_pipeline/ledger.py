@@ -106,7 +106,7 @@ def replay(
     if row is None:
         have = f"it has steps {rows[0]['step']} to {rows[-1]['step']}" if rows else "it is empty"
         raise UserError(f"the ledger of {run_dir} has no step {step}: {have}")
-    if not _is_row(row):
+    if not is_row(row):
         raise UserError(f"the ledger of {run_dir} has a damaged row of step {step}; restore {run_dir}/ledger.jsonl")
     source = open_samples(config, tokenizer, objective, seed=seed, cache=cache, epochs=epochs)
     samples = list(_samples(Path(run_dir), source, config.lanes, row))
@@ -124,7 +124,7 @@ def replay(
             place += piece.length
 
 
-def _is_row(row: dict[str, Any]) -> bool:
+def is_row(row: dict[str, Any]) -> bool:
     """Whether a row says which samples its step saw."""
     first, last = row.get("first_sample"), row.get("last_sample")
     return type(first) is int and type(last) is int and 0 <= first <= last and isinstance(row.get("sum"), str)
@@ -135,7 +135,7 @@ def _samples(run_dir: Path, source: Samples, lanes: int, row: dict[str, Any]) ->
     if source.total is not None:
         last = min(last, source.total - 1)
     start = 0
-    cursor = _nearest_snapshot(run_dir, first)
+    cursor = nearest_snapshot(run_dir, first)
     if cursor is not None:
         start = cursor["next_sample"]
         source.open(cursor, start, range(lanes))
@@ -144,7 +144,7 @@ def _samples(run_dir: Path, source: Samples, lanes: int, row: dict[str, Any]) ->
     source.close()
 
 
-def _nearest_snapshot(run_dir: Path, sample: int) -> dict[str, Any] | None:
+def nearest_snapshot(run_dir: Path, sample: int) -> dict[str, Any] | None:
     """The last snapshot at or before a sample that is not damaged; None: from the first sample on."""
     paths = sorted((run_dir / "ledger").glob("cursor-*.json"), reverse=True)
     for path in paths:
@@ -182,7 +182,7 @@ def first_difference(run_a: str | Path, run_b: str | Path) -> Difference | None:
     """
     ledgers = []
     for run in (run_a, run_b):
-        rows = {row["step"]: row for row in read_records(Path(run) / "ledger.jsonl") if _is_row(row)}
+        rows = {row["step"]: row for row in read_records(Path(run) / "ledger.jsonl") if is_row(row)}
         if not rows:
             raise UserError(f"{run} has no ledger (ledger.jsonl); give a run directory")
         ledgers.append(rows)

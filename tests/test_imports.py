@@ -38,6 +38,7 @@ MAY_IMPORT = {
     "data_pipeline.open_samples": _pipeline("base document config sources tokenizer objectives samples stream finite"),
     "data_pipeline.loader": _pipeline("base batch config sources tokenizer objectives samples stream open_samples"),
     "data_pipeline.ledger": _pipeline("base config tokenizer objectives samples stream open_samples"),
+    "data_pipeline.seen": _pipeline("base config tokenizer objectives stream finite open_samples ledger"),
     "launcher": {
         "llmscale.config",
         "llmscale.plan",

@@ -121,7 +121,7 @@ class IndexedSamples:
         return sample_digest(sample, k)
 
     def samples(self, numbers: Sequence[int]) -> list[Sample]:
-        groups, indices = self._places(numbers)
+        groups, indices = self.places(numbers)
         places = zip(numbers, groups.tolist(), indices.tolist(), strict=True)
         return [self._views[group].sample(index, k) for k, group, index in places]
 
@@ -168,7 +168,7 @@ class IndexedSamples:
         return _Plan(*(column[rows] for column in self._plan))
 
     def _make_plan(self, numbers: np.ndarray) -> _Plan:
-        groups, indices = self._places(numbers.tolist())
+        groups, indices = self.places(numbers.tolist())
         heads = np.empty((len(numbers), 3), dtype="<i8")
         heads[:, 0] = numbers
         for group in np.unique(groups):
@@ -176,6 +176,18 @@ class IndexedSamples:
             windows = self._views[group].windows  # type: ignore[attr-defined]
             heads[rows, 1], heads[rows, 2] = windows.first_documents(indices[rows])
         return _Plan(numbers, groups, indices, heads)
+
+    @property
+    def sizes(self) -> list[int]:
+        """Samples of an epoch that each group has."""
+        return [len(view) for view in self._views]
+
+    def window(self, group: int, index: int) -> Sample:
+        """The sample of that index in a group's files, without what is drawn at random for it."""
+        sample = self._views[group].sample(index, 0)
+        if self._objective.unit != "sentences":
+            return sample
+        return Sample(sample.tokens[: sample.pieces[0].length], sample.pieces[:1])
 
     def origins(self, sample: Sample, k: int) -> list[Origin]:
         shards = self._groups[self._mixture.place(k)[0]]
@@ -204,7 +216,7 @@ class IndexedSamples:
     def close(self) -> None:
         pass
 
-    def _places(self, numbers: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    def places(self, numbers: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """The group of each sample, and its index in the group's view."""
         if self._mixture.groups == 1:
             groups, places = np.zeros(len(numbers), dtype=np.int64), np.array(numbers, dtype=np.int64)

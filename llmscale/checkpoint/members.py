@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.base.errors import UserError
+from data_pipeline.tokenizer import Tokenizer, load_tokenizer
 from llmscale.checkpoint.errors import CorruptCheckpoint
-from llmscale.checkpoint.manifest import Manifest, RunState, read_manifest
+from llmscale.checkpoint.manifest import TOKENIZER, Manifest, RunState, read_manifest
 from llmscale.checkpoint.store import find_checkpoints, step_name
 from llmscale.config import RunConfig, identity, load_config, parse_config
 
@@ -88,6 +90,15 @@ def recorded_config(directory: Path) -> RunConfig:
         return parse_config(dict(newest.config), origin=str(directory))
     assert problem is not None
     raise problem
+
+
+def recorded_tokenizer(run: Path) -> Tokenizer:
+    """The run's tokenizer, or a checkpoint's copy where that is damaged; raises UserError where there is none."""
+    copies = [folder / TOKENIZER for folder, _ in own_checkpoints(run)]
+    for folder in (run / TOKENIZER, *copies):
+        with contextlib.suppress(UserError):
+            return load_tokenizer(folder)
+    return load_tokenizer(run / TOKENIZER)
 
 
 def recorded_identity(directory: Path) -> Identity | None:

@@ -34,6 +34,10 @@ from llmscale.commands.local_rank import LOCAL_RANK, adopt
     help="What becomes of items longer than the context, in tasks that would refuse them.",
 )
 @click.option("--metrics", multiple=True, help="Metrics, separated by commas.  [default: the tasks' own]")
+@click.option(
+    "--contamination", type=click.Path(path_type=Path), metavar="RUN", help="Look for the items in what RUN has seen."
+)
+@click.option("--before", metavar="MODEL", help="With --contamination: an earlier checkpoint, evaluated on the same.")
 @click.option("--output", type=click.Path(path_type=Path), help="Folder of artefacts.  [default: RUN/evaluations]")
 @device_options
 @click.option("--kind", help="What the files are: text, jsonl, csv, tsv, parquet, arrow or tokens.  [default: by name]")
@@ -59,6 +63,7 @@ def evaluate(
     llmscale eval RUN --tasks arc_easy,lambada    scores of tasks, kept in RUN/evaluations
     llmscale eval RUN --data FILE                 loss, perplexity and bits per byte of a file
     llmscale eval RUN/evaluations/... --metrics brier_score    other metrics of what was evaluated
+    llmscale eval RUN --tasks arc_easy --contamination RUN     which items RUN was trained on
 
     Of files, a text file is one document; of others, each record is one. Under a launcher the model is cut as the
     settings say, such as parallel.tensor=2.
@@ -78,12 +83,17 @@ def evaluate(
         recompute([checkpoint], metrics, as_json)
         return
     names = _split(tasks)
+    contamination, before = options["contamination"], options["before"]
+    if before is not None and contamination is None:
+        raise UserError(f"--before is {before}, which goes with --contamination RUN; give both, or leave it out")
     if not names:
+        if contamination is not None:
+            raise UserError(f"--contamination {contamination} is about items of tasks; give --tasks NAME (see --list)")
         _on_files(checkpoint, overrides, files, as_json, options)
         return
     from launcher.environment import adopt_slurm_environment
     from llmscale.evaluate.evaluation import Choices
-    from llmscale.evaluate.task_commands import Where, evaluate_on_tasks
+    from llmscale.evaluate.task_commands import Contamination, Where, evaluate_on_tasks
 
     adopt_slurm_environment()
     require_device(options["device"])
@@ -97,6 +107,7 @@ def evaluate(
         Where(options["device"], options["dtype"], overrides),
         metrics,
         as_json,
+        None if contamination is None else Contamination(contamination, before),
     )
 
 

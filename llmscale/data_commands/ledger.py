@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 from collections.abc import Iterator
 from itertools import groupby
@@ -11,9 +10,7 @@ from typing import Any
 
 from data_pipeline.base.errors import UserError
 from data_pipeline.ledger import first_difference, replay
-from data_pipeline.tokenizer import Tokenizer, load_tokenizer
-from llmscale.checkpoint.manifest import TOKENIZER
-from llmscale.checkpoint.members import own_checkpoints, recorded_config
+from llmscale.checkpoint.members import own_checkpoints, recorded_config, recorded_tokenizer
 
 
 def ledger_step(run: Path, step: int) -> Iterator[str]:
@@ -27,7 +24,7 @@ def ledger_step(run: Path, step: int) -> Iterator[str]:
     if not (run / "config.yaml").is_file() and next(own_checkpoints(run), None) is None:
         raise UserError(f"{run} is no run, since it has no config.yaml; give the directory that run.directory named")
     config = recorded_config(run)
-    tokenizer = _tokenizer(run)
+    tokenizer = recorded_tokenizer(run)
     width = shutil.get_terminal_size((120, 0)).columns
     pieces = replay(
         run,
@@ -46,15 +43,6 @@ def ledger_step(run: Path, step: int) -> Iterator[str]:
             line = f"  {path}:{position}, tokens {first} to {first + len(piece.tokens) - 1}: "
             text = repr(tokenizer.decode(piece.tokens))
             yield line + (text if len(line + text) <= width else text[: max(10, width - len(line) - 4)] + " ...")
-
-
-def _tokenizer(run: Path) -> Tokenizer:
-    """The run's tokenizer, or a checkpoint's copy where that is damaged."""
-    copies = [folder / TOKENIZER for folder, _ in own_checkpoints(run)]
-    for folder in (run / "tokenizer", *copies):
-        with contextlib.suppress(UserError):
-            return load_tokenizer(folder)
-    return load_tokenizer(run / "tokenizer")
 
 
 def ledger_difference(run_a: Path, run_b: Path) -> tuple[bool, str]:

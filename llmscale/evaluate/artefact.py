@@ -2,6 +2,7 @@
 
     meta.json      what was evaluated, how: see `Meta`
     items.jsonl    a `Record` a line, in the order of the task's items
+    seen.json      what a run was trained on of them, where that was looked for: see `contamination`
 
 Lines are only ever added, and a line depends on the weights and on its item alone, so that an evaluation which was
 killed at any instant goes on behind the last whole line and ends with the same bytes. Nothing here needs torch.
@@ -11,6 +12,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any
+
+from llmscale.evaluate.contamination.seen_items import Seen
 
 META_FILE = "meta.json"
 ITEMS_FILE = "items.jsonl"
@@ -67,7 +70,8 @@ class Record:
     scored_words: int | None = None
     """Words of the source text, split at white space; for perplexity by word."""
     flags: list[str] = field(default_factory=list)
-    """`windowed`: longer than the model's context, read in windows; `seen`: in what the run was trained on."""
+    """`windowed`: longer than the model's context, read in windows. From `seen.json`, of what was found of it in what a
+    run was trained on: `seen`, and `seen with answer`."""
 
 
 @dataclass(frozen=True)
@@ -109,3 +113,5 @@ class Artefact:
     path: str
     meta: Meta
     records: list[Record]
+    seen: Seen | None = None
+    """What a run was trained on of its items, where that was looked for."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from data_pipeline.base.durable import parse_json, read_file
 from data_pipeline.base.errors import UserError
 from llmscale.evaluate.artefact import ITEMS_FILE, META_FILE, Artefact, Meta, Record
 from llmscale.evaluate.artefact_writer import FORMAT
+from llmscale.evaluate.contamination.seen_items import load_seen
 
 
 def load_artefact(path: str | Path) -> Artefact:
@@ -21,7 +23,11 @@ def load_artefact(path: str | Path) -> Artefact:
         UserError: the folder is none, is of another format, or is damaged; the message has file and line.
     """
     folder = Path(path)
-    return Artefact(str(path), load_meta(folder), load_records(folder / ITEMS_FILE))
+    meta, records, seen = load_meta(folder), load_records(folder / ITEMS_FILE), load_seen(folder)
+    if seen is not None:
+        flags = {number: item.flags for number, item in seen.by_number.items()}
+        records = [replace(each, flags=[*each.flags, *flags.get(each.number, [])]) for each in records]
+    return Artefact(str(path), meta, records, seen)
 
 
 def load_meta(folder: Path) -> Meta:

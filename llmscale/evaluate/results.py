@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rich.console import Console
@@ -12,7 +12,11 @@ from rich.table import Table
 
 from data_pipeline.base.records import strict
 from llmscale.evaluate.artefact import Artefact, Record
+from llmscale.evaluate.compare.models import Model
+from llmscale.evaluate.contamination.effect import Effect, effects_of
+from llmscale.evaluate.contamination.seen_items import Seen
 from llmscale.evaluate.metrics import Figure, figure_of
+from llmscale.evaluate.statistics import exact_interval
 from llmscale.evaluate.tasks import Suite
 
 
@@ -23,10 +27,15 @@ class TaskFigures:
     artefact: Artefact
     figures: list[Figure]
     """The main one first."""
+    without_seen: list[Figure] = field(default_factory=list)
+    """The same of the items that training has not seen; none where nobody has looked, or all were seen."""
+    effects: list[Effect] = field(default_factory=list)
+    """What having been seen did, where an earlier checkpoint is known."""
 
     def as_json(self) -> dict[str, Any]:
         """All of it, with null where a number is not finite."""
         meta = self.artefact.meta
+        seen = {} if self.artefact.seen is None else {"contamination": self._contamination(self.artefact.seen)}
         return strict(  # type: ignore[no-any-return]
             {
                 "task": meta.task,
@@ -39,19 +48,39 @@ class TaskFigures:
                 "checkpoint": meta.checkpoint,
                 "artefact": self.artefact.path,
                 "metrics": {figure.name: asdict(figure) for figure in self.figures},
+                **seen,
             }
         )
 
+    def _contamination(self, seen: Seen) -> dict[str, Any]:
+        chance = exact_interval(seen.controls_found, seen.controls) if seen.controls else None
+        return {
+            **asdict(seen),
+            "false_match_rate": None if chance is None else asdict(chance),
+            "without_seen": {figure.name: asdict(figure) for figure in self.without_seen},
+            "effects": [asdict(effect) for effect in self.effects],
+        }
 
-def figures_of(artefact: Artefact, metrics: Sequence[str] = ()) -> TaskFigures:
+
+def figures_of(artefact: Artefact, metrics: Sequence[str] = (), before: Model | None = None) -> TaskFigures:
     """The metrics of an artefact: those named, or else the task's own.
+
+    Args:
+        before: an earlier checkpoint, for what it did to items that training has seen them.
 
     Raises:
         UserError: a metric that is not known or does not fit.
     """
     meta = artefact.meta
     names = metrics or meta.metrics
-    return TaskFigures(artefact, [figure_of(name, artefact.records, kind=meta.kind) for name in names])
+
+    def figures(records: Sequence[Record]) -> list[Figure]:
+        return [figure_of(name, records, kind=meta.kind) for name in names]
+
+    unseen = [record for record in artefact.records if "seen" not in record.flags]
+    without = figures(unseen) if 0 < len(unseen) < len(artefact.records) else []
+    effects = effects_of(before, artefact, metrics) if before is not None and artefact.seen is not None else []
+    return TaskFigures(artefact, figures(artefact.records), without, effects)
 
 
 def suite_means(suite: Suite, results: Sequence[TaskFigures]) -> dict[str, float]:
@@ -85,6 +114,16 @@ def show(results: Sequence[TaskFigures], suites: Sequence[Suite] = ()) -> None:
                 interval = f"{_number(figure.macro.low)} to {_number(figure.macro.high)}"
                 groups = f"mean of {len(figure.by_group or {})} groups"
                 table.add_row("", groups, _number(figure.macro.value), interval, "", "")
+        for figure in each.without_seen:
+            interval = f"{_number(figure.low)} to {_number(figure.high)}"
+            table.add_row("  not seen", figure.name, _number(figure.value), interval, f"{figure.n:,}", "")
+        for effect in each.effects:
+            gain = effect.gain
+            interval = f"{_number(gain.low)} to {_number(gain.high)}"
+            note = f"gain over that of {effect.unseen:,} items not seen"
+            table.add_row(
+                f"  seen, {effect.which}", effect.metric, _number(gain.value), interval, f"{effect.seen:,}", note
+            )
     for suite in suites:
         means = suite_means(suite, results)
         table.add_row(suite.name, "mean of tasks", _number(means["macro"]), "", "", "")
@@ -112,8 +151,18 @@ def _notes(each: TaskFigures) -> str:
         f"{windowed} items cut to the context" if windowed else "",
         f"at most {meta.limited} items" if meta.limited is not None else "",
         "" if meta.exactness == "exact" else f"within {meta.exactness}",
+        _seen_note(each.artefact.seen),
     ]
     return "; ".join(filter(None, notes))
+
+
+def _seen_note(seen: Seen | None) -> str:
+    if seen is None:
+        return ""
+    answered = sum(item.answered for item in seen.items)
+    short = f", {len(seen.short):,} too short to tell" if seen.short else ""
+    chance = f"{seen.controls_found:,} of {seen.controls:,} controls"
+    return f"{len(seen.items):,} items seen in {seen.steps:,} steps, {answered:,} with answer ({chance}){short}"
 
 
 def _flagged(records: Sequence[Record], flag: str) -> int:

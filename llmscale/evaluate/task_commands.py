@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import click
@@ -13,15 +14,29 @@ import torch
 
 from data_pipeline.base.progress import Progress
 from data_pipeline.base.terminal import tell
-from llmscale.distributed.agreement import on_rank_zero
+from llmscale.distributed.agreement import on_rank_zero, together
 from llmscale.distributed.process_group import join, leave, named_losses, read_world
 from llmscale.distributed.ranks import read_place
 from llmscale.engine.engine import resolve_dtype
 from llmscale.evaluate.artefact_files import load_artefact
+from llmscale.evaluate.compare.models import Model
+from llmscale.evaluate.contamination.effect import load_before
+from llmscale.evaluate.contamination.run import TrainedOn, asked_of
+from llmscale.evaluate.contamination.seen_items import write_seen
 from llmscale.evaluate.evaluation import Choices, prepare, run
-from llmscale.evaluate.placed import Placed, place_on_ranks, place_whole
-from llmscale.evaluate.results import TaskFigures, as_json, figures_of, show
-from llmscale.evaluate.tasks import load_tasks
+from llmscale.evaluate.placed import Placed, Source, place_on_ranks, place_whole
+from llmscale.evaluate.results import as_json, figures_of, show
+from llmscale.evaluate.tasks import Task, load_tasks
+
+
+@dataclass(frozen=True)
+class Contamination:
+    """What training may have seen of the items."""
+
+    run: Path
+    """Whose training."""
+    before: str | None = None
+    """An earlier checkpoint (or run, or artefact) that was evaluated on the same items."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +59,7 @@ def evaluate_on_tasks(
     where: Where,
     metrics: Sequence[str] = (),
     json: bool = False,
+    contamination: Contamination | None = None,
 ) -> None:
     """Evaluate a checkpoint on tasks and print what comes of it.
 
@@ -51,28 +67,56 @@ def evaluate_on_tasks(
         tasks: names of tasks and suites, or paths of their files.
         data: `task=path` in place of what task files name.
         metrics: in place of the tasks' own.
+        contamination: look for the items in what a run was trained on.
 
     Raises:
-        UserError: an unknown task, data that are missing or wrong, no intact checkpoint, or a layout or a model that a
-            task is not for.
+        UserError: an unknown task, data that are missing or wrong, no intact checkpoint, a layout or a model that a
+            task is not for, or a run whose training data cannot be read again.
     """
     with _placed(checkpoint, where) as placed:
         selection = load_tasks(tasks, data, data_root)
-        prepared = prepare(placed, selection.tasks, choices)
         leads = placed.scoring.grid.rank == 0
+        look = together(lambda: _look(contamination, placed, selection.tasks, choices.limit) if leads else None)
+        prepared = prepare(placed, selection.tasks, choices)
         if leads:
             for each in prepared:
                 for warning in each.warnings:
                     tell(warning)
         run(prepared, Progress(leads))
-        if leads:
-            results: list[TaskFigures] = []
-            for each in prepared:
-                results.append(figures_of(load_artefact(each.folder), metrics))
-            if json:
-                click.echo(as_json(results, selection.suites))
-            else:
-                show(results, selection.suites)
+    if not leads:
+        return
+    if look is not None:
+        look.write([each.folder for each in prepared])
+    before = None if look is None else look.before
+    results = [figures_of(load_artefact(each.folder), metrics, before) for each in prepared]
+    if json:
+        click.echo(as_json(results, selection.suites))
+    else:
+        show(results, selection.suites)
+
+
+def _look(asked: Contamination | None, placed: Placed, tasks: Sequence[Task], limit: int | None) -> _Look | None:
+    return None if asked is None else _Look(asked, placed.source, tasks, limit)
+
+
+class _Look:
+    """Looks for the items of tasks in what a run was trained on."""
+
+    def __init__(self, asked: Contamination, source: Source, tasks: Sequence[Task], limit: int | None) -> None:
+        """Raises UserError as `TrainedOn` and `load_before`."""
+        own = Path(source.path).parent
+        until = source.step if own.name == "checkpoints" and own.parent.resolve() == asked.run.resolve() else None
+        names = [task.name for task in tasks]
+        self.before: Model | None = None if asked.before is None else load_before(asked.before, names)
+        self._trained_on = TrainedOn(asked.run, until)
+        self._asked = [asked_of(task, limit) for task in tasks]
+
+    def write(self, folders: Sequence[Path]) -> None:
+        """Keep what is found beside the artefacts."""
+        progress, what = Progress(noun="steps"), f"what {self._trained_on.run} was trained on"
+        found = self._trained_on.look_for(self._asked, lambda step, steps: progress(what, step, steps))
+        for folder, seen in zip(folders, found, strict=True):
+            write_seen(folder, seen)
 
 
 @contextlib.contextmanager

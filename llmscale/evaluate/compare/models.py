@@ -94,7 +94,7 @@ def _find(path: Path) -> list[_Found]:
     step = None
     folder = path / EVALUATIONS if (path / EVALUATIONS).is_dir() else path
     if folder == path and path.parent.name == "checkpoints" and (path.parents[1] / EVALUATIONS).is_dir():
-        folder, step = path.parents[1] / EVALUATIONS, _step(path.name)
+        folder, step = path.parents[1] / EVALUATIONS, step_of(path.name)
     found = [_artefact(meta.parent) for meta in sorted(folder.rglob(META_FILE))]
     found = [artefact for artefact in found if step is None or artefact.step == step]
     found = found or [_samples(file) for file in sorted(folder.rglob(harness.PATTERN))]
@@ -105,7 +105,7 @@ def _find(path: Path) -> list[_Found]:
 
 def _artefact(folder: Path) -> _Found:
     meta = load_meta(folder)
-    step = _step(folder.name) if _step(folder.name) is not None else _step(Path(meta.checkpoint).name)
+    step = step_of(folder.name) if step_of(folder.name) is not None else step_of(Path(meta.checkpoint).name)
     items = folder / ITEMS_FILE
     changed = items.stat().st_mtime if items.exists() else 0.0
     same = (meta.task_digest, meta.limited, meta.few_shot, meta.reading, meta.scorer, repr(meta.options))
@@ -133,6 +133,7 @@ def _samples(path: Path) -> _Found:
     return _Found(task, None, (-1, 0.0, date), None, lambda: harness.HarnessSamples(path))
 
 
-def _step(name: str) -> int | None:
+def step_of(name: str) -> int | None:
+    """The step that the name of a checkpoint or an artefact begins with."""
     match = _STEP.match(name)
     return int(match[1]) if match else None

@@ -83,6 +83,7 @@ class ScoredArtefact(Scored):
         self.path, self.task = artefact.path, artefact.meta.task
         self.metrics = artefact.meta.metrics
         self.kind = artefact.meta.kind
+        self.checkpoint = artefact.meta.checkpoint
         self.records = artefact.records
         self.conditions = {"number of few-shot examples": str(artefact.meta.few_shot), "scorer": artefact.meta.scorer}
 

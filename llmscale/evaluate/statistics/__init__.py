@@ -3,7 +3,12 @@
 from llmscale.evaluate.statistics.difference import Difference
 from llmscale.evaluate.statistics.exchange import CorpusDifference
 from llmscale.evaluate.statistics.interval import Interval
-from llmscale.evaluate.statistics.means import group_mean_interval, mean_interval, ratio_interval
+from llmscale.evaluate.statistics.means import (
+    group_mean_interval,
+    groups_difference,
+    mean_interval,
+    ratio_interval,
+)
 from llmscale.evaluate.statistics.paired import PairedDifference, paired_difference
 from llmscale.evaluate.statistics.proportions import exact_interval, proportion_interval
 from llmscale.evaluate.statistics.resampling import corpus_interval
@@ -22,6 +27,7 @@ __all__ = [
     "corpus_interval",
     "exact_interval",
     "group_mean_interval",
+    "groups_difference",
     "holm",
     "judge",
     "look_level",

@@ -97,6 +97,38 @@ def group_mean_interval(
     return _student_interval(ratio, n, independent, level, "mean over groups, Welch's t", bounds)
 
 
+def groups_difference(
+    values: Sequence[float],
+    chosen: Sequence[bool],
+    clusters: Sequence[str] | None = None,
+    level: float = 0.95,
+    bounds: Bounds | None = None,
+) -> Interval:
+    """The mean of the chosen values less the mean of the others, with Welch's degrees of freedom; a cluster may have
+    values on both sides. Of gains of two groups of items between two checkpoints it is the difference in differences.
+
+    Args:
+        bounds: the least and the largest possible value.
+
+    Raises:
+        ValueError: no values, some that are not finite, or none on one side.
+    """
+    array = _finite(values)
+    marks = np.asarray(chosen, dtype=bool)
+    if marks.all() or not marks.any():
+        raise ValueError("a difference of two groups needs values in both")
+    signed = np.where(marks, array, -array)
+    ratio, _ = _mean_over_groups(
+        signed, cluster_numbers(marks.tolist(), len(array)), cluster_numbers(clusters, len(array))
+    )
+    # The sum of the two means in place of their mean.
+    twice = Ratio(2 * ratio.value, 4 * ratio.variance, ratio.freedom)
+    width = None if bounds is None else bounds[1] - bounds[0]
+    limits = None if width is None else (-width, width)
+    units = len(array) if clusters is None else len(set(clusters))
+    return _student_interval(twice, len(array), units, level, "difference of two means, Welch's t", limits)
+
+
 def is_binary(values: Floats) -> bool:
     """Whether all are 0 or 1."""
     return bool(np.isin(values, (0.0, 1.0)).all())

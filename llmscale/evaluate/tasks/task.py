@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,11 @@ class Task:
         if not count:
             return [self._drafts[number].item(number) for number in numbers]
         return [self._drafts[number].item(number, self._shown(self._drafts[number], count, seed)) for number in numbers]
+
+    def bare_items(self, limit: int | None = None) -> list[Item]:
+        """What `items` asks, without what comes before every item: examples and preamble."""
+        drafts = [self._drafts[number] for number in self._chosen(limit)]
+        return [replace(draft.item(number), contexts=draft.question.contexts) for number, draft in enumerate(drafts)]
 
     def _chosen(self, limit: int | None) -> list[int]:
         if limit is None or limit >= len(self._drafts):
