@@ -64,6 +64,7 @@ def evaluate(
     llmscale eval RUN --data FILE                 loss, perplexity and bits per byte of a file
     llmscale eval RUN/evaluations/... --metrics brier_score    other metrics of what was evaluated
     llmscale eval RUN --tasks arc_easy --contamination RUN     which items RUN was trained on
+    llmscale eval RUN/evaluations                 all that was evaluated
 
     Of files, a text file is one document; of others, each record is one. Under a launcher the model is cut as the
     settings say, such as parallel.tensor=2.
@@ -77,10 +78,12 @@ def evaluate(
     if checkpoint is None:
         raise UserError("eval needs a checkpoint, a run directory or an artefact; name one")
     metrics = _split(options["metrics"])
-    if (checkpoint / "items.jsonl").is_file():
+    artefacts = [path.parent for path in (checkpoint / "items.jsonl", *sorted(checkpoint.glob("*/items.jsonl")))]
+    artefacts = [folder for folder in artefacts if (folder / "items.jsonl").is_file()]
+    if artefacts:
         from llmscale.evaluate.listing import recompute
 
-        recompute([checkpoint], metrics, as_json)
+        recompute(artefacts, metrics, as_json)
         return
     names = _split(tasks)
     contamination, before = options["contamination"], options["before"]

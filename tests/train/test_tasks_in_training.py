@@ -72,6 +72,18 @@ def test_tasks_change_no_loss_and_leave_artefacts(config: Path, tmp_path: Path) 
     both = list((tmp_path / "with" / "evaluations").glob(f"step-{8:08d}-choice-*/items.jsonl"))
     assert len(both) == 2
     assert both[0].read_bytes() == both[1].read_bytes()
+    kept = subprocess.run(
+        [sys.executable, "-m", "llmscale", "eval", "with/evaluations", "--metrics", "brier_score", "--json"],
+        cwd=tmp_path, capture_output=True, text=True, env=ENVIRONMENT, check=False,
+    )  # fmt: skip
+    assert "likelihood" in kept.stderr  # which has no such score
+    all_of_them = subprocess.run(
+        [sys.executable, "-m", "llmscale", "eval", "with/evaluations", "--json"],
+        cwd=tmp_path, capture_output=True, text=True, env=ENVIRONMENT, check=False,
+    )  # fmt: skip
+    assert len(json.loads(all_of_them.stdout)["tasks"]) == len(
+        list((tmp_path / "with/evaluations").glob("*/items.jsonl"))
+    )
 
 
 def test_an_item_of_the_final_evaluation_is_refused_before_the_first_step(config: Path, tmp_path: Path) -> None:

@@ -127,13 +127,15 @@ class TaskSource:
         if not os.path.isdir(root):
             raise UserError(f"the data root {root} is no folder; correct it, or leave it out")
         hub, subset = self._data.hub or "", self._data.subset
-        names = [self._name, hub, hub.rpartition("/")[2]]
+        names = [self._name, hub, hub.rpartition("/")[2], *([subset] if isinstance(subset, str) else [])]
+        folders = {entry.name.lower(): entry.path for entry in os.scandir(root) if entry.is_dir()}
         for name in filter(None, names):
-            below = [os.path.join(root, name)]
+            folder = os.path.join(root, name) if "/" in name else folders.get(name.lower(), "")
+            below = [folder]
             if isinstance(subset, str):
-                below.insert(0, os.path.join(root, name, subset))
+                below.insert(0, os.path.join(folder, subset))
             for path in below:
-                if os.path.isdir(path):
+                if folder and os.path.isdir(path):
                     return path
         files = local_paths(os.path.join(root.replace("[", "[[]"), f"{self._name}.*"))
         return min(files) if files else None

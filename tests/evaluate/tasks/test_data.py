@@ -198,7 +198,7 @@ def test_a_folder_of_subsets_that_names_no_split(tmp_path: Path) -> None:
 
 def test_a_data_root_by_task_by_data_set_and_by_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_task(tmp_path, GENERATE | {"data": {"hub": "someone/things", "subset": "main", "split": "test"}})
-    for place in ("capitals", "someone/things", "things", "someone/things/main"):
+    for place in ("capitals", "someone/things", "things", "Things", "someone/things/main", "main", "MAIN"):
         root = tmp_path / place.replace("/", "-")
         write_lines(root / place / "test.jsonl", [{"q": place, "a": "x"}])
         assert load_task(path, data_root=str(root)).items()[0].contexts == (place,)
