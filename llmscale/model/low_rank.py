@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TypeGuard
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data_pipeline.base.errors import UserError
@@ -20,6 +21,9 @@ from llmscale.model.experts import ExpertLinear
 from llmscale.model.factors import MAGNITUDE, targeted
 from llmscale.model.grouped import grouped_product
 from llmscale.model.linear import Linear, linear
+
+_ALIGNED = 16
+"""Bytes of which the rows of grouped products must be a multiple."""
 
 
 class LowRank:
@@ -52,7 +56,9 @@ class LowRank:
         def multiply(rows: Tensor, weights: Tensor) -> Tensor:
             return grouped_product(rows, weights, ends)
 
-        return self._added(module, module.weight, tokens, projected, multiply, lambda rows: rows[expert])
+        # Rows of some other number of bytes are refused by torch's kernel, so zeros fill the rank up.
+        more = -module.lora_a.shape[-2] % (_ALIGNED // tokens.element_size())  # type: ignore[operator, union-attr, index]
+        return self._added(module, module.weight, tokens, projected, multiply, lambda rows: rows[expert], more)
 
     def _added(
         self,
@@ -62,8 +68,11 @@ class LowRank:
         projected: Tensor,
         multiply: Callable[[Tensor, Tensor], Tensor],
         of_rows: Callable[[Tensor], Tensor],
+        more: int = 0,
     ) -> Tensor:
         down, up, magnitude = self.factors(module)
+        if more:
+            down, up = F.pad(down, (0, 0, 0, more)), F.pad(up, (0, more))
         kept = self._kept(input)
         added = multiply(multiply(kept, down), up) * self.scale
         if magnitude is None:
