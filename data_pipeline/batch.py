@@ -43,6 +43,8 @@ class Batch:
     """(B, K) int64: positions whose prediction is scored, one for each of `scored_tokens`; -1 for padding."""
     scored_tokens: torch.Tensor | None = None
     """(B, K) int64: the tokens whose probability is asked for."""
+    features: torch.Tensor | None = None
+    """(B, T, channels): hidden states of `inputs`, where they are known."""
     labels: dict[str, torch.Tensor] = field(default_factory=dict)
     """(B, ...) what heads predict besides tokens, by the head's name: classes as int64, -1 where there is none; numbers
     as float32, NaN where there is none. Fill has none."""

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field, field_validator, model_validator
 
 from data_pipeline.base.section import Section
+from data_pipeline.config import SourceConfig
 from llmscale.config.bounds import Count
 from llmscale.config.lora import LoraConfig
 
@@ -41,6 +42,14 @@ class FinetuneConfig(Section):
     embedding_lr_factor: float = Field(default=1.0, gt=0)
     """Factor of the learning rate of embeddings (tokens, positions, token types), besides `layer_lr_decay`."""
 
+    features: bool = True
+    """Where the head alone is trained, and reads one vector of each row: compute these once, and keep them in the run's
+    `cache`. Losses are those of computing them at every step, but for rounding (1e-6)."""
+
+    forgetting: Literal["pretraining"] | list[SourceConfig] = []
+    """Held-out text of which bits per byte are measured before the first step and after the last one, by source: what
+    was forgotten. pretraining: what the run of `train.init_from` holds out, where its files are still there."""
+
     @field_validator("train", mode="before")
     @classmethod
     def _known_mode(cls, value: Any) -> Any:
@@ -50,6 +59,13 @@ class FinetuneConfig(Section):
             raise ValueError(f"{value!r} is no mode; {hint} (patterns over names are a list: [{value!r}])")
         if isinstance(value, list) and not value:
             raise ValueError("the list is empty, so that nothing would be trained; name what to train, or leave it out")
+        return value
+
+    @field_validator("forgetting", mode="before")
+    @classmethod
+    def _known_text(cls, value: Any) -> Any:
+        if isinstance(value, str) and value != "pretraining":
+            raise ValueError(f"{value!r} is neither pretraining nor a list of sources; give [{{paths: [{value}]}}]")
         return value
 
     @model_validator(mode="after")

@@ -12,6 +12,9 @@ from llmscale.config.shell import override_word
 # The samples and their order do not depend on these.
 _FREE_DATA_KEYS = {"workers", "prefetch", "evaluation", "on_bad_record", "bad_record_warning"}
 
+# How features are computed changes them by rounding alone, as the layout does.
+_FREE_FINETUNE_KEYS = {"features", "forgetting"}
+
 
 def identity(config: RunConfig) -> dict[str, Any]:
     """The settings that decide what is learned, flattened to dotted keys.
@@ -34,7 +37,7 @@ def identity(config: RunConfig) -> dict[str, Any]:
     kept["run"] = {"seed": whole["run"]["seed"]}
     kept["train"] = {key: whole["train"][key] for key in ("global_batch", "batch_ramp", "init_from", "epochs")}
     if whole["finetune"] is not None:
-        kept["finetune"] = whole["finetune"]
+        kept["finetune"] = {key: value for key, value in whole["finetune"].items() if key not in _FREE_FINETUNE_KEYS}
     if config.schedule.name == "cosine" and config.train.epochs is None:
         kept["train"]["steps"] = config.train.steps
     return dict(sorted(flatten(kept)))

@@ -64,6 +64,11 @@ class RunConfig(LearningChecks, Section):
                 "finetune is given, but train.init_from is not, so that there is nothing to fine-tune; set"
                 " train.init_from to a checkpoint or run directory, or leave finetune out"
             )
+        if self.finetune and self.finetune.forgetting and self.objective.head(self.model.architecture) is not None:
+            raise ValueError(
+                f"finetune.forgetting measures bits per byte of text, but objective {self.objective.name} puts another"
+                f" head in place of the language model's; leave finetune.forgetting out"
+            )
         return self
 
     @model_validator(mode="after")

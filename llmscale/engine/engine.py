@@ -19,9 +19,12 @@ from llmscale.checkpoint.fragments import Fragment
 from llmscale.config import RunConfig
 from llmscale.config.training import micro_batches
 from llmscale.engine.activation_checkpointing import apply_activation_checkpointing
+from llmscale.engine.cutting import Cutting
 from llmscale.engine.deepspeed import shims, zero_state
 from llmscale.engine.deepspeed.experts import experts_of_deepspeed, mark_experts
+from llmscale.engine.deepspeed.settings import deepspeed_config
 from llmscale.engine.deepspeed.weights import held, partition, place
+from llmscale.engine.features import Features
 from llmscale.engine.fingerprints import Fingerprints, fingerprints_of, first_difference
 from llmscale.engine.forward_timer import ForwardTimer
 from llmscale.engine.optimizers import build_optimizer, set_learning_rate
@@ -57,11 +60,14 @@ class ObjectiveModule(nn.Module):
         self._grid = grid
         self.experts = experts_of_deepspeed(grid)
 
-    def forward(self, batch: Batch, represent: bool = False) -> torch.Tensor:
+    def forward(self, batch: Batch, represent: bool = False, condense: bool = False) -> torch.Tensor:
         """The sum of each term of the loss over the batch, (terms,) in fp32; with dropout in training. Of a batch that
-        asks for scores those, (2, B, K). With `represent` what the losses of other samples take of each, (B, ...)."""
+        asks for scores those, (2, B, K). With `represent` what the losses of other samples take of each, (B, ...); with
+        `condense` all that the head reads of each, (B, channels)."""
         if represent:
             return self.loss.represent(self.model, batch, self.dropout(batch))
+        if condense:
+            return self.loss.condense(self.model, batch)
         if batch.scored_places is not None:
             with filled_experts(self.model, ROWS):
                 return self.scores(self.model, self.loss.output(self.model, batch).hidden, batch)
@@ -88,6 +94,9 @@ class Engine:
     batch), at any number of ranks and micro batches.
     """
 
+    features: Features | None = None
+    """What a frozen body has made of rows, where it need not be computed at every step."""
+
     def __init__(
         self,
         model: nn.Module,
@@ -108,6 +117,8 @@ class Engine:
         self.grid = grid
         self.device = device
         self._loss = loss
+        self.cut = Cutting(config, loss.heads[0])
+        """This rank's samples of a step to the micro batches of `train_step`."""
         self.whole_batch = loss.whole_batch
         """Whether what `measure` gives depends on which samples are in one batch."""
         self.dtype = resolve_dtype(config.engine.dtype, device)
@@ -119,7 +130,6 @@ class Engine:
         """The parameters whose state this rank has, or shares with others, by name; frozen ones too."""
         self.parameters, self.trained_parameters = _counted(self.named)
         """Of the whole model, not of this rank's part: of all that there are, and of those that are not frozen."""
-        own = sum(parameter.numel() for _, parameter in self.named)
         self.forward_timer = ForwardTimer(device)
         self.draws = config.model.attention_dropout > 0 and not config.engine.dropout_layout_free
         if self.draws:
@@ -136,7 +146,7 @@ class Engine:
         module = ObjectiveModule(model, loss, config, grid)
         optimizer = build_optimizer(self._updated(module), config.optimizer, self.dtype, training.factor)
         deepspeed = shims.import_deepspeed(device)
-        settings = deepspeed_config(config, grid, device, self.dtype, own)
+        settings = deepspeed_config(config, grid, device, self.dtype, sum(part.numel() for _, part in self.named))
         # Also what is trained elsewhere.
         everything = list(model.named_parameters())
         values = held(everything) if weights is None else weights
@@ -180,11 +190,18 @@ class Engine:
         engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, mpu=self.grid, config=settings)
         return engine
 
+    @torch.no_grad()
+    def condense(self, batch: Batch) -> torch.Tensor:
+        """(B, channels) all that the head reads of each row; where ranks share parameters they must call it
+        together."""
+        with self._passes():
+            return self._engine.module(batch, condense=True)
+
     def train_step(self, micro_batches: list[Batch], step: int, counts: list[float]) -> tuple[list[float], float]:
         """One update from this rank's micro batches of the global batch.
 
         Args:
-            micro_batches: of one size, on the CPU or already on the device.
+            micro_batches: those of `cut`, on the CPU or already on the device.
             step: 0-based number of the step; decides the learning rate.
             counts: what each term of the loss is divided by, over the whole global batch and all ranks; a term
                 whose count is 0 is left out.
@@ -208,6 +225,8 @@ class Engine:
         `scale`: (terms,) factors of the sums, which make the loss of them. Returns (terms,), the sums in fp64.
         """
         self._engine.train()
+        if self.features is not None:
+            micro_batches = self.features.given(micro_batches)
         if self.whole_batch:
             micro_batches = self._with_whole_batch(micro_batches)
         sums = []
@@ -244,6 +263,8 @@ class Engine:
         """Sum of weight x loss over a batch's targets, without training, as `train_step` gives it, and those of
         `Loss.measures`; where ranks share parameters they must call it together."""
         self._engine.eval()
+        if self.features is not None:
+            [batch] = self.features.given([batch])
         with self._passes():
             sums = self._engine.module(batch.to(self.device)).tolist()
         return [sums[i] * self.grid.is_loss_reporter for i in self._measured]
@@ -360,53 +381,6 @@ def accumulation(config: RunConfig, data_parallel: int, global_batch: int | None
     """`micro_batches` of one rank. `global_batch`: samples of the step, where it is not `train.global_batch`."""
     samples = (global_batch or config.train.global_batch) // data_parallel
     return micro_batches(samples, config.train.micro_batch)
-
-
-def deepspeed_config(
-    config: RunConfig, grid: RankGrid, device: torch.device, dtype: torch.dtype, parameters: int
-) -> dict[str, Any]:
-    """DeepSpeed's own config. The global batch is left out: DeepSpeed derives it and would check it.
-
-    `parameters`: elements that this rank holds before ZeRO shares them.
-    """
-    micro, steps = accumulation(config, grid.data)
-    on_gpu = device.type == "cuda"
-    settings = config.engine
-    # DeepSpeed wants an even number, and refuses to start on ranks otherwise.
-    bucket = min(settings.bucket_elements, parameters)
-    bucket += bucket % 2
-    away = {"device": "cpu", "pin_memory": on_gpu}
-    offload = {} if settings.offload == "none" else {"offload_optimizer": away}
-    if settings.offload == "optimizer_and_weights":
-        offload["offload_param"] = away
-    return {
-        "train_micro_batch_size_per_gpu": micro,
-        "gradient_accumulation_steps": steps,
-        "gradient_clipping": config.optimizer.clip,
-        "zero_allow_untested_optimizer": True,
-        # Its own optimizer for offloading takes a minute and a half to compile; torch's fused AdamW runs on CPUs too.
-        "zero_force_ds_cpu_optimizer": False,
-        "bf16": {"enabled": dtype == torch.bfloat16},
-        "fp16": {"enabled": dtype == torch.float16, "initial_scale_power": settings.initial_scale_power},
-        # Gradients are summed over micro batches and over ranks in fp32, whatever the passes compute in.
-        "data_types": {"grad_accum_dtype": "fp32"},
-        "communication_data_type": "fp32",
-        "zero_optimization": {
-            "stage": settings.zero_stage,
-            "stage3_param_persistence_threshold": settings.param_persistence_threshold,
-            "stage3_max_live_parameters": settings.max_live_parameters,
-            "stage3_max_reuse_distance": settings.max_live_parameters,
-            **offload,
-            "reduce_bucket_size": bucket,
-            "allgather_bucket_size": bucket,
-            "overlap_comm": on_gpu,
-            # Copying gradients into one buffer pays only where it feeds a network of its own; without it DeepSpeed
-            # would add up those of experts over all ranks.
-            "contiguous_gradients": on_gpu or settings.zero_stage == 2 or grid.expert > 1,
-        },
-        "steps_per_print": None,
-        "wall_clock_breakdown": False,
-    }
 
 
 @contextlib.contextmanager

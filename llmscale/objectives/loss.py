@@ -62,7 +62,10 @@ class Loss:
         return [targets, *(targets for _ in self._router), *(head.count(batch) for head in self._others)]
 
     def output(self, model: Transformer, batch: Batch, dropout: Dropout | None = None) -> Output:
-        """What the model makes of the batch; of rows of several texts what it makes of each of them."""
+        """What the model makes of the batch, where that is not known; of rows of several texts what it makes of each of
+        them."""
+        if batch.features is not None:
+            return Output(batch.features)
         texts = self._first.texts(batch)
         if texts > 1:
             batch, dropout = texts_of(batch, texts), None if dropout is None else dropout.repeated(texts)
@@ -87,6 +90,10 @@ class Loss:
         """(B, ...) what the losses of other samples take of each."""
         hidden = self.output(model, batch, dropout).hidden
         return self._first.represent(getattr(model, self._first.attribute), hidden, batch)
+
+    def condense(self, model: Transformer, batch: Batch) -> Tensor:
+        """(B, hidden_size) all that the head reads of each row."""
+        return self._first.condensed(self.output(model, batch).hidden, batch)
 
     def of_whole_batch(self, represented: Tensor, labels: dict[str, Tensor]) -> dict[str, Tensor]:
         """Labels by which micro batches know their global batch; see `Head.of_whole_batch`."""

@@ -24,6 +24,7 @@ from llmscale.checkpoint.model import load_model
 from llmscale.evaluate.baselines import Baselines, unigram_bits_per_byte, xz_bits_per_byte
 from llmscale.generate import Generator, Settings, reading_of
 from llmscale.report.goodput import read_goodput
+from llmscale.train.gain import compared, gain_as_json, show_gain
 from llmscale.train.setup import Setup
 
 SAMPLE_TOKENS = 64
@@ -63,8 +64,11 @@ def finish(setup: Setup) -> None:
     if config.evaluation.baselines and "bits_per_byte" in (setup.state.evaluation or {}):
         summary["baselines"] = _baselines(setup).as_json()
     summary["samples"] = _samples(setup)
+    gain = compared(setup)
+    summary |= gain_as_json(gain, setup.state.forgotten)
     write_json(run.summary_file, strict(summary))
     picture = _draw(setup)
+    show_gain(gain, setup.state.forgotten)
     _show(setup, summary, picture)
 
 

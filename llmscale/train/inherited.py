@@ -18,7 +18,7 @@ def drawn_tensors(config: RunConfig, resume: Resume) -> list[str]:
     """Tensors that nobody has trained before this run: what its checkpoints say until a step has been taken."""
     if resume.checkpoint is not None:
         return list(resume.checkpoint.manifest.drawn)
-    theirs = _begun_from(config)
+    theirs = begun_from(config)
     return [] if theirs is None else list(theirs.manifest.drawn)
 
 
@@ -29,11 +29,11 @@ def inherit_templates(config: RunConfig, run: RunDirectory) -> None:
     Raises:
         UserError: they cannot be read.
     """
-    if not run.has_progress() and (theirs := _begun_from(config)) is not None:
+    if not run.has_progress() and (theirs := begun_from(config)) is not None:
         carry_chat(theirs.tokenizer, run.tokenizer)
 
 
-def _begun_from(config: RunConfig) -> Checkpoint | None:
+def begun_from(config: RunConfig) -> Checkpoint | None:
     """The checkpoint of `train.init_from`, which is verified where its weights are read; None without a good one."""
     if config.train.init_from is None:
         return None

@@ -13,6 +13,8 @@ from llmscale.train.trackers import Tracker
 COUNTS = ("sources", "dropped")
 """What a row of metrics.jsonl may hold by label: samples of each source, and documents that this rank's reading dropped
 or repaired, by reason."""
+FORGETTING = "forgetting"
+"""What a row holds under this: bits per byte of the sources of `finetune.forgetting`."""
 RANKS = "ranks"
 """What a row may hold by rank: of each figure the median, the most, and which rank on which node has that."""
 
@@ -68,6 +70,15 @@ class Outputs:
         """Write which ranks computed wrongly before a step: rank, node and where."""
         if self.records is not None:
             self.records.write({"step": step, "silent_error": faults})
+
+    def forgetting(self, step: int, figures: dict[str, float]) -> None:
+        """Write and show bits per byte by source."""
+        if self.records is not None:
+            self.records.write({"step": step, FORGETTING: figures})
+        for tracker in self.trackers:
+            tracker.log({f"{FORGETTING}/{name}": value for name, value in figures.items()}, step=step)
+        for name, value in figures.items():
+            self.progress.say(f"step {step}: {value:.4f} bits per byte of {name}")
 
     def finish(self) -> None:
         """Tell the trackers that no more comes."""

@@ -40,6 +40,8 @@ class Saver:
             # A step trains every head: the objective has the model's.
             "drawn": drawn_tensors(self.config, self.resume) if state.step == state.skipped_steps else [],
         }
+        if self.engine.features is not None:
+            self.engine.features.flush()
         tokenizer = {path.name: path for path in sorted(self.run.tokenizer.iterdir())}
         self.writer.save(state.step, self.engine.state(), extra, self.loader.cursor(), tokenizer)
 

@@ -27,11 +27,14 @@ from llmscale.train.callbacks.checkpoints import Checkpointer
 from llmscale.train.callbacks.data_report import DataReporter
 from llmscale.train.callbacks.divergence import DivergenceWatch
 from llmscale.train.callbacks.evaluation import Evaluator
+from llmscale.train.callbacks.forgetting import ForgettingMeter
 from llmscale.train.callbacks.ledger import LedgerRecorder
 from llmscale.train.callbacks.metrics import MetricsLogger
 from llmscale.train.callbacks.profiling import Profiler
 from llmscale.train.callbacks.spikes import SpikeWatch
 from llmscale.train.callbacks.tasks import TaskEvaluator
+from llmscale.train.features import keep_features
+from llmscale.train.forgetting import forgetting_sets
 from llmscale.train.loop import Trainer
 from llmscale.train.outputs import Outputs
 from llmscale.train.progress import Progress
@@ -60,6 +63,8 @@ class Setup:
     tokenizer: Tokenizer
     evaluation_set: EvaluationSet | None
     tasks: list[Task]
+    forgetting: dict[str, EvaluationSet]
+    """By source, what may be forgotten."""
     resume: Resume
     engine: Engine
     loader: TrainLoader
@@ -100,6 +105,7 @@ class Setup:
             ),
             Evaluator(config.evaluation, self.engine, self.evaluation_set, outputs, run.metrics, self.flag),
             TaskEvaluator(config, self.engine, self.tokenizer, self.tasks, run, outputs),
+            ForgettingMeter(self.engine, self.forgetting, config.evaluation.batch, outputs, run.metrics, self.flag),
             BestKeeper(config.evaluation, shown=self.leads),
             Checkpointer(saver, config.checkpoint.interval),
             Profiler(
@@ -165,6 +171,7 @@ def set_up(
     tokenizer = build.build_tokenizer(config, run)
     evaluation_set = build.build_evaluation(config, run, tokenizer)
     tasks = build.build_tasks(config)
+    forgetting = forgetting_sets(config, run, tokenizer)
     resume = find_resume(run, config, from_scratch)
     loader = build.build_loader(config, run, tokenizer, grid, resume, world.device)
     stack.callback(loader.close)
@@ -175,6 +182,7 @@ def set_up(
     stack.callback(engine.close)
     if resume.checkpoint is not None:
         restore(engine, resume.checkpoint)
+    keep_features(config, run, engine)
     writer = build.build_writer(config, run, world, attempt)
     state = TrainState.after(resume, config.train.steps)
     trainer = Trainer(config, engine, loss, loader, state, flag, account)
@@ -187,6 +195,7 @@ def set_up(
         tokenizer=tokenizer,
         evaluation_set=evaluation_set,
         tasks=tasks,
+        forgetting=forgetting,
         resume=resume,
         engine=engine,
         loader=loader,

@@ -68,6 +68,8 @@ class TrainState:
     """Time that they took, of all attempts."""
     evaluation: dict[str, Any] | None = None
     """Figures of the finished model."""
+    forgotten: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    """Bits per byte `before` and `after`, by source of `finetune.forgetting`."""
     preempted: bool = False
     """A preemption signal has reached some rank."""
     figures: dict[str, Figure] = field(default_factory=dict)

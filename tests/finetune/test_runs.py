@@ -1,5 +1,6 @@
 """`llmscale train` with a `finetune` section: what becomes of each tensor, what is said, and mistakes."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,10 @@ import torch
 from llmscale.checkpoint import Checkpoint, newest_intact
 from llmscale.config import ModelConfig
 from llmscale.parallel.init import initial_values
+from tests.evaluate.models import write_tasks
+from tests.tiny_run import write_tiny_run
 from tests.train.forked import run
+from tests.train.runs import metrics
 from tests.train.test_classification import write_run
 
 FROM = ("train.init_from=pretrained", "train.steps=4")
@@ -74,3 +78,95 @@ def test_mistakes(folder: Path, settings: tuple[str, ...], parts: list[str]) -> 
     for part in parts:
         assert part in done.stderr.splitlines()[-1]
     assert not (folder / "refused").exists()
+
+
+EPOCHS = (
+    "train.steps=24",
+    "data.order=permutation",
+    "optimizer.name=sgd",
+    "optimizer.lr=0.5",
+    "optimizer.clip=0.05",
+    "logging.interval=1",
+)
+
+
+def losses(folder: Path) -> list[float]:
+    return [loss for _, loss, _ in metrics(folder)]
+
+
+def test_features_that_are_computed_once(folder: Path) -> None:
+    """Losses are those of the long way, on one rank and on two, and there is one file of them."""
+    tuned = ("config.yaml", *FROM, *EPOCHS, "evaluation.interval=0")
+    for name, features in (("long", "false"), ("short", "true")):
+        section = f"finetune={{train: head, features: {features}}}"
+        done = run("train", *tuned, section, f"run.directory={name}", cwd=folder)
+        assert done.returncode == 0, done.stderr
+    long, short = losses(folder / "long"), losses(folder / "short")
+    assert len(set(long)) == len(long) == 24
+    assert short == pytest.approx(long, rel=1e-6)
+    [features] = (folder / "short" / "cache").glob("features-*")
+    assert list(features.glob("part-*.safetensors"))
+    one, other = newest_intact(folder / "short"), newest_intact(folder / "long")
+    for name in other.names:
+        assert torch.allclose(one.full(name), other.full(name), rtol=1e-5, atol=1e-6), name
+
+
+def test_features_go_on_after_a_stop_and_a_damage(folder: Path) -> None:
+    tuned = ("config.yaml", *FROM, *EPOCHS, "evaluation.interval=0", "schedule.name=constant", "finetune={train: head}")
+    for name, steps in (("through", 24), ("stopped", 7), ("stopped", 24)):
+        done = run("train", *tuned, f"train.steps={steps}", f"run.directory={name}", cwd=folder)
+        assert done.returncode == 0, done.stderr
+    assert losses(folder / "stopped") == losses(folder / "through")
+    done = run("train", *tuned, "train.steps=20", "run.directory=damaged", cwd=folder)
+    for part in (folder / "damaged" / "cache").glob("features-*/part-*"):
+        part.write_bytes(part.read_bytes()[:-7])
+    done = run("train", *tuned, "run.directory=damaged", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "is damaged" in done.stderr
+    assert losses(folder / "damaged") == pytest.approx(losses(folder / "through"), rel=1e-6)
+
+
+def test_what_was_gained_and_forgotten(tmp_path: Path) -> None:
+    """A tuned language model beside the one that it began as: tasks by pairs, and text by source."""
+    write_tiny_run(tmp_path)
+    write_tasks(tmp_path / "tasks", items=6)
+    same = ("model.max_positions=192", "train.steps=4")
+    done = run("train", "config.yaml", "run.directory=base", "data.holdout=0.1", *same, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "other.txt").write_text("0123456789 " * 300)
+    (tmp_path / "held.txt").write_text("some other words that nobody trained on " * 40)
+    sources = "[{paths: [held.txt]}, {paths: [text-0.txt], label: 旧文}]"
+    tuned = (
+        *same, "train.init_from=base", "data.sources=[{paths: [other.txt]}]", "data.holdout=0",
+        "evaluation.tasks=[tasks/choice.yaml]", "optimizer.lr=0.01", "data.lanes=1",
+    )  # fmt: skip
+    section = f"finetune={{train: layers, layers: 1, forgetting: {sources}}}"
+    done = run("train", "config.yaml", "run.directory=tuned", *tuned, section, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "What was forgotten" in done.stdout
+    assert "base (before)" in done.stdout
+    summary = json.loads((tmp_path / "tuned" / "summary.json").read_text())
+    for name, path in (("held.txt", "held.txt"), ("旧文", "text-0.txt")):
+        for run_directory, key in (("base", "before"), ("tuned", "after")):
+            done = run("eval", run_directory, "--data", path, "--json", cwd=tmp_path)
+            expected = json.loads(done.stdout)["bits_per_byte"]
+            assert summary["forgetting"][name][key] == pytest.approx(expected, rel=1e-5)
+    [compared] = summary["tasks"]["comparisons"]
+    assert compared["task"] == "choice"
+    for place, run_directory in enumerate(("base", "tuned")):
+        done = run("eval", run_directory, "--tasks", "tasks/choice.yaml", "--json", cwd=tmp_path)
+        [figures] = json.loads(done.stdout)["tasks"]
+        assert compared["figures"][place]["value"] == figures["metrics"][compared["metric"]]["value"]
+    section = "finetune={forgetting: pretraining}"
+    done = run("train", "config.yaml", "run.directory=again", *tuned, section, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    [row] = json.loads((tmp_path / "again" / "summary.json").read_text())["forgetting"].values()
+    held_out = json.loads((tmp_path / "base" / "summary.json").read_text())["evaluation"]
+    assert row["before"] == pytest.approx(held_out["bits_per_byte"], rel=1e-5)
+
+
+def test_text_is_forgotten_by_language_models_alone(folder: Path) -> None:
+    for value, part in (("pretraining", "objective classification"), ("everything", "'everything' is neither")):
+        done = run("train", "config.yaml", *FROM, f"finetune={{forgetting: {value}}}", cwd=folder)
+        assert done.returncode == 2
+        assert part in done.stderr.splitlines()[-1]

@@ -37,6 +37,7 @@ class ClassificationHead(Head):
     name = "classification"
     attribute = "classification"
     higher_is_better = frozenset({"accuracy"})
+    condenses = True
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
@@ -141,6 +142,9 @@ class ClassificationHead(Head):
             "problem_type": kinds[self._head.loss],
             **({"classifier_dropout": self._head.dropout} if self._head.pooling == "first" else {}),
         }
+
+    def condensed(self, hidden: Tensor, batch: Batch) -> Tensor:
+        return self._pooled(hidden, batch)
 
     def _pooled(self, hidden: Tensor, batch: Batch) -> Tensor:
         """(B, hidden_size) of (B, T, hidden_size)."""

@@ -65,6 +65,9 @@ class Head(ABC):
     """Whether it gives probabilities of the next token."""
     reads: Literal["each", "first", "whole"] = "each"
     """What one prediction is made of: its own position, the first of the sequence, or several of them."""
+    condenses: ClassVar[bool] = False
+    """Whether one vector of each row, which `condensed` makes, is all that it reads, and rows do not change from one
+    pass over the data to the next."""
     whole_batch: ClassVar[bool] = False
     """Whether the loss of a sample depends on the others of its global batch, by what `represent` makes of them."""
     sharding: ClassVar[tuple[tuple[str, Cut], ...]] = ()
@@ -94,6 +97,10 @@ class Head(ABC):
     @abstractmethod
     def count(self, batch: Batch) -> float:
         """What the sum over a batch is divided by, once it is added up over the global batch."""
+
+    def condensed(self, hidden: Tensor, batch: Batch) -> Tensor:
+        """(B, hidden_size): the vectors that stand for hidden states (B, T, hidden_size), in rows of one token."""
+        raise AssertionError(f"the head {self.name} reads more than a vector of each row")
 
     def texts(self, batch: Batch) -> int:
         """Texts that stand one after the other in each row of a batch, each of which the model reads by itself: its

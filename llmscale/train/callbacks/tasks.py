@@ -50,6 +50,8 @@ class TaskEvaluator(Callback):
         except UserError as error:
             ours = "; in a config --data is evaluation.task_data, and --overflow evaluation.task_overflow"
             raise UserError(f"evaluation.tasks: {error}{ours if ' --' in str(error) else ''}") from None
+        if self._config.finetune is not None and not state.step:
+            self._outputs.tasks(0, {name: row for name, (row, _) in self._measure(state, None).items()})
 
     def on_step(self, state: TrainState, result: StepResult) -> None:
         interval = self._config.evaluation.interval
@@ -61,12 +63,15 @@ class TaskEvaluator(Callback):
             self._evaluate(state)
 
     def _evaluate(self, state: TrainState) -> None:
-        prepared = self._prepare(state, None if state.finished else self._config.evaluation.task_limit)
-        run(prepared, lambda task, done, items: state.beat())
-        figures = on_rank_zero(lambda: _figures(prepared))
+        figures = self._measure(state, None if state.finished else self._config.evaluation.task_limit)
         self._outputs.tasks(state.step, {name: row for name, (row, _) in figures.items()})
         for name, (row, higher) in figures.items():
             state.figures[name] = Figure(row["value"], higher)
+
+    def _measure(self, state: TrainState, limit: int | None) -> dict[str, tuple[dict[str, float], bool]]:
+        prepared = self._prepare(state, limit)
+        run(prepared, lambda task, done, items: state.beat())
+        return on_rank_zero(lambda: _figures(prepared))
 
     def _prepare(self, state: TrainState, limit: int | None) -> list[Prepared]:
         placed = Placed(
