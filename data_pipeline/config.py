@@ -133,9 +133,9 @@ class SourceConfig(Section):
             return
         if self.kind in ("text", "tokens"):
             raise ValueError(f"layout is {self.layout}, but kind {self.kind} has no fields; use jsonl or csv")
-        unused = [name for name in ("field", "target_field") if name in self.model_fields_set]
-        if unused:
-            raise ValueError(f"layout is {self.layout}, which says where texts are; leave {unused[0]} out")
+        unused = "field" if self.field != "text" else "target_field" if self.target_field is not None else None
+        if unused is not None:
+            raise ValueError(f"layout is {self.layout}, which says where texts are; leave {unused} out")
 
 
 DELIMITERS = {"csv": ",", "tsv": "\t"}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -130,6 +132,18 @@ class ChatTemplate:
             ids, place = after, end
         return ReadDialogue(np.array(ids, dtype=np.int32), [run for run in runs if run.tokens], "".join(texts))
 
+    def end(self) -> str | None:
+        """The special token that ends an assistant's turn; None where there is none, or the template takes no dialogue
+        of a question and an answer."""
+        messages = [Message("user", "a"), Message("assistant", "b")]
+        try:
+            whole = self._rendered(messages, prompt=False)
+            *_, end, ended = self._learned(messages, 1, whole, 0)
+        except UserError:
+            return None
+        found = self._reader.last_special(whole[:end]) if ended else None
+        return None if found is None else found[0]
+
     def _rendered(self, messages: Sequence[Message], *, prompt: bool) -> str:
         return self.render(_plain(messages), prompt=prompt, date=TRAINING_DATE)
 
@@ -207,6 +221,14 @@ def chat_template(tokenizer: Tokenizer) -> tuple[ChatTemplate, str]:
     source = kept.templates.get(DEFAULT, BUILT_IN)
     origin = kept.files.get(DEFAULT, "the built-in form")
     return ChatTemplate(source, tokenizer, origin, kept.tokens(texts_of_roles(tokenizer))), source
+
+
+def keep_turn_end(tokenizer: Tokenizer, directory: Path) -> None:
+    """Note in a tokenizer's folder which token ends the assistant's turns, so that generation stops there."""
+    template, _ = chat_template(tokenizer)
+    end = template.end()
+    if end is not None and tokenizer.chat is not None and tokenizer.chat.end != end:
+        replace(tokenizer.chat, end=end).save(directory)
 
 
 def texts_of_roles(tokenizer: Tokenizer) -> dict[str, str]:

@@ -66,6 +66,8 @@ class ChatTemplates:
     name that is absent follows the tokenizer's roles, as all do where it is None."""
     files: dict[str, str] = field(default_factory=dict)
     """The file that each template came from, for messages."""
+    end: str | None = None
+    """The special token that ends the assistant's turns, of a model that was trained on dialogues here."""
 
     def save(self, folder: Path) -> None:
         """Write what `read_chat` reads into an existing folder, each file whole or not at all."""
@@ -73,6 +75,8 @@ class ChatTemplates:
         kept: dict[str, Any] = {"templates": others}
         if self.special is not None:
             kept["special_tokens"] = self.special
+        if self.end is not None:
+            kept["end"] = self.end
         with writing(folder):
             replace_file(folder / KEPT_FILE, (json.dumps(kept, indent=1) + "\n").encode())
             if DEFAULT in self.templates:
@@ -116,7 +120,8 @@ def read_chat(folder: Path) -> ChatTemplates | None:
             (name + text).encode()
         except UnicodeEncodeError as error:
             raise UserError(f"{origin}: chat template {name!r} is no valid text ({error.reason}); repair it") from None
-    return ChatTemplates(found, _special_of(folder), files)
+    end = _read_object(folder / KEPT_FILE).get("end")
+    return ChatTemplates(found, _special_of(folder), files, end if isinstance(end, str) else None)
 
 
 def provide_chat(directory: Path, chosen: str | None, beside: str | None) -> str | None:

@@ -85,5 +85,12 @@ def pad_token(tokenizer: Tokenizer) -> int:
 
 def stop_tokens(tokenizer: Tokenizer) -> tuple[int, ...]:
     """Tokens each of which ends a text that the model writes, the likeliest first."""
-    kept = conventions_of(tokenizer)
-    return (kept.stop if kept is not None else ()) or (tokenizer.special["eos"],)
+    kept, end = conventions_of(tokenizer), turn_end(tokenizer)
+    stops = (kept.stop if kept is not None else ()) or (tokenizer.special["eos"],)
+    return stops if end is None or end in stops else (end, *stops)
+
+
+def turn_end(tokenizer: Tokenizer) -> int | None:
+    """The token that ends the assistant's turns, where the model has been trained on dialogues."""
+    chat = getattr(tokenizer, "chat", None)
+    return None if chat is None or chat.end is None else tokenizer.spellings().get(chat.end)

@@ -13,10 +13,11 @@ from data_pipeline.base.durable import write_json
 from data_pipeline.base.errors import UserError, writing
 from data_pipeline.tokenizer import Tokenizer, load_tokenizer
 from data_pipeline.tokenizer.chat_files import carry_chat
-from data_pipeline.tokenizer.frame import conventions_of
+from data_pipeline.tokenizer.frame import conventions_of, turn_end
 from llmscale.checkpoint.merge import merged_tensor, require_same_outputs
 from llmscale.checkpoint.reader import Checkpoint, newest_intact
 from llmscale.config import ModelConfig, RunConfig, parse_config
+from llmscale.config.generation import token_ids as token_values
 from llmscale.families.hugging_face import HuggingFace
 from llmscale.hugging_face.chat import export_chat
 from llmscale.hugging_face.classes import OWN, Misfit, fit
@@ -129,14 +130,20 @@ def _write_generation(folder: Path, model: ModelConfig, tokenizer: Tokenizer) ->
     """What `generate` of transformers begins and stops with, and its defaults as they were read."""
     kept = conventions_of(tokenizer)
     if kept is not None and (model.architecture != "encoder" or "_from_model_config" not in kept.generation):
-        write_json(folder / GENERATION, kept.generation)
+        write_json(folder / GENERATION, _with_turn_end(kept.generation, tokenizer))
     if kept is not None or model.cannot_generate:
         return
     ids = token_ids(tokenizer)
     found = {f"{role}_token_id": ids[role] for role in ("bos", "eos", "pad") if role in ids}
     if model.architecture == "encoder_decoder" and "pad" in ids:
         found["decoder_start_token_id"] = ids["pad"]
-    write_json(folder / GENERATION, {**found, "max_length": model.max_positions})
+    write_json(folder / GENERATION, _with_turn_end({**found, "max_length": model.max_positions}, tokenizer))
+
+
+def _with_turn_end(generation: dict[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
+    """The token that ends the assistant's turns ends generation, too."""
+    end, ends = turn_end(tokenizer), token_values(generation, "eos_token_id")
+    return generation if end is None or end in ends else {**generation, "eos_token_id": [end, *ends]}
 
 
 def _entries(moves: list[Move] | None, shapes: Shapes) -> list[tuple[str, tuple[int, ...]]]:

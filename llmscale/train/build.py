@@ -17,6 +17,7 @@ from data_pipeline.finite.heldout import EvaluationSet, build_evaluation_set, op
 from data_pipeline.loader import TrainLoader
 from data_pipeline.objectives import required_roles
 from data_pipeline.open_samples import open_samples
+from data_pipeline.reading.dialogue import keep_turn_end
 from data_pipeline.samples import ReadReport
 from data_pipeline.sources.corpus import survey_sources
 from data_pipeline.sources.readers import by_reason
@@ -190,6 +191,8 @@ def build_tokenizer(config: RunConfig, run: RunDirectory) -> Tokenizer:
             said = provide_chat(run.tokenizer, chosen, config.data.tokenizer.path)
             if said:
                 tell(said)
+        if config.objective.reads_dialogues:
+            keep_turn_end(load_tokenizer(run.tokenizer), run.tokenizer)
 
     on_rank_zero(prepare)
     tokenizer = together(lambda: load_tokenizer(run.tokenizer))
