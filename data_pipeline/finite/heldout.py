@@ -28,6 +28,7 @@ from data_pipeline.finite.writer import IndexedWriter
 from data_pipeline.objectives import Objective, build_objective
 from data_pipeline.objectives.causal import CausalObjective
 from data_pipeline.objectives.config import ObjectiveConfig
+from data_pipeline.objectives.packing import Sample
 from data_pipeline.sources.corpus import Corpus
 from data_pipeline.sources.readers import BadCounts
 from data_pipeline.tokenizer import Tokenizer
@@ -108,6 +109,10 @@ class EvaluationSet:
     def __len__(self) -> int:
         """Number of samples; the last one may be partly padding."""
         return len(self._view)
+
+    def samples(self, indices: Sequence[int]) -> list[Sample]:
+        """What rows are made of, by number, for a look at them."""
+        return [self._view.sample(index, index) for index in indices]
 
     def batch(self, indices: Sequence[int]) -> Batch:
         """Samples by number; a number that is -1 or not below `len` gives fill of weight 0 (sample id -1)."""

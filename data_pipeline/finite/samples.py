@@ -322,7 +322,7 @@ class DocumentView:
             np.diff(dataset.starts(np.arange(dataset.document_count + 1))) - ends
             for dataset, ends in zip(self.shards.datasets, self._ends, strict=True)
         ]
-        return np.concatenate(each).reshape(len(self), -1)
+        return np.concatenate(each).reshape(len(self), self.examples.per_example)
 
     def sample(self, index: int, number: int) -> Sample:
         stored = self._objective.config.stored

@@ -149,6 +149,10 @@ class Classification(Objective):
             return str(error)
         return None
 
+    def is_cut(self, sample: Sample) -> bool:
+        ends = 1 + (sample.split < len(sample.tokens))
+        return len(self._begin) + len(sample.tokens) + ends * len(self._end) > self.sequence_length
+
     def _row(self, sample: Sample) -> tuple[np.ndarray, int]:
         """The tokens of a sample, and the place of the first one of the second text."""
         texts = [sample.tokens[: sample.split], sample.tokens[sample.split :]]

@@ -109,6 +109,10 @@ class Objective(ABC):
         """How much there is to predict of a document that is stored as `arrays`; None: all of its (second) text."""
         return None
 
+    def is_cut(self, sample: Sample) -> bool:
+        """Whether the sample does not fit its row, so that some of its text is left out there."""
+        return False
+
     def turns(self, sample: Sample) -> list[str]:
         """What people are told of a sample besides its tokens, a word or two each."""
         return []

@@ -65,6 +65,14 @@ class Seq2Seq(Objective):
     def packer(self) -> OpenPacker:
         return lambda documents, token, _: DocumentPacker(documents, token, self.sample)
 
+    def is_cut(self, sample: Sample) -> bool:
+        sizes = (sample.split, len(sample.tokens) - sample.split)
+        rooms = (self.sequence_length, self.config.target_length)
+        return any(
+            size + sum(map(len, around)) > room
+            for size, around, room in zip(sizes, (self._around_source, self._around_target), rooms, strict=True)
+        )
+
     def arrays(self, samples: Sequence[Sample], numbers: Sequence[int]) -> Arrays:
         sources = [_cut(s.tokens[: s.split], self.sequence_length, *self._around_source) for s in samples]
         targets = [_cut(s.tokens[s.split :], self.config.target_length, *self._around_target) for s in samples]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -51,6 +52,27 @@ def data_stats(config: Path, overrides: tuple[str, ...], max_bytes: int, as_json
         click.echo(json.dumps(statistics, ensure_ascii=False))
     else:
         show(statistics)
+
+
+@data.command("show")
+@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("overrides", nargs=-1, metavar="[dotted.key=value ...]")
+@click.option("--samples", type=click.IntRange(min=1), default=4, show_default=True, help="How many to show.")
+@click.option(
+    "--split",
+    type=click.Choice(["train", "evaluation"]),
+    default="train",
+    show_default=True,
+    help="Of which documents.",
+)
+def data_show(config: Path, overrides: tuple[str, ...], samples: int, split: str) -> None:
+    """Samples of CONFIG as the model will see them: special tokens, padding, and what is learned in colour, or in
+    [[ ]] where there is no terminal or NO_COLOR is set. No weights and no GPU are needed."""
+    from llmscale.data_commands.show import show_samples
+
+    colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    for line in show_samples(config, overrides, count=samples, evaluation=split == "evaluation", colour=colour):
+        click.echo(line, color=colour)
 
 
 @data.command("prepare")
