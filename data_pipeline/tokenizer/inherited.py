@@ -48,19 +48,23 @@ def inherit(tokenizer: StoredTokenizer, begins_from: str | None, roles: Sequence
 def appended_roles(begins_from: str | None) -> tuple[str, ...]:
     """The roles for which the tokenizer of a checkpoint got tokens of its own, so that a run that begins from it gets
     them too, though its objective may need fewer."""
-    _, meta = _read_meta(begins_from)
+    _, meta = tokenizer_of(begins_from)
     appended = (meta or {}).get("appended")
     return tuple(filter(lambda role: isinstance(role, str), appended)) if isinstance(appended, list) else ()
 
 
 def _meta_of(begins_from: str | None) -> tuple[Path, dict[str, Any] | None]:
     """The folder of a checkpoint's tokenizer and its meta.json; None where that has no conventions."""
-    folder, meta = _read_meta(begins_from)
+    folder, meta = tokenizer_of(begins_from)
     return folder, meta if meta is not None and "conventions" in meta else None
 
 
-def _read_meta(begins_from: str | None) -> tuple[Path, dict[str, Any] | None]:
-    """The folder of a checkpoint's tokenizer and its meta.json, where it is there."""
+def tokenizer_of(begins_from: str | None) -> tuple[Path, dict[str, Any] | None]:
+    """The folder of the tokenizer of a checkpoint or run, and its meta.json where that is there.
+
+    Raises:
+        UserError: it is damaged.
+    """
     path = Path(begins_from or "")
     folder = (path.parent if path.name == "checkpoints" else path) / "tokenizer"
     if begins_from is None:

@@ -93,8 +93,10 @@ def prepare_tokenizer(
     """
     directory = Path(directory)
     settings = config.tokenizer
-    given = _read_given(settings)
-    if _read_meta(directory) is None:
+    kept = _read_meta(directory) is not None
+    # A run has its own copy, and needs the file no more.
+    given = None if kept and settings.path and not os.path.lexists(settings.path) else _read_given(settings)
+    if not kept:
         if given is not None:
             made = _open_given(settings, given)
         else:

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from data_pipeline.base.errors import UserError, first_line
 from llmscale.config.explain import cut, explain, keys_of
+from llmscale.config.inherited import with_inherited
 from llmscale.config.renamed import RENAMED, by_new_names
 from llmscale.config.root import RunConfig
 from llmscale.config.yaml_files import BoundedLoader, load_yaml, read_yaml
@@ -43,6 +44,7 @@ def parse_config(
             old += [key] if key in RENAMED else []
             _apply(raw, f"{RENAMED.get(key, key)}{equals}{value}")
         raw, within = by_new_names(raw)
+        raw = with_inherited(raw)
     except UserError as error:
         raise UserError(f"{origin}: {error}") from None
     for key in dict.fromkeys([*old, *within]) if tell else ():

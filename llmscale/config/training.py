@@ -97,7 +97,9 @@ class TrainConfig(Section):
     """Most samples in one forward pass of one rank. Accumulation is derived; changes nothing but speed and memory."""
     init_from: str | None = Field(default=None, min_length=1)
     """A checkpoint (or run directory) whose weights the run starts from; optimizer, data and steps start from step 0.
-    `model` must compute what it does there; other rotary settings, for a longer context, come with a warning."""
+    Where `objective` and `data.tokenizer` are left out they are those of the checkpoint, and so is `model` but for what
+    it changes. `model` must compute what it does there; other rotary settings, for a longer context, come with a
+    warning."""
 
 
 def micro_batches(samples: int, largest: int) -> tuple[int, int]:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
 
 from data_pipeline.base.records import strict
 from data_pipeline.config import DataConfig
-from data_pipeline.finite.heldout import build_evaluation_set
+from data_pipeline.finite.heldout import EvaluationSet, build_evaluation_set
 from data_pipeline.sources.readers import by_reason
-from llmscale.checkpoint.model import load_model
+from llmscale.checkpoint.model import TrainedModel, load_model
 from llmscale.evaluate.heldout import evaluate, told
 from llmscale.evaluate.sources import Given, evaluation_sources
 from llmscale.objectives.loss import build_loss
@@ -37,6 +38,32 @@ def evaluate_files(
         UserError: no intact checkpoint, no such file, or files that the model's objective cannot be evaluated on.
     """
     trained = load_model(checkpoint, device, dtype)
+    figures, documents = figures_on(trained, files, batch, given, device)
+    for warning in documents.met.warnings(trained.config.data.bad_record_warning):
+        click.echo(warning, err=True)
+    if as_json:
+        row = {"checkpoint": str(trained.checkpoint.path), **figures, "dropped": documents.dropped}
+        click.echo(json.dumps(strict(row), allow_nan=False))
+        return
+    dropped = by_reason(documents.dropped)
+    click.echo(f"{trained.checkpoint.path}: {told(figures)}{'; dropped or repaired: ' if dropped else ''}{dropped})")
+
+
+def figures_on(
+    trained: TrainedModel,
+    files: tuple[str, ...],
+    batch: int,
+    given: Given = Given(),  # noqa: B008
+    device: torch.device | str = "cpu",
+) -> tuple[dict[str, Any], EvaluationSet]:
+    """The held-out figures of a model on files, and what was read of these.
+
+    Args:
+        device: where the model is.
+
+    Raises:
+        UserError: as `evaluate_files`.
+    """
     sources = evaluation_sources(trained.config, files, given)
     data = DataConfig(
         sources=sources,
@@ -65,11 +92,4 @@ def evaluate_files(
             text=trained.config.model.head is None,
         )
     assert figures is not None
-    for warning in documents.met.warnings(data.bad_record_warning):
-        click.echo(warning, err=True)
-    if as_json:
-        row = {"checkpoint": str(trained.checkpoint.path), **figures, "dropped": documents.dropped}
-        click.echo(json.dumps(strict(row), allow_nan=False))
-        return
-    dropped = by_reason(documents.dropped)
-    click.echo(f"{trained.checkpoint.path}: {told(figures)}{'; dropped or repaired: ' if dropped else ''}{dropped})")
+    return figures, documents
