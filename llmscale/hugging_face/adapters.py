@@ -46,7 +46,7 @@ class Origin:
 
     base: str
     """`base_digest` of the model that it belongs to."""
-    lora: dict[str, Any]
+    lora: LoraConfig
     """Its settings."""
     columns: dict[str, dict[str, tuple[int, int]]]
     """By their module: `Theirs.columns`."""
@@ -134,7 +134,7 @@ def write_adapter(
         "inference_mode": True,
     }
     write_json(folder / CONFIG, values)
-    said = {"base": origin.base, "lora": origin.lora, "columns": origin.columns}
+    said = {"base": origin.base, "lora": origin.lora.model_dump(mode="json"), "columns": origin.columns}
     data = {name: tensor.contiguous() for name, tensor in tensors.items()}
     (folder / TENSORS).write_bytes(save(data, metadata={"format": "pt", _OWN: json.dumps(said)}))
 
@@ -227,7 +227,7 @@ def _read_tensors(path: Path) -> tuple[dict[str, Tensor], Origin | None]:
         with safe_open(path, framework="pt") as held:
             tensors = {name: held.get_tensor(name).float() for name in held.keys()}  # noqa: SIM118
             said = json.loads((held.metadata() or {}).get(_OWN, "null"))
-            origin = None if said is None else Origin(said["base"], said["lora"], said["columns"])
+            origin = None if said is None else _origin(said)
     except Exception as error:  # safetensors has an exception of its own, and raises others too
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"cannot read {path}: {reason}; download it again") from None
@@ -235,6 +235,14 @@ def _read_tensors(path: Path) -> tuple[dict[str, Tensor], Origin | None]:
     if broken is not None:
         raise UserError(f"{broken} in {path} has values that are NaN or infinite; download it again")
     return tensors, origin
+
+
+def _origin(said: Any) -> Origin:
+    columns = {
+        module: {layer: (int(first), int(last)) for layer, (first, last) in own.items()}
+        for module, own in said["columns"].items()
+    }
+    return Origin(str(said["base"]), LoraConfig.model_validate(said["lora"]), columns)
 
 
 def _sorted_out(tensors: dict[str, Tensor], path: Path) -> tuple[dict[str, Factors], dict[str, Tensor]]:
@@ -259,5 +267,12 @@ def _sorted_out(tensors: dict[str, Tensor], path: Path) -> tuple[dict[str, Facto
                 f"{path}: {module} has A of shape {list(down.shape)} and B of shape {list(up.shape)}, which are no"
                 f" (rank, inputs) and (outputs, rank); {_FIX}"
             )
+        if magnitude is not None and magnitude.numel() != len(up):
+            raise UserError(
+                f"{path}: {module} has {magnitude.numel()} magnitudes, but {len(up)} outputs; download it again"
+            )
         found[module] = Factors(down, up, None if magnitude is None else magnitude.flatten())
+    lacking = [module for module, own in found.items() if own.magnitude is None]
+    if lacking and len(lacking) < len(found):
+        raise UserError(f"{path} lacks {_PREFIX}{lacking[0]}{_MAGNITUDE}, which other modules have; download it again")
     return found, others

@@ -16,9 +16,8 @@ from llmscale.checkpoint.merge import base_names
 from llmscale.checkpoint.reader import Checkpoint, newest_intact
 from llmscale.checkpoint.whole import write_whole
 from llmscale.config import RunConfig, identity, parse_config
-from llmscale.config.lora import LoraConfig
 from llmscale.families.hugging_face import HuggingFace
-from llmscale.finetune.trained import training_of
+from llmscale.finetune.trained import names_of, training_of
 from llmscale.hugging_face.adapters import Adapter, Origin, base_digest, read_adapter, write_adapter
 from llmscale.hugging_face.classes import Misfit
 from llmscale.hugging_face.exporting import fitting_class
@@ -110,7 +109,7 @@ def export_adapter(path: Path, folder: Path) -> list[str]:
     for move in base.moves:
         if trained & set(move.ours):
             others.update(zip(move.theirs, move.to_theirs([base.read(name) for name in move.ours]), strict=True))
-    origin = Origin(base.digest(trained), lora.model_dump(mode="json"), {each.module: each.columns for each in modules})
+    origin = Origin(base.digest(trained), lora, {each.module: each.columns for each in modules})
     name = base.written["architectures"][0]
     with new_folder(folder) as temporary, writing(folder):
         write_adapter(
@@ -174,6 +173,7 @@ def import_adapter(folder: Path, out: Path, base_path: Path) -> list[str]:
             f" {base.checkpoint.path} are {found}; give the checkpoint that it was trained from"
         )
     config = _config(adapter, base, held)
+    _require_whole(adapter, config, held)
     state = RunState(
         samples=0,
         config=config.model_dump(mode="json"),
@@ -242,7 +242,7 @@ def _others(adapter: Adapter, base: _Base) -> dict[str, Tensor]:
 def _config(adapter: Adapter, base: _Base, held: Mapping[str, Factors]) -> RunConfig:
     """The base's, with the section that makes the factors."""
     if adapter.origin is not None:
-        lora = LoraConfig.model_validate(adapter.origin.lora)
+        lora = adapter.origin.lora
     else:
         layers = [name.removesuffix(".weight") for name in base.shapes if "blocks" in name and name.endswith(".weight")]
         lora = adapter.lora.model_copy(update={"targets": _shortened(held, layers)})
@@ -250,6 +250,18 @@ def _config(adapter: Adapter, base: _Base, held: Mapping[str, Factors]) -> RunCo
     raw["finetune"] = {"lora": lora.model_dump(mode="json")}
     raw["train"] = {**raw.get("train", {}), "init_from": str(base.checkpoint.path)}
     return parse_config(raw, origin=str(base.checkpoint.path))
+
+
+def _require_whole(adapter: Adapter, config: RunConfig, held: Mapping[str, Factors]) -> None:
+    """Refuse factors that are not those that the section in their file makes."""
+    wanted = {name.rpartition(".")[0] for name in names_of(config.model) if name.endswith(f".{DOWN}")}
+    rank = config.model.lora.rank if config.model.lora else 0
+    odd = wanted ^ set(held) or {layer for layer, each in held.items() if each.down.shape[-2] != rank}
+    if odd:
+        raise UserError(
+            f"{adapter.folder} says that it has factors of rank {rank} for {len(wanted)} layers, but holds others, of"
+            f" {min(odd)} for one; download it again"
+        )
 
 
 def _shortened(held: Mapping[str, Factors], layers: list[str]) -> list[str]:

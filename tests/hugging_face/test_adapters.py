@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -172,6 +173,12 @@ def _tensors(change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> Callab
     return write
 
 
+def _magnitudes(held: dict[str, Tensor], count: int | None) -> dict[str, Tensor]:
+    """As many of each module as `count` says, or as it has outputs."""
+    ends = {key: key.replace("lora_B.weight", "lora_magnitude_vector") for key in held if "lora_B" in key}
+    return {end: torch.ones(count or len(held[key])) for key, end in ends.items()}
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("adapter")
@@ -198,6 +205,14 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ),
         (_tensors(lambda held: {key: value * torch.inf for key, value in held.items()}), ["NaN or infinite"]),
         (
+            _tensors(lambda held: {**held, **_magnitudes(held, 1)}),
+            ["1 magnitudes, but"],
+        ),
+        (
+            _tensors(lambda held: {**held, **dict([*_magnitudes(held, None).items()][:2])}),
+            ["lacks", "lora_magnitude_vector, which other modules have"],
+        ),
+        (
             _tensors(
                 lambda held: {key: value for key, value in held.items() if "0.self_attn.q_proj.lora_B" not in key}
             ),
@@ -217,6 +232,31 @@ def test_what_cannot_be_read_is_refused(
     for part in parts:
         assert part in str(refused.value)
     assert not (tmp_path / "ours").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        (lambda said: {**said, "lora": {**said["lora"], "rank": 3}}, "rank 3 for 21 layers"),
+        (lambda said: {**said, "lora": {**said["lora"], "targets": ["query"]}}, "for 3 layers"),
+        (lambda said: {**said, "lora": {"rnak": 3}}, "cannot read"),
+        (lambda said: {**said, "columns": 7}, "cannot read"),
+        (lambda said: [said], "cannot read"),
+    ],
+)
+def test_what_an_adapter_says_of_itself_is_held_against_it(
+    made: Path, change: Callable[[Any], Any], part: str, tmp_path: Path
+) -> None:
+    import_adapter(made / "adapter", tmp_path / "ours", made / "base")
+    export_adapter(tmp_path / "ours", tmp_path / "exported")
+    path = tmp_path / "exported" / "adapter_model.safetensors"
+    with safe_open(path, "pt") as held:
+        said = json.loads(held.metadata()["llmscale"])
+    save_file(load_file(path), path, metadata={"llmscale": json.dumps(change(said))})
+    with pytest.raises(UserError, match=part):
+        import_adapter(tmp_path / "exported", tmp_path / "back", made / "base")
+    assert not (tmp_path / "back").exists()
 
 
 @pytest.mark.slow
