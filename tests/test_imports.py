@@ -59,6 +59,7 @@ MAY_IMPORT = {
     "llmscale.plan": {
         "llmscale.finetune.trained",
         "llmscale.model.attention",
+        "llmscale.model.factors",
         "llmscale.config",
         "llmscale.layout",
         "llmscale.objectives",

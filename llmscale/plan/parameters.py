@@ -13,9 +13,11 @@ from llmscale.config.model import ModelConfig
 from llmscale.model.attention import table_of
 from llmscale.model.heads import heads_of
 from llmscale.parallel.plans import stage_layers
+from llmscale.plan.factors import factors
 
 Counts = Counter[str]
-"""Elements by part: embedding, positions, attention, cross_attention, feed_forward, router, experts, norms, head."""
+"""Elements by part: embedding, positions, attention, cross_attention, feed_forward, router, experts, norms, head, and
+factors (low-rank ones, but those of experts)."""
 
 
 def parameters(
@@ -38,9 +40,12 @@ def parameters(
         expert: expert-parallel size.
     """
     cross = config.architecture == "encoder_decoder"
-    counts = _blocks(config, stage_layers(config.layers, pipeline)[stage], cross, tensor, expert)
+    held = stage_layers(config.layers, pipeline)[stage]
+    counts = _blocks(config, held, cross, tensor, expert) + factors(config, held, cross, tensor, expert)
     if cross:
-        counts += _blocks(config, range(config.encoder_layer_count), False, tensor, expert)
+        below = range(config.encoder_layer_count)
+        counts += _blocks(config, below, False, tensor, expert)
+        counts += factors(config, below, False, tensor, expert, encoder=True)
         counts += _around(config, tensor)
     if stage == 0:
         counts += _first(config, vocab_size, tensor)

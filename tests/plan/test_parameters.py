@@ -12,6 +12,7 @@ import torch
 
 from llmscale import families
 from llmscale.config import ModelConfig, load_config
+from llmscale.config.lora import LoraConfig
 from llmscale.model import Transformer
 from llmscale.parallel import plans
 from llmscale.parallel.grid import RankGrid
@@ -31,6 +32,7 @@ def model(config: ModelConfig, vocab_size: int) -> Transformer:
 
 
 PARTS = (
+    (r".*\.(lora_a|lora_b|magnitude)", "factors"),
     (r"(head|next_sentence)\.", "head"),
     (r".*norm\.", "norms"),
     (r"(positions|token_types|queries)\.|.*relative_bias", "positions"),
@@ -82,6 +84,8 @@ def local(config: ModelConfig, name: str, shape: torch.Size, tensor: int) -> int
     """Elements of a parameter that a tensor-parallel rank holds, by Megatron's rules (Shoeybi et al. 2019)."""
     size = shape.numel()
     module, _, kind = name.rpartition(".")
+    if kind == "lora_a" or (kind in ("lora_b", "magnitude") and module.endswith(ROW)):
+        return size // tensor if kind == "lora_a" and module.endswith(ROW) else size
     if module.endswith(COLUMN) or name == "embedding.weight" or name in ("head.weight", "head.bias"):
         return size // tensor
     if module.endswith(("attention.key", "attention.value")):
@@ -91,11 +95,23 @@ def local(config: ModelConfig, name: str, shape: torch.Size, tensor: int) -> int
     return size
 
 
+@pytest.mark.parametrize("targets", [["all"], ["attention"], ["up", "blocks.1.*"]])
+@pytest.mark.parametrize("family", families.NAMES)
+def test_factors_are_as_many_as_those_of_the_model(family: str, targets: list[str]) -> None:
+    sizes = {"layers": 3, "hidden_size": 64, "heads": 4, "ffn_size": 48}
+    sizes |= {} if "latent" in families.preset(family) else {"head_size": 16}
+    config = ModelConfig(**{"family": family, **sizes, "lora": {"rank": 3, "dora": True, "targets": targets}})
+    assert parameters(config, VOCAB) == by_part(config, VOCAB)
+
+
 @pytest.mark.parametrize("tensor", [2, 4])
 @pytest.mark.parametrize("name", ["llama3_8b", "gpt3_175b", "t5_base", "bert_base", "mixtral_8x7b", "gpt_j_6b"])
-def test_a_tensor_parallel_rank_holds_its_share(name: str, tensor: int) -> None:
+@pytest.mark.parametrize("factors", [False, True])
+def test_a_tensor_parallel_rank_holds_its_share(name: str, tensor: int, factors: bool) -> None:
     config = load_config(ROOT / f"configs/systems/tiny/{name}.yaml").model
-    config = config.model_copy(update={"heads": 8, "kv_heads": 2 if config.kv_heads else None, "head_size": 8})
+    changes = {"heads": 8, "kv_heads": 2 if config.kv_heads else None, "head_size": 8}
+    lora = LoraConfig(rank=4, dora=True) if factors else None
+    config = config.model_copy(update={**changes, "lora": lora})
     named = model(config, VOCAB).named_parameters()
     expected = sum(local(config, name, parameter.shape, tensor) for name, parameter in named)
     assert sum(parameters(config, VOCAB, tensor=tensor).values()) == expected
