@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 import torch
@@ -91,6 +91,12 @@ def fill_of(name: str, array: np.ndarray) -> float:
     if name.startswith(LABELS):
         return np.nan if array.dtype.kind == "f" else -1
     return 0
+
+
+def with_label(batch: Batch, name: str, value: float) -> Batch:
+    """The batch with one number, in fp64, as a label of all its samples."""
+    label = torch.full((batch.size,), value, dtype=torch.float64)
+    return replace(batch, labels={**batch.labels, name: label})
 
 
 def no_labels(labels: torch.Tensor) -> torch.Tensor:

@@ -134,6 +134,8 @@ class TrainLoader:
         self._lanes = {
             lane: {group: state for group, *state in held} for lane, held in self.samples.cursor_lanes(own).items()
         }
+        self.annotate: Callable[[Batch], Batch] = _unchanged
+        """Adds to each batch what is known of its samples besides."""
         self._chunks: Iterator[Chunk | Exception] | None = None
         self._round: Chunk | None = None
         self._used = 0
@@ -155,7 +157,7 @@ class TrainLoader:
         self._next += count * self._dp_size
         if self.samples.total is not None:
             numbers = np.where(numbers < self.samples.total, numbers, -1)
-        batch = make_batch(chunk.arrays, numbers)
+        batch = self.annotate(make_batch(chunk.arrays, numbers))
         return (batch.map(torch.Tensor.pin_memory) if self._pin else batch), int(chunk.digests.sum(dtype=np.uint64))
 
     def cursor(self) -> dict[str, Any]:
@@ -265,6 +267,10 @@ def _join(chunks: list[Chunk], join: Callable[[list[np.ndarray]], np.ndarray]) -
     arrays = {name: join([chunk.arrays[name] for chunk in chunks]) for name in chunks[0].arrays}
     digests, states = (join([getattr(chunk, name) for chunk in chunks]) for name in ("digests", "states"))
     return Chunk(arrays, digests, states)
+
+
+def _unchanged(batch: Batch) -> Batch:
+    return batch
 
 
 def _as_is(chunk: Chunk | Exception) -> Chunk | Exception:

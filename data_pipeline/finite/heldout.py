@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -103,6 +103,8 @@ class EvaluationSet:
         """Documents left out or repaired, by reason."""
         self.met = BadCounts(**size.met)
         """What was wrong with the records that they are from."""
+        self.annotate: Callable[[Batch], Batch] = lambda batch: batch
+        """Adds to each batch what is known of its samples besides."""
         self.remade = False
         """Whether a damaged one stood in its place."""
 
@@ -125,7 +127,7 @@ class EvaluationSet:
         kept = np.array([0 <= index < len(self) for index in indices], dtype=bool)
         order[kept], order[~kept] = np.arange(len(real)), np.arange(len(real), len(indices))
         numbers = np.where(kept, np.array(indices, dtype=np.int64), -1)
-        return make_batch({name: array[order] for name, array in rows.items()}, numbers)
+        return self.annotate(make_batch({name: array[order] for name, array in rows.items()}, numbers))
 
 
 def build_evaluation_set(

@@ -117,6 +117,19 @@ class IndexedSamples:
     def sources(self, samples: int) -> dict[str, int]:
         return dict(zip(self._mixture.labels, self._mixture.counts(samples), strict=True))
 
+    def distinct(self, samples: int) -> list[int]:
+        """Numbers, among the first `samples`, one for each sample that there is among them."""
+        limit = samples if self.total is None else min(samples, self.total)
+        if self._mixture.groups == 1:
+            return list(range(min(limit, self.per_epoch)))
+        found: dict[tuple[int, int], int] = {}
+        for first in range(0, limit, LOOK_AHEAD):
+            numbers = range(first, min(first + LOOK_AHEAD, limit))
+            groups, indices = self._places(numbers)
+            for number, *place in zip(numbers, groups.tolist(), indices.tolist(), strict=True):
+                found.setdefault((place[0], place[1]), number)
+        return list(found.values())
+
     def digest_of(self, sample: Sample, k: int) -> int:
         return sample_digest(sample, k)
 

@@ -7,14 +7,14 @@ import hashlib
 import io
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
-from data_pipeline.batch import Batch
+from data_pipeline.batch import Batch, with_label
 from llmscale.checkpoint.fragments import Fragment
 from llmscale.config import RunConfig
 from llmscale.config.training import micro_batches
@@ -125,6 +125,10 @@ class Engine:
         self._measured = [0, *range(len(loss.terms), len(loss.terms) + len(loss.measures))]
         self.measures = {name: name in loss.heads[0].higher_is_better for name in loss.measures}
         """Names of what `measure` gives after the loss, and whether more is better."""
+        self.shared = loss.shared
+        """As `Loss.shared`."""
+        self.per_token = loss.heads[0].per_token
+        """Whether the loss is one of each token of a text."""
         training = freeze(model, config)
         self.named = self._owned(model)
         """The parameters whose state this rank has, or shares with others, by name; frozen ones too."""
@@ -305,6 +309,22 @@ class Engine:
         self._engine.eval()
         with self._passes():
             return over_positions(self._engine.module(batch.to(self.device)), self.grid).cpu()
+
+    def with_shared(
+        self, micro_batches: list[Batch], count: float, reduce: Callable[[list[float]], list[float]]
+    ) -> list[Batch]:
+        """The micro batches of a global batch with what their loss needs of all of it (`Loss.shared`), which takes a
+        forward pass; collective.
+
+        Args:
+            count: samples of the global batch.
+            reduce: sums each number over all ranks, in double precision.
+        """
+        if self.shared is None:
+            return micro_batches
+        place = 1 + list(self.measures).index(self.shared)
+        [total] = reduce([math.fsum(self.measure(batch)[place] for batch in micro_batches)])
+        return [with_label(batch, self.shared, total / count) for batch in micro_batches]
 
     def _passes(self) -> contextlib.AbstractContextManager[None]:
         stage3 = self.config.engine.zero_stage == 3

@@ -89,7 +89,7 @@ def figures_on(
             documents,
             batch,
             measures=loss.measures,
-            text=trained.config.model.head is None,
+            text=loss.heads[0].per_token,
         )
     assert figures is not None
     return figures, documents

@@ -64,7 +64,7 @@ def facts_of(config: RunConfig) -> LayoutFacts:
         lengths=model_side(config.objective).lengths(config.data.sequence_length),
         shares=_shares(config),
         optimizer=config.optimizer.name,
-        whole_sequences=tuple(head.name for head in heads_of(model) if head.reads == "whole"),
+        whole_sequences=model_side(config.objective).whole_sequences(model),
         whole_batches=tuple(head.name for head in heads_of(model) if head.whole_batch),
     )
 

@@ -78,7 +78,7 @@ def _require_architecture(config: RunConfig) -> None:
                 else f"set model.architecture={objective.architectures[0]}"
             )
         )
-    mismatch = objective.mismatch(model)
+    mismatch = objective.mismatch(model) or objective.impossible(config)
     if mismatch is not None:
         raise UserError(mismatch)
     if objective.predicts(model) != model.predicts:

@@ -11,13 +11,14 @@ from data_pipeline.batch import Batch
 from data_pipeline.objectives import ObjectiveSettings
 from llmscale.config import ModelConfig
 from llmscale.model import Dropout, Output, Transformer
-from llmscale.model.heads import Head, heads_of
+from llmscale.model.heads import Head
 from llmscale.objectives import model_side
 
 
 def build_loss(objective: ObjectiveSettings, model: ModelConfig) -> Loss:
     """The loss of an objective for a model that `llmscale.layout` lets it train."""
-    return Loss(model, heads_of(model), sparse=model_side(objective).sparse)
+    side = model_side(objective)
+    return Loss(model, side.heads(model), sparse=side.sparse)
 
 
 class Loss:
@@ -40,6 +41,8 @@ class Loss:
         """Names of the terms, as metrics show them. The first is the loss per target."""
         self.measures = self._first.measures
         """Names of what is measured of held-out samples besides the first term, each divided by its count."""
+        self.shared = self._first.shared
+        """Which of them the loss itself needs, as its mean over the global batch; None: none."""
         self.whole_batch = self._first.whole_batch
         """Whether the loss of a sample depends on the others of its global batch."""
 

@@ -6,7 +6,8 @@ from collections.abc import Container
 from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
 
 from data_pipeline.objectives import ObjectiveSettings
-from llmscale.config import ModelConfig
+from llmscale.config import ModelConfig, RunConfig
+from llmscale.model.heads import Head, heads_of
 
 Settings = TypeVar("Settings", bound=ObjectiveSettings)
 Reading = Literal["document", "prefix", "source"]
@@ -62,6 +63,19 @@ class ModelSide(Generic[Settings]):
         """The heads that it trains: all that a model has must be among them, and the other way around."""
         return ("language",)
 
+    def heads(self, model: ModelConfig) -> tuple[Head, ...]:
+        """The heads whose losses are minimised, with the objective's own loss where it has one; needs torch."""
+        return heads_of(model)
+
+    def whole_sequences(self, model: ModelConfig) -> tuple[str, ...]:
+        """Heads whose loss looks at several positions of a sequence at once."""
+        return tuple(head.name for head in heads_of(model) if head.reads == "whole")
+
+    @property
+    def compares(self) -> bool:
+        """Whether a reference model's log-probabilities of each sample's answers are needed."""
+        return False
+
     def lengths(self, sequence_length: int) -> Named:
         """Tokens of a sample, as the model reads it; first what positions must reach for."""
         return (("data.sequence_length", sequence_length),)
@@ -76,6 +90,10 @@ class ModelSide(Generic[Settings]):
 
     def mismatch(self, model: ModelConfig) -> str | None:
         """Why it cannot train a model of the right architecture, with the fix; None: it can."""
+        return None
+
+    def impossible(self, config: RunConfig) -> str | None:
+        """Why the rest of a config does not go with it, with the fix; None: it does."""
         return None
 
     @classmethod

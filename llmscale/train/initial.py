@@ -36,17 +36,7 @@ def start_from(model: Transformer, path: str, tokenizer: Tokenizer, seed: int = 
         UserError: no intact checkpoint, another tokenizer, a tensor that is missing or has another shape, or a model
             section that makes another function of the tensors.
     """
-    try:
-        checkpoint = newest_intact(path)
-        theirs = load_tokenizer(checkpoint.tokenizer)
-    except UserError as error:
-        raise UserError(f"train.init_from: {error}") from None
-    if not interchangeable(theirs, tokenizer):
-        raise UserError(
-            f"train.init_from {path} was trained with another tokenizer ({theirs.vocab_size} tokens, digest"
-            f" {theirs.digest[:12]}) than this run's ({tokenizer.vocab_size} tokens, digest {tokenizer.digest[:12]});"
-            f" set data.tokenizer to that checkpoint's"
-        )
+    checkpoint = open_model(path, tokenizer, "train.init_from")
     with torch.device("meta"):
         whole = Transformer(model.config, model.vocab_size)
     shapes = {name: tuple(parameter.shape) for name, parameter in whole.named_parameters()}
@@ -86,6 +76,37 @@ def _with_factors(model: ModelConfig, checkpoint: Checkpoint, seed: int) -> Weig
                 f" llmscale checkpoint merge and start from that"
             )
     return weights_of(checkpoint)
+
+
+def open_model(path: str, tokenizer: Tokenizer, option: str) -> Checkpoint:
+    """The newest intact checkpoint of the model that a setting names, whose tokenizer must be the run's.
+
+    Raises:
+        UserError: there is none, or it has another tokenizer.
+    """
+    try:
+        checkpoint = newest_intact(path)
+        theirs = load_tokenizer(checkpoint.tokenizer)
+    except UserError as error:
+        raise UserError(f"{option}: {error}") from None
+    if not interchangeable(theirs, tokenizer):
+        raise UserError(
+            f"{option} {path} was trained with another tokenizer ({theirs.vocab_size} tokens, digest"
+            f" {theirs.digest[:12]}) than this run's ({tokenizer.vocab_size} tokens, digest {tokenizer.digest[:12]});"
+            f" set data.tokenizer to that checkpoint's"
+        )
+    return checkpoint
+
+
+def require_same_model(model: ModelConfig, vocab_size: int, checkpoint: Checkpoint, option: str) -> None:
+    """Raise UserError unless a checkpoint, which a setting names, has all tensors of a model and its function."""
+    with torch.device("meta"):
+        whole = Transformer(model, vocab_size)
+    try:
+        require_tensors(checkpoint, {name: tuple(parameter.shape) for name, parameter in whole.named_parameters()})
+        require_function(model, checkpoint)
+    except UserError as error:
+        raise UserError(f"{option}: {error}") from None
 
 
 def _heads_tensors(names: Iterable[str]) -> list[str]:

@@ -93,7 +93,8 @@ class Trainer:
         sums, grad_norm = [0.0] * len(counts), 0.0
         if targets:
             micro, _ = accumulation(self.config, grid.data, global_batch)
-            micro_batches = self.engine.cut(batch, micro)
+            state.enter("forward, backward pass and update", COMPUTING)
+            micro_batches = self.engine.with_shared(self.engine.cut(batch, micro), targets, all_reduce_sum)
             self._look_twice(micro_batches[0])
             state.enter("forward, backward pass and update", COMPUTING)
             sums, grad_norm = self.engine.train_step(micro_batches, state.step, counts)

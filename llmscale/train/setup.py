@@ -39,6 +39,7 @@ from llmscale.train.loop import Trainer
 from llmscale.train.outputs import Outputs
 from llmscale.train.progress import Progress
 from llmscale.train.recoveries import RollBack
+from llmscale.train.reference import Data, attach_references
 from llmscale.train.resume import Resume, find_resume, restore
 from llmscale.train.run_directory import RunDirectory
 from llmscale.train.saving import Saver
@@ -176,6 +177,15 @@ def set_up(
     loader = build.build_loader(config, run, tokenizer, grid, resume, world.device)
     stack.callback(loader.close)
     config = build.with_steps(config, loader)
+    attach_references(
+        config,
+        run,
+        world,
+        grid,
+        Data(tokenizer, loader, evaluation_set),
+        attempt=attempt,
+        continues=resume.checkpoint is not None,
+    )
     model, weights = build.build_model(config, tokenizer, grid, world, resume.checkpoint is not None)
     loss = build_loss(config.objective, config.model)
     engine = make_engine(model, loss, config, grid, world.device, weights)

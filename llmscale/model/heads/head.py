@@ -61,6 +61,11 @@ class Head(ABC):
     """What is measured of held-out samples besides the loss, each as a mean over them."""
     higher_is_better: ClassVar[frozenset[str]] = frozenset()
     """Those of them of which more is better."""
+    shared: str | None = None
+    """Which of `measures` the loss itself needs: `Batch.labels` of that name is its mean over the global batch: (B,)
+    of fp64, the same for all samples."""
+    per_token: ClassVar[bool] = False
+    """Whether each token of a text counts, so that there is a loss per byte."""
     generates: ClassVar[bool] = False
     """Whether it gives probabilities of the next token."""
     reads: Literal["each", "first", "whole"] = "each"

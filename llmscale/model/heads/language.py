@@ -22,6 +22,7 @@ class LanguageHead(Head):
     name = "language"
     attribute = "head"
     generates = True
+    per_token = True
     sharding = (("", "vocabulary"),)
 
     def build(self, vocab_size: int) -> nn.Module:
