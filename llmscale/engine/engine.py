@@ -125,10 +125,7 @@ class Engine:
         self._measured = [0, *range(len(loss.terms), len(loss.terms) + len(loss.measures))]
         self.measures = {name: name in loss.heads[0].higher_is_better for name in loss.measures}
         """Names of what `measure` gives after the loss, and whether more is better."""
-        self.shared = loss.shared
-        """As `Loss.shared`."""
-        self.per_token = loss.heads[0].per_token
-        """Whether the loss is one of each token of a text."""
+        self._loss = loss
         training = freeze(model, config)
         self.named = self._owned(model)
         """The parameters whose state this rank has, or shares with others, by name; frozen ones too."""
@@ -174,6 +171,16 @@ class Engine:
         zero_state.create_optimizer_state(self._engine)
         shims.skip_at_the_smallest_scale(self._engine)
         shims.save_passes_over_gradients(self._engine)
+
+    @property
+    def shared(self) -> str | None:
+        """As `Loss.shared`."""
+        return self._loss.shared
+
+    @property
+    def per_token(self) -> bool:
+        """Whether the loss is one of each token of a text."""
+        return self._loss.heads[0].per_token
 
     def close(self) -> None:
         """Take DeepSpeed's hooks off the model, which would keep both and their process groups for ever."""
