@@ -125,7 +125,6 @@ class Engine:
         self._measured = [0, *range(len(loss.terms), len(loss.terms) + len(loss.measures))]
         self.measures = {name: name in loss.heads[0].higher_is_better for name in loss.measures}
         """Names of what `measure` gives after the loss, and whether more is better."""
-        self._loss = loss
         training = freeze(model, config)
         self.named = self._owned(model)
         """The parameters whose state this rank has, or shares with others, by name; frozen ones too."""
