@@ -25,7 +25,7 @@ def known_layouts() -> dict[str, Layout]:
         for value in vars(module).values()
         if isinstance(value, type) and issubclass(value, Layout) and value.__module__ == module.__name__
     ]
-    dialogues = [layout for layout in found if "messages" in layout.gives]
+    dialogues = [layout for layout in found if layout.gives - {TARGET} == {"messages"}]
     return {**{layout.name: layout for layout in found}, AUTO: AutoLayout(dialogues)}
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -14,7 +15,10 @@ from data_pipeline.base.errors import UserError
 from data_pipeline.document import Document
 from data_pipeline.objectives.objective import LABELS, Arrays, Objective, ObjectiveSettings, stack
 from data_pipeline.objectives.packing import DocumentPacker, OpenPacker, Sample, value_of
+from data_pipeline.reading.dialogue import TRAINING_DATE, ChatTemplate, chat_template
+from data_pipeline.reading.messages import Message, merged_system, read_messages
 from data_pipeline.tokenizer import Tokenizer
+from data_pipeline.tokenizer.chat_files import BUILT_IN, ChatTemplates
 from data_pipeline.tokenizer.frame import pad_token, text_frame
 
 CUT_PROMPT = "prompts cut at their beginning"
@@ -25,11 +29,14 @@ _SHOWN = 60
 
 class AnswersSettings(ObjectiveSettings):
     """What objectives that compare answers have in common. Sources have the prompt as `field`, and name the fields of
-    the answers in `fields`."""
+    the answers in `fields`; or a layout of dialogues, which the tokenizer's chat template reads."""
 
     end_prompt: bool = False
     """Whether the end-of-document token stands between prompt and answer, as objective seq2seq with concatenate has it;
-    otherwise the answer continues the prompt's document."""
+    otherwise the answer continues the prompt's document. Chat templates have their own way."""
+    system: Literal["keep", "merge"] = "keep"
+    """Of dialogues. keep: the system message has a turn of its own; merge: it stands in front of the first user's, for
+    templates that know no system (Gemma)."""
     too_long: Literal["truncate", "refuse"] = "truncate"
     """What to do about a prompt and answer of more than data.sequence_length tokens. truncate: the beginning of the
     prompt is cut off (the same for both answers), and where an answer alone is too long, its end; both are counted.
@@ -43,16 +50,14 @@ class AnswersSettings(ObjectiveSettings):
         return ("pad",)
 
 
-class Text(NamedTuple):
-    """A prompt with an answer, as the model reads them."""
+class Read(NamedTuple):
+    """A prompt and answers to it as the model reads them."""
 
-    inputs: np.ndarray
-    """(n,) int32."""
-    targets: np.ndarray
-    """(n,) int32: the token behind each input."""
-    first: int
-    """The first input that belongs to the answer, as all later ones do: that which its first token is predicted from,
-    or that token itself."""
+    begin: int
+    """Tokens at the beginning of the prompt that are never cut off."""
+    prompt: list[int]
+    answers: list[list[int]]
+    """Each with its end token."""
 
 
 class Answers(Objective):
@@ -65,6 +70,8 @@ class Answers(Objective):
     length = 0
     ahead = 1
     """Tokens at the end of a text that are no inputs: 1 where each input is to predict the next token."""
+    names: tuple[str, ...]
+    """Fields of a record that hold an answer."""
 
     def __init__(self, config: AnswersSettings, tokenizer: Tokenizer, sequence_length: int) -> None:
         self.config = config
@@ -73,8 +80,11 @@ class Answers(Objective):
         self._tokenizer = tokenizer
         self._pad = pad_token(tokenizer)
         begin, end = text_frame(tokenizer, source=config.end_prompt)
-        self._begin = np.array(begin, dtype=np.int32)
-        self._between = np.array(end if config.end_prompt else [], dtype=np.int32)
+        self._begin, self._between = begin, end if config.end_prompt else []
+        self._template: ChatTemplate | None = None
+        kept = (tokenizer.chat or ChatTemplates({})).templates
+        decides = [kept, BUILT_IN, TRAINING_DATE, sequence_length, self.ahead, config.model_dump(mode="json")]
+        self.form = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def targets_per_sample(self) -> int:
@@ -83,26 +93,29 @@ class Answers(Objective):
     def packer(self) -> OpenPacker:
         return lambda documents, token, _: DocumentPacker(documents, token, self.sample)
 
-    @abstractmethod
-    def answers(self, values: Mapping[str, Any]) -> tuple[str, str]:
-        """The two texts of a record's values, which `problem` has found to be right."""
-
-    def labels(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Other labels of a record, by name."""
+    def labels(self, values: Mapping[str, Any]) -> dict[str, int]:
+        """Other labels of what is stored of a record, by name."""
         return {}
+
+    def halves(self, values: Mapping[str, Any]) -> tuple[list[int], list[int]]:
+        """The tokens of both answers, of what is stored of a record."""
+        first, second = (values[name] for name in self.names)
+        return first, second
 
     def arrays(self, samples: Sequence[Sample], numbers: Sequence[int]) -> Arrays:
         names, length = self.config.stored.values, self.sequence_length
         values = [dict(zip(names, map(value_of, sample.values), strict=True)) for sample in samples]
-        pairs = [
-            self.texts(sample.tokens, *self.answers(each))[0] for sample, each in zip(samples, values, strict=True)
+        prompts = np.repeat([len(sample.tokens) for sample in samples], 2)[:, None]
+        texts = [
+            np.concatenate([sample.tokens, np.array(answer, dtype=np.int32)])[: length + self.ahead]
+            for sample, each in zip(samples, values, strict=True)
+            for answer in self.halves(each)
         ]
-        halves = [text for pair in pairs for text in pair]
-        inputs = stack([text.inputs for text in halves], length, self._pad)
-        targets = stack([text.targets for text in halves], length, self._pad)
-        place, sizes = np.arange(length), np.array([[len(text.inputs)] for text in halves])
-        learned = (place >= np.array([[text.first] for text in halves])) & (place < sizes)
-        segments = np.where(place < sizes, np.arange(len(halves))[:, None] % 2, -1).astype(np.int32)
+        inputs = stack([text[: len(text) - self.ahead] for text in texts], length, self._pad)
+        targets = stack([text[self.ahead :] for text in texts], length, self._pad)
+        place, sizes = np.arange(length), np.array([[len(text) - self.ahead] for text in texts])
+        learned = (place >= prompts - self.ahead) & (place < sizes)
+        segments = np.where(place < sizes, np.arange(len(texts))[:, None] % 2, -1).astype(np.int32)
         rows = (len(samples), 2 * length)
         others = [self.labels(each) for each in values]
         return {
@@ -119,34 +132,69 @@ class Answers(Objective):
     def checked(
         self, documents: Iterable[Document], place: Callable[[Document], str], counts: Counter[str] | None = None
     ) -> Iterator[Document]:
+        """The documents with their tokens as they are stored: of the prompt as `tokens`, of the answers as values."""
         for document in super().checked(documents, place, counts):
-            _, cut = self.texts(np.array(self._tokenizer.encode(document.text)), *self.answers(document.values or {}))
-            if cut and self.config.too_long == "refuse":
-                raise UserError(
-                    f"{place(document)}: the prompt with its longer answer is longer than data.sequence_length"
-                    f" ({self.sequence_length} tokens); raise that, shorten the record, or set"
-                    f" objective.too_long=truncate"
-                )
+            values = document.values or {}
+            try:
+                read, cut = self._fitting(self.read(document.text, values))
+            except (ValueError, UserError) as error:
+                raise UserError(f"{place(document)}: {error}") from None
             if counts is not None:
                 counts.update(cut)
-            yield document
+            answers = dict(zip(self.names, read.answers, strict=True))
+            yield document._replace(tokens=np.array(read.prompt, dtype=np.int32), values={**values, **answers})
 
-    def texts(self, prompt: np.ndarray, *answers: str) -> tuple[list[Text], list[str]]:
-        """The prompt with each of the answers, and what of them was cut."""
+    def read(self, prompt: str, values: Mapping[str, Any]) -> Read:
+        """A record's prompt and answers, of any length.
+
+        Raises:
+            ValueError: a message of the prompt is none; says why.
+            UserError: the chat template does not read the dialogue.
+        """
+        answers = [values[name] for name in self.names]
+        if "messages" in values:
+            return self._read_dialogue(values["messages"], answers)
+        first, *others = (ids.tolist() for ids in map(np.asarray, self._tokenizer.encode_batch([prompt, *answers])))
+        head = [*self._begin, *first, *self._between] or [self._end]
+        return Read(len(self._begin), head, [[*ids, self._end] for ids in others])
+
+    def _read_dialogue(self, messages: Any, answers: list[str]) -> Read:
+        if self._template is None:
+            self._template, _ = chat_template(self._tokenizer)
+        # Only the answers are learned.
+        turns = [replace(message, weight=0.0) for message in read_messages(messages)]
+        if self.config.system == "merge":
+            turns = merged_system(turns)
+        head: list[int] = []
+        found = []
+        for answer in answers:
+            read = self._template.read([*turns, Message("assistant", answer)], {"assistant": 1.0})
+            before = sum(run.tokens for run in read.runs if not run.weight)
+            head, tokens = read.tokens[:before].tolist(), read.tokens[before:].tolist()
+            found.append(tokens)
+        return Read(0, head, found)
+
+    def _fitting(self, read: Read) -> tuple[Read, list[str]]:
+        """What has room in half a row, and what of it was cut."""
         room = self.sequence_length + self.ahead
-        found = [np.append(ids, self._end).astype(np.int32) for ids in self._tokenizer.encode_batch(list(answers))]
-        around = len(self._begin) + len(self._between)
-        left = room - around - max(map(len, found))
-        kept = prompt[len(prompt) - max(0, min(left, len(prompt))) :]
-        head = np.concatenate([self._begin, kept, self._between]).astype(np.int32)
-        if not len(head):
-            head = np.array([self._end], dtype=np.int32)
-        whole = [np.concatenate([head, answer])[:room] for answer in found]
-        cut = [CUT_PROMPT] if len(kept) < len(prompt) else []
-        cut += [CUT_ANSWER for answer in found if len(head) + len(answer) > room]
-        return [
-            Text(tokens[: len(tokens) - self.ahead], tokens[self.ahead :], len(head) - self.ahead) for tokens in whole
-        ], cut
+        longest = max(map(len, read.answers))
+        over = len(read.prompt) + longest - room
+        if over <= 0:
+            return read, []
+        if self.config.too_long == "refuse":
+            raise UserError(
+                f"the prompt with its longest answer has {room + over} tokens, but data.sequence_length is"
+                f" {self.sequence_length}; raise that, shorten the record, or set objective.too_long=truncate"
+            )
+        begin = read.prompt[: read.begin]
+        # Something must stand in front of an answer's first token.
+        rest = read.prompt[read.begin :]
+        kept = max(len(rest) - over, 0 if begin else 1)
+        prompt = [*begin, *rest[len(rest) - kept :]]
+        answers = [answer[: room - len(prompt)] for answer in read.answers]
+        cut = [CUT_PROMPT] if kept < len(rest) else []
+        cut += [CUT_ANSWER for answer, whole in zip(answers, read.answers, strict=True) if len(answer) < len(whole)]
+        return Read(read.begin, prompt, answers), cut
 
     def require_text(self, values: Mapping[str, Any], name: str) -> str | None:
         """What is wrong with the text of a field, as `problem` says it."""
@@ -163,8 +211,7 @@ class Answers(Objective):
 class Pairs(Answers):
     """Records of a prompt with a better and a worse answer: `chosen` in the first half, `rejected` in the second."""
 
-    def answers(self, values: Mapping[str, Any]) -> tuple[str, str]:
-        return values["chosen"], values["rejected"]
+    names = ("chosen", "rejected")
 
     def problem(self, values: Mapping[str, Any]) -> str | None:
         wrong = self.require_text(values, "chosen") or self.require_text(values, "rejected")

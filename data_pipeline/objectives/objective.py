@@ -138,6 +138,11 @@ class Objective(ABC):
                 raise UserError(f"{place(document)}: {problem}")
             yield document
 
+    @property
+    def given(self) -> tuple[str, ...]:
+        """Values of a record's other fields that sources must have."""
+        return self.config.stored.values
+
     def require(self, sources: Sequence[SourceConfig], where: str) -> None:
         """Raise UserError unless every source, which the config has at `where`, says where to find what is stored."""
         for index, source in enumerate(sources):
@@ -146,7 +151,7 @@ class Objective(ABC):
                     f"objective.name is {self.config.name}, but {where}.{index} has no target_field; name the field"
                     f" that holds the target text"
                 )
-            missing = [name for name in self.config.stored.values if name not in source.gives]
+            missing = [name for name in self.given if name not in source.gives]
             if missing and source.kind == "tokens":
                 raise UserError(
                     f"objective.name is {self.config.name}, but {where}.{index} has kind tokens, which hold no"

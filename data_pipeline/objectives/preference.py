@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal
 
-import numpy as np
 from pydantic import Field, model_validator
 
-from data_pipeline.config import SourceConfig
 from data_pipeline.document import Document
-from data_pipeline.objectives.answers import Answers, AnswersSettings, Pairs, Text, written
+from data_pipeline.objectives.answers import Answers, AnswersSettings, Pairs, written
 from data_pipeline.objectives.packing import Stored
 from data_pipeline.tokenizer import Tokenizer
 
@@ -88,17 +86,14 @@ class PreferenceObjective(AnswersSettings):
 
 class Alone(Answers):
     """Records of a prompt with one answer, in the first half; in the second the prompt with the answer of the record
-    before it in its block of the source (of the first one, with that of the last)."""
+    before it in its block of the source (of the first one, with that of the last), as far as there is room."""
 
-    def answers(self, values: Mapping[str, Any]) -> tuple[str, str]:
-        return values["answer"], values.get(_MISMATCHED, values["answer"])
+    names = ("answer",)
 
-    def texts(self, prompt: np.ndarray, *answers: str) -> tuple[list[Text], list[str]]:
-        # Another record's answer is no reason to cut this one's prompt, nor worth counting.
-        found = [super(Alone, self).texts(prompt, answer) for answer in answers]
-        return [texts[0] for texts, _ in found], found[0][1]
+    def halves(self, values: Mapping[str, Any]) -> tuple[list[int], list[int]]:
+        return values["answer"], values[_MISMATCHED]
 
-    def labels(self, values: Mapping[str, Any]) -> dict[str, Any]:
+    def labels(self, values: Mapping[str, Any]) -> dict[str, int]:
         return {DESIRABLE: int(_truth(values["label"]) or False)}
 
     def problem(self, values: Mapping[str, Any]) -> str | None:
@@ -109,11 +104,9 @@ class Alone(Answers):
             return f"the label is {written(values['label'])}, but must be true or false; correct the record"
         return wrong
 
-    def require(self, sources: Sequence[SourceConfig], where: str) -> None:
-        # Nobody names a field for it.
-        super().require(
-            [each.model_copy(update={"fields": {**each.fields, _MISMATCHED: ""}}) for each in sources], where
-        )
+    @property
+    def given(self) -> tuple[str, ...]:
+        return ("answer", "label")
 
     def checked(
         self, documents: Iterable[Document], place: Callable[[Document], str], counts: Counter[str] | None = None

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from data_pipeline.batch import Batch, make_batch, with_label
-from data_pipeline.objectives.packing import Sample, stored_value
+from data_pipeline.document import Document
+from data_pipeline.objectives.packing import Sample, stored_values
 from data_pipeline.objectives.preference import PreferenceObjective
 from data_pipeline.objectives.reward import RewardObjective
 from llmscale.checkpoint.model import TrainedModel, load_model
@@ -47,13 +48,15 @@ def texts(settings: PreferenceObjective | RewardObjective) -> list[tuple[str, st
 def batch_of(trained: TrainedModel, settings: PreferenceObjective | RewardObjective) -> Batch:
     """The batch that the data pipeline makes of the records."""
     objective = settings.build(trained.tokenizer, CONTEXT, 0)
-    samples = []
-    for number, (prompt, (first, second)) in enumerate(zip(PROMPTS, texts(settings), strict=True)):
-        given: dict[str, Any] = {"chosen": first, "rejected": second, "answer": first, "mismatched": second}
-        given["label"] = LABELS[number]
-        tokens = np.array(trained.tokenizer.encode(prompt), dtype=np.int32)
-        values = tuple(stored_value(given[name]) for name in settings.stored.values)
-        samples.append(Sample(tokens, (), len(tokens), values=values))
+    columns = zip(PROMPTS, CHOSEN, REJECTED, LABELS, strict=True)
+    documents = [
+        Document(0, 0, 0, prompt, values={"chosen": chosen, "rejected": rejected, "answer": chosen, "label": label})
+        for prompt, chosen, rejected, label in columns
+    ]
+    samples = [
+        Sample(document.tokens, (), len(document.tokens), values=stored_values(document.values, settings.stored))
+        for document in objective.checked(documents, str)
+    ]
     return make_batch(objective.arrays(samples, range(len(samples))), np.arange(len(samples)))
 
 

@@ -8,7 +8,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import transformers
@@ -213,11 +212,9 @@ def test_a_reward_model_is_a_classifier_of_one_label(folder: Path) -> None:
     assert theirs.config.num_labels == 1
     trained = load_model(folder / "reward")
     objective = trained.config.objective.build(trained.tokenizer, 48, 0)
-    texts, _ = objective.texts(  # type: ignore[attr-defined]
-        np.array(trained.tokenizer.encode("red cat? ")), "sun yes", "sun no"
-    )
-    for text in texts:
-        ids = torch.tensor(text.inputs[None].astype("int64"))
+    read = objective.read("red cat? ", {"chosen": "sun yes", "rejected": "sun no"})  # type: ignore[attr-defined]
+    for answer in read.answers:
+        ids = torch.tensor([[*read.prompt, *answer]])
         with torch.no_grad():
             ours = trained.model.classification(trained.model(ids).hidden[:, -1])  # type: ignore[misc]
             torch.testing.assert_close(ours, theirs(input_ids=ids).logits, rtol=1e-5, atol=1e-5)

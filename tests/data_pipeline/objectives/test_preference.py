@@ -20,6 +20,7 @@ from data_pipeline.objectives.answers import CUT_ANSWER, CUT_PROMPT, AnswersSett
 from data_pipeline.objectives.preference import PreferenceObjective
 from data_pipeline.objectives.reward import RewardObjective
 from data_pipeline.tokenizer import Tokenizer, prepare_tokenizer
+from data_pipeline.tokenizer.chat_files import ChatTemplates
 
 LENGTH = 24
 PAIRS = PreferenceObjective()
@@ -141,7 +142,7 @@ def test_what_is_too_long_is_cut_and_counted(objective: AnswersSettings, tmp_pat
     assert [text(0, 0), text(0, 1)] == [f"{kept}yes", f"{kept}no no"]
     assert [text(1, 0), text(1, 1)] == ["x" * (LENGTH - 1), "y"]
     strict = objective.model_copy(update={"too_long": "refuse"})
-    with pytest.raises(UserError, match=r"rows\.jsonl:1: the prompt with its longer answer is longer than data\."):
+    with pytest.raises(UserError, match=r"jsonl:1: the prompt with its longest answer has 3[67] tokens, but data\."):
         loader_of(config, tmp_path / "other", strict)
 
 
@@ -200,3 +201,85 @@ def test_a_source_without_an_answer(source: dict[str, Any], words: str, tmp_path
 def test_settings_that_cannot_be(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(ValidationError, match=words):
         PreferenceObjective(**settings)
+
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+TURNS = [("user", "Hi"), ("assistant", "Hello"), ("user", "\u4f60\u597d?")]
+SHAREGPT = {"user": "human", "assistant": "gpt"}
+
+
+def messages(turns: list[tuple[str, str]], *, share: bool = False) -> list[dict[str, str]]:
+    if share:
+        return [{"from": SHAREGPT[role], "value": text} for role, text in turns]
+    return [{"role": role, "content": text} for role, text in turns]
+
+
+FORMS: dict[str, dict[str, Any]] = {
+    "sharegpt": {
+        "conversations": messages(TURNS, share=True),
+        "chosen": {"from": "gpt", "value": "Good"},
+        "rejected": {"from": "gpt", "value": "Bad bad"},
+    },
+    "lists": {
+        "prompt": messages(TURNS),
+        "chosen": messages([("assistant", "Good")]),
+        "rejected": messages([("assistant", "Bad bad")]),
+    },
+    "implicit": {
+        "chosen": messages([*TURNS, ("assistant", "Good")]),
+        "rejected": messages([*TURNS, ("assistant", "Bad bad")]),
+    },
+    "texts": {"messages": messages(TURNS), "chosen": "Good", "rejected": "Bad bad"},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_dialogues_are_read_by_the_chat_template(form: str, tmp_path: Path) -> None:
+    """The ids are those of the rendered text; only the last answer and its end are learned."""
+    path = tmp_path / "chats.jsonl"
+    path.write_text(json.dumps(FORMS[form]) + "\n")
+    source = {"kind": "jsonl", "paths": [str(path)], "layout": "preference"}
+    config = DataConfig.model_validate(
+        {"sources": [source], "order": "permutation", "tokenizer": {"kind": "bytes"}, "sequence_length": 200}
+    )
+    tokenizer = tokenizer_of(config, tmp_path, PAIRS)
+    tokenizer.chat = ChatTemplates({"default": CHATML})
+    cache = tmp_path / "cache"
+    with TrainLoader(config, tokenizer, objective=PAIRS, seed=1, dp_rank=0, dp_size=1, cache=cache) as loader:
+        batch, _ = loader.take(1)
+    head = "".join(f"<|im_start|>{role}\n{text}<|im_end|>\n" for role, text in TURNS) + "<|im_start|>assistant\n"
+    for half, answer in enumerate(("Good", "Bad bad")):
+        part = slice(200 * half, 200 * half + 200)
+        learned = batch.labels["preference"][0, part] > 0
+        size = int(learned.nonzero()[-1]) + 1
+        ids = [*batch.inputs[0, part][:size].tolist(), int(batch.targets[0, part][size - 1])]
+        text = tokenizer.decode(np.array(ids))
+        assert text.startswith(f"{head}{answer}<|im_end|>")
+        assert tokenizer.decode(batch.targets[0, part][learned].numpy()).startswith(f"{answer}<|im_end|>")
+        first = int(learned.nonzero()[0])
+        assert tokenizer.decode(batch.inputs[0, part][: first + 1].numpy()) == head
+
+
+@pytest.mark.parametrize(
+    ("record", "words"),
+    [
+        ({**FORMS["texts"], "messages": [{"role": "poet", "content": "a"}]}, "message 1 has the role"),
+        ({**FORMS["texts"], "chosen": {"role": "user", "content": "x"}}, "the chosen answer is {"),
+        ({**FORMS["texts"], "messages": [], "chosen": "a", "rejected": "b"}, "messages is empty"),
+        ({**FORMS["texts"], "rejected": ""}, "the rejected answer is empty"),
+    ],
+)
+def test_dialogues_that_are_none_stop_with_their_place(record: dict[str, Any], words: str, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(record) + "\n")
+    source = {"kind": "jsonl", "paths": [str(path)], "layout": "preference"}
+    config = DataConfig.model_validate(
+        {"sources": [source], "order": "permutation", "tokenizer": {"kind": "bytes"}, "sequence_length": 200}
+    )
+    with pytest.raises(UserError) as caught:
+        loader_of(config, tmp_path, PAIRS)
+    assert str(caught.value).startswith(f"{path}:1: ")
+    assert words in str(caught.value)
