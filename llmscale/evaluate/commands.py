@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import json
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
 
+from data_pipeline.base.errors import UserError
 from data_pipeline.base.records import strict
+from data_pipeline.batch import Batch
 from data_pipeline.config import DataConfig
 from data_pipeline.finite.heldout import EvaluationSet, build_evaluation_set
 from data_pipeline.sources.readers import by_reason
 from llmscale.checkpoint.model import TrainedModel, load_model
 from llmscale.evaluate.heldout import evaluate, told
+from llmscale.evaluate.placed import place_whole
 from llmscale.evaluate.sources import Given, evaluation_sources
+from llmscale.objectives import model_side
 from llmscale.objectives.loss import build_loss
 
 
@@ -83,6 +88,7 @@ def figures_on(
             seed=trained.config.run.seed,
             where="--data",
         )
+        _annotate(documents, trained, torch.device(device))
         kept = [0, *range(len(loss.terms), len(loss.terms) + len(loss.measures))]
         figures = evaluate(
             lambda part: loss(trained.model, part.to(device))[kept].tolist(),
@@ -90,6 +96,32 @@ def figures_on(
             batch,
             measures=loss.measures,
             text=loss.heads[0].per_token,
+            shared=loss.shared,
         )
     assert figures is not None
     return figures, documents
+
+
+def _annotate(documents: EvaluationSet, trained: TrainedModel, device: torch.device) -> None:
+    """Let the set say what the reference of the model's objective makes of each sample, where it compares with one.
+
+    Raises:
+        UserError: the reference is not there any more.
+    """
+    named = model_side(trained.config.objective).reference(trained.config)
+    if named is None:
+        return
+    from llmscale.objectives.preference_loss import REFERENCE, answer_sums, scored
+
+    option, path = named
+    try:
+        reference = place_whole(path, device, torch.float32)
+    except UserError as error:
+        raise UserError(f"{option}: {error}") from None
+
+    def annotate(batch: Batch) -> Batch:
+        asked = scored(batch)
+        sums = answer_sums(asked, reference.scoring.score(asked)[0])
+        return replace(batch, labels={**batch.labels, REFERENCE: sums})
+
+    documents.annotate = annotate

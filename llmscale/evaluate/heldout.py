@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from data_pipeline.batch import Batch
+from data_pipeline.batch import Batch, with_label
 from data_pipeline.finite.heldout import EvaluationSet
 
 _ALWAYS = ("loss", "samples", "documents")
@@ -28,6 +28,7 @@ def evaluate(
     measures: Sequence[str] = (),
     text: bool = True,
     together: bool = False,
+    shared: str | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any] | None:
     """Mean loss over all targets of the set.
@@ -45,6 +46,7 @@ def evaluate(
         text: whether the targets are the documents' text, so that there is a loss per byte.
         together: whether samples of a batch are measured against each other, so that batches are of one size whatever
             the ranks.
+        shared: which of `measures` the loss needs, as its mean over the set (`Loss.shared`): that takes twice as long.
         stop: whether this rank wants to leave; when any does, all leave together.
 
     Returns:
@@ -52,6 +54,28 @@ def evaluate(
         tokens are predicted, in an even sample or of hidden ones, the bytes in proportion), tokens, bytes, documents.
         None when a rank asked to leave.
     """
+    if shared is not None:
+        first = evaluate(
+            measure,
+            documents,
+            batch_size,
+            rank=rank,
+            ranks=ranks,
+            reduce=reduce,
+            counted=counted,
+            max_samples=max_samples,
+            measures=measures,
+            text=text,
+            together=together,
+            stop=stop,
+        )
+        if first is None:
+            return None
+        alone, mean = measure, first[shared]
+
+        def measure(batch: Batch) -> list[float]:
+            return alone(with_label(batch, shared, mean))
+
     chosen = even_sample(len(documents), max_samples)
     sums, targets = [0.0] * (1 + len(measures)), 0.0
     for batch in _share(documents, chosen, batch_size, rank, ranks, together):

@@ -71,10 +71,10 @@ class ModelSide(Generic[Settings]):
         """Heads whose loss looks at several positions of a sequence at once."""
         return tuple(head.name for head in heads_of(model) if head.reads == "whole")
 
-    @property
-    def compares(self) -> bool:
-        """Whether a reference model's log-probabilities of each sample's answers are needed."""
-        return False
+    def reference(self, config: RunConfig) -> tuple[str, str] | None:
+        """The setting that names the model whose log-probabilities of each sample's answers the loss needs, and the
+        model's path; None: it needs none."""
+        return None
 
     def lengths(self, sequence_length: int) -> Named:
         """Tokens of a sample, as the model reads it; first what positions must reach for."""

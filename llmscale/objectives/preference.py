@@ -17,9 +17,13 @@ class Preference(ModelSide[PreferenceObjective]):
     def reading(self) -> Reading:  # type: ignore[override]
         return "source" if self.config.end_prompt else "document"
 
-    @property
-    def compares(self) -> bool:
-        return self.config.compares
+    def reference(self, config: RunConfig) -> tuple[str, str] | None:
+        if not self.config.compares:
+            return None
+        if self.config.reference is not None:
+            return "objective.reference", self.config.reference
+        assert config.train.init_from is not None, "refused by llmscale.layout"
+        return "train.init_from", config.train.init_from
 
     def heads(self, model: ModelConfig) -> tuple[Head, ...]:
         from llmscale.objectives.preference_loss import PreferenceLoss

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -118,6 +120,22 @@ class PreferenceLoss(LanguageHead):
         gain = objective.beta * (ratios - _reference_point(batch))
         weights = torch.where(desirable, objective.desirable_weight, objective.undesirable_weight)
         return weights * (1 - torch.where(desirable, gain, -gain).sigmoid())
+
+
+def scored(batch: Batch) -> Batch:
+    """The batch that asks for the log-probability of each token of its answers."""
+    asked = batch.labels[NAME] > 0
+    order = asked.int().argsort(dim=1, descending=True, stable=True)[:, : max(1, int(asked.sum(1).max()))]
+    places = torch.where(asked.gather(1, order), order, -1)
+    return replace(batch, scored_places=places, scored_tokens=batch.targets.gather(1, order))
+
+
+def answer_sums(batch: Batch, scores: torch.Tensor) -> torch.Tensor:
+    """(B, 2) float64: the log-probabilities of both answers of a batch of `scored`, of its (B, K) scores."""
+    assert batch.scored_places is not None
+    second = batch.scored_places >= batch.inputs.shape[1] // 2
+    scores = scores.double().masked_fill(batch.scored_places < 0, 0.0)
+    return torch.stack([scores.masked_fill(second, 0.0).sum(1), scores.masked_fill(~second, 0.0).sum(1)], dim=1)
 
 
 class _Answers:

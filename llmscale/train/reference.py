@@ -21,14 +21,14 @@ from data_pipeline.batch import Batch, make_batch
 from data_pipeline.finite.heldout import EvaluationSet
 from data_pipeline.finite.samples import IndexedSamples
 from data_pipeline.loader import TrainLoader
-from data_pipeline.objectives.preference import NAME, PreferenceObjective
+from data_pipeline.objectives.preference import NAME
 from data_pipeline.tokenizer import Tokenizer
 from llmscale.config import RunConfig
 from llmscale.distributed.agreement import on_rank_zero
 from llmscale.distributed.process_group import World, all_reduce_sum
 from llmscale.evaluate.placed import Source, place_on_ranks
 from llmscale.objectives import model_side
-from llmscale.objectives.preference_loss import REFERENCE
+from llmscale.objectives.preference_loss import REFERENCE, answer_sums, scored
 from llmscale.parallel.grid import RankGrid
 from llmscale.train.initial import open_model, require_same_model
 from llmscale.train.run_directory import RunDirectory
@@ -93,22 +93,6 @@ def sample_keys(batch: Batch) -> list[str]:
     return [xxhash.xxh3_128_hexdigest(row.tobytes()) for row in rows]
 
 
-def scored(batch: Batch) -> Batch:
-    """The batch that asks for the log-probability of each token of its answers."""
-    asked = batch.labels[NAME] > 0
-    order = asked.int().argsort(dim=1, descending=True, stable=True)[:, : max(1, int(asked.sum(1).max()))]
-    places = torch.where(asked.gather(1, order), order, -1)
-    return replace(batch, scored_places=places, scored_tokens=batch.targets.gather(1, order))
-
-
-def answer_sums(batch: Batch, scores: torch.Tensor) -> torch.Tensor:
-    """(B, 2) float64: the log-probabilities of both answers of a batch of `scored`, of its (B, K) scores."""
-    assert batch.scored_places is not None
-    second = batch.scored_places >= batch.inputs.shape[1] // 2
-    scores = scores.double().masked_fill(batch.scored_places < 0, 0.0)
-    return torch.stack([scores.masked_fill(second, 0.0).sum(1), scores.masked_fill(~second, 0.0).sum(1)], dim=1)
-
-
 class _Plan(NamedTuple):
     """What there is, and what is left to do."""
 
@@ -134,9 +118,10 @@ def attach_references(
     Raises:
         UserError: the reference cannot be read, has another tokenizer or shape, or is not what it was.
     """
-    if not model_side(config.objective).compares:
+    named = model_side(config.objective).reference(config)
+    if named is None:
         return
-    option, path = reference_of(config)
+    option, path = named
     name = hashlib.sha256(f"{path} {data.tokenizer.digest} {config.engine.dtype}".encode()).hexdigest()[:16]
     file = run.cache / f"reference-{name}.jsonl"
     plan = on_rank_zero(lambda: _planned(config, data, file, option, path, continues))
@@ -155,16 +140,6 @@ def attach_references(
     data.loader.annotate = annotate
     if data.held_out is not None:
         data.held_out.annotate = annotate
-
-
-def reference_of(config: RunConfig) -> tuple[str, str]:
-    """The setting that names the reference, and its path."""
-    objective = config.objective
-    assert isinstance(objective, PreferenceObjective)
-    if objective.reference is not None:
-        return "objective.reference", objective.reference
-    assert config.train.init_from is not None, "refused by llmscale.layout"
-    return "train.init_from", config.train.init_from
 
 
 def _planned(config: RunConfig, data: Data, file: Path, option: str, path: str, continues: bool) -> _Plan:

@@ -20,7 +20,7 @@ from data_pipeline.objectives.reward import RewardObjective
 from llmscale.checkpoint.model import TrainedModel, load_model
 from llmscale.hugging_face.importing import import_directory
 from llmscale.objectives.loss import build_loss
-from llmscale.train.reference import answer_sums, scored
+from llmscale.objectives.preference_loss import answer_sums, scored
 from tests.hugging_face.references import BYTES, CONTEXT, randomized, reference, renamed, save
 
 PROMPTS = ["ab", "Wie geht es", "\u4f60\u597d", "x"]

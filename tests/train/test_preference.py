@@ -96,6 +96,18 @@ def losses(run: Path) -> list[float]:
     return [row["loss"] for row in read_records(run / "metrics.jsonl") if "loss" in row]
 
 
+@pytest.mark.parametrize(("name", "data"), [("dpo", "pairs.jsonl"), ("kto", "judged.jsonl"), ("reward", "pairs.jsonl")])
+def test_files_are_evaluated_as_the_run_does(name: str, data: str, folder: Path) -> None:
+    held = evaluations(folder / name)[-1]
+    done = run("eval", name, "--data", data, "--json", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout)
+    assert figures["samples"] == 80
+    assert figures.keys() >= held.keys() - {"step"}
+    # All of them, most of which it was trained on.
+    assert figures["loss"] < held["loss"] + 0.1
+
+
 def reference_file(folder: Path) -> Path:
     [path] = (folder / "cache").glob("reference-*.jsonl")
     return path

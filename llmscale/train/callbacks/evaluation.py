@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.base.records import read_records
-from data_pipeline.batch import Batch, with_label
 from data_pipeline.finite.heldout import EvaluationSet
 from llmscale.config.system import EvaluationConfig
 from llmscale.distributed.process_group import all_reduce_sum, broadcast_object
@@ -77,24 +75,9 @@ class Evaluator(Callback):
             return None
         if state.finished:
             self._flag.enter(Phase.TRAINING)  # the last step is saved, so that a second signal may end this
-        figures = self._measured(self._engine.measure, max_samples)
-        shared = self._engine.shared
-        if figures is not None and shared is not None:
-            mean = figures[shared]
-            figures = self._measured(lambda batch: self._engine.measure(with_label(batch, shared, mean)), max_samples)
-        if figures is None:
-            state.preempted = True
-            return None
-        self._outputs.evaluation(state.step, figures)
-        for name, higher in {"loss": False, **self._engine.measures}.items():
-            state.figures[name] = Figure(figures[name], higher)
-        return figures
-
-    def _measured(self, measure: Callable[[Batch], list[float]], max_samples: int | None) -> dict[str, Any] | None:
-        assert self._documents is not None
         grid = self._engine.grid
-        return evaluate(
-            measure,
+        figures = evaluate(
+            self._engine.measure,
             self._documents,
             self._config.batch,
             rank=grid.coordinate("data"),
@@ -104,6 +87,14 @@ class Evaluator(Callback):
             max_samples=max_samples,
             measures=list(self._engine.measures),
             text=self._engine.per_token,
+            shared=self._engine.shared,
             together=self._engine.whole_batch,
             stop=self._flag.poll,
         )
+        if figures is None:
+            state.preempted = True
+            return None
+        self._outputs.evaluation(state.step, figures)
+        for name, higher in {"loss": False, **self._engine.measures}.items():
+            state.figures[name] = Figure(figures[name], higher)
+        return figures
