@@ -46,6 +46,9 @@ class PreferenceLoss(LanguageHead):
         the loss is a function of the answers' log-probabilities alone, whose derivatives weigh the cross-entropies of
         their tokens.
         """
+        if NAME not in batch.labels:
+            # Text of another objective, of which it is asked what the model has forgotten.
+            return super().loss(module, hidden, batch, dropout)
         answers = _Answers(hidden, batch)
         sums = answers.sums(module).requires_grad_(torch.is_grad_enabled())
         value = self.each(sums, answers.lengths, batch)[answers.known].sum()
@@ -61,6 +64,8 @@ class PreferenceLoss(LanguageHead):
         return float((batch.labels[NAME] > 0).any(1).sum())
 
     def measure(self, module: nn.Module, hidden: Tensor, batch: Batch) -> list[Tensor]:
+        if NAME not in batch.labels:
+            return [hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32)) for _ in self.measures]
         answers = _Answers(hidden, batch)
         found = self.figures(answers.sums(module), answers.lengths, batch)
         wide = torch.promote_types(hidden.dtype, torch.float32)

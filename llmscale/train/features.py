@@ -17,7 +17,7 @@ from llmscale.engine.engine import Engine
 from llmscale.engine.features import Features
 from llmscale.finetune.feature_store import FeatureStore
 from llmscale.finetune.trained import names_of, part_of, training_of
-from llmscale.model.heads import heads_of
+from llmscale.objectives import model_side
 from llmscale.train.run_directory import RunDirectory
 
 _FORMAT = 1
@@ -41,7 +41,7 @@ def keep_features(config: RunConfig, run: RunDirectory, engine: Engine) -> None:
 def why_no_features(config: RunConfig) -> str | None:
     """Why a head that is trained alone needs the body at every step; None: its vectors are computed once."""
     model, parallel = config.model, config.parallel
-    if not heads_of(model)[0].condenses:
+    if not model_side(config.objective).heads(model)[0].condenses:
         return f"the head {model.predicts[0]} reads every position, or other tokens each time"
     if model.dropout or model.attention_dropout:
         return (

@@ -264,3 +264,49 @@ def test_ranks_share_the_reference_and_train_alike(loss: str, folder: Path) -> N
         for row in rows:
             assert row["values"] == pytest.approx(whole[row["sample"]], rel=1e-6)
         assert losses(folder / directory) == pytest.approx(plain, rel=1e-5), name
+
+
+@pytest.mark.parametrize("name", ["dpo_en", "reward_en"])
+def test_the_shipped_configs_in_miniature(name: str, folder: Path) -> None:
+    """On data of the form that they are for, from a small chat model."""
+    draw = random.Random(3)
+    rows = [
+        {
+            "conversations": [{"from": "system", "value": "Be kind."}, {"from": "human", "value": "Hello?"}][i % 2 :],
+            "chosen": {"from": "gpt", "value": " ".join(draw.choices(WORDS, k=4))},
+            "rejected": {"from": "gpt", "value": " ".join(draw.choices(WORDS, k=2)) + " no"},
+        }
+        for i in range(30)
+    ]
+    (folder / "dialogues.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+    [source] = given["data"]["sources"]
+    source["paths"] = ["dialogues.jsonl"]
+    given["data"] |= {"sequence_length": 64, "workers": 0}
+    given["model"] |= {"layers": 2, "hidden_size": 32, "heads": 2, "ffn_size": 72, "max_positions": 64}
+    given["train"] |= {"init_from": f"{name}-base", "epochs": 1, "global_batch": 4}
+    given["schedule"]["warmup_steps"] = 1
+    given["run"] = {"directory": name, "threads": 1, "device": "cpu"}
+    chat = {"messages": [*TURNS, {"role": "assistant", "content": "Yes."}]}
+    (folder / "chat.jsonl").write_text(json.dumps(chat) + "\n")
+    base = {
+        **given,
+        "run": {**given["run"], "directory": f"{name}-base"},
+        "objective": {"name": "chat", "pack": False},
+        "train": {"steps": 1, "global_batch": 1},
+        "evaluation": {},
+        "schedule": {"name": "constant", "warmup_steps": 0},
+    }
+    base["data"] = {
+        **given["data"],
+        "holdout": 0,
+        "sources": [{"kind": "jsonl", "paths": ["chat.jsonl"], "layout": "auto"}],
+    }
+    for each, config in (("base", base), (name, given)):
+        (folder / f"{name}-{each}.yaml").write_text(yaml.safe_dump(config))
+        finished(run("train", f"{name}-{each}.yaml", cwd=folder))
+    assert evaluations(folder / name)[-1].keys() >= {"accuracy", "margin"}
+
+
+CONFIGS = Path(__file__).parents[2] / "configs/finetune"
+TURNS = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hello?"}]

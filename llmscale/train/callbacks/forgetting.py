@@ -65,7 +65,7 @@ class ForgettingMeter(Callback):
         grid, found = self._engine.grid, {}
         for name, documents in self._sets.items():
             figures = evaluate(
-                self._engine.measure,
+                lambda batch: [self._engine.loss(batch)],
                 documents,
                 self._batch,
                 rank=grid.coordinate("data"),
