@@ -92,7 +92,7 @@ def test_answers_that_stand_alone() -> None:
         lambda **_: outputs,
         {
             **inputs_of(given.mask[:ROWS]),
-            "label": given.labels.tolist(),
+            "label": given.labels,
             "ref_logps": kept,
             "ref_KL_logps": mismatched,
         },
