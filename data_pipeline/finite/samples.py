@@ -125,7 +125,7 @@ class IndexedSamples:
         found: dict[tuple[int, int], int] = {}
         for first in range(0, limit, LOOK_AHEAD):
             numbers = range(first, min(first + LOOK_AHEAD, limit))
-            groups, indices = self._places(numbers)
+            groups, indices = self.places(numbers)
             for number, *place in zip(numbers, groups.tolist(), indices.tolist(), strict=True):
                 found.setdefault((place[0], place[1]), number)
         return list(found.values())

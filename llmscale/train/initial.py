@@ -99,11 +99,13 @@ def open_model(path: str, tokenizer: Tokenizer, option: str) -> Checkpoint:
 
 
 def require_same_model(model: ModelConfig, vocab_size: int, checkpoint: Checkpoint, option: str) -> None:
-    """Raise UserError unless a checkpoint, which a setting names, has all tensors of a model and its function."""
+    """Raise UserError unless a checkpoint, which a setting names, has all tensors of a model and its function, with or
+    without low-rank factors."""
     with torch.device("meta"):
         whole = Transformer(model, vocab_size)
+    shapes = {name: tuple(parameter.shape) for name, parameter in whole.named_parameters() if not is_factor(name)}
     try:
-        require_tensors(checkpoint, {name: tuple(parameter.shape) for name, parameter in whole.named_parameters()})
+        require_tensors(checkpoint, shapes, ignored=list(filter(is_factor, checkpoint.names)))
         require_function(model, checkpoint)
     except UserError as error:
         raise UserError(f"{option}: {error}") from None

@@ -181,6 +181,20 @@ def test_a_run_goes_on_without_its_reference_and_refuses_another(folder: Path) -
     finished(run(*later, "train.steps=16", cwd=folder))
 
 
+def test_low_rank_factors_and_forgetting_go_with_it(folder: Path) -> None:
+    """The reference has no factors; what is forgotten is measured as the language model that it is."""
+    settings = ("finetune={lora: {rank: 2}, forgetting: pretraining}", "train.steps=6", "run.directory=factors")
+    finished(run("train", "base.yaml", "data.holdout=0.1", "run.directory=held", cwd=folder))
+    finished(run("train", "dpo.yaml", "train.init_from=held", *settings, cwd=folder))
+    assert losses(folder / "factors")[0] == pytest.approx(0.6931, abs=1e-4)
+    assert losses(folder / "factors")[-1] < 0.693
+    rows = [row["forgetting"] for row in read_records(folder / "factors/metrics.jsonl") if "forgetting" in row]
+    assert len(rows) == 2
+    head = ("finetune={train: head}", "train.steps=4", "run.directory=head-alone")
+    finished(run("train", "reward.yaml", *head, cwd=folder))
+    assert losses(folder / "head-alone")[-1] < losses(folder / "head-alone")[0]
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
