@@ -102,8 +102,8 @@ def require_same_model(model: ModelConfig, vocab_size: int, checkpoint: Checkpoi
     """Raise UserError unless a checkpoint, which a setting names, has all tensors of a model and its function, with or
     without low-rank factors."""
     with torch.device("meta"):
-        whole = Transformer(model, vocab_size)
-    shapes = {name: tuple(parameter.shape) for name, parameter in whole.named_parameters() if not is_factor(name)}
+        whole = Transformer(model.plain, vocab_size)
+    shapes = {name: tuple(parameter.shape) for name, parameter in whole.named_parameters()}
     try:
         require_tensors(checkpoint, shapes, ignored=list(filter(is_factor, checkpoint.names)))
         require_function(model, checkpoint)
