@@ -163,17 +163,23 @@ class Bench:
 
         base = load_model(self.folder / "runs" / "pretrained")
         if name != "pretrained":
-            merged = self.folder / "merged" / name
-            if not merged.is_dir():
-                command = [sys.executable, "-m", "llmscale", "checkpoint", "merge", f"runs/{name}", str(merged)]
-                subprocess.run(command, cwd=self.folder, check=True, stdout=subprocess.DEVNULL)
-            body = dict(load_model(merged).model.named_parameters())
+            body = dict(load_model(self._whole(name)).model.named_parameters())
             with torch.no_grad():
                 for key, parameter in base.model.named_parameters():
                     if key in body and not key.startswith("head."):
                         parameter.copy_(body[key])
         heldout = (str(self.folder / "heldout.jsonl"),)
         return float(figures_on(base, heldout, 32)[0]["loss"])
+
+    def _whole(self, name: str) -> Path:
+        """A run, or a checkpoint with its factors merged into the weights."""
+        run, merged = self.folder / "runs" / name, self.folder / "merged" / name
+        if not name.startswith("lora"):
+            return run
+        if not merged.is_dir():
+            command = [sys.executable, "-m", "llmscale", "checkpoint", "merge", str(run), str(merged)]
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        return merged
 
     def transformers(self, seed: int) -> float:
         """Accuracy of everything trained by a plain loop from the exported weights."""
