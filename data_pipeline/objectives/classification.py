@@ -47,6 +47,8 @@ class ClassificationObjective(ObjectiveSettings):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of that vector dropped in training."""
 
+    later = ("pairs",)
+
     @field_validator("labels")
     @classmethod
     def _labels_apart(cls, labels: list[str]) -> list[str]:

@@ -33,6 +33,8 @@ class ObjectiveSettings(Section, ABC):
 
     name: str
     """The objective."""
+    later: ClassVar[tuple[str, ...]] = ()
+    """Settings that came after runs had been made: with their defaults, such runs go on."""
     reads_dialogues: ClassVar[bool] = False
     """Whether the tokenizer needs a chat template; it gets one where it has none."""
 

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from data_pipeline.objectives.objective import Arrays, Objective, ObjectiveSettings, decoder_inputs, filled, stack
-from data_pipeline.objectives.packing import DocumentPacker, OpenPacker, Sample, Stored
+from data_pipeline.objectives.packing import DocumentPacker, OpenPacker, Origins, Sample, Stored
+from data_pipeline.objectives.rows import Part, RowPacker, rows_of
 from data_pipeline.tokenizer import Tokenizer
 from data_pipeline.tokenizer.frame import pad_token, start_token, text_frame
 
@@ -24,6 +25,19 @@ class Seq2SeqObjective(ObjectiveSettings):
     concatenate: bool = False
     """For decoders: source and target follow each other in one sample of data.sequence_length + target_length tokens,
     and only the target is predicted. Otherwise the source goes to an encoder."""
+    pack: bool = False
+    """With concatenate: whether pairs share a row as far as they have room. Each sees itself alone and begins at
+    position 0."""
+
+    later = ("pack",)
+
+    @model_validator(mode="after")
+    def _one_row(self) -> Seq2SeqObjective:
+        if self.pack and not self.concatenate:
+            raise ValueError(
+                "pack is true, but only rows of a decoder are packed; set concatenate=true, or leave it out"
+            )
+        return self
 
     def roles(self, sequence_length: int) -> tuple[str, ...]:
         return ("pad",)
@@ -55,28 +69,66 @@ class Seq2Seq(Objective):
             (np.array(before, dtype=np.int32), np.array(behind, dtype=np.int32))
             for before, behind in ((begin, end), (first, last))
         )
+        self.room = sequence_length + config.target_length - 1 if config.pack else 0
         self._pad = pad_token(tokenizer)
         self._start = self._pad if config.concatenate else start_token(tokenizer)
 
     @property
     def targets_per_sample(self) -> int:
-        return self.config.target_length
+        return self.room or self.config.target_length
 
     def packer(self) -> OpenPacker:
+        if self.room:
+            return lambda documents, token, _: RowPacker(documents, token, self.sample, self.room, self.positions)
         return lambda documents, token, _: DocumentPacker(documents, token, self.sample)
 
+    def positions(self, lengths: np.ndarray) -> np.ndarray:
+        rooms = (self.sequence_length, self.config.target_length)
+        sizes = [
+            np.minimum(lengths[:, part], max(0, room - around)) + around
+            for part, room, around in zip(range(2), rooms, self._around, strict=True)
+        ]
+        return sizes[0] + sizes[1] - 1
+
+    def sample(self, text: np.ndarray, others: Sequence[np.ndarray], origins: Origins) -> Sample:
+        sample = super().sample(text, others, origins)
+        # Of several pairs in a row, each has its own place where the target begins.
+        return sample._replace(values=(np.array([sample.split]),)) if self.room else sample
+
+    @property
+    def _around(self) -> list[int]:
+        """Special tokens of a source, and of a target."""
+        return [sum(map(len, around)) for around in (self._around_source, self._around_target)]
+
     def is_cut(self, sample: Sample) -> bool:
-        sizes = (sample.split, len(sample.tokens) - sample.split)
         rooms = (self.sequence_length, self.config.target_length)
         return any(
-            size + sum(map(len, around)) > room
-            for size, around, room in zip(sizes, (self._around_source, self._around_target), rooms, strict=True)
+            len(text) + around > room
+            for pair in self._texts(sample)
+            for text, around, room in zip(pair, self._around, rooms, strict=True)
         )
 
     def arrays(self, samples: Sequence[Sample], numbers: Sequence[int]) -> Arrays:
+        if self.room:
+            rows = [[self._part(*pair) for pair in self._texts(sample)] for sample in samples]
+            return rows_of(rows, self.room, self._pad, apart=True)
         sources = [_cut(s.tokens[: s.split], self.sequence_length, *self._around_source) for s in samples]
         targets = [_cut(s.tokens[s.split :], self.config.target_length, *self._around_target) for s in samples]
         return self._one_sequence(sources, targets) if self.config.concatenate else self._two(sources, targets)
+
+    def _texts(self, sample: Sample) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Source and target of each pair in a sample."""
+        if not self.room:
+            return [(sample.tokens[: sample.split], sample.tokens[sample.split :])]
+        ends = np.cumsum([piece.length for piece in sample.pieces])
+        whole = zip(np.split(sample.tokens, ends[:-1]), sample.values, strict=True)
+        return [(tokens[: int(split[0])], tokens[int(split[0]) :]) for tokens, split in whole]
+
+    def _part(self, source: np.ndarray, target: np.ndarray) -> Part:
+        first = _cut(source, self.sequence_length, *self._around_source)
+        second = _cut(target, self.config.target_length, *self._around_target)
+        weights = np.repeat(np.array([0, 1], dtype=np.float32), [len(first), len(second)])
+        return Part(np.concatenate([first, second]), weights)
 
     def _two(self, sources: list[np.ndarray], targets: list[np.ndarray]) -> Arrays:
         padded = stack(targets, self.config.target_length, self._pad)

@@ -24,6 +24,9 @@ def identity(config: RunConfig) -> dict[str, Any]:
     """
     whole = config.model_dump(mode="json")
     kept: dict[str, Any] = {name: whole[name] for name in ("model", "objective", "optimizer", "schedule")}
+    for name in config.objective.later:
+        if getattr(config.objective, name) == type(config.objective).model_fields[name].default:
+            del kept["objective"][name]
     kept["data"] = {key: value for key, value in whole["data"].items() if key not in _FREE_DATA_KEYS}
     for source in kept["data"]["sources"]:
         # Unset, UTF-8 is read as well, but files in another encoding are refused: the samples are the same.

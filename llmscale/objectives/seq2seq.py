@@ -27,12 +27,12 @@ class Seq2Seq(ModelSide[Seq2SeqObjective]):
     def lengths(self, sequence_length: int) -> Named:
         target = self.config.target_length
         if self.config.concatenate:
-            return (("data.sequence_length + objective.target_length", sequence_length + target),)
+            return (("data.sequence_length + objective.target_length", sequence_length + target - self.config.pack),)
         return ("data.sequence_length", sequence_length), ("objective.target_length", target)
 
     def shape(self, sequence_length: int) -> Shape:
         if self.config.concatenate:
-            return Shape(sequence_length + self.config.target_length, masked=True)
+            return Shape(sequence_length + self.config.target_length - self.config.pack, masked=True)
         return Shape(self.config.target_length, memory=sequence_length, masked=True)
 
     def instead(self, architecture: str) -> str | None:

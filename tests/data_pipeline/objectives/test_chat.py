@@ -20,6 +20,7 @@ from data_pipeline.config import DataConfig
 from data_pipeline.finite.heldout import build_evaluation_set
 from data_pipeline.loader import TrainLoader
 from data_pipeline.objectives.chat import ChatObjective
+from data_pipeline.objectives.seq2seq import Seq2SeqObjective
 from data_pipeline.stream.cursor import merge_cursors
 from data_pipeline.tokenizer import BytesTokenizer
 from data_pipeline.tokenizer.chat_files import ChatTemplates
@@ -307,3 +308,39 @@ def test_what_is_learned_in_every_layout_and_form_is_the_answer(layout: str, nam
     ]
     end = form.end or "</s>"
     assert "".join(learned) == "".join(f"{form.before}{answer}{end}" for _, answer in texts)
+
+
+@ORDERS
+def test_packed_pairs_hold_what_rows_of_their_own_hold(order: str, tmp_path: Path) -> None:
+    """Sources and targets cut alike, each target predicted once, whatever else is in its row."""
+    draw = random.Random(2)
+    rows = [
+        {"text": f"{n} " + "s" * draw.randint(0, 12), "target": f"{n}" + "t" * draw.randint(0, 6)} for n in range(40)
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = {"kind": "jsonl", "paths": [str(path)], "target_field": "target"}
+    settings = {"sequence_length": 30, "lanes": 1, "shuffle_buffer": 1, "workers": 0, "order": order}
+    config = DataConfig.model_validate({"sources": [source], **settings})
+
+    def targets(pack: bool) -> tuple[Counter[Any], int]:
+        objective = Seq2SeqObjective(concatenate=True, target_length=14, pack=pack)
+        found: Counter[Any] = Counter()
+        with loader_of(config, objective, tmp_path) as loader:  # type: ignore[arg-type]
+            for number in range(1, 99):
+                batch, _ = loader.take(1)
+                segments = batch.segment_ids if pack else torch.zeros_like(batch.inputs)
+                assert segments is not None
+                for segment in range(int(segments.max()) + 1):
+                    chosen = (segments == segment) & (batch.weights > 0)
+                    before = batch.inputs[(segments == segment) & (chosen.cumsum(1) <= 1)]
+                    read = before[: int((before != BytesTokenizer().special["pad"]).sum())] if not pack else before
+                    found[tuple(read.tolist()), tuple(batch.targets[chosen].tolist())] += 1
+                if found.total() >= len(rows):
+                    return found, number
+        raise AssertionError("an epoch has no end")
+
+    alone, many = targets(False)
+    packed, few = targets(True)
+    assert packed == alone
+    assert few < 0.8 * many
