@@ -48,6 +48,9 @@ class SourceConfig(Section):
     from several fields."""
     target_field: str | None = None
     """The field, or a template, that holds the target text of a pair (objective seq2seq), for all kinds but text."""
+    join: str | None = None
+    """What stands between the texts of a field that holds a list of them: a space, or nothing (`""`) in Chinese. Where
+    not given, no lists are read."""
     target_paths: list[str] = []
     """For kind text with `document: line`, and objective seq2seq: the files whose lines are the targets of those of
     `paths`, file by file in the same order, such as `train.en` of `train.de`."""

@@ -321,6 +321,7 @@ class Corpus:
                 # what all text was before there was a choice.
                 *([source.encoding] if source.encoding not in (None, UTF8) else []),
                 *([f"escape {source.escape}"] if source.escape is not None else []),
+                *([f"join {source.join}"] if source.join is not None else []),
                 *(f"default {item}" for item in sorted(source.defaults.items())),
                 *(f"field {item}" for item in sorted(source.fields.items())),
                 *([f"layout {source.layout}"] if source.layout is not None else []),

@@ -22,14 +22,21 @@ class TextField:
     """Takes a text out of a record by a field's name, or by a template such as `"{title}\\n{body}"`."""
 
     def __init__(
-        self, field: str, where: str, option: str = "field", defaults: Mapping[str, str] | None = None
+        self,
+        field: str,
+        where: str,
+        option: str = "field",
+        defaults: Mapping[str, str] | None = None,
+        join: str | None = None,
     ) -> None:
         """`where` and `option` name the setting in messages; raises UserError for a template that cannot be parsed.
 
-        `defaults`: what stands for fields that are absent or null, by name.
+        `defaults`: what stands for fields that are absent or null, by name; `join`: what stands between the words of
+        a field that is a list; None: there are no such fields.
         """
         self.setting = setting(where, option)
         self.defaults = defaults or {}
+        self.join = join
         self.template = field if "{" in field else None
         try:
             parts = list(string.Formatter().parse(field)) if self.template else []
@@ -89,6 +96,8 @@ class TextField:
 
     def _value(self, record: Mapping[str, Any], name: str) -> Any:
         value = record.get(name)
+        if self.join is not None and isinstance(value, list) and all(isinstance(word, str) for word in value):
+            return self.join.join(value)
         return self.defaults.get(name) if value is None else value
 
 
@@ -104,8 +113,8 @@ class Fields:
         field, target = (TEXT, TARGET) if own else (source.field, source.target_field)
         target = target if "target" in source.gives else None
         given = {} if own else self.defaults
-        self.text = TextField(field, where, defaults=given)
-        self.target = TextField(target, where, "target_field", given) if target else None
+        self.text = TextField(field, where, defaults=given, join=source.join)
+        self.target = TextField(target, where, "target_field", given, source.join) if target else None
         self.both = [self.text] if self.target is None else [self.text, self.target]
         self.others = dict(source.fields) if self.layout is None else self.layout.others
         """Names in the records of the other fields, by what the objective calls them."""

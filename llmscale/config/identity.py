@@ -32,8 +32,8 @@ def identity(config: RunConfig) -> dict[str, Any]:
         # Unset, UTF-8 is read as well, but files in another encoding are refused: the samples are the same.
         if source["encoding"] in (None, UTF8):
             del source["encoding"]
-        for name in ("escape", "layout", "target_paths", "columns"):
-            if not source[name]:
+        for name in ("escape", "join", "layout", "target_paths", "columns"):
+            if source[name] in (None, []):
                 del source[name]
     if kept["data"]["tokenizer"]["chat_template"] is None:
         del kept["data"]["tokenizer"]["chat_template"]

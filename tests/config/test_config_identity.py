@@ -77,6 +77,7 @@ IDENTITY: dict[str, Any] = {
     "data.sources.encoding": "gb18030",
     "data.sources.target_field": "summary",
     "data.sources.fields": {"label": "topic"},
+    "data.sources.join": " ",
     "data.sources.target_paths": ["b.txt"],
     "data.sources.columns": ["text", "label"],
     "data.sources.layout": "alpaca",

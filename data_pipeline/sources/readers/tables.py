@@ -137,7 +137,8 @@ def require_texts(schema: Any, fields: Fields, path: str) -> None:
                 kinds.is_large_binary,
                 kinds.is_binary_view,
             )
-            if not any(fits(kind) for fits in (*text, kinds.is_null)):
+            lists = (kinds.is_list, kinds.is_large_list) if field.join is not None else ()
+            if not any(fits(kind) for fits in (*text, *lists, kinds.is_null)):
                 raise UserError(
                     f"{field.setting}: {name!r} of {path} holds {kind}, not text; set {field.setting} to a text column"
                 )

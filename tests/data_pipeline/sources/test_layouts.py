@@ -232,3 +232,17 @@ def test_records_of_another_form_are_refused(settings: dict[str, Any], words: st
     with pytest.raises(UserError) as caught:
         documents({**source, **settings})
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_lists_of_texts_are_joined(kind: str, tmp_path: Path) -> None:
+    rows = [
+        {"name": "a", "lines": ["气和玉烛", "睿化著鸿明"]},
+        {"name": "b", "lines": []},
+        {"name": "c", "lines": ["x"]},
+    ]
+    source = {**write(tmp_path, kind, rows), "field": "{name}:{lines}", "target_field": "lines", "join": "，"}
+    found = [(each.text, each.target) for each in documents(source)]
+    assert found == [("a:气和玉烛，睿化著鸿明", "气和玉烛，睿化著鸿明"), ("c:x", "x")]
+    with pytest.raises(UserError):
+        documents({**source, "join": None})
