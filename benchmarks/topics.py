@@ -154,6 +154,7 @@ def train(folder: Path, masked_steps: int, steps: int) -> Path:
             "sources": [{**source, "field": "first", "target_field": "second"}],
             "sequence_length": 32,
             **data,
+            "tokenizer": {"kind": "sentencepiece", "path": "masked/tokenizer/tokenizer.model"},
         },
         "objective": {"name": "contrastive"},
         "optimizer": {"lr": 3e-4, "weight_decay": 0.01},

@@ -2,68 +2,73 @@
 
 from __future__ import annotations
 
-import warnings
-
 import numpy as np
 
 from data_pipeline.base.errors import UserError
 
-OUTLIER = -1
-"""The topic of texts that are near none."""
 _CHANNELS = 64
 """Principal components that clusters are looked for in."""
-_DENSE = 10
-"""Those that densities are estimated in, which many dimensions leave little of."""
+_NUMBERS = (*range(2, 21), 25, 30, 35, 40, 50)
+"""Topics that are tried where their number follows from the texts."""
 _LEAST = 5
-"""Texts of a topic, where their number follows from the texts."""
+"""Texts of such a topic in the mean, at least."""
+_SAMPLE = 5000
+"""Texts by which their number is chosen, evenly spread."""
 
 
 def cluster(vectors: np.ndarray, topics: int | None, seed: int) -> np.ndarray:
-    """(N,) the topic of each text: 0 is the largest one, and `OUTLIER` none.
+    """(N,) the topic of each text by k-means (Lloyd 1982); 0 is the largest one.
 
     Args:
         vectors: (N, channels).
-        topics: how many (k-means; Lloyd 1982); None: as many as there are dense places (HDBSCAN; Campello et al. 2013),
-            where texts in between have no topic.
+        topics: how many; None: as many as give the smallest index of Davies and Bouldin (1979), the mean over clusters
+            of how far they are spread by how far the next one is away.
 
     Raises:
-        UserError: fewer texts, or different vectors, than topics; or no dense places.
+        UserError: fewer texts, or different vectors, than topics.
     """
-    from sklearn.cluster import HDBSCAN, KMeans
+    from sklearn.cluster import KMeans
     from threadpoolctl import threadpool_limits
 
+    _require_enough(vectors, topics)
     # Threads add up in an order of their own.
-    with threadpool_limits(1), warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        if topics is not None:
-            _require_enough(vectors, topics)
-            reduced = components(vectors, _CHANNELS)
-            return by_size(KMeans(topics, n_init=10, random_state=seed).fit_predict(reduced))
-        if len(vectors) < 2 * _LEAST:
+    with threadpool_limits(1):
+        reduced = components(vectors, _CHANNELS)
+        count = topics or _number(reduced, seed)
+        return by_size(KMeans(count, n_init=10, random_state=seed).fit_predict(reduced))
+
+
+def _number(vectors: np.ndarray, seed: int) -> int:
+    from sklearn.cluster import KMeans
+    from sklearn.metrics import davies_bouldin_score
+
+    size = min(len(vectors), _SAMPLE)
+    some = vectors[[place * len(vectors) // size for place in range(size)]]
+    most = min(len(some) // _LEAST, len(np.unique(some, axis=0)) - 1)
+    found = {
+        count: davies_bouldin_score(some, KMeans(count, n_init=3, random_state=seed).fit_predict(some))
+        for count in _NUMBERS
+        if count <= most
+    }
+    return min(found, key=lambda count: (found[count], count))
+
+
+def _require_enough(vectors: np.ndarray, topics: int | None) -> None:
+    texts = f"{len(vectors)} text{'s' * (len(vectors) != 1)}"
+    if topics is None:
+        if len(vectors) < 2 * _LEAST or len(np.unique(vectors, axis=0)) < 3:
             raise UserError(
-                f"--topics is auto, but --input has {len(vectors)} text{'s' * (len(vectors) != 1)}, of which"
-                f" {2 * _LEAST} at least are needed to find out how many topics there are; give --topics a number"
+                f"--topics is auto, but --input has {texts}, which are too few or too alike to find out how many topics"
+                f" they have; give --topics a number, or more texts"
             )
-        least = max(_LEAST, len(vectors) // 100)
-        found = HDBSCAN(min_cluster_size=least).fit_predict(components(vectors, _DENSE))
-    if found.max() < 1:
-        raise UserError(
-            "--topics is auto, but the vectors have no dense places apart from each other; give --topics a number"
-        )
-    return by_size(found)
-
-
-def _require_enough(vectors: np.ndarray, topics: int) -> None:
+        return
     if len(vectors) < topics:
-        raise UserError(
-            f"--topics is {topics}, but --input has {len(vectors)} text{'s' * (len(vectors) != 1)}; ask for fewer"
-            f" topics, or give more texts"
-        )
+        raise UserError(f"--topics is {topics}, but --input has {texts}; ask for fewer topics, or give more texts")
     different = len(np.unique(vectors, axis=0))
     if different < topics:
         raise UserError(
-            f"--topics is {topics}, but the {len(vectors)} texts have {different} different vector"
-            f"{'s' * (different != 1)}; ask for fewer topics, or give more texts"
+            f"--topics is {topics}, but the {texts} have {different} different vector{'s' * (different != 1)}; ask for"
+            f" fewer topics, or give more texts"
         )
 
 
@@ -79,10 +84,8 @@ def components(vectors: np.ndarray, most: int) -> np.ndarray:
 
 def by_size(found: np.ndarray) -> np.ndarray:
     """Clusters numbered by their size, the largest first; of equal ones that with the first text."""
-    names, firsts, sizes = np.unique(found, return_index=True, return_counts=True)
-    order = [names[place] for place in np.lexsort((firsts, -sizes)) if names[place] != OUTLIER]
-    numbers = {int(name): number for number, name in enumerate(order)} | {OUTLIER: OUTLIER}
-    return np.array([numbers[int(name)] for name in found])
+    _, firsts, places, sizes = np.unique(found, return_index=True, return_inverse=True, return_counts=True)
+    return np.lexsort((firsts, -sizes)).argsort()[places]
 
 
 def centres(vectors: np.ndarray, topics: np.ndarray) -> np.ndarray:

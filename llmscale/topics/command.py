@@ -89,8 +89,6 @@ def _lines(found: Topics) -> list[str]:
 
 def _figures(found: Topics) -> str:
     parts = [f"{len(found.topics)} topics of {len(found.of_texts):,} texts"]
-    if found.outliers:
-        parts.append(f"{found.outliers:,} without one")
     if found.coherence is not None:
         parts.append(f"coherence {found.coherence:.3f}")
     if found.purity is not None:

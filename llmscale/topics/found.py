@@ -42,20 +42,15 @@ class Topics:
 
     topics: list[Topic]
     of_texts: list[int]
-    """The topic of each text; -1: none."""
+    """The topic of each text."""
     map: np.ndarray
     """(N, 2) the first two principal components of the vectors."""
     stop_words: list[str]
     coherence: float | None
     """The mean over topics."""
     purity: float | None
-    """Where there are labels; of the texts that have a topic, as is the next."""
+    """Where there are labels, as is the next."""
     mutual_information: float | None
-
-    @property
-    def outliers(self) -> int:
-        """Texts without a topic."""
-        return self.of_texts.count(-1)
 
 
 def find_topics(
@@ -101,8 +96,6 @@ def find_topics(
                 dict(Counter(labels[member] for member in members.tolist()).most_common()) if labels else {},
             )
         )
-    known = np.flatnonzero(found >= 0).tolist()
-    pair = ([int(found[text]) for text in known], [labels[text] for text in known]) if labels else None
     fits = [topic.coherence for topic in listed if topic.coherence is not None]
     return Topics(
         listed,
@@ -110,8 +103,8 @@ def find_topics(
         _plane(vectors),
         [counts.words[place] for place in np.flatnonzero(stopped).tolist()],
         float(np.mean(fits)) if fits else None,
-        purity(*pair) if pair else None,
-        mutual_information(*pair) if pair else None,
+        purity(found.tolist(), labels) if labels else None,
+        mutual_information(found.tolist(), labels) if labels else None,
     )
 
 
@@ -136,7 +129,6 @@ def as_json(found: Topics, texts: Sequence[str], about: dict[str, Any]) -> dict[
     return {
         **about,
         "texts": len(texts),
-        "outliers": found.outliers,
         "coherence": found.coherence,
         "purity": found.purity,
         "mutual_information": found.mutual_information,

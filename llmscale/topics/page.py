@@ -19,6 +19,8 @@ _STYLE = """
 .map circle { fill-opacity: 0.65; }
 .map text { font-size: 15px; font-weight: 650; fill: var(--ink); text-anchor: middle; paint-order: stroke;
   stroke: var(--paper); stroke-width: 4px; stroke-linejoin: round; }
+.map .narrow { display: none; font-size: 40px; stroke-width: 8px; }
+@media (max-width: 560px) { .map .narrow { display: inline; } .map .wide { display: none; } .map circle { r: 6px; } }
 .topics { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 340px), 1fr)); gap: 14px; }
 .topics h3 { margin: 0 0 2px; font-size: 16px; overflow-wrap: anywhere; }
 .topics .bars { margin: 10px 0; font-size: 14px; gap: 4px 12px; }
@@ -48,7 +50,7 @@ def render(found: Topics, texts: Sequence[str], title: str) -> str:
 
 def _colour(topic: int) -> str:
     """Hues by the golden angle, so that any number of topics has different ones."""
-    return f"hsl({topic * 137.508 % 360:.0f} 58% 50%)" if topic >= 0 else "var(--muted)"
+    return f"hsl({topic * 137.508 % 360:.0f} 58% 50%)"
 
 
 def _name(topic: Topic) -> str:
@@ -56,8 +58,7 @@ def _name(topic: Topic) -> str:
 
 
 def _tiles(found: Topics, texts: int) -> str:
-    figures = [("Texts", f"{texts:,}", f"{found.outliers:,} without a topic" if found.outliers else "")]
-    figures.append(("Topics", f"{len(found.topics):,}", ""))
+    figures = [("Texts", f"{texts:,}", ""), ("Topics", f"{len(found.topics):,}", "")]
     if found.coherence is not None:
         figures.append(("Coherence", f"{found.coherence:.3f}", "NPMI, -1 to 1"))
     if found.purity is not None and found.mutual_information is not None:
@@ -84,7 +85,9 @@ def _map(found: Topics, texts: Sequence[str]) -> str:
     for topic in found.topics:
         x, y = np.median(points[numbers == topic.number], axis=0)
         # Words in the middle of the picture stay in it.
-        names.append(f'<text x="{min(max(x, 90), _WIDTH - 90):.0f}" y="{y:.0f}">{escape(_name(topic))}</text>')
+        for look, name in (("wide", _name(topic)), ("narrow", str(topic.number))):
+            place = f'x="{min(max(x, 90), _WIDTH - 90):.0f}" y="{y:.0f}"'
+            names.append(f'<text class="{look}" {place}>{escape(name)}</text>')
     return (
         f'<svg class="map" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="map of the texts">{dots}'
         f"{''.join(names)}</svg>"

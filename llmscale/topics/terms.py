@@ -10,10 +10,10 @@ import numpy as np
 
 from llmscale.topics.words import Words
 
-_FREQUENT = 0.02
-"""Share of the texts from which on a word may be a stop word."""
-_EVEN = 0.1
-"""Nats by which the topics of a stop word's texts differ from those of all texts at most."""
+_FREQUENT = 0.05
+"""Share of a topic's texts from which on a word is frequent in it."""
+_SEVERAL = 0.4
+"""Share of the topics that a stop word is frequent in, two at least."""
 
 
 @dataclass(frozen=True)
@@ -39,19 +39,13 @@ def count_words(texts: Sequence[str]) -> Counts:
 
 
 def stop_words(counts: Counts, topics: np.ndarray) -> np.ndarray:
-    """(words,) booleans: words of many texts that say nothing about their topics, in any language.
-
-    The topics of the texts with the word are as those of all texts: the Kullback-Leibler divergence is below a bound.
-    """
-    has = (counts.matrix > 0).astype(np.float64)
-    known = topics >= 0
-    sizes = np.bincount(topics[known]).astype(np.float64)
-    by_topic = np.stack([np.asarray(has[topics == topic].sum(0))[0] for topic in range(len(sizes))])
-    shares = by_topic / np.maximum(by_topic.sum(0), 1)
-    ratios = shares / (sizes / sizes.sum())[:, None]
-    divergence = (shares * np.log(np.where(ratios > 0, ratios, 1))).sum(0)
-    frequent = np.asarray(has.sum(0))[0] >= _FREQUENT * len(topics)
-    return frequent & (divergence < _EVEN)
+    """(words,) booleans: words that are frequent in several topics, and so tell none of them, in any language."""
+    has = counts.matrix > 0
+    frequent = [
+        np.asarray(has[members].mean(0))[0] >= _FREQUENT
+        for members in (np.flatnonzero(topics == topic) for topic in range(topics.max() + 1))
+    ]
+    return np.sum(frequent, axis=0) >= max(2, _SEVERAL * len(frequent))  # type: ignore[no-any-return]
 
 
 def class_tf_idf(counts: Counts, topics: np.ndarray, stopped: np.ndarray) -> np.ndarray:

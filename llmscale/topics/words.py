@@ -39,8 +39,8 @@ Kind = Literal["unspaced", "letter", "other"]
 
 
 class Words:
-    """Splits texts into words, in lower case, without numbers: letters between spaces and punctuation, and where a
-    script has no spaces what `Lexicon` learns of the texts."""
+    """Splits texts into words, in lower case, without numbers and single letters: letters between spaces and
+    punctuation, and where a script has no spaces what `Lexicon` learns of the texts."""
 
     def __init__(self, texts: Sequence[str]) -> None:
         """`texts`: that the words of scripts without spaces are learned from."""
@@ -65,7 +65,7 @@ def _runs(text: str) -> Iterator[tuple[bool, str]]:
         run = "".join(characters)
         if kind == "unspaced":
             yield from ((True, run[start : start + _RUN]) for start in range(0, len(run), _RUN))
-        elif kind == "letter" and (word := run.strip("'’")):
+        elif kind == "letter" and len(word := run.strip("'’")) > 1:
             yield False, word
 
 

@@ -54,7 +54,7 @@ def documents(count: int, chinese: bool = False, seed: int = 0) -> tuple[list[st
 def test_words_of_scripts_with_spaces() -> None:
     words = Words([])
     assert words.split("Don't STOP, it's 42 o’clock \U0001f600 e\u0301te\u0301 — naïve_x 'quoted'") == [
-        "don't", "stop", "it's", "o’clock", "\u00e9t\u00e9", "naïve", "x", "quoted",
+        "don't", "stop", "it's", "o’clock", "\u00e9t\u00e9", "naïve", "quoted",
     ]  # fmt: skip
     assert words.split("हिन्दी भाषा 한국어 단어") == ["हिन्दी", "भाषा", "한국어", "단어"]
     assert words.split("") == words.split("123 \r\n \U0001f600") == []
@@ -129,11 +129,8 @@ def test_purity_is_that_of_the_contingency_table() -> None:
 def test_clusters_that_are_there_are_found(count: int | None) -> None:
     _, labels, vectors = documents(300)
     topics = cluster(vectors, count, seed=1)
-    known = topics >= 0
-    assert known.mean() > 0.9
-    pairs = {(int(topic), label) for topic, label, ok in zip(topics, labels, known, strict=True) if ok}
-    assert len(pairs) == 3
-    sizes = Counter(topics[known].tolist())
+    assert len(set(zip(topics.tolist(), labels, strict=True))) == 3
+    sizes = Counter(topics.tolist())
     assert [sizes[number] for number in range(3)] == sorted(sizes.values(), reverse=True)
     assert (cluster(vectors, count, seed=1) == topics).all()
 
@@ -143,8 +140,8 @@ def test_clusters_that_are_there_are_found(count: int | None) -> None:
     [
         (np.eye(2), 3, "--topics is 3, but --input has 2 texts; ask for fewer topics, or give more texts"),
         (np.ones((9, 4)), 2, "--topics is 2, but the 9 texts have 1 different vector; ask for fewer topics"),
-        (np.eye(4), None, "--topics is auto, but --input has 4 texts, of which 10 at least are needed"),
-        (np.ones((50, 4)), None, "--topics is auto, but the vectors have no dense places apart from each other"),
+        (np.eye(4), None, "--topics is auto, but --input has 4 texts, which are too few or too alike"),
+        (np.ones((50, 4)), None, "--topics is auto, but --input has 50 texts, which are too few or too alike"),
     ],
 )
 def test_too_little_for_topics(vectors: np.ndarray, topics: int | None, words: str) -> None:
