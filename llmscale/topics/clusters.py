@@ -6,8 +6,10 @@ import numpy as np
 
 from data_pipeline.base.errors import UserError
 
-_CHANNELS = 64
-"""Principal components that clusters are looked for in."""
+_CHANNELS = 32
+"""Most principal components that clusters are looked for in."""
+_VARIANCE = 0.9
+"""Share of the variance that those have."""
 _NUMBERS = (*range(2, 21), 25, 30, 35, 40, 50)
 """Topics that are tried where their number follows from the texts."""
 _LEAST = 5
@@ -17,7 +19,7 @@ _SAMPLE = 5000
 
 
 def cluster(vectors: np.ndarray, topics: int | None, seed: int) -> np.ndarray:
-    """(N,) the topic of each text by k-means (Lloyd 1982); 0 is the largest one.
+    """(N,) the topic of each text by k-means (Lloyd 1982) of whitened vectors; 0 is the largest one.
 
     Args:
         vectors: (N, channels).
@@ -33,9 +35,8 @@ def cluster(vectors: np.ndarray, topics: int | None, seed: int) -> np.ndarray:
     _require_enough(vectors, topics)
     # Threads add up in an order of their own.
     with threadpool_limits(1):
-        reduced = components(vectors, _CHANNELS)
-        count = topics or _number(reduced, seed)
-        return by_size(KMeans(count, n_init=10, random_state=seed).fit_predict(reduced))
+        count = topics or _number(components(vectors, _CHANNELS), seed)
+        return by_size(KMeans(count, n_init=10, random_state=seed).fit_predict(whitened(vectors)))
 
 
 def _number(vectors: np.ndarray, seed: int) -> int:
@@ -70,6 +71,18 @@ def _require_enough(vectors: np.ndarray, topics: int | None) -> None:
             f"--topics is {topics}, but the {texts} have {different} different vector{'s' * (different != 1)}; ask for"
             f" fewer topics, or give more texts"
         )
+
+
+def whitened(vectors: np.ndarray) -> np.ndarray:
+    """(N, d) the first principal components, each of variance 1, as vectors of length 1 (Su et al. 2021): without that
+    a few directions that most texts share hide the others."""
+    from sklearn.preprocessing import normalize
+
+    found = components(vectors, _CHANNELS)
+    variances = found.var(0)
+    shares = variances.cumsum() / max(float(vectors.astype(np.float64).var(0).sum()), 1e-300)
+    count = min(int(np.searchsorted(shares, _VARIANCE)) + 1, len(variances))
+    return normalize(found[:, :count] / np.sqrt(np.maximum(variances[:count], 1e-300)))
 
 
 def components(vectors: np.ndarray, most: int) -> np.ndarray:
