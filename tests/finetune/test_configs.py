@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from llmscale.checkpoint.model import load_model
 from tests.train.forked import run
@@ -91,6 +93,25 @@ def trained(folder: Path, name: str, *changes: str) -> Path:
     return directory
 
 
+def replayed(folder: Path, first: str) -> None:
+    """Training goes on with a quarter of its samples from what the model was pretrained on."""
+    config = yaml.safe_load((CONFIGS / f"{first}.yaml").read_text(encoding="utf-8"))
+    old, new = config["data"]["sources"][0], {"kind": "jsonl", "paths": ["data/new.jsonl"]}
+    (folder / "data/new.jsonl").write_text("".join(json.dumps({"text": "ab ba " * 20}) + "\n" for _ in range(300)))
+    sources = [{**new, "weight": 0.75, "label": "new"}, {**old, "weight": 0.25, "label": "old"}]
+    tokenizer = f"{{kind: sentencepiece, path: runs/finetune/{first}/tokenizer/tokenizer.model}}"
+    changes = (f"run.directory=replay_{first}", f"train.init_from=runs/finetune/{first}", f"data.tokenizer={tokenizer}")
+    done = run(
+        "train", CONFIGS / f"{first}.yaml", *SMALL, *STREAM, *changes, f"data.sources={json.dumps(sources)}", cwd=folder
+    )
+    assert done.returncode == 0, done.stderr
+    shown = run("data", "ledger", f"replay_{first}", "--step", "4", cwd=folder)
+    assert shown.returncode == 0, shown.stderr
+    samples = re.split(r"step 4, sample \d+\n", shown.stdout)[1:]
+    assert sum("data/new.jsonl" in sample for sample in samples) == 3
+    assert len(samples) == 4
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("first", "then"),
@@ -101,6 +122,7 @@ def trained(folder: Path, name: str, *changes: str) -> Path:
 )
 def test_a_language_and_what_starts_from_its_model(first: str, then: dict[str, str], folder: Path) -> None:
     trained(folder, first, *SCRATCH, *STREAM)
+    replayed(folder, first)
     for name, kind in then.items():
         done = run("data", "show", CONFIGS / f"{name}.yaml", *CUTS[kind], "--samples", "2", cwd=folder)
         assert done.returncode == 0, done.stderr

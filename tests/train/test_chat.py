@@ -109,12 +109,9 @@ def dialogues_of_steps(folder: Path, tokenizer: Any) -> list[list[str]]:
     return steps
 
 
-def plain_losses(folder: Path) -> list[float]:
-    """Each dialogue in a row of its own, rendered and tokenised by transformers; AdamW over the mean of all answers'
-    tokens of a step."""
+def answers(folder: Path) -> dict[str, tuple[list[int], list[int]]]:
+    """Each dialogue's ids and labels by its text, up to its last answer; rendered and tokenised by transformers."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "hf")
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder / "hf")
-    model.train()
     by_text = {}
     for line in (folder / "chat.jsonl").read_text(encoding="utf-8").splitlines():
         turns = json.loads(line)["messages"]
@@ -128,6 +125,21 @@ def plain_losses(folder: Path) -> list[float]:
                 labels[len(prompt) : end] = ids[len(prompt) : end]
         last = max(place for place, label in enumerate(labels) if label != -100) + 1
         by_text[tokenizer.decode(ids[:last])] = ids[:last], labels[:last]
+    return by_text
+
+
+def answer_loss(model: Any, ids: list[int], labels: list[int]) -> torch.Tensor:
+    """The sum over the answers' tokens, of a dialogue in a row of its own."""
+    logits = model(torch.tensor([ids])).logits[0, :-1]
+    return torch.nn.functional.cross_entropy(logits, torch.tensor(labels[1:]), ignore_index=-100, reduction="sum")
+
+
+def plain_losses(folder: Path) -> list[float]:
+    """AdamW over the mean of all answers' tokens of a step."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "hf")
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder / "hf")
+    model.train()
+    by_text = answers(folder)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, betas=(0.9, 0.95), weight_decay=0)
     losses = []
     for texts in dialogues_of_steps(folder, tokenizer):
@@ -135,10 +147,7 @@ def plain_losses(folder: Path) -> list[float]:
         count = sum(label != -100 for _, labels in rows for label in labels[1:])
         total = torch.zeros(())
         for ids, labels in rows:
-            logits = model(torch.tensor([ids])).logits[0, :-1]
-            total = total + torch.nn.functional.cross_entropy(
-                logits, torch.tensor(labels[1:]), ignore_index=-100, reduction="sum"
-            )
+            total = total + answer_loss(model, ids, labels)
         optimizer.zero_grad()
         (total / count).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -262,3 +271,23 @@ def test_what_cannot_be(changes: tuple[str, ...], words: str, folder: Path) -> N
     assert done.returncode == 2, done.stderr
     assert words in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_run_is_evaluated_on_other_dialogues(folder: Path) -> None:
+    """By the run's own layout; the figure is that of a plain loop over the answers."""
+    (folder / "other.jsonl").write_text((folder / "chat.jsonl").read_text(encoding="utf-8"), encoding="utf-8")
+    done = run("eval", "run", "--data", "other.jsonl", "--json", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout)
+    export_checkpoint(folder / "run", folder / "evaluated")
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder / "evaluated").eval()
+    rows = answers(folder).values()
+    with torch.no_grad():
+        total = sum(answer_loss(model, ids, labels) for ids, labels in rows)
+    count = sum(label != -100 for _, labels in rows for label in labels[1:])
+    assert figures["tokens"] == count
+    assert abs(figures["loss"] - float(total) / count) < 1e-5
+    turns = [turn for line in (folder / "chat.jsonl").read_text(encoding="utf-8").splitlines()
+             for turn in json.loads(line)["messages"]]  # fmt: skip
+    said = sum(len(turn["content"].strip().encode()) for turn in turns if turn["role"] == "assistant")
+    assert said <= figures["bytes"] <= said + len(turns)

