@@ -43,7 +43,7 @@ from llmscale.parallel import init
 from llmscale.parallel.grid import RankGrid
 from llmscale.parallel.init import Weights
 from llmscale.train.inherited import inherit_templates
-from llmscale.train.initial import start_from
+from llmscale.train.initial import require_labels, start_from
 from llmscale.train.repair import repair_tokenizer
 from llmscale.train.resume import Resume
 from llmscale.train.run_directory import RunDirectory
@@ -241,6 +241,7 @@ def build_model(
             )
         start = start_from(model, config.train.init_from, tokenizer, config.run.seed)
         training = training_of(config, names_of(config.model))
+        require_labels(config, training.redrawn)
         return model, redrawn(start, training, init.drawn(config.model, config.run.seed))
     return model, init.drawn(config.model, config.run.seed)
 

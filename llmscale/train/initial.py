@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import torch
@@ -16,9 +16,10 @@ from data_pipeline.tokenizer.store import interchangeable
 from llmscale.checkpoint.merge import merged_weights_of
 from llmscale.checkpoint.model import require_tensors, weights_of
 from llmscale.checkpoint.reader import Checkpoint, newest_intact
-from llmscale.config import ModelConfig, parse_config
+from llmscale.config import ModelConfig, RunConfig, parse_config
 from llmscale.config.function import function_differences
 from llmscale.distributed.agreement import on_rank_zero
+from llmscale.finetune.trained import part_of
 from llmscale.model import Transformer
 from llmscale.model.factors import is_factor
 from llmscale.model.heads import all_heads
@@ -57,6 +58,37 @@ def start_from(model: Transformer, path: str, tokenizer: Tokenizer, seed: int = 
     said = f"train.init_from {path} has another head than {model.config.predicts[0]}: {', '.join(parts)}"
     on_rank_zero(lambda: tell(said))
     return _with_head(weights, drawn(model.config, seed), fresh)
+
+
+def require_labels(config: RunConfig, redrawn: Collection[str]) -> None:
+    """Refuse a head that was trained for other labels, which would mean others than the data's.
+
+    Args:
+        redrawn: tensors that are drawn anew.
+
+    Raises:
+        UserError: names the checkpoint, both lists and what to set.
+    """
+    ours = getattr(config.objective, "labels", None)
+    if ours is None or config.train.init_from is None or any(part_of(config.model, name) == "head" for name in redrawn):
+        return
+    checkpoint = newest_intact(config.train.init_from)
+    theirs = parse_config(dict(checkpoint.manifest.config), origin=str(checkpoint.path))
+    labels = getattr(theirs.objective, "labels", None)
+    if theirs.model.head is None or theirs.objective.name != config.objective.name or labels in (None, ours):
+        return
+    unnamed = labels == [f"LABEL_{output}" for output in range(len(labels))]
+    if unnamed and len(labels) == len(ours):
+        return
+    raise UserError(
+        f"train.init_from {checkpoint.path} has a head for the labels {_listed(labels)}, but objective.labels is"
+        f" {_listed(ours)}; name its labels in its order, or set finetune.redraw=[head] for a new head"
+    )
+
+
+def _listed(labels: list[str], most: int = 8) -> str:
+    more = f" and {len(labels) - most} more" if len(labels) > most else ""
+    return f"{labels[:most]}{more}"
 
 
 def _with_factors(model: ModelConfig, checkpoint: Checkpoint, seed: int) -> Weights:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import generate, gpu, train_step
+from benchmarks import finetune_contenders, generate, gpu, train_step
 from benchmarks.contenders import Shape, build_bare_step, build_gemm_step, build_transformers_step
 from benchmarks.harness import Contender, Ratio, Sample, alternate, bar, percentile, ratio
 from llmscale.config import ModelConfig
@@ -134,3 +134,11 @@ def test_the_generation_benchmark_compares_medians() -> None:
     assert figures["6x384-8192-8"]["speed over transformers (wall)"][0] == 2.0
     assert figures["6x384-8192-8"]["llmscale tokens/s"] == 8 * 128
     assert [(row["value"], row["bar"]) for row in bars] == [(2.0, ">= 1.5")] * 2
+
+
+def test_fine_tuning_pads_to_the_longest_row() -> None:
+    rows = [{"input_ids": [5, 6, 7], "labels": [1]}, {"input_ids": [8], "labels": [2, 3]}]
+    batch = finetune_contenders._padded(rows, pad=9)
+    assert batch["input_ids"].tolist() == [[5, 6, 7], [8, 9, 9]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert batch["labels"].tolist() == [[1, -100], [2, 3]]

@@ -163,7 +163,7 @@ def _train(config: RunConfig) -> tuple[list[Figures], Figures]:
         figures.append((all_reduce_sum(sums)[0] / count, norm))
     # Of the whole batch on every rank.
     sums = engine.measure(batch_of(config, 99))
-    alike = grid.data * grid.sequence
+    alike = grid.data * grid.context
     return figures, tuple(total / alike / GLOBAL_BATCH for total in all_reduce_sum(sums))
 
 

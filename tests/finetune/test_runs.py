@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from llmscale.checkpoint import Checkpoint, newest_intact
-from llmscale.config import ModelConfig
+from llmscale.config import ModelConfig, load_config
 from llmscale.parallel.init import initial_values
+from llmscale.parity.job import run_layout
 from tests.evaluate.models import write_tasks
+from tests.ranks import run_ranks
 from tests.tiny_run import write_tiny_run
 from tests.train.forked import run
 from tests.train.runs import metrics
@@ -170,3 +172,23 @@ def test_text_is_forgotten_by_language_models_alone(folder: Path) -> None:
         done = run("train", "config.yaml", *FROM, f"finetune={{forgetting: {value}}}", cwd=folder)
         assert done.returncode == 2
         assert part in done.stderr.splitlines()[-1]
+
+
+def test_features_on_two_ranks(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    section = "finetune={train: head, features: %s}"
+    found = {}
+    for ranks, features, layout in (
+        (1, "false", ()),
+        (2, "true", ("parallel.data=2", "engine.zero_stage=3")),
+        (2, "true", ("parallel.tensor=2",)),
+    ):
+        directory = tmp_path / str(len(found))
+        directory.mkdir()
+        settings = (*FROM, *EPOCHS, section % features, *layout, f"run.directory={directory / 'run'}")
+        config = load_config(folder / "config.yaml", settings)
+        figures = run_ranks(ranks, run_layout, config, 24, directory, True)[0]
+        found[layout] = [losses["loss"] for losses in figures.losses]
+    first, *others = found.values()
+    for other in others:
+        assert other == pytest.approx(first, rel=1e-5)

@@ -1,0 +1,111 @@
+"""Fine-tuning beside a plain loop over transformers' model: the same initial weights, the same batches."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import nn
+
+from llmscale.hugging_face.exporting import export_checkpoint
+from llmscale.interface import Run
+from tests.train.forked import run
+from tests.train.runs import metrics
+from tests.train.test_classification import write_run
+
+STEPS, RATE, CLIP = 50, 3e-3, 0.5
+COMMON = (f"train.steps={STEPS}", f"optimizer.lr={RATE}", f"optimizer.clip={CLIP}", "logging.interval=1",
+          "schedule.name=constant", "schedule.warmup_steps=0", "evaluation.interval=0",
+          "model.next_sentence=false")  # fmt: skip
+MODES = {
+    "all": "",
+    "head": "bert.embeddings bert.encoder",
+    "{train: layers, layers: 1}": "bert.embeddings bert.encoder.layer.0",
+    "encoder": "bert.pooler classifier",
+}
+"""Each section, and how the names begin of what transformers' model has frozen."""
+
+
+def plain(model: nn.Module, loader: Any, size: int, frozen: tuple[str, ...]) -> list[float]:
+    """Losses of forward, backward, clip and AdamW."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not name.startswith(frozen))
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [parameter for parameter in trained if parameter.dim() > 1], "weight_decay": 0.1},
+        {"params": [parameter for parameter in trained if parameter.dim() == 1], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=RATE, betas=(0.9, 0.95), eps=1e-8)
+    losses = []
+    for _ in range(STEPS):
+        batch, _ = loader.take(size)
+        loss = model(**inputs_of(batch), labels=batch.labels["classification"]).loss
+        loss.backward()
+        nn.utils.clip_grad_norm_(trained, CLIP)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses
+
+
+def inputs_of(batch: Any) -> dict[str, torch.Tensor]:
+    return {"input_ids": batch.inputs, "attention_mask": batch.encoder_weights, "token_type_ids": batch.segment_ids}
+
+
+def compare(folder: Path, name: str, section: str, frozen: tuple[str, ...]) -> tuple[float, float]:
+    """The largest relative difference of a loss, and how many predictions of the two models agree."""
+    tuned = ("config.yaml", *COMMON, "train.init_from=base", f"finetune={section}", f"run.directory={name}")
+    done = run("train", *tuned, cwd=folder, OMP_NUM_THREADS=1)
+    assert done.returncode == 0, done.stderr
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(folder / "exported")
+    model.train()
+    ours = [loss for _, loss, _ in metrics(folder / name)]
+    described = Run(folder / name / "config.yaml")
+    size = described.config.train.global_batch
+    with described.loader() as loader:
+        theirs = plain(model, loader, size, frozen)
+        batch, _ = loader.take(100)
+    export_checkpoint(folder / name, folder / f"{name}-exported")
+    mine = transformers.AutoModelForSequenceClassification.from_pretrained(folder / f"{name}-exported")
+    with torch.no_grad():
+        answers = [each.eval()(**inputs_of(batch)).logits.argmax(1) for each in (model, mine)]
+    assert len(ours) == STEPS
+    assert ours[0] != ours[-1]
+    worst = max(abs(a - b) / b for a, b in zip(ours, theirs, strict=True))
+    return worst, float((answers[0] == answers[1]).float().mean())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("parity")
+    write_run(folder)
+    made = run("train", "config.yaml", "train.steps=2", "run.directory=base", "model.next_sentence=false", cwd=folder)
+    assert made.returncode == 0, made.stderr
+    export_checkpoint(folder / "base", folder / "exported")
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("section", MODES)
+def test_bert_is_trained_as_by_transformers(folder: Path, section: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    written = section if section.startswith("{") else f"{{train: {section}}}"
+    name = f"tuned-{list(MODES).index(section)}"
+    worst, agree = compare(folder, name, written, tuple(MODES[section].split()) or ("nothing",))
+    assert worst < 1e-4
+    assert agree >= 0.99
+
+
+@pytest.mark.slow
+def test_a_head_for_other_labels_is_refused(folder: Path) -> None:
+    """Also in another order, where all shapes fit."""
+    for labels in ('["1", "0"]', '["0", "1", "坏"]'):
+        tuned = (*COMMON, "train.init_from=base", f"objective.labels={labels}", "run.directory=labels", "train.steps=1")
+        done = run("train", "config.yaml", *tuned, cwd=folder)
+        assert done.returncode == 2, done.stderr
+        last = done.stderr.splitlines()[-1]
+        assert "has a head for the labels ['0', '1']" in last
+        assert "finetune.redraw=[head]" in last
+    done = run("train", "config.yaml", *tuned, "finetune={redraw: [head]}", cwd=folder)
+    assert done.returncode == 0, done.stderr
