@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from data_pipeline.base.records import read_every_record
+from llmscale.parity.ranks import free_port
 from tests.tiny_run import losses, write_tiny_run
 
 pytestmark = pytest.mark.slow
@@ -17,17 +19,24 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 LLMSCALE = [sys.executable, "-m", "llmscale"]
 DEEPSPEED = [sys.executable, "-m", "deepspeed.launcher.runner"]
+ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
+TWO = ["--num_processes", "2"]
+TRAIN = ["-m", "llmscale", "train"]
 LAUNCHERS = {
     "alone": [*LLMSCALE, "train"],
     "local": [*LLMSCALE, "launch", "local", "--nproc", "2"],
     "accelerate": [*LLMSCALE, "launch", "accelerate", "--config-file", str(ROOT / "configs/accelerate/cpu.yaml")],
+    "accelerate-one-gpu": [*ACCELERATE, str(ROOT / "configs/accelerate/one_gpu.yaml"), *TRAIN],
+    "accelerate-multi-gpu": [*ACCELERATE, str(ROOT / "configs/accelerate/multi_gpu.yaml"), *TWO, *TRAIN],
+    "accelerate-deepspeed": [*ACCELERATE, str(ROOT / "configs/accelerate/deepspeed.yaml"), *TWO, *TRAIN],
     "torchrun": [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "llmscale", "train"],
     "deepspeed": [*DEEPSPEED, "--num_gpus", "2", "--module", "llmscale", "train"],
 }
 
 
-def start(launcher: str, folder: Path, *overrides: str) -> subprocess.Popen:
-    command = [*LAUNCHERS[launcher], "config.yaml", *overrides]
+def start(launcher: str | list[str], folder: Path, *overrides: str) -> subprocess.Popen:
+    """`launcher`: one of `LAUNCHERS`, or a command."""
+    command = [*(LAUNCHERS[launcher] if isinstance(launcher, str) else launcher), "config.yaml", *overrides]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"}
     return subprocess.Popen(
         command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -69,10 +78,60 @@ def test_every_launcher_gives_the_losses_of_one_process(tmp_path):
         assert json.loads((tmp_path / launcher / "outcome.json").read_text())["outcome"] == "done"
         found[launcher] = losses(tmp_path / launcher)
         assert list(found[launcher]) == list(range(1, 7))
+        ranks = 1 if launcher in ("alone", "accelerate-one-gpu") else 2
+        assert {row["ranks"] for row in read_every_record(tmp_path / launcher / "time.jsonl") if "ranks" in row} == {
+            ranks
+        }
     for step in range(1, 6):
         for launcher in found.keys() - {"alone"}:
             assert found[launcher][step] == pytest.approx(found["alone"][step], rel=1e-5)
     assert (tmp_path / "local/logs/rank-00001.log").exists()
+
+
+ELSEWHERE = {
+    "accelerate": lambda node, port: [
+        *(*ACCELERATE, str(ROOT / "configs/accelerate/multi_node.yaml"), *TWO, "--num_machines", "2"),
+        *("--machine_rank", str(node), "--main_process_ip", "127.0.0.1", "--main_process_port", str(port), *TRAIN),
+    ],
+    "torchrun": lambda node, port: [
+        *(sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"),
+        *("--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}", *TRAIN),
+    ],
+    "by hand": lambda node, port: [
+        *("env", "MASTER_ADDR=127.0.0.1", f"MASTER_PORT={port}", "WORLD_SIZE=2", "LOCAL_WORLD_SIZE=1"),
+        *(f"RANK={node}", "LOCAL_RANK=0", "LLMSCALE_TOKEN=secret", *LLMSCALE, "train"),
+    ],
+}
+"""What is typed on each of two machines, by its number."""
+
+
+@pytest.mark.parametrize("launcher", ELSEWHERE)
+def test_two_machines_give_the_losses_of_one_process(tmp_path, launcher):
+    write_tiny_run(tmp_path)
+    port = free_port()
+    both = [start(ELSEWHERE[launcher](node, port), tmp_path, "run.directory=both") for node in range(2)]
+    for process in both:
+        output, _ = process.communicate(timeout=240)
+        assert process.returncode == 0, output
+    code, output = run("alone", tmp_path)
+    assert code == 0, output
+    found, expected = losses(tmp_path / "both"), losses(tmp_path / "run")
+    assert list(found) == list(range(1, 7))
+    assert (tmp_path / "both/logs/rank-00001.log").exists()
+    assert [found[step] for step in range(1, 6)] == pytest.approx([expected[step] for step in range(1, 6)], rel=1e-5)
+
+
+HARMLESS = "run \"a\" 'b' $(touch harm) `touch harm` ;touch harm; \\ * \n 数据 \U0001f600"
+"""A name that a shell would make something of."""
+
+
+@pytest.mark.parametrize("launcher", ["local", "torchrun", "deepspeed", "accelerate"])
+def test_values_arrive_unharmed(tmp_path, launcher):
+    write_tiny_run(tmp_path)
+    code, output = run(launcher, tmp_path, f"run.directory={json.dumps(HARMLESS, ensure_ascii=False)}", "train.steps=1")
+    assert code == 0, output
+    assert (tmp_path / HARMLESS / "summary.json").exists()
+    assert not list(tmp_path.rglob("harm"))
 
 
 def test_a_preempted_run_exits_with_75_and_the_same_command_finishes_it(tmp_path):
