@@ -14,10 +14,13 @@ from data_pipeline.layouts import layout_of
 class SourceConfig(Section):
     """Where documents come from."""
 
-    kind: Literal["text", "jsonl", "csv", "tsv", "parquet", "arrow", "datasets", "tokens"] = "text"
+    kind: Literal["text", "jsonl", "csv", "tsv", "parquet", "arrow", "datasets", "tokens", "conll", "json"] = "text"
     """text: plain files; jsonl: one JSON object a line; csv, tsv: rows under a header row; parquet: rows; arrow: IPC
     files or streams, such as `datasets` saves; datasets: anything that the Hugging Face `datasets` library can stream.
-    Files of kinds text, jsonl, csv and tsv may be compressed: `.gz` or `.zst`. tokens: prefixes of `.bin` and `.idx`
+    conll: a word a line with its tags in columns and an empty line behind each sentence; the fields are tokens (the
+    first column), tags (the last one), and each column's number from 0. json: one JSON value, with `records` in it.
+    Files of kinds conll and json are held in memory while they are read. All but parquet and arrow may be compressed:
+    `.gz` or `.zst`. tokens: prefixes of `.bin` and `.idx`
     files, as `llmscale data prepare`, Megatron-LM and GPT-NeoX write them."""
     paths: list[str] = []
     """Files or glob patterns (`**` crosses folders), relative to the working directory, or URLs that fsspec opens such
@@ -33,10 +36,10 @@ class SourceConfig(Section):
     """For kind text: what stands between documents, such as `<|endoftext|>`; everything else belongs to them. For csv
     and tsv: the one character between fields, such as `;`; a comma and a tab where not given."""
     encoding: str | None = None
-    """For kinds text, jsonl, csv and tsv: the encoding of the files, by a name that Python knows, such as `gb18030`
-    (GBK), `big5`, `cp1252` or `utf-16`. UTF-8 where not given; then a file that is in something else is refused. With
-    `utf-8` written down it is read all the same, and invalid bytes are replaced by U+FFFD. Files in UTF-16, UTF-32 or
-    an encoding with states are not cut into spans, just as compressed ones are not."""
+    """For kinds text, jsonl, csv, tsv and conll: the encoding of the files, by a name that Python knows, such as
+    `gb18030` (GBK), `big5`, `cp1252` or `utf-16`. UTF-8 where not given; then a file that is in something else is
+    refused. With `utf-8` written down it is read all the same, and invalid bytes are replaced by U+FFFD. Files in
+    UTF-16, UTF-32 or an encoding with states are not cut into spans, just as compressed ones are not."""
     quote: str = Field(default='"', max_length=1)
     """For csv and tsv: the character around fields that hold separators or newlines; within them, two of it stand for
     one. Empty, and so for tsv where it is not given: quotes are ordinary characters, and every newline ends a row."""
@@ -48,9 +51,6 @@ class SourceConfig(Section):
     from several fields."""
     target_field: str | None = None
     """The field, or a template, that holds the target text of a pair (objective seq2seq), for all kinds but text."""
-    join: str | None = None
-    """What stands between the texts of a field that holds a list of them: a space, or nothing (`""`) in Chinese. Where
-    not given, no lists are read."""
     target_paths: list[str] = []
     """For kind text with `document: line`, and objective seq2seq: the files whose lines are the targets of those of
     `paths`, file by file in the same order, such as `train.en` of `train.de`."""
@@ -60,6 +60,12 @@ class SourceConfig(Section):
     """A common form of records, in place of `field` and `target_field`: messages (OpenAI), sharegpt or alpaca for
     objective chat (alpaca for seq2seq, too); auto: that of them which each record has; glue and glue_pairs for
     classification. For all kinds but text. `fields` then says which field of the records is which of the layout's."""
+    join: str | None = None
+    """What stands between the words of a field that holds a list of them: a space, or nothing (`""`) in Chinese. A
+    space for kind conll, and no lists are read, where not given."""
+    records: str = ""
+    """For kind json: the lists on the way to the records, such as `data.paragraphs.qas` for SQuAD; a record has the
+    fields of what it lies in, too. Empty where the file is a list of records."""
     fields: dict[str, str] = {}
     """Other fields that the objective asks for, for all kinds but text: the name of each in the records by what the
     objective calls it, such as `{label: sentiment}`. They hold any value, not texts alone."""

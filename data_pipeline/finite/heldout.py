@@ -204,6 +204,10 @@ def heldout_documents(config: DataConfig, tokenizer: Tokenizer) -> Iterator[str]
         yield from part.texts(tokenizer)
 
 
+_Stored = tuple[list[np.ndarray], int | None]
+"""What is stored for a sample, and the bytes of its document; None for another one of the document before."""
+
+
 class _Text:
     """Documents of a corpus, on one side of the held-out split."""
 
@@ -219,13 +223,17 @@ class _Text:
     def texts(self, tokenizer: Tokenizer) -> Iterator[str]:
         return (document.text for document in self._documents())
 
-    def tokens(self, tokenizer: Tokenizer, made: Objective, frame: Frame) -> Iterator[tuple[list[np.ndarray], int]]:
+    def tokens(self, tokenizer: Tokenizer, made: Objective, frame: Frame) -> Iterator[_Stored]:
         """The arrays of each document, and the bytes of its text, or of its target."""
         documents = made.checked(self._documents(), self.corpus.place, self.corpus.dropped)
+        last: int | None = None
         for batch in tokenized(documents, tokenizer, made.config.stored, frame):
             for text in batch:
                 counted = text.document.target if made.config.stored.target else text.document.text
-                yield text.arrays, len((counted or "").encode(errors="surrogatepass"))
+                size = len((counted or "").encode(errors="surrogatepass"))
+                # Of a document that an objective reads in parts, the first one stands for it.
+                yield text.arrays, None if text.document.id == last else size
+                last = text.document.id
 
     def _documents(self) -> Iterator[Document]:
         return self.corpus.documents(held_out=self.held_out)
@@ -247,7 +255,7 @@ class _Tokens:
         documents = (self.shards.known(i, tokenizer.vocab_size) for i in range(self.shards.document_count))
         return map(tokenizer.decode, documents)
 
-    def tokens(self, tokenizer: Tokenizer, made: Objective, frame: Frame) -> Iterator[tuple[list[np.ndarray], int]]:
+    def tokens(self, tokenizer: Tokenizer, made: Objective, frame: Frame) -> Iterator[_Stored]:
         step = 1 + made.config.stored.arrays
         odd = [dataset for dataset in self.shards.datasets if dataset.document_count % step]
         if odd:
@@ -311,12 +319,12 @@ def _write(
             for part in parts:
                 for arrays, count in part.tokens(tokenizer, made, frame):
                     writer.add(arrays)
-                    size.documents += 1
+                    size.documents += count is not None
                     counted = arrays[int(made.config.stored.target)]
                     begun = begin and tuple(counted[:begin].tolist()) == frame.begin
                     predicted = made.target_tokens([array[: len(array) - len(frame.end)] for array in arrays])
                     size.tokens += len(counted) - (begin if begun else 0) if predicted is None else predicted
-                    size.bytes += count
+                    size.bytes += count or 0
                 dropped.update(part.dropped)
                 met.add(part.take_counts())
         size.dropped, size.met = dict(sorted(dropped.items())), asdict(met)

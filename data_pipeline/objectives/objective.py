@@ -143,7 +143,7 @@ class Objective(ABC):
     @property
     def given(self) -> tuple[str, ...]:
         """Values of a record's other fields that sources must have."""
-        return self.config.stored.values
+        return self.config.stored.fields
 
     def require(self, sources: Sequence[SourceConfig], where: str) -> None:
         """Raise UserError unless every source, which the config has at `where`, says where to find what is stored."""

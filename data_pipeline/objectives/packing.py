@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import struct
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -38,6 +39,8 @@ class Stored(NamedTuple):
     """The tokens of its second text."""
     values: tuple[str, ...] = ()
     """Values of its other fields, by the names of `SourceConfig.fields`: as JSON, a byte an element."""
+    made_of: tuple[str, ...] = ()
+    """The fields that the values are made of, where an objective makes its own examples; else they are the values."""
 
     @property
     def arrays(self) -> int:
@@ -48,6 +51,11 @@ class Stored(NamedTuple):
     def key(self) -> str:
         """Tells what is stored in one way from what is stored in another."""
         return f"{self.target}{''.join(f' {name}' for name in self.values)}"
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """What the source must name of the records, by the names of `SourceConfig.fields`."""
+        return self.made_of or self.values
 
 
 def stored_value(value: Any) -> np.ndarray:
@@ -257,17 +265,25 @@ MakeSample = Callable[[np.ndarray, Sequence[np.ndarray], Origins], Sample]
 
 
 class DocumentPacker(Packer):
-    """One sample of each document: of its text and all that is stored with it."""
+    """One sample of each document: of its text and all that is stored with it. Where an objective makes several
+    examples of a document, the `token` of a place is the number of the example."""
 
     def __init__(self, documents: Documents, token: int, make: MakeSample) -> None:
         super().__init__(documents, token)
         self._make = make
+        for _ in range(token):
+            self._document = documents.next()
 
     def next(self, number: int) -> Sample:
         document = self._document
         sample = self._make(document.tokens[1:-1], document.others, lambda size: (self._piece(document, 1, size),))
         self._document = self._documents.next()
+        same = _PLACE(self._document) == _PLACE(document)
+        self._token = self._token + 1 if same else 0
         return sample
+
+
+_PLACE = operator.attrgetter("epoch", "span", "file", "position")
 
 
 OpenPacker = Callable[[Documents, int, tuple[int, ...]], Packer]

@@ -322,6 +322,7 @@ class Corpus:
                 *([source.encoding] if source.encoding not in (None, UTF8) else []),
                 *([f"escape {source.escape}"] if source.escape is not None else []),
                 *([f"join {source.join}"] if source.join is not None else []),
+                *([f"records {source.records}"] if source.records else []),
                 *(f"default {item}" for item in sorted(source.defaults.items())),
                 *(f"field {item}" for item in sorted(source.fields.items())),
                 *([f"layout {source.layout}"] if source.layout is not None else []),

@@ -113,8 +113,9 @@ class Fields:
         field, target = (TEXT, TARGET) if own else (source.field, source.target_field)
         target = target if "target" in source.gives else None
         given = {} if own else self.defaults
-        self.text = TextField(field, where, defaults=given, join=source.join)
-        self.target = TextField(target, where, "target_field", given, source.join) if target else None
+        join = " " if source.join is None and source.kind == "conll" else source.join
+        self.text = TextField(field, where, defaults=given, join=join)
+        self.target = TextField(target, where, "target_field", given, join) if target else None
         self.both = [self.text] if self.target is None else [self.text, self.target]
         self.others = dict(source.fields) if self.layout is None else self.layout.others
         """Names in the records of the other fields, by what the objective calls them."""

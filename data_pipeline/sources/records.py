@@ -27,6 +27,7 @@ from data_pipeline.sources.readers.dialect import Dialect
 from data_pipeline.sources.readers.extract import Extractor, Note
 from data_pipeline.sources.readers.headerless import HeaderlessReader
 from data_pipeline.sources.readers.parquet import ParquetReader, parquet_spans
+from data_pipeline.sources.readers.parsed import descend
 from data_pipeline.sources.readers.separated import JsonParser, SeparatedReader, byte_spans
 from data_pipeline.sources.readers.storage import ByteSources, Files
 
@@ -201,24 +202,8 @@ def _nested(path: str, levels: str, where: str) -> Iterator[SourceRecord]:
     except ValueError as error:
         raise UserError(f"{where}: {path} is no JSON: {error}; repair the file") from None
     names = levels.split(".") if levels else []
-    for number, record in enumerate(_descend(value, names, {}, path, where), start=1):
-        yield SourceRecord(record, path, number)
-
-
-def _descend(value: Any, names: list[str], above: dict[str, Any], path: str, where: str) -> Iterator[dict[str, Any]]:
-    if isinstance(value, list):
-        for each in value:
-            yield from _descend(each, names, above, path, where)
-        return
-    if not isinstance(value, dict):
-        raise UserError(f"{where}: {path} has {type(value).__name__} where records should be; correct records")
-    if not names:
-        yield above | value
-        return
-    if names[0] not in value:
-        raise UserError(
-            f"{where}: {path} has no {names[0]!r} but {', '.join(map(repr, value)) or 'nothing'} on the way to its"
-            f" records; correct records"
-        )
-    rest = {name: each for name, each in value.items() if name != names[0]}
-    yield from _descend(value[names[0]], names[1:], above | rest, path, where)
+    try:
+        for number, record in enumerate(descend(value, names, {}), start=1):
+            yield SourceRecord(record, path, number)
+    except ValueError as error:
+        raise UserError(f"{where}: {path}: {error}") from None

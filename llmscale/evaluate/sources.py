@@ -42,7 +42,7 @@ def evaluation_sources(config: RunConfig, files: tuple[str, ...], given: Given) 
     """
     stored = config.objective.stored
     pairs = stored.target
-    if given.target_field is not None and not (pairs or stored.values):
+    if given.target_field is not None and not (pairs or stored.fields):
         raise UserError(
             f"--target-field is {given.target_field!r}, but this model's objective is {config.objective.name}, which"
             f" reads no pairs; leave it out, or evaluate a model of objective seq2seq"
@@ -52,7 +52,7 @@ def evaluation_sources(config: RunConfig, files: tuple[str, ...], given: Given) 
 
 def _source(config: RunConfig, pattern: str, given: Given, pairs: bool) -> SourceConfig:
     objective = config.objective
-    values = bool(objective.stored.values)
+    values = bool(objective.stored.fields)
     kind = given.kind or _kind(config, pattern, pairs or values or given.field is not None)
     common = {"kind": kind, "paths": [pattern], "encoding": _encoding(config, kind, pattern, given)}
     if kind in _WITHOUT_FIELDS:
@@ -64,7 +64,7 @@ def _source(config: RunConfig, pattern: str, given: Given, pairs: bool) -> Sourc
                 f"--data {pattern} has kind {kind}, which has no fields; leave out {named[0]}, or set --kind"
             )
         if (pairs and kind == "text") or values:
-            wanted = "pairs" if pairs else f"texts with their {' and '.join(objective.stored.values)}"
+            wanted = "pairs" if pairs else f"texts with their {' and '.join(objective.stored.fields)}"
             raise UserError(
                 f"--data {pattern} is {kind} without fields, but a model of objective {objective.name} is evaluated on"
                 f" {wanted}; give JSON lines, CSV, TSV, Parquet or Arrow (or set --kind to what it is)"
@@ -101,7 +101,7 @@ def _own(config: RunConfig) -> list[SourceConfig]:
 
 def _fields(config: RunConfig, kind: str, pattern: str, given: Given, pairs: bool) -> dict[str, Any]:
     """The settings that say how records are read and which fields hold texts."""
-    values = bool(config.objective.stored.values)
+    values = bool(config.objective.stored.fields)
     needed = ("field", "target_field") if pairs or values else ("field",)
     asked = {name: getattr(given, name) for name in needed if getattr(given, name) is not None}
     own = [source for source in _own(config) if source.kind not in _WITHOUT_FIELDS]

@@ -11,6 +11,7 @@ from llmscale.families.hugging_face import (
     Settings,
     Weight,
     renamed,
+    token_heads,
     written_activation,
 )
 
@@ -99,6 +100,10 @@ RENAMES = ((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "La
 HUGGING_FACE = HuggingFace(
     model_type="bert",
     classes=("BertForPreTraining", "BertForMaskedLM", "BertModel"),
+    heads=token_heads(
+        "Bert", "classifier", dropout=("hidden_dropout_prob",), dropped=(r"bert\.pooler\.dense\.(weight|bias)",)
+    ),
+    encodes=True,
     fields=FIELDS,
     fixed=FIXED,
     dropout=("hidden_dropout_prob",),

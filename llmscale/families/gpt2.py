@@ -13,6 +13,7 @@ from llmscale.families.hugging_face import (
     Weight,
     qkv,
     renamed,
+    token_heads,
     written_activation,
 )
 
@@ -37,6 +38,7 @@ def _write(model: Mapping[str, Any]) -> dict[str, Any]:
 HUGGING_FACE = HuggingFace(
     model_type="gpt2",
     classes=("GPT2LMHeadModel", "GPT2Model"),
+    heads=token_heads("GPT2", "classifier"),
     fields=(
         ("vocab_size", "vocab_size", 50257),
         ("n_layer", "layers", 12),

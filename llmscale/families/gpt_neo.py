@@ -15,6 +15,7 @@ from llmscale.families.hugging_face import (
     layer_kinds,
     renamed,
     repeated,
+    token_heads,
     written_activation,
 )
 
@@ -74,6 +75,7 @@ def _write(model: Mapping[str, Any]) -> dict[str, Any]:
 HUGGING_FACE = HuggingFace(
     model_type="gpt_neo",
     classes=("GPTNeoForCausalLM", "GPTNeoModel"),
+    heads=token_heads("GPTNeo", "classifier"),
     fields=(
         ("vocab_size", "vocab_size", 50257),
         ("num_layers", "layers", 24),

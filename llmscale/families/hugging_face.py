@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 _TANH = ("gelu_new", "gelu_pytorch_tanh", "gelu_python_tanh", "gelu_fast", "gelu_accurate")
@@ -71,6 +71,22 @@ class Weight:
 
 
 @dataclass(frozen=True)
+class HeadClass:
+    """A class of a family with a projection of each token's hidden state in place of the language model's head."""
+
+    name: str
+    """Of the class, which `AutoModelFor...` opens."""
+    projection: str
+    """The tensors of the projection, without weight and bias."""
+    body: str | None = None
+    """What the names of the body's tensors begin with in place of `HuggingFace.prefix`, where that differs."""
+    dropout: tuple[str, ...] = ()
+    """Keys of the projection's dropout where `classifier_dropout` is null or absent; 0.1 without any."""
+    dropped: tuple[str, ...] = ()
+    """Regular expressions of tensors that older versions stored beside it, as `HuggingFace.dropped`."""
+
+
+@dataclass(frozen=True)
 class HuggingFace:
     """A family in Hugging Face's layout."""
 
@@ -112,10 +128,34 @@ class HuggingFace:
     """Tensors that must equal another, where they are stored at all."""
     present: Mapping[str, str] | None = None
     """Settings (booleans) that are true where a tensor is stored, whatever config.json says of the class."""
+    encodes: bool = False
+    """Whether its model is an encoder, whose texts are between `[CLS]` and `[SEP]`."""
+    heads: Mapping[str, HeadClass] = field(default_factory=dict)
+    """Classes with another head than the language model's, by the name of the head (`llmscale.model.heads`)."""
     repeats: str | None = None
     """An older family whose class computes the same, which other families' models are exported as."""
     needs: Callable[[Mapping[str, Any]], str | None] | None = None
     """Why their class cannot hold a model that its config can describe, or None."""
+
+
+def token_heads(
+    name: str,
+    tokens: str | None,
+    answers: bool = True,
+    body: str | None = None,
+    dropout: tuple[str, ...] = (),
+    dropped: tuple[str, ...] = (),
+) -> dict[str, HeadClass]:
+    """The classes `name`ForTokenClassification, whose projection is `tokens`, and `name`ForQuestionAnswering, where
+    `answers`, whose body is below `body`."""
+    found = {}
+    if tokens is not None:
+        found["token_classification"] = HeadClass(
+            f"{name}ForTokenClassification", tokens, dropout=dropout, dropped=dropped
+        )
+    if answers:
+        found["span"] = HeadClass(f"{name}ForQuestionAnswering", "qa_outputs", body, dropped=dropped)
+    return found
 
 
 _REFUSED = object()

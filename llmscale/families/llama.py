@@ -11,6 +11,7 @@ from llmscale.families.hugging_face import (
     Settings,
     Weight,
     renamed,
+    token_heads,
     written_activation,
 )
 from llmscale.families.rope import read_rope, write_rope
@@ -144,6 +145,7 @@ HUGGING_FACE = table(
     "Llama",
     fields(32, 4096, 32, None, 11008, 2048, 1e-6, 32000),
     unused=("pretraining_tp",),
+    heads=token_heads("Llama", "score", body="transformer."),
     read=_read,
     write=_write,
     needs=whole_heads("LlamaForCausalLM"),

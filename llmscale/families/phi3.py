@@ -7,7 +7,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from llmscale.families import llama, mistral
-from llmscale.families.hugging_face import GATED, HuggingFace, Settings, Weight, qkv, renamed, written_activation
+from llmscale.families.hugging_face import (
+    GATED,
+    HuggingFace,
+    Settings,
+    Weight,
+    qkv,
+    renamed,
+    token_heads,
+    written_activation,
+)
 from llmscale.families.rope import read_partial_rope, write_rope
 
 PRESET: dict[str, object] = {**llama.PRESET, "max_positions": 4096, "attention_pattern": ["local"], "window": 2047}
@@ -38,6 +47,7 @@ HUGGING_FACE = HuggingFace(
     model_type="phi3",
     repeats="llama",
     classes=("Phi3ForCausalLM", "Phi3Model"),
+    heads=token_heads("Phi3", "score", answers=False),
     fields=llama.fields(32, 3072, 32, 32, 8192, 4096, 1e-5, 32064),
     nulls={"num_key_value_heads": None},
     dropout=("resid_pdrop", "embd_pdrop"),

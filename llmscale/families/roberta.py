@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from llmscale.families import bert
-from llmscale.families.hugging_face import PLAIN, HuggingFace, Settings, Unsupported, Weight, renamed
+from llmscale.families.hugging_face import PLAIN, HuggingFace, Settings, Unsupported, Weight, renamed, token_heads
 
 PRESET: dict[str, object] = {
     **bert.PRESET,
@@ -47,6 +47,8 @@ _DEFAULTS = {"vocab_size": 50265}
 HUGGING_FACE = HuggingFace(
     model_type="roberta",
     classes=("RobertaForMaskedLM", "RobertaModel"),
+    heads=token_heads("Roberta", "classifier", dropout=("hidden_dropout_prob",)),
+    encodes=True,
     fields=tuple(
         (key, setting, _DEFAULTS.get(key, default))
         for key, setting, default in bert.FIELDS

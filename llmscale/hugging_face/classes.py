@@ -167,18 +167,19 @@ def fit(
 
 def _differences(model: ModelConfig, table: HuggingFace, name: str, written: dict[str, Any]) -> list[str]:
     far = [""] * len(ModelConfig.model_fields)  # farther than any class with single differences
+    settings = Settings(written)
     try:
-        back = ModelConfig.model_validate(read_settings(table, Settings(written)))
+        class_name = heads_of(model)[0].class_name(table)
+        head = _head_of(table, [class_name], settings) if class_name is not None else None
+        back = ModelConfig.model_validate(read_settings(table, settings))
     except (Unsupported, ValidationError) as error:
         return [str(error.errors()[0]["msg"]) if isinstance(error, ValidationError) else str(error), *far]
     if table_of(back.family or name) is not table:
         return [f"model.activation is {model.activation}, where this class has {back.activation}", *far]
     ours, theirs = function_of(model), function_of(back)
     if model.head is not None:
-        class_name = heads_of(model)[0].class_name(table)
         if class_name is None:
             return [f"model.head is {model.head.name}, which none of its classes has", *far]
-        head = _head_of(table, [class_name], Settings(written))
         ours = {key: value for key, value in ours.items() if key not in OF_HEADS} | _parts(model.head.model_dump())
         theirs = {**theirs, **_parts(HeadConfig.model_validate(head[0]).model_dump() if head else {})}
     differing = [key for key in ours if ours[key] != theirs.get(key)]

@@ -27,7 +27,7 @@ from llmscale.hugging_face.files import CONFIG, new_folder, read_json, require_f
 from llmscale.hugging_face.tensors import TensorFolder
 from llmscale.hugging_face.tokenizers import import_tokenizer
 from llmscale.hugging_face.weights import VOCABULARY, Move, Shapes, padded, plan, shapes_of
-from llmscale.model.heads import all_heads
+from llmscale.model.heads import all_heads, heads_of
 from llmscale.objectives import settings_for
 from llmscale.parallel.init import drawn
 from llmscale.parallel.shards import Shard
@@ -151,7 +151,7 @@ class _Source:
 def _source(values: dict[str, Any], path: Path, folder: TensorFolder) -> tuple[_Source, list[str]]:
     found = recognise(values, path)
     table, model = found.table, dict(found.model)
-    names = _known_names(table, folder)
+    names = _known_names(table, folder, heads_of(_config(model))[0].body(table))
     _stand_in(table.copies or {}, names)
     for setting, tensor in {} if "head" in model else (table.present or {}).items():
         model[setting] = model[setting] or tensor in names
@@ -163,8 +163,9 @@ def _source(values: dict[str, Any], path: Path, folder: TensorFolder) -> tuple[_
     shapes = shapes_of(config, model["vocab_size"])
     moves = plan(table, config, shapes)
     expected = {name: move.shape for move in moves for name in move.theirs}
+    patterns = (*table.dropped, *heads_of(config)[0].dropped(table))
     left_out = sorted(
-        name for name in names.keys() - expected.keys() if any(re.fullmatch(pattern, name) for pattern in table.dropped)
+        name for name in names.keys() - expected.keys() if any(re.fullmatch(pattern, name) for pattern in patterns)
     )
     if left_out:
         more = f" and {len(left_out) - 4} more" if len(left_out) > 4 else ""
@@ -234,11 +235,11 @@ def _config(model: dict[str, Any]) -> ModelConfig:
     return ModelConfig.model_validate(model)
 
 
-def _known_names(table: HuggingFace, folder: TensorFolder) -> dict[str, str]:
-    """Names in the files by those of today's transformers."""
+def _known_names(table: HuggingFace, folder: TensorFolder, body: str) -> dict[str, str]:
+    """Names in the files by those of today's transformers, in the class whose body's names begin with `body`."""
     found = {}
     tops = {row.theirs.partition(".")[0] for row in table.weights}
-    headless = bool(table.prefix) and not any(name.startswith(table.prefix) for name in folder.names)
+    headless = bool(table.prefix) and not any(name.startswith((table.prefix, body)) for name in folder.names)
     for name in folder.names:
         today = table.prefix + name if headless and name.partition(".")[0] not in tops else name
         for pattern, replacement in table.renames:

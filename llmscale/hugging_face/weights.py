@@ -80,11 +80,15 @@ def plan(table: HuggingFace, model: ModelConfig, shapes: Shapes) -> list[Move]:
     """The moves between a model and their class, which together hold each of our tensors once."""
     layers = max(model.layers, model.encoder_layer_count)
     moves: dict[str, Move] = {}
-    rows = (*table.weights, *(row for head in heads_of(model) for row in head.weights(table)))
+    heads = heads_of(model)
+    body = heads[0].body(table)
+    rows = (*table.weights, *(row for head in heads for row in head.weights(table)))
     for row in rows:
         if row.only is not None and not row.only(model):
             continue
-        for ours, theirs in _spelled(row, layers):
+        for ours, spelled in _spelled(row, layers):
+            moved = body != table.prefix and spelled.startswith(table.prefix)
+            theirs = body + spelled.removeprefix(table.prefix) if moved else spelled
             stacked = "{expert}" in theirs
             # Dense layers and layers of experts have one name for theirs; the experts' have a dimension more.
             if not all(name in shapes and (len(shapes[name]) == 3) == stacked for name in ours):

@@ -13,7 +13,7 @@ from llmscale.config import ModelConfig
 from llmscale.objectives.objective import ModelSide, Reading, Shape
 
 __all__ = ["ModelSide", "Reading", "Shape", "model_side", "settings_for"]
-_TOOLS = ("loss", "objective", "preference_loss", "reward_loss", "scores")
+_TOOLS = ("framed", "loss", "objective", "preference_loss", "reward_loss", "scores")
 """Modules that are none."""
 
 

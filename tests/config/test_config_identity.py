@@ -82,6 +82,7 @@ IDENTITY: dict[str, Any] = {
     "data.sources.columns": ["text", "label"],
     "data.sources.layout": "alpaca",
     "data.sources.defaults": {"text": ""},
+    "data.sources.records": "data",
     "data.sources.label": "a",
     "data.sources.weight": 7.0,
     "data.sources.epochs": 7.0,

@@ -26,6 +26,7 @@ from data_pipeline.sources.readers.json_layout import require_json_lines
 from data_pipeline.sources.readers.looking import TEXT_KINDS, Look
 from data_pipeline.sources.readers.parallel import ParallelReader, with_partners
 from data_pipeline.sources.readers.parquet import ParquetReader, parquet_spans
+from data_pipeline.sources.readers.parsed import ParsedReader, conll_parser, json_parser
 from data_pipeline.sources.readers.separated import JsonParser, SeparatedReader, TextParser, byte_spans
 from data_pipeline.sources.readers.storage import ByteSources, Files, is_compressed
 from data_pipeline.sources.readers.whole_files import FileReader, file_spans
@@ -155,6 +156,10 @@ def _require_here(files: list[FileEntry], where: str) -> None:
 def _require_fitting(source: SourceConfig, where: str) -> None:
     if source.kind == "tokens":
         raise UserError(f"{where} has kind tokens, but text is needed here; name the files that the tokens are from")
+    if source.records and source.kind != "json":
+        raise UserError(
+            f"{where}.records is {source.records!r}, but kind is {source.kind}; leave it out, or set kind: json"
+        )
     if source.kind == "text" and source.target_field is not None:
         raise UserError(
             f"{where}.target_field is {source.target_field!r}, but kind text has no fields; use jsonl or csv"
@@ -257,6 +262,17 @@ def _arrow(source: SourceConfig, files: list[FileEntry], settings: ReadSettings,
     return spans, ArrowReader(stored, extractor, extractor.bad)
 
 
+def _conll(source: SourceConfig, files: list[FileEntry], settings: ReadSettings, extractor: Extractor) -> _Opened:
+    sources = ByteSources(Files(), source.encoding or UTF8)
+    reader = ParsedReader(sources, conll_parser(sources.encoding), extractor, lines=True)
+    return lambda: reader.spans(files, _span_limit(files, settings)), reader
+
+
+def _json(source: SourceConfig, files: list[FileEntry], settings: ReadSettings, extractor: Extractor) -> _Opened:
+    reader = ParsedReader(ByteSources(Files()), json_parser(source.records), extractor, lines=False)
+    return lambda: reader.spans(files, _span_limit(files, settings)), reader
+
+
 def _span_limit(files: list[FileEntry], settings: ReadSettings) -> int:
     """A small source is cut into about four spans a lane."""
     if settings.lanes is None:
@@ -272,4 +288,6 @@ _KINDS: dict[str, Callable[[SourceConfig, list[FileEntry], ReadSettings, Extract
     "tsv": _delimited,
     "parquet": _parquet,
     "arrow": _arrow,
+    "conll": _conll,
+    "json": _json,
 }

@@ -20,7 +20,7 @@ from data_pipeline.base.errors import UserError, setting
 from data_pipeline.config import SourceConfig
 from data_pipeline.sources.first_bytes import other_format, page, pointer
 
-TEXT_KINDS = ("text", "jsonl", "csv", "tsv")
+TEXT_KINDS = ("text", "jsonl", "csv", "tsv", "conll")
 _OWN_FORMAT = {"parquet": "a Parquet file", "arrow": "an Arrow file"}
 _KIND_OF_FORMAT = {format_: kind for kind, format_ in _OWN_FORMAT.items()}
 _SUFFIXES = {"a gzip file": ".gz", "a Zstandard file": ".zst"}

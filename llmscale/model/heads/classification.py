@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from llmscale.config.model import HeadConfig, ModelConfig
 from llmscale.families.hugging_face import HuggingFace, Settings, Unsupported, Weight
 from llmscale.model.heads.head import Head, Memory, Sizes
+from llmscale.model.heads.labels import dropout_of, labels_of, written_labels
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -117,7 +118,7 @@ class ClassificationHead(Head):
     def read(cls, name: str, table: HuggingFace, settings: Settings) -> tuple[dict[str, Any], dict[str, Any]] | None:
         if name != _class_name(table):
             return None
-        labels = _labels(settings)
+        labels = labels_of(settings)
         kind = settings.values.get("problem_type") or ("regression" if len(labels) == 1 else next(iter(_PROBLEMS)))
         if kind not in _PROBLEMS:
             raise Unsupported(f"problem_type is {kind!r:.60}, but must be {' or '.join(_PROBLEMS)}; repair it")
@@ -126,7 +127,7 @@ class ClassificationHead(Head):
         given = {
             "pooling": "first" if encoder else "last",
             "pooler": encoder,
-            "dropout": _dropout(settings, table) if encoder else 0.0,
+            "dropout": dropout_of(settings, table, table.dropout) if encoder else 0.0,
         }
         head = HeadConfig.model_validate(
             {"name": cls.name, "outputs": len(labels), "bias": encoder, "loss": loss, **given}
@@ -137,8 +138,7 @@ class ClassificationHead(Head):
         labels = objective.get("labels") or [f"LABEL_{output}" for output in range(self._head.outputs)]
         kinds = {loss: kind for kind, (_, loss) in _PROBLEMS.items()}
         return {
-            "id2label": {str(output): label for output, label in enumerate(labels)},
-            "label2id": {label: output for output, label in enumerate(labels)},
+            **written_labels(labels),
             "problem_type": kinds[self._head.loss],
             **({"classifier_dropout": self._head.dropout} if self._head.pooling == "first" else {}),
         }
@@ -165,24 +165,3 @@ def _class_name(table: HuggingFace) -> str | None:
     bases = (table.classes[0].removesuffix(end) for end in _LANGUAGE_MODELS if table.classes[0].endswith(end))
     base = next(bases, None)
     return None if base is None else f"{base}{_CLASSIFIER}"
-
-
-def _labels(settings: Settings) -> list[str]:
-    """The labels of a config.json in the order of the outputs; transformers' own two where it names none."""
-    named = settings.take("id2label", None, dict)
-    if named is None:
-        count = settings.take("num_labels", 2)
-        return [f"LABEL_{output}" for output in range(count)]
-    labels = [named.get(str(output)) for output in range(len(named))]
-    if not labels or not all(isinstance(label, str) for label in labels) or len(set(labels)) < len(labels):
-        raise Unsupported(
-            f"id2label is {named!s:.60}, but must name each of the outputs 0 to {len(named) - 1} by a label of its"
-            f" own; repair it"
-        )
-    return labels  # type: ignore[return-value]
-
-
-def _dropout(settings: Settings, table: HuggingFace) -> float:
-    """BERT's `classifier_dropout`, which is `hidden_dropout_prob` where it is null or absent."""
-    rate = settings.take("classifier_dropout", None, float, null=None)
-    return float(settings.take(table.dropout[0], table.dropout_rate, float) if rate is None else rate)

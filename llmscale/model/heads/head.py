@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
-from llmscale.config.model import ModelConfig
+from llmscale.config.model import HeadConfig, ModelConfig
 from llmscale.families.hugging_face import HuggingFace, Settings, Weight
 
 if TYPE_CHECKING:
@@ -178,3 +178,61 @@ class Head(ABC):
     def write(self, objective: Mapping[str, Any]) -> dict[str, Any]:
         """Its keys of a config.json; `objective`: the section that the model was trained by."""
         return {}
+
+    def body(self, table: HuggingFace) -> str:
+        """What the names of the body's tensors begin with in the class of a family that has this head."""
+        return table.prefix
+
+    def dropped(self, table: HuggingFace) -> tuple[str, ...]:
+        """Regular expressions of tensors that are left out with a note where a directory has them."""
+        return ()
+
+
+class ProjectionHead(Head):
+    """A head that projects the hidden state of each token to a few numbers (`HuggingFace.heads`)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        assert config.head is not None
+        self._head: HeadConfig = config.head
+
+    def build(self, vocab_size: int) -> nn.Module:
+        from llmscale.model.projections import Pooled
+
+        head = self._head
+        return Pooled(self.config.hidden_size, head.outputs, pooler=False, bias=head.bias, dropout=head.dropout)
+
+    def logits(self, module: nn.Module, hidden: Tensor, batch: Batch, dropout: Tensor | None = None) -> Tensor:
+        """(B, T, outputs), of at least fp32."""
+        import torch
+
+        logits: Tensor = module(hidden, dropout)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    def parameters(self, vocab_size: int, *, tensor: int = 1, ties: bool = True) -> int:
+        return self._head.outputs * (self.config.hidden_size + self._head.bias)
+
+    def flops(self, vocab_size: int, targets: int) -> int:
+        return 2 * targets * self.config.hidden_size * self._head.outputs
+
+    def memory(self, sizes: Sizes) -> Memory:
+        # Logits and their probabilities, in fp32; where something is dropped, what is left.
+        return Memory(8 * sizes.tokens * self._head.outputs + (sizes.residual if self._head.dropout else 0))
+
+    def weights(self, table: HuggingFace) -> tuple[Weight, ...]:
+        known = table.heads.get(self.name)
+        return (
+            ()
+            if known is None
+            else (Weight((f"{self.attribute}.classifier.{{kind}}",), f"{known.projection}.{{kind}}"),)
+        )
+
+    def class_name(self, table: HuggingFace) -> str | None:
+        return table.heads[self.name].name if self.name in table.heads else None
+
+    def body(self, table: HuggingFace) -> str:
+        known = table.heads.get(self.name)
+        return table.prefix if known is None or known.body is None else known.body
+
+    def dropped(self, table: HuggingFace) -> tuple[str, ...]:
+        return table.heads[self.name].dropped if self.name in table.heads else ()

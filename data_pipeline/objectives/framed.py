@@ -1,0 +1,78 @@
+"""Texts between special tokens of which an objective makes its own samples: what those of token heads share."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import abstractmethod
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import Field
+
+from data_pipeline.base.errors import UserError
+from data_pipeline.document import Document
+from data_pipeline.objectives.objective import Objective, ObjectiveSettings
+from data_pipeline.objectives.packing import DocumentPacker, OpenPacker
+from data_pipeline.tokenizer import Tokenizer
+from data_pipeline.tokenizer.frame import pad_token, text_frame
+
+
+class FramedSettings(ObjectiveSettings):
+    """The settings that they share."""
+
+    special_tokens: Literal["cls", "eos"] = "cls"
+    """What is around texts. cls: `[CLS]` and `[SEP]`, for encoders (BERT); eos: what a decoder has behind a text
+    (GPT-2)."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the hidden states' values dropped before the projection in training."""
+
+    def roles(self, sequence_length: int) -> tuple[str, ...]:
+        return ("cls", "sep", "pad") if self.special_tokens == "cls" else ("pad",)
+
+
+class Framed(Objective):
+    """Samples with tokens in front of the first text, and behind each."""
+
+    config: FramedSettings
+    unit = "document"
+    length = 0
+
+    def __init__(self, config: FramedSettings, tokenizer: Tokenizer, sequence_length: int) -> None:
+        self.config = config
+        self.sequence_length = sequence_length
+        self.eos = tokenizer.special["eos"]
+        self.tokenizer = tokenizer
+        self.pad = pad_token(tokenizer)
+        if config.special_tokens == "cls":
+            begin, end = [tokenizer.special["cls"]], [tokenizer.special["sep"]]
+        else:
+            begin, end = text_frame(tokenizer, source=True)
+        self.begin, self.end = (np.array(ids, dtype=np.int32) for ids in (begin, end))
+        decides = [config.model_dump(exclude={"dropout"}), sequence_length]
+        self.form = hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:16]
+
+    def packer(self) -> OpenPacker:
+        return lambda documents, token, _: DocumentPacker(documents, token, self.sample)
+
+    def checked(
+        self, documents: Iterable[Document], place: Callable[[Document], str], counts: Counter[str] | None = None
+    ) -> Iterator[Document]:
+        for document in documents:
+            try:
+                yield from self.examples(document, Counter() if counts is None else counts)
+            except ValueError as error:
+                raise UserError(f"{place(document)}: {error}") from None
+
+    @abstractmethod
+    def examples(self, document: Document, counts: Counter[str]) -> list[Document]:
+        """A document as it is stored, for each sample.
+
+        Args:
+            counts: gets what is to be told of documents, by reason.
+
+        Raises:
+            ValueError: the document is wrong; says why, and what to do.
+        """
