@@ -88,7 +88,6 @@ MAY_IMPORT = {
         "llmscale.engine",
         "llmscale.generate",
         "llmscale.layout",
-        "llmscale.report.forest",
         "llmscale.model",
         "llmscale.objectives",
         "llmscale.checkpoint",
@@ -117,6 +116,8 @@ MAY_IMPORT = {
     },
     "llmscale.report": {
         "llmscale.config",
+        "llmscale.evaluate",
+        "data_pipeline.tokenizer",
         "llmscale.model.heads",
         "data_pipeline.base.records",
         "data_pipeline.base.errors",

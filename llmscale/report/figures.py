@@ -28,7 +28,7 @@ PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 INK, MUTED, GRID, PAPER = "#1f2430", "#667085", "#e4e7ec", "#ffffff"
 _DASHES: tuple[str | tuple[int, tuple[int, ...]], ...] = ("-", (0, (6, 2)), (0, (2, 1)), (0, (6, 2, 2, 2)))
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-_SIZE = (5.2, 3.4)
+SIZE = (5.2, 3.4)
 NOT_FINITE = "not finite"
 """What a legend calls crosses."""
 
@@ -182,7 +182,7 @@ class _Canvas:
         self.runs = runs
         self._names = dict(zip([run.name for run in runs], short_names([run.name for run in runs]), strict=True))
         self.by_tokens = _compare_by_tokens(runs)
-        self.figure = Figure(figsize=_SIZE, facecolor=PAPER, layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
+        self.figure = Figure(figsize=SIZE, facecolor=PAPER, layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
         FigureCanvasAgg(self.figure)
         self.axes: Axes = self.figure.add_subplot(facecolor="none")
         self._heading(title, 27, fontsize=12.5, fontweight="bold")

@@ -15,6 +15,7 @@ from llmscale.report.figures import INK, MUTED, PAPER, require_matplotlib, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _COLOURS = {"better": "#009e73", "worse": "#d55e00", "equal": "#0072b2", "cannot tell": MUTED}
 """Okabe and Ito's."""
@@ -56,6 +57,14 @@ def check_picture(path: Path) -> None:
 
 def draw_forest(rows: Sequence[ForestRow], path: Path, title: str, level: float) -> None:
     """Draw differences to a PNG or SVG file."""
+    with style(), io.BytesIO() as picture:
+        suffix = path.suffix.lower().removeprefix(".")
+        forest_figure(rows, title, level).savefig(picture, format=suffix, dpi=200, **_reproducible(suffix))
+        replace_file(path, picture.getvalue())
+
+
+def forest_figure(rows: Sequence[ForestRow], title: str, level: float) -> Figure:
+    """Differences as a figure; draw and save within `figures.style`."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -64,17 +73,13 @@ def draw_forest(rows: Sequence[ForestRow], path: Path, title: str, level: float)
     for row in rows:
         panels.setdefault(row.metric, []).append(row)
     heights = [_PANEL + _ROW * max(_LEAST_ROWS, len(panel)) for panel in panels.values()]
-    with style():
-        figure = Figure((_WIDTH, _MARGIN + sum(heights)), facecolor=PAPER, layout=ConstrainedLayoutEngine(w_pad=0.1))
-        FigureCanvasAgg(figure)
-        figure.suptitle(title, x=0.015, ha="left", fontsize=12, fontweight="bold")
-        grid = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)
-        for axes, (metric, panel) in zip(grid[:, 0], panels.items(), strict=True):
-            _draw_panel(axes, panel, metric, level)
-        with io.BytesIO() as picture:
-            suffix = path.suffix.lower().removeprefix(".")
-            figure.savefig(picture, format=suffix, dpi=200, **_reproducible(suffix))
-            replace_file(path, picture.getvalue())
+    figure = Figure((_WIDTH, _MARGIN + sum(heights)), facecolor=PAPER, layout=ConstrainedLayoutEngine(w_pad=0.1))
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, x=0.015, ha="left", fontsize=12, fontweight="bold")
+    grid = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)
+    for axes, (metric, panel) in zip(grid[:, 0], panels.items(), strict=True):
+        _draw_panel(axes, panel, metric, level)
+    return figure
 
 
 def _draw_panel(axes: Axes, rows: Sequence[ForestRow], metric: str, level: float) -> None:

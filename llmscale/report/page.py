@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from llmscale.report.figures import GRID, INK, MUTED, PALETTE, PAPER
 from llmscale.report.goodput import Goodput
 from llmscale.report.record import TERMS, RunRecord
+from llmscale.report.tasks import TaskReport
 from llmscale.report.theme import CSS
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ _THEMED = {
 }
 
 
-def render_page(runs: list[RunRecord], figures: dict[str, Figure]) -> str:
+def render_page(runs: list[RunRecord], figures: dict[str, Figure], tasks: TaskReport) -> str:
     """The whole page as text; `figures` are drawn by name, in their order."""
     title = ", ".join(run.name for run in runs)
     charts = [f'<figure class="card">{_inline_svg(figure, name)}</figure>' for name, figure in figures.items()]
@@ -36,6 +37,7 @@ def render_page(runs: list[RunRecord], figures: dict[str, Figure]) -> str:
         _tiles(runs[0]) if len(runs) == 1 else "",
         f'<h2>Curves</h2><div class="charts">{"".join(charts)}</div>',
         _bars(runs),
+        _tasks(tasks),
         f'<h2>Summary</h2><div class="card scroll">{_table(runs)}</div>',
         _samples(runs),
         "<h2>Settings</h2>" + "".join(_settings(run, named=len(runs) > 1) for run in runs),
@@ -46,6 +48,18 @@ def render_page(runs: list[RunRecord], figures: dict[str, Figure]) -> str:
         f"<title>{escape(title)} · llmscale report</title>\n<style>{CSS}</style>\n</head>\n"
         f"<body>\n<main>\n{chr(10).join(part for part in parts if part)}\n</main>\n</body>\n</html>\n"
     )
+
+
+def _tasks(tasks: TaskReport) -> str:
+    """Figures, pictures and items of tasks; nothing where there are none."""
+    problems = "".join(f'<p class="note">{escape(problem)}</p>' for problem in tasks.problems)
+    if not tasks.table:
+        return problems
+    charts = "".join(
+        f'<figure class="card">{_inline_svg(figure, escape(name))}</figure>' for name, figure in tasks.figures.items()
+    )
+    shown = f'<div class="charts tasks">{charts}</div>' if charts else ""
+    return f'<h2>Tasks</h2><div class="card scroll">{tasks.table}</div>{shown}{tasks.items}{problems}'
 
 
 def _inline_svg(figure: Figure, name: str) -> str:

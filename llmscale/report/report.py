@@ -10,6 +10,7 @@ from data_pipeline.base.errors import UserError
 from llmscale.report.figures import FIGURES, draw_all, loss_figure, require_matplotlib, save_png, style
 from llmscale.report.page import render_page
 from llmscale.report.record import read_runs
+from llmscale.report.tasks import read_tasks
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,8 @@ def write_report(runs: list[Path], output: Path | None = None) -> ReportPaths:
         pictures = {name: folder / f"{name}.png" for name in figures}
         for name, figure in figures.items():
             save_png(figure, pictures[name])
-        page = render_page(records, figures)
+        tasks = read_tasks(runs, [record.name for record in records])
+        page = render_page(records, figures, tasks)
     replace_file(folder / "report.html", page.encode(errors="backslashreplace"))
     fixed = {name: path for name, path in pictures.items() if name in FIGURES}
     terms = {name: path for name, path in pictures.items() if name not in FIGURES}

@@ -19,7 +19,8 @@ CSS = """
 * { box-sizing: border-box; }
 body {
   margin: 0; background: var(--ground); color: var(--ink);
-  font: 15px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif;
+  font: 15px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", "PingFang SC",
+    "Microsoft YaHei", "Noto Sans CJK SC", sans-serif;
   -webkit-text-size-adjust: 100%;
 }
 main { max-width: 1120px; margin: 0 auto; padding: 28px 20px 56px; }
@@ -60,6 +61,11 @@ pre { margin: 0; font: 13px/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, m
 .sample { margin-bottom: 12px; }
 .sample mark { background: none; color: var(--series-0); font-weight: 700; }
 details { margin-top: 12px; }
+.tasks { margin-top: 14px; }
+.item { border-top: 1px solid var(--line); margin-top: 10px; padding-top: 4px; }
+.item td { white-space: normal; overflow-wrap: anywhere; border: 0; padding: 2px 8px 2px 0; vertical-align: top; }
+.item td:nth-child(2) { width: 100%; text-align: start; }
+.item td:last-child { white-space: nowrap; color: var(--muted); }
 summary { cursor: pointer; font-weight: 600; }
 details pre { margin-top: 12px; }
 .note { color: var(--muted); font-size: 13px; margin: 8px 2px 0; }
