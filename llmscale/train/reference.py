@@ -31,6 +31,7 @@ from llmscale.objectives import model_side
 from llmscale.objectives.preference_loss import REFERENCE, answer_sums, scored
 from llmscale.parallel.grid import RankGrid
 from llmscale.train.initial import open_model, require_same_model
+from llmscale.train.resume import Resume
 from llmscale.train.run_directory import RunDirectory
 
 _ROUND = 16
@@ -63,11 +64,12 @@ class Data:
         self.loader = loader
         self.held_out = held_out
 
-    def samples(self, config: RunConfig) -> Iterator[tuple[str, int]]:
-        """The digest and the place of each sample of a run: its number, or ~index in the held-out set."""
+    def samples(self, count: int) -> Iterator[tuple[str, int]]:
+        """The digest and the place of each of the first `count` samples and of the held-out ones: its number, or ~index
+        in the held-out set."""
         samples = self.loader.samples
         assert isinstance(samples, IndexedSamples), "refused by llmscale.layout"
-        trained = samples.distinct(config.train.steps * config.train.global_batch)
+        trained = samples.distinct(count)
         held = [~index for index in range(len(self.held_out) if self.held_out is not None else 0)]
         for some in _parts(trained, held, size=_ROUND):
             yield from zip(sample_keys(self.batch(some)), some, strict=True)
@@ -106,14 +108,15 @@ class _Plan(NamedTuple):
 
 
 def attach_references(
-    config: RunConfig, run: RunDirectory, world: World, grid: RankGrid, data: Data, *, attempt: int, continues: bool
+    config: RunConfig, run: RunDirectory, world: World, grid: RankGrid, data: Data, *, attempt: int, resume: Resume
 ) -> None:
     """Let the loader and the held-out set give each batch what the reference makes of it, computed now where that is
     not kept yet; collective. Nothing happens for an objective that compares with none.
 
     Args:
         config: with the number of steps that `train.epochs` comes to.
-        continues: whether the run goes on from a checkpoint: then the reference must be what it was.
+        resume: what the run goes on with. From a checkpoint the reference must be what it was; samples that are skipped
+            are followed by as many others.
 
     Raises:
         UserError: the reference cannot be read, has another tokenizer or shape, or is not what it was.
@@ -124,7 +127,7 @@ def attach_references(
     option, path = named
     name = hashlib.sha256(f"{path} {data.tokenizer.digest} {config.engine.dtype}".encode()).hexdigest()[:16]
     file = run.cache / f"reference-{name}.jsonl"
-    plan = on_rank_zero(lambda: _planned(config, data, file, option, path, continues))
+    plan = on_rank_zero(lambda: _planned(config, data, file, option, path, resume))
     values = dict(plan.values)
     if plan.missing:
         if world.rank == 0:
@@ -142,11 +145,12 @@ def attach_references(
         data.held_out.annotate = annotate
 
 
-def _planned(config: RunConfig, data: Data, file: Path, option: str, path: str, continues: bool) -> _Plan:
+def _planned(config: RunConfig, data: Data, file: Path, option: str, path: str, resume: Resume) -> _Plan:
     """What of `file` counts, and what is missing; on rank 0."""
     rows = [row for row in read_every_record(file) if _is_whole(row)]
-    needed = dict(data.samples(config))
-    weights = rows[-1]["weights"] if continues and rows else None
+    skipped = sum(skip.last + 1 - skip.first for skip in resume.skips)
+    needed = dict(data.samples(config.train.steps * config.train.global_batch + skipped))
+    weights = rows[-1]["weights"] if resume.checkpoint is not None and rows else None
     known = {row["sample"] for row in rows if row["weights"] == weights}
     if weights is not None and known >= needed.keys():
         # Nobody has to keep the reference for longer.

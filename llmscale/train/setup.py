@@ -184,7 +184,7 @@ def set_up(
         grid,
         Data(tokenizer, loader, evaluation_set),
         attempt=attempt,
-        continues=resume.checkpoint is not None,
+        resume=resume,
     )
     model, weights = build.build_model(config, tokenizer, grid, world, resume.checkpoint is not None)
     loss = build_loss(config.objective, config.model)

@@ -194,4 +194,5 @@ def test_two_ranks_train_as_plain_torch(cases: list[tuple[str, dict[str, Any]]])
         for (name, layout), (figures, evaluated) in zip(cases, rank, strict=True):
             steps, last = expected[name]
             assert figures == [pytest.approx(row, rel=1e-5) for row in steps], (name, layout)
-            assert evaluated == pytest.approx(last, rel=1e-5), (name, layout)
+            # Margins are differences of numbers that are larger by far.
+            assert evaluated == pytest.approx(last, rel=1e-5, abs=1e-6), (name, layout)
