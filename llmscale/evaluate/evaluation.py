@@ -19,6 +19,7 @@ from llmscale.evaluate.generation import ItemWriter
 from llmscale.evaluate.placed import Placed
 from llmscale.evaluate.scorers import Length, Overflow, Scorer, scorer_for
 from llmscale.evaluate.scoring import BATCH_TOKENS, Asked, RowScorer, records_of
+from llmscale.evaluate.spans import SpanFinder
 from llmscale.evaluate.tasks import Task
 from llmscale.generate.prompts import reading_of
 from llmscale.generate.settings import Settings
@@ -195,7 +196,8 @@ def _overflow(task: Task, choices: Choices) -> Overflow:
 def _by_head(
     placed: Placed, task: Task, items: Sequence[Item], choices: Choices
 ) -> tuple[str, dict[str, Any], _Records]:
-    raise UserError(
-        f"task {task.name} is of kind {task.kind}, which needs a fine-tuned head, but {placed.source.path} has a"
-        f" language model's alone; give a checkpoint that was fine-tuned for it"
-    )
+    try:
+        finder = SpanFinder(placed, task.settings)  # type: ignore[arg-type]
+    except UserError as error:
+        raise UserError(f"task {task.name}: {error}") from None
+    return "head", {}, lambda done, progress: finder.records(items[done:], progress)

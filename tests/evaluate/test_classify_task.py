@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,21 +26,25 @@ TEXTS = ["a fine film", "bad", "the story was a great one, and long " * 2, "sad 
 
 
 def write_classifier(folder: Path, family: str, pooling: str) -> Path:
+    objective = {"name": "classification", "labels": ["bad", "good"], "pooling": pooling}
+    return write_checkpoint(folder, family, objective, {"label": "stars"})
+
+
+def write_checkpoint(folder: Path, family: str, objective: dict[str, Any], fields: dict[str, str]) -> Path:
+    """A small model with large random weights and the head of an objective."""
+    sizes = {"layers": 2, "hidden_size": 32, "heads": 4, "max_positions": 64, "init_std": 0.3}
     config = parse_config(
         {
             "run": {"directory": "r"},
             "data": {
-                "sources": [{"kind": "jsonl", "paths": ["a"], "fields": {"label": "stars"}}],
+                "sources": [{"kind": "jsonl", "paths": ["a"], "fields": fields}],
                 "tokenizer": {"kind": "bytes"},
                 "sequence_length": 32,
             },
-            "model": {"family": family, "layers": 2, "hidden_size": 32, "heads": 4, "max_positions": 64,
-                      "init_std": 0.3},
-            "objective": {"name": "classification", "labels": ["bad", "good"], "pooling": pooling},
+            "model": {"family": family, **sizes, **({"next_sentence": False} if family == "bert" else {})},
+            "objective": objective,
         }
-        | ({"model": {"family": family, "layers": 2, "hidden_size": 32, "heads": 4, "max_positions": 64,
-                      "init_std": 0.3, "next_sentence": False}} if family == "bert" else {})
-    )  # fmt: skip
+    )
     tokenizer = prepare_tokenizer(config.data, folder / "tokenizer", roles=required_roles(config.objective, 32))
     files = {file.name: file.read_bytes() for file in (folder / "tokenizer").iterdir()}
     model = build(config.model, config.model.vocabulary(tokenizer.vocab_size), seed=5)

@@ -27,6 +27,10 @@ class SpanTask(TaskSettings):
     """The right spans: a text each, or an expression that is a list. Each stands in the passage."""
     unanswerable: bool = False
     """Questions without a right span are allowed: an empty list, as in SQuAD 2."""
+    max_answer_length: int = Field(default=30, ge=1)
+    """Most tokens of an answer."""
+    null_threshold: float = 0.0
+    """With `unanswerable`, by how much the score of no answer must be above that of the best span to count."""
     overflow: Literal["refuse", "window", "truncate-left"] = "window"
     """As of any task."""
 
@@ -43,4 +47,6 @@ class SpanTask(TaskSettings):
         for reference in references:
             if reference not in passage:
                 raise Mistake(f"reference {reference!r} does not stand in the passage; correct the data")
-        return Question(contexts=(text_of(values, "question_text"), passage), references=tuple(references))
+        # SQuAD 2 compares what is found with an empty text.
+        right = tuple(references) or ("",)
+        return Question(contexts=(text_of(values, "question_text"), passage), references=right)
