@@ -12,6 +12,7 @@ from llmscale.plan.activations import Activations
 from llmscale.plan.layout import Layout
 from llmscale.plan.parameters import Counts, block_parameters, layer_kinds, parameters
 from llmscale.plan.saved import Forward, forward
+from llmscale.plan.trained import trained_counts
 from llmscale.plan.workload import Workload
 
 _FP32 = 4
@@ -82,23 +83,36 @@ def _stage_memory(config: RunConfig, work: Workload, layout: Layout, stage: int,
     dense = sum(counts.values()) - experts
     share = _share(dense, layout.replicas) + _share(experts, layout.expert_replicas)
     whole = dense + experts
-    sizes = Sizes(layout, held, whole, share, narrow=element < _FP32)
+    trained = trained_counts(
+        config, counts, tensor=layout.tensor, pipeline=layout.pipeline, stage=stage, expert=layout.expert
+    )
+    learned = sum(trained.values())
+    learned_share = _share(learned - trained["experts"], layout.replicas) + _share(
+        trained["experts"], layout.expert_replicas
+    )
+    sizes = Sizes(layout, held, learned, learned_share, narrow=element < _FP32)
     weights = element * (share if layout.zero_stage == 3 else whole)
-    optimizer = state_bytes(config, counts, layout) if config.engine.offload == "none" else 0
+    optimizer = state_bytes(config, trained, layout) if config.engine.offload == "none" else 0
     if layout.zero_stage == 3 and element == _FP32:
-        optimizer = max(optimizer - _FP32 * share, 0)  # Weights in fp32 are their own masters.
+        optimizer = max(optimizer - _FP32 * learned_share, 0)  # Weights in fp32 are their own masters.
     if config.engine.offload == "optimizer_and_weights":
         weights = 0
     gathered = element * _gathered(config, layout, whole, stage) if layout.zero_stage == 3 else 0
     kept = int(held.total * max(in_flight(layout, stage), 1))
-    bucket = min(config.engine.bucket_elements, whole)
+    bucket = min(config.engine.bucket_elements, learned)
     early, late = _buckets(layout, _FP32 * bucket, device)
     table = element * config.model.padded_vocab(work.vocab_size) // layout.tensor * config.model.hidden_size
-    left = int(kept * (1 - bucket / whole))
+    table = table if trained["embedding"] else 0
+    left = int(kept * (1 - bucket / max(learned, 1)))
     moments = {
         "forward": (sizes.standing, kept, held.head_forward + (early if layout.zero_stage == 3 else 0), gathered),
         "backward": (sizes.standing, kept + sizes.values_backward, early, gathered),
-        "first block": (sizes.all_but(_first_block(config, counts, layout)), sizes.values_last, late, gathered),
+        "first block": (
+            sizes.all_but(min(_first_block(config, counts, layout), learned)),
+            sizes.values_last,
+            late,
+            gathered,
+        ),
         "embedding": (sizes.settled + table * (1 if layout.zero_stage == 1 else 2), 0, late, gathered),
         "step": (sizes.at_step, 0, late if layout.zero_stage == 3 else 0, 0),
     }

@@ -41,10 +41,10 @@ def parameters(
     """
     cross = config.architecture == "encoder_decoder"
     held = stage_layers(config.layers, pipeline)[stage]
-    counts = _blocks(config, held, cross, tensor, expert) + factors(config, held, cross, tensor, expert)
+    counts = layers_parameters(config, held, cross, tensor, expert) + factors(config, held, cross, tensor, expert)
     if cross:
         below = range(config.encoder_layer_count)
-        counts += _blocks(config, below, False, tensor, expert)
+        counts += layers_parameters(config, below, False, tensor, expert)
         counts += factors(config, below, False, tensor, expert, encoder=True)
         counts += _around(config, tensor)
     if stage == 0:
@@ -56,7 +56,7 @@ def parameters(
     return counts
 
 
-def _blocks(config: ModelConfig, layers: range, cross: bool, tensor: int, expert: int) -> Counts:
+def layers_parameters(config: ModelConfig, layers: range, cross: bool, tensor: int, expert: int) -> Counts:
     """Elements of several layers; layers of one kind are counted once."""
     counts: Counts = Counter()
     for layer, times in layer_kinds(config, layers):
