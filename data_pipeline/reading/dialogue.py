@@ -79,14 +79,7 @@ class ChatTemplate:
         Raises:
             TemplateFault: it gives no text of the dialogue.
         """
-        variables = {
-            **self._variables,
-            "messages": [{key: self._reader.harmless(text) for key, text in message.items()} for message in messages],
-            "tools": None,
-            "documents": None,
-            "add_generation_prompt": prompt,
-        }
-        return RENDERER.render(self._source, variables, self._origin, date)
+        return self._render_each([(messages, prompt)], date)[0]
 
     def context(self, messages: Sequence[Message]) -> list[int]:
         """Token ids that the model reads before it answers the last message.
@@ -116,13 +109,14 @@ class ChatTemplate:
             for number, message in enumerate(messages)
             if (weight := weights.get(message.role, 0.0) if message.weight is None else message.weight)
         ]
-        whole = self._rendered(messages, prompt=False)
+        texts_to = _Texts(self, messages, [number for number, *_ in turns])
+        whole = texts_to.whole
         ids: list[int] = []
         runs: list[Run] = []
         texts: list[str] = []
         place = 0
         for number, role, weight in turns:
-            begin, text_end, end, ended = self._learned(messages, number, whole, place)
+            begin, text_end, end, ended = self._learned(messages, number, texts_to, place)
             before = self._continued(whole, ids, place, begin)
             after = self._continued(whole, before, begin, end)
             if not ended and number == len(messages) - 1:
@@ -137,27 +131,43 @@ class ChatTemplate:
         of a question and an answer."""
         messages = [Message("user", "a"), Message("assistant", "b")]
         try:
-            whole = self._rendered(messages, prompt=False)
-            *_, end, ended = self._learned(messages, 1, whole, 0)
+            texts = _Texts(self, messages, [1])
+            whole = texts.whole
+            *_, end, ended = self._learned(messages, 1, texts, 0)
         except UserError:
             return None
         found = self._reader.last_special(whole[:end]) if ended else None
         return None if found is None else found[0]
 
-    def _rendered(self, messages: Sequence[Message], *, prompt: bool) -> str:
-        return self.render(_plain(messages), prompt=prompt, date=TRAINING_DATE)
+    def _render_each(
+        self, dialogues: Sequence[tuple[Sequence[Mapping[str, str]], bool]], date: str | None
+    ) -> list[str]:
+        """As `render`, of several dialogues with their `prompt`."""
+        each = [
+            {
+                **self._variables,
+                "messages": [{key: self._reader.harmless(text) for key, text in turn.items()} for turn in messages],
+                "tools": None,
+                "documents": None,
+                "add_generation_prompt": prompt,
+            }
+            for messages, prompt in dialogues
+        ]
+        return RENDERER.render_each(self._source, each, self._origin, date)
 
-    def _learned(self, messages: Sequence[Message], number: int, whole: str, place: int) -> tuple[int, int, int, bool]:
+    def _learned(
+        self, messages: Sequence[Message], number: int, texts: _Texts, place: int
+    ) -> tuple[int, int, int, bool]:
         """Where in the whole text what is learned of a message begins, where its text ends, and where what ends it; and
         whether that is a special token."""
-        text = self._reader.harmless(messages[number].text).strip()
+        whole, text = texts.whole, self._reader.harmless(messages[number].text).strip()
         if messages[number].role == "assistant":
-            begin = self._prompt_end(messages, number, whole)
+            begin = self._prompt_end(number, texts)
         else:
             begin = whole.find(text, place)
             if begin < 0:
                 raise UserError(f"{self._origin} leaves out message {number + 1}; give its role no weight")
-        bound = self._turn_end(messages, number, whole)
+        bound = self._turn_end(number, texts)
         bound = len(whole) if bound < begin else bound
         found = whole.find(text, begin, bound)
         text_end = bound if found < 0 else found + len(text)
@@ -166,20 +176,18 @@ class ChatTemplate:
             return begin, text_end, max(text_end, len(whole[:bound].rstrip())), False
         return begin, ends.start(), ends.end(), True
 
-    def _turn_end(self, messages: Sequence[Message], number: int, whole: str) -> int:
+    def _turn_end(self, number: int, texts: _Texts) -> int:
         """Where a turn ends in the whole text: as far as that is the dialogue up to there. Some templates put a special
         token behind a dialogue that does not go on."""
-        if number == len(messages) - 1:
-            return len(whole)
-        text = self._rendered(messages[: number + 1], prompt=False)
+        text, whole = texts.to_end_of[number], texts.whole
         while not whole.startswith(text):
             last = self._reader.last_special(text)
             text = text[: _common(text, whole)] if last is None else text[: last.start()]
         return len(text)
 
-    def _prompt_end(self, messages: Sequence[Message], number: int, whole: str) -> int:
+    def _prompt_end(self, number: int, texts: _Texts) -> int:
         """Where what generation reads before a turn ends in the whole text, which must begin with it."""
-        prompt = self._rendered(messages[:number], prompt=True)
+        prompt, whole = texts.before[number], texts.whole
         if whole.startswith(prompt):
             return len(prompt)
         short, long = (self._reader.read(text) for text in (prompt, whole))
@@ -202,6 +210,22 @@ class ChatTemplate:
         nearly always do; else (where a token would stand on both sides) the rest is read by itself."""
         read = self._reader.read(whole[:end])
         return read if read[: len(ids)] == ids else [*ids, *self._reader.read(whole[begin:end])]
+
+
+class _Texts:
+    """A dialogue as a template renders it for training, and its parts up to some turns; rendered at once."""
+
+    def __init__(self, template: ChatTemplate, messages: Sequence[Message], turns: Sequence[int]) -> None:
+        plain = _plain(messages)
+        prompts = [number for number in turns if messages[number].role == "assistant"]
+        ends = [number for number in turns if number < len(messages) - 1]
+        parts = [(plain, False), *((plain[:number], True) for number in prompts)]
+        parts += [(plain[: number + 1], False) for number in ends]
+        self.whole, *rest = template._render_each(parts, TRAINING_DATE)
+        self.before = dict(zip(prompts, rest, strict=False))
+        """What generation reads before each turn of the assistant, by its number."""
+        self.to_end_of = {len(messages) - 1: self.whole, **dict(zip(ends, rest[len(prompts) :], strict=True))}
+        """The dialogue up to each turn, by its number."""
 
 
 def chat_template(tokenizer: Tokenizer) -> tuple[ChatTemplate, str]:

@@ -62,7 +62,13 @@ class Renderer:
         self._lock = threading.Lock()
 
     def render(self, source: str, variables: Mapping[str, Any], origin: str, date: str | None = None) -> str:
-        """The text that a template makes of its variables, which are JSON.
+        """The text that a template makes of its variables; as `render_each`."""
+        return self.render_each(source, [variables], origin, date)[0]
+
+    def render_each(
+        self, source: str, each: Sequence[Mapping[str, Any]], origin: str, date: str | None = None
+    ) -> list[str]:
+        """The texts that a template makes of some variables, which are JSON, within the limits of one all together.
 
         Args:
             origin: what messages call the template.
@@ -73,9 +79,9 @@ class Renderer:
             UserError: jinja2 is too old.
             ModuleNotFoundError: jinja2 is not installed.
         """
-        answer = self._answer({"source": source, "variables": variables, "date": date})
-        if "text" in answer and not _has_surrogate(answer["text"]):
-            return answer["text"]  # type: ignore[no-any-return]
+        answer = self._answer({"source": source, "each": list(each), "date": date})
+        if "texts" in answer and not any(map(_has_surrogate, answer["texts"])):
+            return answer["texts"]  # type: ignore[no-any-return]
         fault = TemplateFault(f"{origin} {_explained(answer)}")
         fault.refusal = answer.get("error") in ("refused", "undefined")
         raise fault
@@ -219,7 +225,7 @@ def _has_surrogate(text: str) -> bool:
 
 def _explained(answer: Answer, subject: str = "the dialogue") -> str:
     """What a template does that gave no text of a subject, and the fix."""
-    if "text" in answer:
+    if "text" in answer or "texts" in answer:
         return "makes a text that is no valid Unicode; repair it"
     reason = " ".join(answer.get("reason", "").split()).rstrip(".")[:300]
     return {

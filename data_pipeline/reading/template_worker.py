@@ -4,8 +4,8 @@ Templates come from the internet. Beside jinja2's sandbox they are held by what 
 on memory and processor time, and the parent, which ends this process when its time is up. A line of JSON on the input
 is a request, a line on the output its answer. Every request has `seconds` and `characters`, and is one of
 
-    source, variables     a chat template and what it is rendered with; the answer has `text`. With a `date` that is
-                          what the template takes for today
+    source, each          a chat template and lists of variables that it is rendered with; the answer has `texts`. With
+                          a `date` that is what the template takes for today
     templates, records    templates of a task, (name, source, whole) each, rendered with each record; the answer has
                           `values`, a mapping for each record. Where `whole` is set and the source is one expression,
                           its value is given and not its text. Templates behind one named `let.x` see its value as `x`
@@ -249,15 +249,18 @@ def _answer(request: dict[str, Any], environments: Environments) -> dict[str, An
         answer = _guarded(lambda: _matches(request))
         return {"matches": answer["value"]} if "value" in answer else answer
 
-    def text() -> str:
-        variables = dict(request["variables"])
-        if request.get("date"):
-            variables["strftime_now"] = datetime.fromisoformat(request["date"]).strftime
-        pieces = environments.chat(request["source"]).generate(**variables)
-        return "".join(_bounded(pieces, request["characters"]))
+    def texts() -> list[str]:
+        date = request.get("date")
+        today = {"strftime_now": datetime.fromisoformat(date).strftime} if date else {}
+        template = environments.chat(request["source"])
+        found: list[str] = []
+        for variables in request["each"]:
+            left = request["characters"] - sum(map(len, found))
+            found.append("".join(_bounded(template.generate(**{**variables, **today}), left)))
+        return found
 
-    answer = _guarded(text)
-    return {"text": answer["value"]} if "value" in answer else answer
+    answer = _guarded(texts)
+    return {"texts": answer["value"]} if "value" in answer else answer
 
 
 def _guarded(evaluate: Any) -> dict[str, Any]:
