@@ -15,10 +15,10 @@ from tests.train.runs import evaluations
 
 SMALL = (
     "run.device=cpu", "run.threads=1", "data.workers=0", "data.sequence_length=64", "train.micro_batch=4",
+    "model.layers=2", "model.hidden_size=32", "model.heads=2", "model.ffn_size=48", "model.max_positions=64",
     "train.global_batch=8", "evaluation={interval: 4, batch: 8}", "logging.interval=1",
 )  # fmt: skip
 ENCODER = (
-    "model.layers=2", "model.hidden_size=32", "model.heads=2", "model.ffn_size=48", "model.max_positions=64",
     "data.tokenizer.train.vocab_size=440", "data.tokenizer.train.model=bpe", "data.lanes=2", "data.span_bytes=1000",
     "data.tokenizer.train.character_coverage=1.0", "data.shuffle_buffer=8", "data.holdout=0.1",
     "schedule={name: constant}", "train.steps=6",
