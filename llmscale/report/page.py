@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from llmscale.report.figures import GRID, INK, MUTED, PALETTE, PAPER
 from llmscale.report.goodput import Goodput
 from llmscale.report.record import TERMS, RunRecord
-from llmscale.report.tasks import TaskReport
+from llmscale.report.tasks import COMPARISON, TaskReport
 from llmscale.report.theme import CSS
 
 if TYPE_CHECKING:
@@ -56,7 +56,8 @@ def _tasks(tasks: TaskReport) -> str:
     if not tasks.table:
         return problems
     charts = "".join(
-        f'<figure class="card">{_inline_svg(figure, escape(name))}</figure>' for name, figure in tasks.figures.items()
+        f'<figure class="card{" wide" * (name == COMPARISON)}">{_inline_svg(figure, escape(name))}</figure>'
+        for name, figure in tasks.figures.items()
     )
     shown = f'<div class="charts tasks">{charts}</div>' if charts else ""
     return f'<h2>Tasks</h2><div class="card scroll">{tasks.table}</div>{shown}{tasks.items}{problems}'

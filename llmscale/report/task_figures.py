@@ -51,9 +51,7 @@ def curve_figure(task: str, metric: str, curves: dict[str, list[Point]]) -> Figu
 
 def calibration_figure(task: str, tables: dict[str, list[tuple[float, float, int]]]) -> Figure:
     """How often the most probable answer is right (second), by its probability (first), of so many items (third)."""
-    figure, axes = _axes(
-        f"{task}: calibration", "share of right answers, by the probability of the answer; by area, items"
-    )
+    figure, axes = _axes(f"{task}: calibration", "share of right answers; the larger a point, the more items")
     axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (1, 2.5)))
     most = max((count for table in tables.values() for _, _, count in table), default=1)
     names = short_names(list(tables))

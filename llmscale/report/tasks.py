@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from llmscale.evaluate.compare.pairs import Comparison
     from llmscale.evaluate.compare.scored import ScoredArtefact
 
+COMPARISON = "comparison"
+"""Name of the picture of differences, which is wider than the others."""
 _ITEMS = 10
 """Most items of a task that the page lists."""
 
@@ -60,7 +62,7 @@ def read_tasks(directories: list[Path], names: list[str]) -> TaskReport:
         except UserError as error:
             report.problems.append(str(error))
     if comparisons:
-        report.figures["comparison"] = _forest(comparisons, {model.name: name for name, model in models.items()})
+        report.figures[COMPARISON] = _forest(comparisons, {model.name: name for name, model in models.items()})
     report.items = _items(models) + _disagreements(comparisons)
     return report
 
@@ -250,6 +252,6 @@ def _disagreements(comparisons: list[Comparison]) -> str:
                 for each in row.disagreements
             )
             title = f"{row.task}: where {Path(row.first).name} and {Path(row.second).name} disagree"
-            body = f'<div class="item"><table>{cells}</table></div>'
+            body = f'<div class="item differ"><table>{cells}</table></div>'
             folds.append(f'<details class="card"><summary>{escape(title)}</summary>{body}</details>')
     return "".join(folds)

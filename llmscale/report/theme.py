@@ -62,10 +62,16 @@ pre { margin: 0; font: 13px/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, m
 .sample mark { background: none; color: var(--series-0); font-weight: 700; }
 details { margin-top: 12px; }
 .tasks { margin-top: 14px; }
+.charts .wide { grid-column: 1 / -1; overflow-x: auto; }
+.charts .wide svg { min-width: 600px; }
 .item { border-top: 1px solid var(--line); margin-top: 10px; padding-top: 4px; }
 .item td { white-space: normal; overflow-wrap: anywhere; border: 0; padding: 2px 8px 2px 0; vertical-align: top; }
 .item td:nth-child(2) { width: 100%; text-align: start; }
 .item td:last-child { white-space: nowrap; color: var(--muted); }
+.differ { overflow-x: auto; }
+.differ td:first-child { white-space: nowrap; color: var(--muted); }
+.differ td:last-child { white-space: normal; color: inherit; text-align: start; min-width: 45%; }
+.differ td:nth-child(2) { width: 55%; }
 summary { cursor: pointer; font-weight: 600; }
 details pre { margin-top: 12px; }
 .note { color: var(--muted); font-size: 13px; margin: 8px 2px 0; }
