@@ -28,7 +28,8 @@ class Cutting:
         self._shortens = free and (labels or model.architecture != "encoder")
         self._two = model.architecture == "encoder_decoder"
         self._by_targets = not labels
-        self._each = head.reads == "each"
+        # With dropout a head of tokens needs whole sequences, but its labels are of positions all the same.
+        self._each = head.reads == "each" or (model.head is not None and model.head.pooling == "each")
 
     def __call__(self, batch: Batch, micro_batch: int) -> list[Batch]:
         """Micro batches of samples of nearly one length, shortened to the longest: the sum over a step is that over the
