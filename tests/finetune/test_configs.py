@@ -65,7 +65,7 @@ def write_data(folder: Path) -> None:
             {"conversations": [{"from": "human", "value": text(4)}, {"from": "gpt", "value": text(5)}]}
             for _ in range(24)
         ]
-        write(f"sft/alpaca_{language}_demo.jsonl", rows(mixed))
+        write(f"sft/alpaca_{language}_demo.json", json.dumps(mixed, ensure_ascii=False, indent=1))
     for split in ("train", "val"):
         for language in ("de", "en"):
             write(f"multi30k/{split}.{language}", "".join(words(6) + "\n" for _ in range(40)))

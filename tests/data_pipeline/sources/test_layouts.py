@@ -57,6 +57,8 @@ def write(folder: Path, kind: str, rows: list[dict[str, Any]]) -> dict[str, Any]
     path = folder / f"rows.{kind}"
     if kind == "jsonl":
         path.write_text("".join(json.dumps(row) + "\r\n" for row in rows), encoding="utf-8")
+    elif kind == "json":
+        path.write_text(json.dumps(rows, indent=1), encoding="utf-8")
     elif kind == "parquet":
         names = list(dict.fromkeys(name for row in rows for name in row))
         pyarrow.parquet.write_table(pyarrow.table({name: [row.get(name) for row in rows] for name in names}), path)
@@ -74,7 +76,7 @@ def documents(source: dict[str, Any], **settings: Any) -> list[Document]:
 
 
 @pytest.mark.parametrize("chosen", ["its own", "auto"])
-@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+@pytest.mark.parametrize("kind", ["jsonl", "json", "parquet"])
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_dialogues_are_what_they_say(name: str, kind: str, chosen: str, tmp_path: Path) -> None:
     rows, expected = zip(*LAYOUTS[name], strict=True)
