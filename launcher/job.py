@@ -20,6 +20,7 @@ from typing import Any
 from data_pipeline.base.durable import write_json
 from data_pipeline.base.errors import UserError
 from data_pipeline.base.terminal import tell
+from launcher.nodes import Exclusions, faulty_nodes, node_names, sick_nodes
 from launcher.restarts import Restarts
 from launcher.sbatch_options import gpu_count
 from launcher.snapshot import module_command
@@ -78,6 +79,10 @@ def run_job(script: Path, arguments: Sequence[str]) -> int:
     run = RunDirectory(resolved.run.directory)
     before = _checkpoints(run)
     _introduce(job, ranks, run)
+    exclusions = Exclusions(run, job, resolved.recovery.node_exclusions)
+    nodes = node_names(dict(os.environ)) if resolved.recovery.node_exclusions else []
+    if nodes and (sick := sick_nodes(run, nodes, gpus=_on_gpus(os.environ, resolved.run.device))):
+        return _without(sick, exclusions, chained=bool(options.get("chained")))
     train = [*module_command("llmscale"), "train", *arguments]
     allowed = Restarts(run, options.get("restarts", 0))
     while True:
@@ -87,7 +92,23 @@ def run_job(script: Path, arguments: Sequence[str]) -> int:
             break
     if code != PREEMPTED or signal.SIGTERM in caught or options.get("chained"):
         return code
+    if faulty := faulty_nodes(run):
+        return PREEMPTED if exclusions.requeue_without(faulty) else STOPPED
     return _requeue(job, run, progress=bool(_checkpoints(run) - before))
+
+
+def _on_gpus(environment: Mapping[str, str], device: str) -> bool:
+    """Whether ranks will use GPUs that the job has."""
+    return device != "cpu" and bool(int(environment.get("SLURM_GPUS_ON_NODE") or 0))
+
+
+def _without(sick: dict[str, str], exclusions: Exclusions, chained: bool) -> int:
+    """The exit code of a job some of whose nodes are not fit, which goes back into the queue unless it may not."""
+    if chained:
+        for node, why in sick.items():
+            _say(f"node {node} is not fit: {why}; the next job of the chain may be given another one")
+        return STOPPED
+    return PREEMPTED if exclusions.requeue_without(sick) else STOPPED
 
 
 def _options(arguments: Sequence[str]) -> tuple[dict[str, int], Sequence[str]]:

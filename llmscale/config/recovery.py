@@ -35,6 +35,10 @@ class RecoveryConfig(Section):
     given: with several ranks ten times the longest such part so far, at least 15 minutes, and not in evaluations."""
     collective_seconds: float = Field(default=1800, gt=0, le=604800)
     """How long an operation among ranks may take before torch ends it with an error."""
+    node_exclusions: int = Field(default=2, ge=0, le=1000)
+    """How often a Slurm job goes back into the queue without nodes that fail the check before its ranks start (run
+    folder, disk, address, clock, GPUs), or on which a silent error was met; after that it ends. 0: nothing is
+    checked."""
     spikes: SpikesConfig | None = None
     """What to do about losses that jump; not given: nothing. What was skipped stays skipped when this changes."""
     check_every: int = Field(default=0, ge=0, lt=2**31)

@@ -63,6 +63,7 @@ FREE: dict[str, Any] = {
     # What was decided is on record, whatever the settings say later.
     "recovery.spikes": {"window": 7, "threshold": 7.0, "skip_before": 7, "skip_after": 7, "tries": 7},
     "recovery.check_every": 7,
+    "recovery.node_exclusions": 7,
 }
 IDENTITY: dict[str, Any] = {
     "run.seed": 1,

@@ -1,0 +1,164 @@
+"""Sick nodes of a Slurm job: found before its ranks start, and left out when it goes back into the queue."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import secrets
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from data_pipeline.base.durable import write_json
+from data_pipeline.base.terminal import tell
+from launcher.node_check import MOST_SKEW, Wanted
+from launcher.snapshot import module_command
+from llmscale.train.run_directory import RunDirectory
+
+ANSWER_SECONDS = 60.0
+"""How long all nodes may take to answer together; one that has not is sick."""
+_OF_A_NODE = {errno.EROFS, errno.EIO, errno.ESTALE, errno.ENOSPC, errno.ENOTCONN, errno.EHOSTDOWN}
+"""How writing fails where a file system is not well on this node alone."""
+LEAST_FREE = 64 << 20
+"""Bytes that a run folder needs where no checkpoint tells how large the next will be."""
+
+
+def sick_nodes(run: RunDirectory, nodes: Sequence[str], gpus: bool, seconds: float = ANSWER_SECONDS) -> dict[str, str]:
+    """What is wrong with the nodes of this job, by name; nothing where all are fit.
+
+    Args:
+        nodes: all of them, in Slurm's order; ranks meet on the first.
+        gpus: whether the ranks use GPUs.
+    """
+    mark = f".nodes-{secrets.token_hex(8)}" if len(nodes) > 1 else ""
+    path = run.path / mark
+    try:
+        run.path.mkdir(parents=True, exist_ok=True)
+        if mark:
+            path.write_text("written by the first node for the others to see")
+    except OSError as error:
+        if error.errno not in _OF_A_NODE:
+            return {}  # nobody could write there, as the ranks will say
+        return {nodes[0]: f"it cannot write in the run folder {run.path}: {error.strerror}"}
+    wanted = Wanted(str(run.path.absolute()), mark, nodes[0], gpus, _checkpoint_bytes(run))
+    srun = ["srun", f"--nodes={len(nodes)}", f"--ntasks={len(nodes)}", "--ntasks-per-node=1", "--overlap"]
+    check = [*module_command("launcher.node_check"), json.dumps(asdict(wanted))]
+    began = time.time()
+    try:
+        done = subprocess.run([*srun, *check], stdout=subprocess.PIPE, text=True, timeout=seconds, check=False)
+        output = done.stdout
+    except subprocess.TimeoutExpired as late:
+        output = late.stdout.decode(errors="replace") if isinstance(late.stdout, bytes) else late.stdout or ""
+    finally:
+        if mark:
+            path.unlink(missing_ok=True)
+    return judged(output, nodes, began, time.time())
+
+
+def judged(output: str, nodes: Sequence[str], began: float, ended: float) -> dict[str, str]:
+    """What the nodes' answers say: `output` has a line of JSON of each, `began` and `ended` bound the asking."""
+    found: dict[str, str] = {}
+    answers: dict[str, Any] = {}
+    for line in output.splitlines():
+        with contextlib.suppress(ValueError, TypeError, KeyError):
+            answer = json.loads(line)
+            answers[answer["node"]] = answer
+    if not answers:
+        tell("llmscale: no node has answered the check before the start, so it says nothing of them")
+        return {}
+    for node in nodes:
+        if node not in answers:
+            found[node] = "it gave no answer"
+            continue
+        skew = max(began - answers[node]["time"], answers[node]["time"] - ended)
+        problems = list(answers[node]["problems"])
+        if skew > MOST_SKEW:
+            problems.append(f"its clock is {skew:.0f} s off that of {nodes[0]}")
+        if problems:
+            found[node] = "; ".join(problems)
+    return found
+
+
+def node_names(environment: dict[str, str]) -> list[str]:
+    """The job's nodes, as Slurm lists them; none where it does not say."""
+    listed = environment.get("SLURM_JOB_NODELIST", "")
+    if not listed:
+        return []
+    done = subprocess.run(["scontrol", "show", "hostnames", listed], capture_output=True, text=True, check=False)
+    return done.stdout.split()
+
+
+class Exclusions:
+    """The nodes that a job has been requeued without, on record in the run's logs."""
+
+    def __init__(self, run: RunDirectory, job: str, most: int) -> None:
+        """`most`: times that the job goes back without a node."""
+        self._path, self._job, self._most = run.logs / "sick_nodes.json", job, most
+        state: Any = {}
+        with contextlib.suppress(OSError, ValueError):
+            state = json.loads(self._path.read_text(encoding="utf-8"))
+        same = isinstance(state, dict) and state.get("job") == job
+        self.nodes: dict[str, str] = dict(state.get("nodes", {})) if same else {}
+        self._times = int(state.get("times", 0)) if same else 0
+
+    def requeue_without(self, sick: dict[str, str]) -> bool:
+        """Put the job back into the queue, not to run on these nodes again; False, and why, where it does not go back.
+
+        Slurm takes the list of a job that is pending only: the job is held as it goes back, told, and released. It
+        ends this process meanwhile, by SIGTERM and after the cluster's KillWait for good.
+        """
+        for node, why in sick.items():
+            tell(f"llmscale: node {node} is not fit: {why}")
+        if self._times >= self._most:
+            tell(
+                f"llmscale: job {self._job} has gone back {self._times} times without a sick node"
+                f" (recovery.node_exclusions is {self._most}), so it ends here; mend the nodes, or raise that"
+            )
+            return False
+        self.nodes.update(sick)
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(self._path, {"job": self._job, "times": self._times + 1, "nodes": self.nodes})
+        except OSError as error:  # without it the job might go on for ever
+            tell(f"llmscale: cannot write {self._path} ({error.strerror}), so job {self._job} ends here")
+            return False
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        tell(f"llmscale: job {self._job} goes back into the queue without {', '.join(sorted(self.nodes))}")
+        excluded = f"ExcNodeList={','.join(sorted(self.nodes))}"
+        if not _scontrol("requeuehold", self._job):
+            return False
+        told = _scontrol("update", f"JobId={self._job}", excluded)
+        return _scontrol("release", self._job) and told
+
+
+def _scontrol(*arguments: str) -> bool:
+    done = subprocess.run(["scontrol", *arguments], capture_output=True, text=True, check=False)
+    if done.returncode:
+        tell(f"llmscale: scontrol {' '.join(arguments)} failed: {(done.stderr or done.stdout).strip()}")
+    return done.returncode == 0
+
+
+def faulty_nodes(run: RunDirectory) -> dict[str, str]:
+    """The nodes on which the last attempt met a silent error, as outcome.json says."""
+    outcome = run.outcome()
+    faults = outcome.get("faulty")
+    if outcome.get("outcome") != "failed" or not isinstance(faults, list):
+        return {}
+    return {
+        str(fault["node"]): f"rank {fault.get('rank')} computed wrongly at {fault.get('where')}"
+        for fault in faults
+        if isinstance(fault, dict) and "node" in fault
+    }
+
+
+def _checkpoint_bytes(run: RunDirectory) -> int:
+    """What the next checkpoint takes, by the newest one."""
+    newest = max(run.checkpoints.glob("step-*"), default=None)
+    size = 0
+    with contextlib.suppress(OSError):
+        size = sum(path.stat().st_size for path in newest.rglob("*") if path.is_file()) if newest else 0
+    return max(LEAST_FREE, size)
