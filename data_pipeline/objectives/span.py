@@ -32,6 +32,9 @@ class SpanObjective(FramedSettings):
     unanswerable: bool = False
     """Whether records without an answer are allowed, as in SQuAD 2: an empty list of answers. The model then points at
     `[CLS]`, or at the last token with `special_tokens: eos`."""
+    misplaced: Literal["refuse", "nearest"] = "refuse"
+    """What is done about an answer that stands elsewhere than the record says, as some of CMRC 2018 do. nearest: the
+    nearest place at which it stands is taken, and counted. One that stands nowhere is always refused."""
     question_length: int = Field(default=64, ge=1)
     """Most tokens of a question; a longer one is cut off, and counted."""
     stride: int | None = Field(default=None, ge=1)
@@ -99,9 +102,12 @@ class Span(Framed):
     def examples(self, document: Document, counts: Counter[str]) -> list[Document]:
         values = document.values or {}
         question = values.get("question")
-        if not isinstance(question, str) or not question.strip():
+        if not isinstance(question, str):
             raise ValueError(f"the question is {_written(question)}, but must be a text; correct the record")
-        answer = self._answer(document.text, values.get("answers"), question)
+        if not question.strip():
+            counts["empty question"] += 1
+            return []
+        answer = self._answer(document.text, values.get("answers"), question, counts)
         ids = np.array(self.tokenizer.encode(question), dtype=np.int32)
         passage, spans = self.tokenizer.encode_with_spans(document.text)
         found = (NOWHERE, NOWHERE) if answer is None else tokens_of(document.text, spans, *answer)
@@ -154,7 +160,7 @@ class Span(Framed):
         counts["too long passage read in windows"] += 1
         return windows
 
-    def _answer(self, passage: str, answers: Any, question: str) -> tuple[int, int] | None:
+    def _answer(self, passage: str, answers: Any, question: str, counts: Counter[str]) -> tuple[int, int] | None:
         """[start, end) in characters of the first answer; None: there is none.
 
         Raises:
@@ -168,6 +174,11 @@ class Span(Framed):
             if self.config.unanswerable:
                 return None
             raise ValueError(f"{asked} has no answer; set objective.unanswerable=true, or leave the record out")
+        if self.config.misplaced == "nearest":
+            placed = [(text, _nearest(passage, text, start)) for text, start in found]
+            if placed[0] != found[0]:
+                counts["answer that stands elsewhere"] += 1
+            found = placed
         for text, start in found:
             if not isinstance(text, str) or not text or type(start) is not int:
                 raise ValueError(
@@ -196,6 +207,15 @@ def listed(answers: Any) -> list[tuple[Any, Any]] | None:
     if not isinstance(answers, list) or not all(isinstance(answer, Mapping) for answer in answers):
         return None
     return [(answer.get("text"), answer.get("answer_start")) for answer in answers]
+
+
+def _nearest(passage: str, text: Any, start: Any) -> Any:
+    """The place nearest to `start` at which a text stands; `start` where there is none, or where it is no place."""
+    if not isinstance(text, str) or not text or type(start) is not int:
+        return start
+    before, behind = passage.rfind(text, 0, max(0, start) + len(text)), passage.find(text, max(0, start))
+    places = [place for place in (before, behind) if place >= 0]
+    return min(places, key=lambda place: abs(place - start)) if places else start
 
 
 def tokens_of(text: str, spans: np.ndarray, start: int, end: int) -> tuple[int, int]:

@@ -185,7 +185,6 @@ def test_what_is_told_is_counted(tmp_path: Path) -> None:
         ({"answers": "北京"}, "answers is \"北京\", but must be as in SQuAD"),
         ({"answers": {"text": ["a"], "answer_start": []}}, "but must be as in SQuAD"),
         ({"question": None}, "the question is null, but must be a text"),
-        ({"question": "  "}, "but must be a text"),
     ],
 )  # fmt: skip
 def test_a_wrong_record_stops_with_its_place(change: dict[str, Any], words: str, tmp_path: Path) -> None:
@@ -197,6 +196,30 @@ def test_a_wrong_record_stops_with_its_place(change: dict[str, Any], words: str,
         build_evaluation_set(config, known, tmp_path / "cache", objective=objective)
     assert str(caught.value).startswith(f"{tmp_path / 'questions.json'} (row 1): ")
     assert words in str(caught.value)
+
+
+def test_an_empty_question_is_left_out(tmp_path: Path) -> None:
+    blank = {**asked("who?", PASSAGES[0], "Zoë"), "question": " "}
+    config = config_of(tmp_path, squad((PASSAGES[0], [blank, asked("who?", PASSAGES[0], "Zoë")])), sequence_length=60)
+    known = tokenizer_for(config, tmp_path, SpanObjective())
+    held = build_evaluation_set(config, known, tmp_path / "cache", objective=SpanObjective())
+    assert held.dropped == {"empty question": 1}
+    assert held.documents == 1
+
+
+@pytest.mark.parametrize("told", [0, 5, 11, 19, 25, 90])
+def test_a_misplaced_answer_is_taken_where_it_is_nearest(told: int, tmp_path: Path) -> None:
+    passage = "ab cd ab ef 北京 ab gh"
+    places = [at for at in range(len(passage)) if passage.startswith("ab", at)]
+    asks = {"id": "1", "question": "who?", "answers": [{"text": "ab", "answer_start": told}]}
+    config = config_of(tmp_path, squad((passage, [asks])), sequence_length=60)
+    objective = SpanObjective(misplaced="nearest")
+    known = tokenizer_for(config, tmp_path, objective)
+    held = build_evaluation_set(config, known, tmp_path / "cache", objective=objective)
+    first = int(held.batch([0]).labels[NAME][0, 0]) - len("who?") - 2
+    nearest = min(places, key=lambda at: abs(at - told))
+    assert first == len(passage[:nearest].encode())
+    assert held.dropped == ({} if told in places else {"answer that stands elsewhere": 1})
 
 
 def test_answers_as_an_object_of_lists(tmp_path: Path) -> None:
