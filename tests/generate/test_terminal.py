@@ -33,7 +33,7 @@ def test_escapes_are_shown_on_a_terminal_only(
 ) -> None:
     output = type("Terminal", (io.StringIO,), {"isatty": lambda _: terminal})()
     trained = SimpleNamespace(model=None, tokenizer=None, config=SimpleNamespace(objective=None))
-    monkeypatch.setattr(commands, "load_model", lambda _: trained)
+    monkeypatch.setattr(commands, "load_model", lambda *_: trained)
     monkeypatch.setattr(commands, "reading_of", lambda _: None)
     monkeypatch.setattr(commands, "settings_for", lambda *_: None)
     monkeypatch.setattr(commands, "Generator", _Generator)

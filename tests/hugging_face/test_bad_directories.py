@@ -82,8 +82,8 @@ SINGLE: dict[str, tuple[Change, list[str]]] = {
     ),
     "no architecture": (edit_config(model_type="absent"), ["model_type is None"]),
     "another head": (
-        edit_config(architectures=["GPT2ForTokenClassification"]),
-        ["GPT2ForTokenClassification", "GPT2LMHeadModel"],
+        edit_config(architectures=["GPT2DoubleHeadsModel"]),
+        ["GPT2DoubleHeadsModel", "GPT2LMHeadModel"],
     ),
     "activation": (edit_config(activation_function="quick_gelu"), ["activation_function is 'quick_gelu'", "gelu_new"]),
     "option": (

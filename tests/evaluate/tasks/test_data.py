@@ -87,7 +87,7 @@ def test_nested_json(tmp_path: Path) -> None:
     data = {"files": ["squad.json"], "records": "data.paragraphs.qas"}
     context = "{{ title }}{{ context }}{{ id }}{{ q }}"
     assert asked(tmp_path, data, context=context) == [("TCt1", "x"), ("TCi2", "y")]
-    with pytest.raises(UserError, match=r"squad\.json: it has no 'paragraph' but 'title', 'id', 'paragraphs' on the way"):
+    with pytest.raises(UserError, match=r"squad\.json: it has no 'paragraph' but 'title', 'id', 'paragraphs' on"):
         asked(tmp_path, {**data, "records": "data.paragraph"})
     (tmp_path / "squad.json").write_text('{"data": [1]}')
     with pytest.raises(UserError, match=r"squad\.json: it has int where records should be; correct records"):
