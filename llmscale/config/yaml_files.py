@@ -105,4 +105,13 @@ class BoundedLoader(yaml.SafeLoader):
             raise ConstructorError(None, None, f"it is no value of the kind {node.tag}", node.start_mark) from None
         if type(value) is int and value.bit_length() > _BITS:
             raise ConstructorError(None, None, f"an integer has more than {_BITS} bits", node.start_mark)
-        return value
+        return _joined(value, node) if isinstance(value, str) and not value.isascii() else value
+
+
+def _joined(text: str, node: yaml.Node) -> str:
+    """A text in which two escapes for one character, as JSON writes them, are that character."""
+    try:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
+    except UnicodeDecodeError:
+        problem = r"a text has half of a character, an escape such as \ud83d without the other half"
+        raise ConstructorError(None, None, problem, node.start_mark) from None

@@ -208,3 +208,13 @@ def test_keys_of_earlier_releases_are_read_and_their_new_names_said(tmp_path: Pa
     path.write_text(OLD + "schedule: {}\n")
     with pytest.raises(UserError, match=r"parallel.sequence is now called parallel.context, but both are given; leave"):
         load_config(path, ["parallel={sequence: 2, context: 4}"])
+
+
+def test_two_escapes_are_one_character_and_one_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text('run: {directory: "r-\\ud83d\\ude00"}\ndata: {sources: [{paths: [a]}]}\n')
+    assert load_config(path).run.directory == "r-\U0001f600"
+    assert load_config(path, ['run.directory="\\ud83d\\ude00"']).run.directory == "\U0001f600"
+    path.write_text('run: {directory: "r-\\ud83d"}\ndata: {sources: [{paths: [a]}]}\n')
+    with pytest.raises(UserError, match=r"a\.yaml is not valid YAML at line 1, .*half of a character"):
+        load_config(path)
