@@ -20,7 +20,9 @@ from llmscale.evaluate.placed import Placed
 from llmscale.evaluate.scorers import Length, Overflow, Scorer, scorer_for
 from llmscale.evaluate.scoring import BATCH_TOKENS, Asked, RowScorer, records_of
 from llmscale.evaluate.spans import SpanFinder
+from llmscale.evaluate.tags import Tagger
 from llmscale.evaluate.tasks import Task
+from llmscale.evaluate.tasks.kinds.tag import TagTask
 from llmscale.generate.prompts import reading_of
 from llmscale.generate.settings import Settings
 
@@ -108,7 +110,7 @@ def _on_rank_zero(begin: Callable[[], tuple[ArtefactWriter, int]]) -> tuple[Arte
 
 def _prepare(placed: Placed, task: Task, choices: Choices) -> Prepared:
     items = task.items(choices.limit, choices.few_shot, choices.seed)
-    asks = {"generate": _written, "classify": _labelled, "span": _by_head}.get(task.kind, _scored)
+    asks = {"generate": _written, "classify": _labelled, "span": _by_head, "tag": _by_head}.get(task.kind, _scored)
     scorer, options, records = asks(placed, task, items, choices)
     reader = _reader(placed)
     meta = Meta(
@@ -197,7 +199,11 @@ def _by_head(
     placed: Placed, task: Task, items: Sequence[Item], choices: Choices
 ) -> tuple[str, dict[str, Any], _Records]:
     try:
-        finder = SpanFinder(placed, task.settings)  # type: ignore[arg-type]
+        asker = (
+            Tagger(placed, task.settings.labels)
+            if isinstance(task.settings, TagTask)
+            else SpanFinder(placed, task.settings)  # type: ignore[arg-type]
+        )
     except UserError as error:
         raise UserError(f"task {task.name}: {error}") from None
-    return "head", {}, lambda done, progress: finder.records(items[done:], progress)
+    return "head", {}, lambda done, progress: asker.records(items[done:], progress)

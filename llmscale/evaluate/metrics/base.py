@@ -21,7 +21,7 @@ from llmscale.evaluate.statistics import (
     ratio_interval,
 )
 
-KINDS = ("choice", "likelihood", "perplexity", "minimal_pair", "generate", "classify", "span")
+KINDS = ("choice", "likelihood", "perplexity", "minimal_pair", "generate", "classify", "span", "tag")
 """Kinds of tasks."""
 LEVEL = 0.95
 """Confidence level of intervals, unless the option `level` says otherwise."""
@@ -363,6 +363,11 @@ NEEDS: dict[str, Callable[[Record], str | None]] = {
     "words": lambda record: None if record.scored_words else "the number of words of its text was not counted",
     "references": lambda record: None if record.references else "it has no reference",
     "generated": lambda record: None if record.generated else "no text was generated",
+    "tags": lambda record: (
+        None
+        if record.references and len(record.generated) == len(record.references)
+        else f"it has {len(record.references)} right tags and {len(record.generated)} given ones"
+    ),
     "one_generated": lambda record: (
         None if len(record.generated) == 1 else f"{len(record.generated)} texts were generated, where 1 is needed"
     ),

@@ -59,6 +59,9 @@ def _fields(kind: str, rng: random.Random) -> dict[str, Any]:
     if kind == "classify":
         weights = [rng.random() for _ in range(3)]
         return {"probabilities": [weight / sum(weights) for weight in weights], "gold": [rng.randrange(3)]}
+    if kind == "tag":
+        count, tags = rng.randint(1, 9), ("O", "B-X", "I-X", "B-Y")
+        return {"generated": rng.choices(tags, k=count), "references": rng.choices(tags, k=count)}
     if kind in ("likelihood", "perplexity"):
         return {"answers": [_random_answer(rng)], "scored_bytes": rng.randint(5, 50), "scored_words": rng.randint(1, 9)}
     return {"generated": [_random_text(rng)], "references": [_random_text(rng) for _ in range(rng.randint(1, 3))]}

@@ -43,6 +43,14 @@ MADE: dict[str, tuple[dict[str, Any], Item]] = {
         {**SQUAD, "answers": {"text": ["罗马", "很古老"], "answer_start": [0, 2]}},
         Item(0, ("什么很古老？", "罗马很古老。"), references=("罗马", "很古老")),
     ),
+    "conll2003_tag": (
+        {"id": "1", "tokens": ["Li", "left"], "pos_tags": [], "chunk_tags": [], "ner_tags": [1, 0]},
+        Item(0, ("Li left",), ("Li", "left"), references=("B-PER", "O")),
+    ),
+    "msra_ner_tag": (
+        {"id": "1", "tokens": ["罗", "马"], "ner_tags": [5, 6]},
+        Item(0, ("罗马",), ("罗", "马"), references=("B-LOC", "I-LOC")),
+    ),
     "chnsenticorp": (
         {"text": "房间很小", "label": 0},
         Item(0, ("评论：房间很小\n这条评论的情感是",), ("负面", "正面"), "这条评论的情感是", (0,)),
