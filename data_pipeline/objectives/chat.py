@@ -82,6 +82,7 @@ class Chat(Objective):
     def __init__(self, config: ChatObjective, tokenizer: Tokenizer, sequence_length: int) -> None:
         """Raises UserError where jinja2 is missing, which reads templates."""
         self.config = config
+        self._tokenizer = tokenizer
         self.sequence_length = sequence_length
         self.room = sequence_length if config.pack else 0
         self.eos = tokenizer.special["eos"]
@@ -182,7 +183,8 @@ class Chat(Objective):
             counted[NOTHING_LEARNED] += 1
             return None
         counted[CUT] += 1
-        return read._replace(tokens=read.tokens[:most], runs=runs)
+        tokens, flags = read.tokens[:most], np.repeat([run.weight > 0 for run in runs], [run.tokens for run in runs])
+        return read._replace(tokens=tokens, runs=runs, learned=self._tokenizer.decode(tokens[flags]))
 
 
 def _runs(stored: np.ndarray) -> list[Run]:

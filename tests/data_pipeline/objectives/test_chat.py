@@ -176,6 +176,8 @@ def test_what_is_too_long_is_cut_or_left_out_and_counted(order: str, tmp_path: P
         with loader_of(config, objective, tmp_path) as loader:
             found = {each for _ in range(4) for each in documents_of(loader.take(1)[0])}
         assert found == set(documents_of(held.batch(range(len(held)))))
+        # A byte is a token, and so is the end of the turn that is not cut: both count what is kept alone.
+        assert held.bytes == held.tokens - 1
         return found, held.dropped
 
     cut, counts = read("truncate")
