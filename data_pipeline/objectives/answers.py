@@ -93,6 +93,9 @@ class Answers(Objective):
     def packer(self) -> OpenPacker:
         return lambda documents, token, _: DocumentPacker(documents, token, self.sample)
 
+    def marked(self, labels: Mapping[str, np.ndarray], size: int) -> np.ndarray | None:
+        return labels[self.config.name]
+
     def labels(self, values: Mapping[str, Any]) -> dict[str, int]:
         """Other labels of what is stored of a record, by name."""
         return {}

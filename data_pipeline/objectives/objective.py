@@ -115,6 +115,15 @@ class Objective(ABC):
         """Whether the sample does not fit its row, so that some of its text is left out there."""
         return False
 
+    def marked(self, labels: Mapping[str, np.ndarray], size: int) -> np.ndarray | None:
+        """(size,) what is learned of the tokens of a row, where its weights do not say: of the targets, or of the
+        inputs where one target stands for all of them. None: they say it.
+
+        Args:
+            labels: of that row, by name.
+        """
+        return None
+
     def turns(self, sample: Sample) -> list[str]:
         """What people are told of a sample besides its tokens, a word or two each."""
         return []

@@ -127,6 +127,10 @@ class Span(Framed):
             for window in windows
         ]
 
+    def marked(self, labels: Mapping[str, np.ndarray], size: int) -> np.ndarray | None:
+        start, end = labels[NAME]
+        return (np.arange(size) >= start) & (np.arange(size) <= end)
+
     def arrays(self, samples: Sequence[Sample], numbers: Sequence[int]) -> Arrays:
         rows, passages, labels = [], [], []
         for sample in samples:

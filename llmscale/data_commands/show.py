@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from torch import Tensor
 
 from data_pipeline.base.errors import UserError
 from data_pipeline.base.terminal import tell, visible
@@ -77,18 +76,24 @@ def _pages(
         turns = objective.turns(sample)
         about = [f"{len(sample.pieces)} document{'s' * (len(sample.pieces) != 1)}", *turns]
         yield f"--- sample {number}: {', '.join(about)}"
-        for name, pieces in rows_of(tokenizer, batch, number):
+        for name, pieces in rows_of(objective, tokenizer, batch, number):
             yield f"{name}: " + "".join(_painted(piece, colour) for piece in pieces)
         for name, labels in batch.labels.items():
-            yield f"label {name}: {_labelled(objective, labels[number])}"
+            if labels[number].dim() == 0:
+                yield f"label {name}: {_labelled(objective, labels[number].item())}"
+            elif labels.is_floating_point():
+                values = zip(getattr(objective.config, "labels", []), labels[number].tolist(), strict=False)
+                yield f"label {name}: {', '.join(f'{label} {value:g}' for label, value in values)}"
         yield ""
 
 
-def rows_of(tokenizer: Tokenizer, batch: Batch, number: int) -> Iterator[tuple[str, list[Shown]]]:
+def rows_of(objective: Objective, tokenizer: Tokenizer, batch: Batch, number: int) -> Iterator[tuple[str, list[Shown]]]:
     """The rows of one sample by what they are: what an encoder reads, and what a decoder reads or gives."""
     spell = _Speller(tokenizer)
     inputs, targets = batch.inputs[number].tolist(), batch.targets[number].tolist()
-    weights = batch.weights[number].tolist()
+    labels = {name: values[number].numpy() for name, values in batch.labels.items()}
+    marked = objective.marked(labels, len(inputs))
+    weights = batch.weights[number].tolist() if marked is None else marked.astype(float).tolist()
     if batch.encoder_inputs is not None:
         assert batch.encoder_weights is not None
         source = batch.encoder_inputs[number].tolist()
@@ -96,22 +101,41 @@ def rows_of(tokenizer: Tokenizer, batch: Batch, number: int) -> Iterator[tuple[s
         yield "source", [*spell.run(source[:real], [0.0] * real), *_padding(len(source) - real)]
         yield "target", _trimmed(spell, targets, weights)
         return
-    size = _real_size(batch, number, weights, pad_token(tokenizer))
-    if len(targets) != len(inputs):
-        # One target of the whole text.
-        yield "text", [*spell.run(inputs[:size], [0.0] * size), *_padding(len(inputs) - size)]
-        return
-    segments = None if batch.segment_ids is None else batch.segment_ids[number].tolist()
     if batch.encoder_weights is None:
-        yield "text", [*_ahead(spell, inputs, targets, weights, segments, size), *_padding(len(inputs) - size)]
+        size = _real_size(batch, number, weights, pad_token(tokenizer))
+        segments = None if batch.segment_ids is None else batch.segment_ids[number].tolist()
+        padding = len(inputs) - size if segments is None else segments.count(-1)
+        yield "text", [*_ahead(spell, inputs, targets, weights, segments or [0] * size), *_padding(padding)]
         return
+    real_row = batch.encoder_weights[number].bool().tolist()
+    named = labels.get(objective.config.name)
+    if len(targets) == len(inputs) and (named is None or named.shape != (len(inputs),)):
+        after = [[Shown("→"), *spell.run([target], [1.0])] for target in targets]
+    elif named is not None and named.shape == (len(inputs),):
+        after = [[Shown("→"), Shown(_labelled(objective, label), learned=True)] for label in named.tolist()]
+    else:
+        # One target of the whole text, or of several texts side by side.
+        after, weights = [[] for _ in inputs], [0.0] * len(inputs) if marked is None else weights
+    texts = max(1, len(inputs) // max(getattr(objective, "sequence_length", len(inputs)), 1))
+    for text in range(texts):
+        places = range(text * len(inputs) // texts, (text + 1) * len(inputs) // texts)
+        shown = [place for place in places if real_row[place]]
+        pieces = _followed(spell, inputs, weights, after, shown)
+        yield f"text {text + 1}" if texts > 1 else "text", [*pieces, *_padding(len(places) - len(shown))]
+
+
+def _followed(
+    spell: _Speller, inputs: list[int], weights: list[float], after: list[list[Shown]], places: list[int]
+) -> list[Shown]:
+    """Tokens, each with what is learned of it; learned ones that nothing follows are marked themselves."""
     pieces: list[Shown] = []
-    for place in range(size):
-        if weights[place]:
-            pieces += [*spell.run([inputs[place]], [0.0]), Shown("→"), *spell.run([targets[place]], [1.0])]
-        else:
-            pieces += spell.run([inputs[place]], [0.0])
-    yield "text", [*pieces, *_padding(len(inputs) - size)]
+    run: list[int] = []
+    for place in places:
+        run.append(place)
+        if weights[place] and after[place]:
+            pieces += [*spell.run([inputs[own] for own in run], [0.0] * len(run)), *after[place]]
+            run = []
+    return [*pieces, *spell.run([inputs[own] for own in run], [weights[own] * (not after[own]) for own in run])]
 
 
 def _ahead(
@@ -119,18 +143,19 @@ def _ahead(
     inputs: list[int],
     targets: list[int],
     weights: list[float],
-    segments: list[int] | None,
-    size: int,
+    segments: list[int],
 ) -> list[Shown]:
     """Documents of a row whose tokens are each predicted from the one before: the first token, then the targets."""
     pieces: list[Shown] = []
-    numbers = segments[:size] if segments is not None else [0] * size
-    for number in dict.fromkeys(numbers):
-        places = [place for place in range(size) if numbers[place] == number]
+    for number in dict.fromkeys(number for number in segments if number >= 0):
+        places = [place for place, own in enumerate(segments) if own == number]
         if pieces:
             pieces.append(Shown(" ‖ "))
         first, last = places[0], places[-1] + 1
-        pieces += spell.run([inputs[first], *targets[first:last]], [0.0, *weights[first:last]])
+        if inputs[first:last] == targets[first:last]:  # read as a whole, with no token to predict
+            pieces += spell.run(inputs[first:last], weights[first:last])
+        else:
+            pieces += spell.run([inputs[first], *targets[first:last]], [0.0, *weights[first:last]])
     return pieces
 
 
@@ -195,12 +220,11 @@ def _painted(piece: Shown, colour: bool) -> str:
     return f"[[{text}]]" if piece.learned else text
 
 
-def _labelled(objective: Objective, value: Tensor) -> str:
+def _labelled(objective: Objective, value: float) -> str:
     names = getattr(objective.config, "labels", None)
-    values = value.tolist()
-    if names and isinstance(values, int):
-        return names[values] if 0 <= values < len(names) else "none"
-    return str(values)
+    if names and isinstance(value, int):
+        return names[value] if 0 <= value < len(names) else "none"
+    return str(value)
 
 
 def _summary(objective: Objective, samples: Sequence[Sample], batch: Batch, dropped: dict[str, int]) -> Iterator[str]:

@@ -89,6 +89,58 @@ def test_every_objective_shows_what_is_learned(name: str, order: str, evaluation
         assert f"assistant {len(' answer 0') + 1}" in shown or f"assistant {len(' answer 10') + 1}" in shown
 
 
+HEADS: dict[str, tuple[dict[str, Any], dict[str, Any], str, list[str]]] = {
+    "preference": (
+        {"name": "preference"},
+        {"fields": {"chosen": "answer", "rejected": "other"}},
+        "decoder",
+        ["answer 0", "⟨</s>⟩", "other 0", "⟨</s>⟩"],
+    ),
+    "reward": (
+        {"name": "reward"},
+        {"fields": {"chosen": "answer", "rejected": "other"}},
+        "decoder",
+        ["answer 0", "⟨</s>⟩", "other 0", "⟨</s>⟩"],
+    ),
+    "span": (
+        {"name": "span", "special_tokens": "cls"},
+        {"fields": {"question": "answer", "answers": "spans"}},
+        "encoder",
+        ["two three"],
+    ),
+    "token_classification": (
+        {"name": "token_classification", "labels": ["O", "B-X"], "special_tokens": "cls"},
+        {"fields": {"tokens": "words", "tags": "tags"}},
+        "encoder",
+        ["B-X", "O", "O", "O", "O", "O", "O"],
+    ),
+    "contrastive": ({"name": "contrastive", "pooling": "mean"}, {"target_field": "answer"}, "encoder", []),
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_what_heads_and_preferences_learn(name: str, tmp_path: Path) -> None:
+    objective, source, architecture, learned = HEADS[name]
+    path = write(tmp_path, "causal", order="permutation", holdout=0)
+    words = TEXTS[0].split()
+    row = {"text": TEXTS[0], "answer": "answer 0", "other": "other 0", "words": words, "tags": [1, *[0] * 6],
+           "spans": {"text": ["two three"], "answer_start": [4]}}  # fmt: skip
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    config = yaml.safe_load(path.read_text())
+    config["data"]["sources"][0] |= source
+    config["model"]["architecture"] = architecture
+    path.write_text(yaml.safe_dump({**config, "objective": objective}))
+    shown = show(path, count=1)
+    assert re.findall(r"\[\[(.*?)\]\]", shown, flags=re.DOTALL) == learned
+    if name == "contrastive":
+        assert f"text 1: ⟨<cls>⟩{TEXTS[0]}" in shown or f"text 1: {TEXTS[0]}" in shown
+        assert "answer 0" in shown
+    elif name == "token_classification":
+        assert "o→[[B-X]]ne" in shown
+    else:
+        assert TEXTS[0] in shown.replace("[[", "").replace("]]", "")
+
+
 def test_colour_is_escape_codes_and_the_same_text(tmp_path: Path) -> None:
     path = write(tmp_path, "chat")
     plain, colour = show(path), show(path, colour=True)
