@@ -60,10 +60,14 @@ class ObjectiveModule(nn.Module):
         self._grid = grid
         self.experts = experts_of_deepspeed(grid)
 
-    def forward(self, batch: Batch, represent: bool = False, condense: bool = False) -> torch.Tensor:
+    def forward(
+        self, batch: Batch, represent: bool = False, condense: bool = False, predict: bool = False
+    ) -> torch.Tensor:
         """The sum of each term of the loss over the batch, (terms,) in fp32; with dropout in training. Of a batch that
         asks for scores those, (2, B, K). With `represent` what the losses of other samples take of each, (B, ...); with
-        `condense` all that the head reads of each, (B, channels)."""
+        `condense` all that the head reads of each, (B, channels); with `predict` the head's logits."""
+        if predict:
+            return self.loss.predict(self.model, batch)
         if represent:
             return self.loss.represent(self.model, batch, self.dropout(batch))
         if condense:
@@ -331,6 +335,14 @@ class Engine:
         place = 1 + list(self.measures).index(self.shared)
         [total] = reduce([math.fsum(self.measure(batch)[place] for batch in micro_batches)])
         return [with_label(batch, self.shared, total / count) for batch in micro_batches]
+
+    @torch.no_grad()
+    def predict(self, batch: Batch) -> torch.Tensor:
+        """The logits of a head that is no language model's, without training, on the CPU; ranks that share weights or
+        samples must call it together. Whole positions and stages are on each rank (`RankGrid.context`, `pipeline`)."""
+        self._engine.eval()
+        with self._passes():
+            return self._engine.module(batch.to(self.device), predict=True).cpu()
 
     def _passes(self) -> contextlib.AbstractContextManager[None]:
         stage3 = self.config.engine.zero_stage == 3

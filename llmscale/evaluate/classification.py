@@ -10,7 +10,7 @@ import torch
 
 from data_pipeline.base.errors import UserError
 from data_pipeline.batch import make_batch
-from data_pipeline.objectives.classification import NAME, Classification, ClassificationObjective
+from data_pipeline.objectives.classification import Classification, ClassificationObjective
 from data_pipeline.objectives.packing import Sample, stored_value
 from data_pipeline.reading.item import Item
 from llmscale.distributed.process_group import gather_to_lead
@@ -18,8 +18,6 @@ from llmscale.evaluate.artefact import Record
 from llmscale.evaluate.batches import MULTIPLE
 from llmscale.evaluate.placed import Placed
 from llmscale.evaluate.scorers.scorer import WINDOWED
-from llmscale.model.heads import heads_of
-from llmscale.objectives.loss import build_loss
 
 WINDOW = 256
 """Items whose records are written at once."""
@@ -61,18 +59,12 @@ class Labeller:
                 f"its labels are {', '.join(labels)}, but those of {placed.source.path} are"
                 f" {', '.join(objective.labels)}; give a model with the same labels"
             )
-        if placed.trained is None:
-            raise UserError(
-                "it needs the whole model on each rank, but this layout cuts it; leave out the sizes of parallel"
-            )
+        placed.own_items(0)
+        self._placed = placed
         self._objective = objective
-        self._model = placed.trained.model
-        self._device = next(self._model.parameters()).device
         self._limit = placed.config.model.max_positions
         self._tokenizer = placed.tokenizer
         self._grid = placed.scoring.grid
-        self._loss = build_loss(objective, placed.config.model)
-        self._head = next(head for head in heads_of(placed.config.model) if head.name == NAME)
         self._order = [objective.labels.index(label) for label in labels]
 
     def records(
@@ -82,7 +74,7 @@ class Labeller:
         for first in range(0, len(items), WINDOW):
             some = items[first : first + WINDOW]
             texts = [self._read(item) for item in some]
-            mine = self._probabilities(texts, range(self._grid.coordinate("data"), len(some), self._grid.data))
+            mine = self._probabilities(texts, self._placed.own_items(len(some)))
             gathered = [mine] if self._grid.world_size == 1 else gather_to_lead(mine)
             if gathered is None:
                 yield []
@@ -117,10 +109,8 @@ class Labeller:
                 # Products of few rows are left to other kernels: the head's have 16 at least.
                 rows = some + [some[0]] * (MULTIPLE - len(some))
                 arrays = packer.arrays([texts[number].sample for number in rows], rows)
-                batch = make_batch(arrays, np.array(rows, dtype=np.int64)).to(self._device)
-                hidden = self._loss.output(self._model, batch).hidden
-                logits = self._head.logits(getattr(self._model, self._head.attribute), hidden, batch)  # type: ignore[attr-defined]
-                probabilities = logits.softmax(-1)[:, self._order].cpu().tolist()
+                logits = self._placed.scoring.predict(make_batch(arrays, np.array(rows, dtype=np.int64)))
+                probabilities = logits.softmax(-1)[:, self._order].tolist()
                 found |= dict(zip(some, probabilities[: len(some)], strict=True))
         return found
 

@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 
 from data_pipeline.base.durable import read_file
+from data_pipeline.base.errors import UserError
 from data_pipeline.batch import Batch
 from data_pipeline.tokenizer import Tokenizer, load_tokenizer
 from llmscale.checkpoint.manifest import MANIFEST
@@ -54,6 +55,11 @@ class Scoring(Protocol):
         `grid.has_scores`. Ranks that share weights or samples must call it together."""
         ...
 
+    def predict(self, batch: Batch) -> torch.Tensor:
+        """The logits of a head that is no language model's, on the CPU; ranks that share weights or samples must call
+        it together."""
+        ...
+
     def loss(self, batch: Batch) -> float:
         """The sum of weight x loss over a batch's targets."""
         ...
@@ -94,6 +100,22 @@ class Placed:
     """The whole model, where this process has it."""
     close: Callable[[], None] = lambda: None
 
+    def own_items(self, count: int) -> range:
+        """Places of the items that this rank asks its head about: a share of them, or all where ranks must compute
+        together.
+
+        Raises:
+            UserError: no rank has all that a head looks at.
+        """
+        grid = self.scoring.grid
+        if self.trained is None and grid.pipeline * grid.context > 1:
+            raise UserError(
+                f"it needs whole texts and all layers on each rank, but parallel.pipeline is {grid.pipeline} and"
+                f" parallel.context {grid.context}; set both to 1"
+            )
+        together = self.trained is None and (self.config.engine.zero_stage == 3 or grid.expert > 1)
+        return range(count) if together else range(grid.coordinate("data"), count, grid.data)
+
 
 class Whole:
     """The whole model in this process, without DeepSpeed; other ranks may have it too, for other samples."""
@@ -108,6 +130,10 @@ class Whole:
     @torch.no_grad()
     def score(self, batch: Batch) -> torch.Tensor:
         return self._module(batch.to(self._device)).cpu()
+
+    @torch.no_grad()
+    def predict(self, batch: Batch) -> torch.Tensor:
+        return self._module(batch.to(self._device), predict=True).cpu()
 
     @torch.no_grad()
     def loss(self, batch: Batch) -> float:

@@ -18,8 +18,6 @@ from llmscale.distributed.process_group import gather_to_lead
 from llmscale.evaluate.artefact import Record
 from llmscale.evaluate.batches import MULTIPLE
 from llmscale.evaluate.placed import Placed
-from llmscale.model.heads import heads_of
-from llmscale.objectives.loss import build_loss
 
 ITEMS = 64
 """Items whose records are written at once."""
@@ -50,16 +48,13 @@ class TokenHeadAsker(ABC):
                 f"it needs a model that was fine-tuned for it (objective.name={self.name}), but {placed.source.path}"
                 f" was trained by objective {objective.name}; give another checkpoint"
             )
-        if placed.trained is None:
-            raise UserError("it needs a whole model on each rank, but this layout cuts it; leave out parallel's sizes")
+        placed.own_items(0)
+        self._placed = placed
         self.objective = objective
         self.tokenizer = placed.tokenizer
-        self._model = placed.trained.model
         self._grid = placed.scoring.grid
         self._encodes = placed.config.model.architecture == "encoder"
         self._most = placed.config.model.max_positions
-        self._loss = build_loss(objective, placed.config.model)
-        self._head = next(head for head in heads_of(placed.config.model) if head.name == self.name)
 
     @abstractmethod
     def found(self, items: Sequence[Item]) -> list[Record]:
@@ -71,7 +66,7 @@ class TokenHeadAsker(ABC):
         """Records of items, some at a time and in their order; on rank 0, while the others get empty lists."""
         for first in range(0, len(items), ITEMS):
             some = items[first : first + ITEMS]
-            own = self.found(some[self._grid.coordinate("data") :: self._grid.data])
+            own = self.found([some[place] for place in self._placed.own_items(len(some))])
             shares = [own] if self._grid.world_size == 1 else gather_to_lead(own)
             if shares is not None:
                 progress(len(some))
@@ -91,10 +86,7 @@ class TokenHeadAsker(ABC):
             for first in range(0, len(members), size):
                 part = members[first : first + size]
                 batch = self._batch([rows[number] for number in part], shape[0])
-                hidden = self._loss.output(self._model, batch).hidden
-                module = getattr(self._model, self._head.attribute)
-                logits = self._head.logits(module, hidden, batch).cpu().numpy()  # type: ignore[attr-defined]
-                found |= dict(zip(part, logits, strict=True))
+                found |= dict(zip(part, self._placed.scoring.predict(batch).numpy(), strict=True))
         return [found[number] for number in range(len(rows))]
 
     def _batch(self, rows: Sequence[TokenRow], length: int) -> Batch:
@@ -112,4 +104,4 @@ class TokenHeadAsker(ABC):
             encoder_weights=real,
             segment_ids=types if self._encodes else None,
         )
-        return batch.to(next(self._model.parameters()).device)
+        return batch

@@ -94,6 +94,14 @@ class Loss:
         hidden = self.output(model, batch, dropout).hidden
         return self._first.represent(getattr(model, self._first.attribute), hidden, batch)
 
+    def predict(self, model: Transformer, batch: Batch) -> Tensor:
+        """The logits of the first head, which is no language model's: (B, outputs), or (B, T, outputs) of each
+        position."""
+        logits: Tensor = self._first.logits(  # type: ignore[attr-defined]
+            getattr(model, self._first.attribute), self.output(model, batch).hidden, batch
+        )
+        return logits
+
     def condense(self, model: Transformer, batch: Batch) -> Tensor:
         """(B, hidden_size) all that the head reads of each row."""
         return self._first.condensed(self.output(model, batch).hidden, batch)

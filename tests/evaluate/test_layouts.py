@@ -11,6 +11,11 @@ from llmscale.evaluate.evaluation import Choices, prepare, run
 from llmscale.evaluate.placed import place_on_ranks, place_whole
 from llmscale.evaluate.tasks import load_tasks
 from tests.evaluate.models import write_checkpoint, write_tasks
+from tests.evaluate.test_classify_task import write_checkpoint as write_head
+from tests.evaluate.test_classify_task import write_task as write_labelled
+from tests.evaluate.test_span_task import write_task as write_asked
+from tests.evaluate.test_tag_task import LABELS as TAGS
+from tests.evaluate.test_tag_task import write_task as write_names
 from tests.ranks import run_ranks
 
 BOUND = 2e-5
@@ -46,7 +51,46 @@ EXACT: dict[int, list[tuple[str, tuple[str, ...]]]] = {
     4: [("four", ("engine.zero_stage=1",)), ("pipeline and data", ("parallel.pipeline=2",))],
 }
 CUT = [("tensor", ("parallel.tensor=2",)), ("context", ("parallel.context=2",))]
+
+
+def write_stars(folder: Path) -> str:
+    return write_labelled(folder, ["bad", "good"])
+
+
+def write_questions(folder: Path) -> str:
+    return write_asked(folder, unanswerable=True, max_answer_length=6)
+
+
 FAMILIES = ["gpt2", "llama", "bert", "t5", "experts"]
+
+
+HEADS = {
+    "classify": (write_stars, {"name": "classification", "labels": ["bad", "good"]}, {"label": "stars"}),
+    "tag": (write_names, {"name": "token_classification", "labels": TAGS, "special_tokens": "cls"},
+            {"tokens": "tokens", "tags": "tags"}),
+    "span": (write_questions, {"name": "span", "special_tokens": "cls"}, {"question": "q", "answers": "a"}),
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", HEADS)
+def test_fine_tuned_heads_give_the_same_bytes_in_any_layout(kind: str, tmp_path: Path) -> None:
+    write, objective, fields = HEADS[kind]
+    checkpoint = write_head(tmp_path, "bert", objective, fields)
+    tasks = [write(tmp_path)]
+    torch.set_num_threads(1)
+    placed = place_whole(str(checkpoint), torch.device("cpu"), torch.float32)
+    run(prepare(placed, load_tasks(tasks).tasks, Choices(output=tmp_path / "one")), lambda task, done, items: None)
+    [whole] = lines_of(tmp_path / "one").values()
+    cases = [*EXACT[2][:4], ("tensor", ("parallel.tensor=2",))]
+    run_ranks(2, evaluate_on_rank, str(checkpoint), tasks, str(tmp_path / "ranks"), cases)
+    for name, _ in cases[:4]:
+        [lines] = lines_of(tmp_path / "ranks" / name).values()
+        assert lines.read_bytes() == whole.read_bytes(), name
+    [lines] = lines_of(tmp_path / "ranks" / "tensor").values()
+    for one, other in zip(load_records(whole), load_records(lines), strict=True):
+        assert other.generated == one.generated
+        assert other.probabilities == pytest.approx(one.probabilities, abs=1e-4)
 
 
 @pytest.mark.slow

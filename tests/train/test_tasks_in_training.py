@@ -163,3 +163,33 @@ def test_what_cannot_be_evaluated_is_said(config: Path, overrides: tuple[str, ..
     assert ended.returncode == 2
     assert said in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+def test_a_classifier_is_evaluated_while_it_trains(tmp_path: Path) -> None:
+    """What its head says of a task's texts then is what the checkpoint says afterwards, and what is held out agrees."""
+    path = write_tiny_run(tmp_path)
+    settings = yaml.safe_load(path.read_text())
+    rows = [
+        {"text": text, "label": "ab"[number % 2]} for number, text in enumerate(["one", "two", "a longer text"] * 6)
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = {"kind": "jsonl", "paths": ["rows.jsonl"], "fields": {"label": "label"}}
+    settings["data"] |= {"sources": [source], "evaluation": [source], "order": "permutation"}
+    settings["objective"] = {"name": "classification", "labels": ["a", "b"], "pooling": "last"}
+    path.write_text(yaml.safe_dump(settings))
+    task = {"kind": "classify", "data": {"files": ["rows.jsonl"]}, "text": "{{ text }}", "labels": ["b", "a"]}
+    (tmp_path / "ab.yaml").write_text(yaml.safe_dump({**task, "gold": "{{ label }}", "gold_as": "text"}))
+    done = run(path, "evaluation.tasks=[./ab.yaml]", "evaluation.interval=3")
+    assert done.returncode == 0, done.stderr
+    metrics = list(read_records(tmp_path / "run" / "metrics.jsonl"))
+    seen = {row["step"]: row["tasks"]["ab/accuracy"]["value"] for row in metrics if "tasks" in row}
+    assert list(seen) == [3, 6]
+    held = {row["step"]: row["evaluation"]["accuracy"] for row in metrics if "evaluation" in row}
+    assert seen == pytest.approx(held)
+    again = subprocess.run(
+        [sys.executable, "-m", "llmscale", "eval", "run", "--tasks", "./ab.yaml"],
+        cwd=tmp_path, capture_output=True, text=True, env=ENVIRONMENT, check=False,
+    )  # fmt: skip
+    assert again.returncode == 0, again.stderr
+    first, second = (tmp_path / "run" / "evaluations").glob("step-00000006-ab-*/items.jsonl")
+    assert first.read_bytes() == second.read_bytes()
