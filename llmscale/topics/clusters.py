@@ -32,7 +32,7 @@ def cluster(vectors: np.ndarray, topics: int | None, seed: int) -> np.ndarray:
     from sklearn.cluster import KMeans
     from threadpoolctl import threadpool_limits
 
-    _require_enough(vectors, topics)
+    require_enough(len(vectors), topics, len(np.unique(vectors, axis=0)))
     # Threads add up in an order of their own.
     with threadpool_limits(1):
         count = topics or _number(components(vectors, _CHANNELS), seed)
@@ -54,18 +54,19 @@ def _number(vectors: np.ndarray, seed: int) -> int:
     return min(found, key=lambda count: (found[count], count))
 
 
-def _require_enough(vectors: np.ndarray, topics: int | None) -> None:
-    texts = f"{len(vectors)} text{'s' * (len(vectors) != 1)}"
+def require_enough(count: int, topics: int | None, different: int | None = None) -> None:
+    """Raise UserError where so many texts, of so many different vectors where those are known, have no such topics."""
+    texts = f"{count} text{'s' * (count != 1)}"
+    different = count if different is None else different
     if topics is None:
-        if len(vectors) < 2 * _LEAST or len(np.unique(vectors, axis=0)) < 3:
+        if count < 2 * _LEAST or different < 3:
             raise UserError(
                 f"--topics is auto, but --input has {texts}, which are too few or too alike to find out how many topics"
                 f" they have; give --topics a number, or more texts"
             )
         return
-    if len(vectors) < topics:
+    if count < topics:
         raise UserError(f"--topics is {topics}, but --input has {texts}; ask for fewer topics, or give more texts")
-    different = len(np.unique(vectors, axis=0))
     if different < topics:
         raise UserError(
             f"--topics is {topics}, but the {texts} have {different} different vector{'s' * (different != 1)}; ask for"

@@ -12,6 +12,7 @@ from data_pipeline.base.durable import json_bytes, replace_file
 from data_pipeline.base.errors import UserError
 from llmscale.embeddings.files import read_vectors
 from llmscale.embeddings.texts import Texts
+from llmscale.topics.clusters import require_enough
 from llmscale.topics.found import Topics, as_json, find_topics
 from llmscale.topics.page import render
 
@@ -53,6 +54,7 @@ def write_topics(
     Raises:
         UserError: as `read_vectors` and `find_topics`, or a folder that cannot be written.
     """
+    require_enough(len(given.texts), topics)  # before a model reads them
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:

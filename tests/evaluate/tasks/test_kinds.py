@@ -143,11 +143,27 @@ def test_span(tmp_path: Path) -> None:
         tmp_path, [{"q": "Who?", "p": "He did.", "a": ["He"]}, {"q": "?", "p": "x", "a": []}], changes
     )
     assert item == Item(0, ("Who?", "He did."), references=("He",))
-    assert none.references == ()
+    # What is found is compared with an empty text there, as SQuAD 2 has it.
+    assert none.references == ("",)
+
+
+def test_tag(tmp_path: Path) -> None:
+    changes = {"kind": "tag", "words": "{{ w }}", "tags": "{{ t }}", "labels": ["O", "B-X"], "join": ""}
+    [item] = items_of(tmp_path, [{"w": ["罗", "马"], "t": [1, "O"]}], changes)
+    assert item == Item(0, ("罗马",), ("罗", "马"), references=("B-X", "O"))
 
 
 def test_every_file_of_the_folder_is_a_kind_with_metrics() -> None:
-    assert sorted(kinds()) == ["choice", "classify", "generate", "likelihood", "minimal_pair", "perplexity", "span"]
+    assert sorted(kinds()) == [
+        "choice",
+        "classify",
+        "generate",
+        "likelihood",
+        "minimal_pair",
+        "perplexity",
+        "span",
+        "tag",
+    ]
     assert all(kind.DEFAULT_METRICS for kind in kinds().values())
 
 
