@@ -20,7 +20,7 @@ ENDINGS = (".npy", ".jsonl")
 
 @dataclass(frozen=True)
 class Meta:
-    """What decides the vectors: a start that differs in any of it begins anew."""
+    """What decides the vectors: a start that differs in any of it starts over."""
 
     model: str
     """Digest of the checkpoint."""

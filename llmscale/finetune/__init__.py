@@ -1,1 +1,1 @@
-"""Fine-tuning: which tensors a run trains, which it draws anew, and at what rates."""
+"""Fine-tuning: which tensors a run trains, which it re-initialises, and at what rates."""

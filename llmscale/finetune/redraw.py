@@ -8,7 +8,7 @@ from llmscale.parallel.shards import Shard
 
 
 def redrawn(stored: Weights, training: Training, drawn: Weights) -> Weights:
-    """The weights of `stored`, but for what `training` draws anew, which are those of `drawn`."""
+    """The weights of `stored`, but for what `training` re-initialises, which are those of `drawn`."""
 
     def read(name: str, part: Shard, start: int, end: int) -> Tensor:
         return (drawn if name in training.redrawn else stored)(name, part, start, end)

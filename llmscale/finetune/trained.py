@@ -1,4 +1,4 @@
-"""Which tensors of a model a run trains and which it draws anew, and the factor of each one's learning rate."""
+"""Which tensors of a model a run trains and which it re-initialises, and the factor of each one's learning rate."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ def require_labels(config: RunConfig, redrawn: Collection[str]) -> None:
     """Refuse a head that was trained for other labels, which would mean others than the data's.
 
     Args:
-        redrawn: tensors that are drawn anew.
+        redrawn: tensors that are re-initialised.
 
     Raises:
         UserError: names the checkpoint, both lists and what to set.
