@@ -12,7 +12,7 @@ import secrets
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -81,7 +81,13 @@ def run_job(script: Path, arguments: Sequence[str]) -> int:
     _introduce(job, ranks, run)
     exclusions = Exclusions(run, job, resolved.recovery.node_exclusions)
     nodes = node_names(dict(os.environ)) if resolved.recovery.node_exclusions else []
-    if nodes and (sick := sick_nodes(run, nodes, gpus=_on_gpus(os.environ, resolved.run.device))):
+    early: list[int] = []
+    with _noted(early):
+        sick = sick_nodes(run, nodes, gpus=_on_gpus(os.environ, resolved.run.device)) if nodes else {}
+    if early:  # before there were ranks to save anything
+        ends = signal.SIGTERM in early or options.get("chained")
+        return PREEMPTED if ends else _requeue(job, run, progress=False)
+    if sick:
         return _without(sick, exclusions, chained=bool(options.get("chained")))
     train = [*module_command("llmscale"), "train", *arguments]
     allowed = Restarts(run, options.get("restarts", 0))
@@ -172,6 +178,20 @@ def _start_ranks(command: Sequence[str], since: float | None = None) -> tuple[in
         environment["SRUN_CPUS_PER_TASK"] = environment["SLURM_CPUS_PER_TASK"]
     caught: list[int] = []
     srun: list[subprocess.Popen[bytes]] = []
+    with _noted(caught, srun):
+        try:
+            srun.append(subprocess.Popen(["srun", *command], env=environment))
+            code = srun[0].wait()
+        except FileNotFoundError:
+            raise UserError(
+                "srun is not on the PATH of the job; add Slurm's commands to it in slurm/cluster.env"
+            ) from None
+    return 128 - code if code < 0 else code, caught
+
+
+@contextlib.contextmanager
+def _noted(caught: list[int], srun: Sequence[subprocess.Popen[bytes]] = ()) -> Iterator[None]:
+    """Within the block, TERM and USR1 end nothing but are noted; USR1 is passed on to `srun`, once there is one."""
 
     def note(number: int, frame: FrameType | None) -> None:
         caught.append(number)
@@ -180,14 +200,10 @@ def _start_ranks(command: Sequence[str], since: float | None = None) -> tuple[in
 
     before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGUSR1)}
     try:
-        srun.append(subprocess.Popen(["srun", *command], env=environment))
-        code = srun[0].wait()
-    except FileNotFoundError:
-        raise UserError("srun is not on the PATH of the job; add Slurm's commands to it in slurm/cluster.env") from None
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    return 128 - code if code < 0 else code, caught
 
 
 def _checkpoints(run: RunDirectory) -> set[str]:

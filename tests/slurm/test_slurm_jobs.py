@@ -38,10 +38,11 @@ def reported(cluster, config):
     return submit
 
 
-def stand_in(cluster, srun: str) -> None:
-    """A srun of the test's own, which the cluster's settings put before the real one; nodes are checked by that."""
+def stand_in(cluster, srun: str, check: str = ":") -> None:
+    """A srun of the test's own, which the cluster's settings put before the real one; nodes are checked by that, after
+    the command `check`."""
     first, rest = srun.split("\n", 1)
-    srun = f'{first}\ncase "$*" in *launcher.node_check*) exec /usr/bin/srun "$@" ;; esac\n{rest}'
+    srun = f'{first}\ncase "$*" in *launcher.node_check*) {check}; exec /usr/bin/srun "$@" ;; esac\n{rest}'
     folder = cluster.project / "bin"
     folder.mkdir()
     (folder / "srun").write_text(srun)
@@ -123,6 +124,16 @@ def test_a_run_launched_from_a_messy_shell_is_the_run(cluster, config):
     assert summary["samples"][0]["prompt"] == "$(touch pwned)'ü你\n"
     assert list(losses(cluster.project / "run")) == [1, 2, 3]
     assert not (cluster.project / "pwned").exists()
+
+
+def test_a_signal_while_the_nodes_are_checked_brings_the_job_back(cluster, config):
+    """There are no ranks yet that could save anything."""
+    folder = cluster.project
+    check = f"[ -e {folder}/told ] || {{ touch {folder}/told; kill -USR1 $PPID; sleep 1; }}"
+    stand_in(cluster, "#!/bin/bash\nexit 0\n", check)
+    job = cluster.submit(config)
+    record = cluster.wait_for_end(job, 60)
+    assert (record["JobState"], record["Restarts"]) == ("COMPLETED", "1"), cluster.log(job)
 
 
 def test_a_signal_for_the_batch_script_alone_reaches_the_ranks(cluster, config):
