@@ -12,7 +12,7 @@ _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
 def keep_large_blocks() -> bool:
     """Tell glibc to serve large blocks from its heap and never to shrink it, for the rest of the process.
 
-    By default every tensor above 32 MiB is mapped anew and its pages are cleared by the kernel on first touch, in each
+    By default every tensor above 32 MiB is mapped again and its pages are cleared by the kernel on first touch, in each
     step. Since a training step asks for the same blocks again and again, keeping them costs no more than the peak.
     Call it before the first large tensor is made. Only CPU training gains: CUDA has an allocator of its own.
 

@@ -39,7 +39,7 @@ WHOLE_TENSORS = ("adafactor", "muon")
 
 
 def rules() -> tuple[Rule, ...]:
-    """All rules, in the order in which a layout is told of them."""
+    """All rules, in the order in which they are checked."""
     return _rules(UNPROVEN)
 
 

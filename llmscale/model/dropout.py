@@ -62,7 +62,7 @@ class LayerDropout:
 
 @dataclass(frozen=True)
 class Dropout:
-    """What one pass of a model in training drops: made anew for each micro batch."""
+    """What one pass of a model in training drops: made for each micro batch."""
 
     keys: Tensor
     """(B, 2) int64: two 32-bit words for each sample."""

@@ -20,7 +20,7 @@ def keep_stage(model: Transformer, grid: RankGrid) -> None:
     model.held = stage_layers(model.depth, grid.pipeline)[grid.coordinate("pipeline")]
     for layer in range(model.depth):
         if layer not in model.held:
-            # Not `del model.blocks[layer]`, which would number the others anew.
+            # Not `del model.blocks[layer]`, which would renumber the others.
             delattr(model.blocks, str(layer))
     model.kinds = sorted({model.config.attention_kind(layer) for layer in model.held})
     absent: list[str] = []

@@ -102,7 +102,7 @@ class FewShot(Section):
     files: list[str] = []
     """Or the files, as of `data`."""
     fixed: bool = False
-    """The first ones, the same before all items; else drawn anew for each item, by seed. Either way an item is never
+    """The first ones, the same before all items; else drawn for each item, by seed. Either way an item is never
     shown itself, nor another of its cluster."""
     within_group: bool = False
     """They are of the item's own group, as the five of a subject are."""
