@@ -23,6 +23,7 @@ from llmscale.config import parse_config
 from llmscale.evaluate.contamination.run import Asked, TrainedOn
 from llmscale.evaluate.contamination.texts import texts_of
 from tests.data_pipeline.corpora import bytes_tokenizer, write_jsonl
+from tests.train import forked
 
 BATCH = 8
 CHINESE = "春眠不觉晓处处闻啼鸟夜来风雨声花落知多少明月光疑是地上霜举头望低思故乡白日依山尽黄河入海流欲穷"
@@ -280,8 +281,8 @@ def test_only_items_that_were_seen_with_their_answers_gain_from_it(tmp_path: Pat
         "data": {"files": ["quiz.jsonl"]}, "metrics": ["answer_bits_per_byte", "accuracy"],
     }  # fmt: skip
     (tmp_path / "quiz.yaml").write_text(yaml.safe_dump(task))
-    result = CliRunner().invoke(cli, ["train", str(tmp_path / "config.yaml")])
-    assert result.exit_code == 0, (result.output, result.exception)
+    done = forked.run("train", "config.yaml", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
     run, asked = tmp_path / "run", ("--tasks", tmp_path / "quiz.yaml")
     first = run / "checkpoints" / "step-00000030"
     _eval(first, *asked)

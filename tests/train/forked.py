@@ -113,6 +113,7 @@ def _main(
     resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
     # As at a terminal; tests that a shell started in the background inherit that it is ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     sys.argv[1:] = arguments
     if prepare is not None:
         prepare()

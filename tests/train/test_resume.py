@@ -46,7 +46,7 @@ def assert_same_run(run: Path, reference: Path) -> None:
 def test_killed_at_five_random_points(tmp_path: Path, uninterrupted: Path) -> None:
     write_tiny_run(tmp_path)
     run = tmp_path / "run"
-    draw = random.Random()
+    draw = random.Random(0)
     killed_at = []
     for _ in range(5):
         rows = (run / "ledger.jsonl").read_bytes().count(b"\n") if (run / "ledger.jsonl").exists() else 0

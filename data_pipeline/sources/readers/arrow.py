@@ -41,6 +41,8 @@ class Message(NamedTuple):
     """Bytes, head and body."""
     rows: int
     """Rows of a record batch."""
+    body: int
+    """Bytes of the body alone."""
 
 
 class Layout(NamedTuple):
@@ -72,9 +74,9 @@ def find_layout(read: Callable[[int, int], bytes], size: int) -> Layout:
     footer = read(end, length)
     blocks: dict[int, list[Message]] = {_DICTIONARY: [], _RECORD_BATCH: []}
     for kind, field in ((_DICTIONARY, _DICTIONARY_BLOCKS), (_RECORD_BATCH, _RECORD_BATCH_BLOCKS)):
-        for place in _block_places(footer, field):
+        for place, body in _blocks(footer, field):
             message = _message(read, place, end)
-            if message is None or message.kind != kind:
+            if message is None or (message.kind, message.body) != (kind, body):
                 raise ValueError("the footer of the Arrow file is damaged")
             blocks[kind].append(message)
     dictionaries, batches = blocks.values()
@@ -118,11 +120,11 @@ def _message(read: Callable[[int, int], bytes], place: int, end: int) -> Message
     kind, body, rows = _parse(head[prefix : prefix + length])
     if body < 0 or rows < 0 or place + prefix + length + body > end:
         raise ValueError("the Arrow file is cut short")
-    return Message(kind, place, prefix + length + body, rows)
+    return Message(kind, place, prefix + length + body, rows, body)
 
 
-def _block_places(footer: bytes, field: int) -> list[int]:
-    """Where the messages of one kind are, by the vector of Blocks that a footer (a FlatBuffers table, see Arrow's
+def _blocks(footer: bytes, field: int) -> list[tuple[int, int]]:
+    """Where the messages of one kind are, and the bytes of their bodies, by the vector of Blocks that a footer (a FlatBuffers table, see Arrow's
     File.fbs) has in a field: each int64 offset, int32 size of the head, padding, int64 size of the body."""
     try:
         at = _field(footer, struct.unpack_from("<I", footer)[0], field)
@@ -132,12 +134,12 @@ def _block_places(footer: bytes, field: int) -> list[int]:
         count = struct.unpack_from("<I", footer, vector)[0]
         if vector + 4 + _BLOCK.size * count > len(footer):
             raise ValueError("the footer of the Arrow file is damaged")
-        places = [_BLOCK.unpack_from(footer, vector + 4 + _BLOCK.size * i)[0] for i in range(count)]
+        blocks = [_BLOCK.unpack_from(footer, vector + 4 + _BLOCK.size * i) for i in range(count)]
     except struct.error:
         raise ValueError("the footer of the Arrow file is damaged") from None
-    if any(place < len(_MAGIC) for place in places):
+    if any(place < len(_MAGIC) for place, _, _ in blocks):
         raise ValueError("the footer of the Arrow file is damaged")
-    return places
+    return [(place, body) for place, _, body in blocks]
 
 
 def _schema_message(footer: bytes) -> bytes:
