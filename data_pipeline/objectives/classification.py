@@ -13,7 +13,7 @@ from pydantic import Field, field_validator, model_validator
 
 from data_pipeline.base.errors import UserError
 from data_pipeline.config import SourceConfig
-from data_pipeline.objectives.objective import LABELS, Arrays, Objective, ObjectiveSettings, filled, stack
+from data_pipeline.objectives.objective import LABELS, Arrays, Objective, ObjectiveSettings, filled, read_twice, stack
 from data_pipeline.objectives.packing import DocumentPacker, OpenPacker, Sample, Stored, value_of
 from data_pipeline.tokenizer import Tokenizer
 from data_pipeline.tokenizer.frame import pad_token, text_frame
@@ -39,11 +39,16 @@ class ClassificationObjective(ObjectiveSettings):
     regression: records hold a number for each (or one number, where there is one)."""
     pairs: bool = False
     """Whether each record is a pair of texts, the second one in the `target_field` of its source."""
-    pooling: Literal["first", "last", "mean"] = "first"
+    pooling: Literal["first", "last", "mean", "decoder"] = "first"
     """Whose hidden state the head sees: first: that of `[CLS]`, for encoders (BERT); last: that of the last token, for
-    decoders (GPT-2); mean: the mean over the tokens."""
+    decoders (GPT-2); mean: the mean over the tokens; decoder: the last one of the decoder, which reads the text once
+    more, for encoder-decoders (T5)."""
     pooler: bool | None = None
-    """A dense layer and tanh before the projection (BERT); with pooling first where not given."""
+    """A dense layer and tanh before the projection (BERT, RoBERTa, T5); where not given, with pooling first and decoder
+    where there is no `transform`."""
+    transform: bool | None = None
+    """A dense layer, the model's activation and its norm before the projection; where not given, as the class of the
+    model's family has it (ModernBERT's has), without a pooler."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of that vector dropped in training."""
 
@@ -68,6 +73,12 @@ class ClassificationObjective(ObjectiveSettings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _one_layer_before(self) -> ClassificationObjective:
+        if self.pooler and self.transform:
+            raise ValueError("pooler and transform are both true, but a head has one of them; leave one out")
+        return self
+
     @property
     def least_length(self) -> int:
         return 5 if self.pooling == "first" else 3
@@ -79,12 +90,14 @@ class ClassificationObjective(ObjectiveSettings):
     def roles(self, sequence_length: int) -> tuple[str, ...]:
         return ("cls", "sep", "pad") if self.pooling == "first" else ("pad",)
 
-    def head(self, architecture: str) -> dict[str, Any]:
+    def head(self, architecture: str, transform: bool = False) -> dict[str, Any]:
+        transformed = (transform and not self.pooler) if self.transform is None else self.transform
         return {
             "name": NAME,
             "outputs": len(self.labels),
-            "pooling": self.pooling,
-            "pooler": self.pooling == "first" if self.pooler is None else self.pooler,
+            "pooling": "last" if self.pooling == "decoder" else self.pooling,
+            "pooler": self.pooling in ("first", "decoder") and not transformed if self.pooler is None else self.pooler,
+            "transform": transformed,
             "bias": self.pooling != "last",
             "loss": _LOSSES[self.problem],
             "dropout": self.dropout,
@@ -92,6 +105,11 @@ class ClassificationObjective(ObjectiveSettings):
 
     def build(self, tokenizer: Tokenizer, sequence_length: int, seed: int) -> Classification:
         return Classification(self, tokenizer, sequence_length)
+
+
+def pooling_of(pooling: str, architecture: str) -> str:
+    """`objective.pooling` of a head with `model.head.pooling` in a model of an architecture."""
+    return "decoder" if architecture == "encoder_decoder" and pooling == "last" else pooling
 
 
 class Classification(Objective):
@@ -105,6 +123,7 @@ class Classification(Objective):
         self.config = config
         self.sequence_length = sequence_length
         self.eos = tokenizer.special["eos"]
+        self._tokenizer = tokenizer
         self._pad = pad_token(tokenizer)
         if config.pooling == "first":
             begin, end = [tokenizer.special["cls"]], [tokenizer.special["sep"]]
@@ -133,6 +152,8 @@ class Classification(Objective):
         if self.config.pooling == "first":
             second = np.arange(self.sequence_length) >= np.array(firsts)[:, None]
             arrays["segment_ids"] = (second & (real > 0)).astype(np.int8)
+        if self.config.pooling == "decoder":
+            arrays |= read_twice(arrays["inputs"], self._tokenizer)
         return arrays
 
     def require(self, sources: Sequence[SourceConfig], where: str) -> None:

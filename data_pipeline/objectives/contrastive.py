@@ -53,7 +53,7 @@ class ContrastiveObjective(ObjectiveSettings):
     def roles(self, sequence_length: int) -> tuple[str, ...]:
         return ("cls", "sep", "pad") if self.pooling == "first" else ("pad",)
 
-    def head(self, architecture: str) -> dict[str, Any]:
+    def head(self, architecture: str, transform: bool = False) -> dict[str, Any]:
         return {
             "name": NAME,
             "pooling": self.pooling,

@@ -7,7 +7,7 @@ import json
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -19,15 +19,25 @@ from data_pipeline.objectives.packing import DocumentPacker, OpenPacker
 from data_pipeline.tokenizer import Tokenizer
 from data_pipeline.tokenizer.frame import pad_token, text_frame
 
+AROUND: dict[str, Literal["cls", "eos", "decoder"]] = {"encoder": "cls", "decoder": "eos", "encoder_decoder": "decoder"}
+"""`special_tokens` by `model.architecture`."""
+
 
 class FramedSettings(ObjectiveSettings):
     """The settings that they share."""
 
-    special_tokens: Literal["cls", "eos"] = "cls"
+    special_tokens: Literal["cls", "eos", "decoder"] = "cls"
     """What is around texts. cls: `[CLS]` and `[SEP]`, for encoders (BERT); eos: what a decoder has behind a text
-    (GPT-2)."""
+    (GPT-2); decoder: the same for encoder-decoders, whose decoder reads the text once more and predicts (T5)."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the hidden states' values dropped before the projection in training."""
+    transform: bool | None = None
+    """A dense layer, the model's activation and its norm before the projection; as the class of the model's family has
+    it where not given (ModernBERT's has)."""
+
+    def form_of_head(self, transform: bool) -> dict[str, Any]:
+        """What `model.head` has before the projection; `transform`: where the objective does not say."""
+        return {"dropout": self.dropout, "transform": transform if self.transform is None else self.transform}
 
     def roles(self, sequence_length: int) -> tuple[str, ...]:
         return ("cls", "sep", "pad") if self.special_tokens == "cls" else ("pad",)
@@ -51,7 +61,7 @@ class Framed(Objective):
         else:
             begin, end = text_frame(tokenizer, source=True)
         self.begin, self.end = (np.array(ids, dtype=np.int32) for ids in (begin, end))
-        decides = [config.model_dump(exclude={"dropout"}), sequence_length]
+        decides = [config.model_dump(exclude={"dropout", "transform"}), sequence_length]
         self.form = hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:16]
 
     def packer(self) -> OpenPacker:

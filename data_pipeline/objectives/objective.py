@@ -16,7 +16,7 @@ from data_pipeline.config import SourceConfig
 from data_pipeline.document import Document
 from data_pipeline.objectives.packing import OpenPacker, Origins, Sample, Stored
 from data_pipeline.tokenizer import Tokenizer
-from data_pipeline.tokenizer.frame import Frame
+from data_pipeline.tokenizer.frame import Frame, start_token
 
 Share = Annotated[float, Field(ge=0, le=1)]
 LABELS = "labels."
@@ -56,8 +56,12 @@ class ObjectiveSettings(Section, ABC):
         """What is kept of a document besides its text."""
         return Stored()
 
-    def head(self, architecture: str) -> dict[str, Any] | None:
-        """The `model.head` that a model of this architecture needs; None: that of a language model."""
+    def head(self, architecture: str, transform: bool = False) -> dict[str, Any] | None:
+        """The `model.head` that a model of this architecture needs; None: that of a language model.
+
+        Args:
+            transform: of the head that the class of the model's family has.
+        """
         return None
 
     def evaluated(self) -> ObjectiveSettings:
@@ -195,6 +199,11 @@ def stack(rows: Sequence[np.ndarray], length: int, fill: int = 0, dtype: type = 
 def decoder_inputs(targets: np.ndarray, start: int) -> np.ndarray:
     """What a decoder reads to give (C, T) targets: the token `start`, then each target but the last."""
     return np.concatenate([np.full((len(targets), 1), start, targets.dtype), targets[:, :-1]], axis=1)
+
+
+def read_twice(inputs: np.ndarray, tokenizer: Tokenizer) -> Arrays:
+    """What both stacks of an encoder-decoder read of (C, T) texts, where the decoder reads them as the encoder does."""
+    return {"encoder_inputs": inputs, "inputs": decoder_inputs(inputs, start_token(tokenizer))}
 
 
 def filled(rows: Sequence[np.ndarray], length: int) -> np.ndarray:

@@ -26,7 +26,7 @@ class RewardObjective(AnswersSettings):
     def stored(self) -> Stored:
         return Stored(values=("chosen", "rejected"))
 
-    def head(self, architecture: str) -> dict[str, Any]:
+    def head(self, architecture: str, transform: bool = False) -> dict[str, Any]:
         # What transformers' decoders have as classifiers of one label, without a bias.
         return {"name": "classification", "outputs": 1, "pooling": "last", "bias": False, "loss": "squared_error"}
 

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from data_pipeline.document import Document
 from data_pipeline.objectives.framed import Framed, FramedSettings
-from data_pipeline.objectives.objective import LABELS, Arrays, filled, stack
+from data_pipeline.objectives.objective import LABELS, Arrays, filled, read_twice, stack
 from data_pipeline.objectives.packing import Sample, Stored, value_of
 from data_pipeline.tokenizer import Tokenizer
 
@@ -52,8 +52,8 @@ class SpanObjective(FramedSettings):
     def stored(self) -> Stored:
         return Stored(values=("span",), made_of=("question", "answers"))
 
-    def head(self, architecture: str) -> dict[str, Any]:
-        return {"name": NAME, "outputs": 2, "pooling": "each", "dropout": self.dropout}
+    def head(self, architecture: str, transform: bool = False) -> dict[str, Any]:
+        return {"name": NAME, "outputs": 2, "pooling": "each", **self.form_of_head(transform)}
 
     def build(self, tokenizer: Tokenizer, sequence_length: int, seed: int) -> Span:
         return Span(self, tokenizer, sequence_length)
@@ -147,6 +147,8 @@ class Span(Framed):
             "encoder_weights": real,
             f"{LABELS}{NAME}": np.array(labels, dtype=np.int64),
         }
+        if self.config.special_tokens == "decoder":
+            arrays |= read_twice(arrays["inputs"], self.tokenizer)
         if self.config.special_tokens == "cls":
             second = np.arange(self.sequence_length) >= np.array(passages)[:, None]
             arrays["segment_ids"] = (second & (real > 0)).astype(np.int8)

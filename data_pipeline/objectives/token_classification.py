@@ -78,8 +78,8 @@ class TokenClassificationObjective(FramedSettings):
     def stored(self) -> Stored:
         return Stored(values=("labels",), made_of=("tokens", "tags") if self.given == "tags" else ("spans",))
 
-    def head(self, architecture: str) -> dict[str, Any]:
-        return {"name": NAME, "outputs": len(self.labels), "pooling": "each", "dropout": self.dropout}
+    def head(self, architecture: str, transform: bool = False) -> dict[str, Any]:
+        return {"name": NAME, "outputs": len(self.labels), "pooling": "each", **self.form_of_head(transform)}
 
     def build(self, tokenizer: Tokenizer, sequence_length: int, seed: int) -> TokenClassification:
         return TokenClassification(self, tokenizer, sequence_length)

@@ -27,6 +27,10 @@ def identity(config: RunConfig) -> dict[str, Any]:
     for name in config.objective.later:
         if getattr(config.objective, name) == type(config.objective).model_fields[name].default:
             del kept["objective"][name]
+    if config.model.head is not None and not config.model.head.transform:
+        del kept["model"]["head"]["transform"]
+    # The model's head says it.
+    kept["objective"].pop("transform", None)
     kept["data"] = {key: value for key, value in whole["data"].items() if key not in _FREE_DATA_KEYS}
     for source in kept["data"]["sources"]:
         # Unset, UTF-8 is read as well, but files in another encoding are refused: the samples are the same.

@@ -116,6 +116,8 @@ class HeadConfig(Section):
     """Whose vector: the first token's, the last one's, the mean over the tokens, or each token's."""
     pooler: bool = False
     """A dense layer and tanh before the projection (BERT)."""
+    transform: bool = False
+    """A dense layer, the model's activation and its norm before the projection (ModernBERT)."""
     bias: bool = True
     """A bias of each output."""
     loss: Literal["cross_entropy", "binary_cross_entropy", "squared_error"] = "cross_entropy"

@@ -6,6 +6,7 @@ from data_pipeline.base.section import Section
 from data_pipeline.config import DataConfig
 from data_pipeline.objectives.causal import CausalObjective
 from data_pipeline.objectives.config import ObjectiveConfig
+from llmscale import families
 from llmscale.config.finetune import FinetuneConfig
 from llmscale.config.model import HeadConfig, ModelConfig
 from llmscale.config.recovery import RecoveryConfig
@@ -84,7 +85,7 @@ class RunConfig(LearningChecks, Section):
 
     @model_validator(mode="after")
     def _head_of_the_objective(self) -> "RunConfig":
-        settings = self.objective.head(self.model.architecture)
+        settings = self.objective.head(self.model.architecture, self._transforms())
         wanted = None if settings is None else HeadConfig.model_validate(settings)
         if wanted == self.model.head:
             return self
@@ -96,3 +97,11 @@ class RunConfig(LearningChecks, Section):
         # Not by way of the input, so that nobody has to write it down.
         self.__dict__["model"] = self.model.model_copy(update={"head": wanted})
         return self
+
+    def _transforms(self) -> bool:
+        """`model.head.transform` where the objective does not say."""
+        if self.model.head is not None:
+            return self.model.head.transform
+        table = getattr(families.family(self.model.family), "HUGGING_FACE", None) if self.model.family else None
+        known = table.heads.get(self.objective.name) if table is not None else None
+        return known is not None and known.transform

@@ -45,7 +45,7 @@ class Cutting:
         real = batch.encoder_weights
         if self._two:
             assert real is not None
-            return torch.stack([_reach(batch.weights), _reach(real)])
+            return torch.stack([_reach(batch.weights if self._by_targets else real), _reach(real)])
         read = batch.weights if self._by_targets else real
         if read is None or read.shape != batch.inputs.shape:
             read = torch.ones(batch.inputs.shape)

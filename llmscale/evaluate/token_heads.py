@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 
 from data_pipeline.base.errors import UserError
 from data_pipeline.batch import Batch
+from data_pipeline.objectives.objective import read_twice
 from data_pipeline.reading.item import Item
 from data_pipeline.tokenizer.frame import pad_token
 from llmscale.distributed.process_group import gather_to_lead
@@ -104,4 +105,7 @@ class TokenHeadAsker(ABC):
             encoder_weights=real,
             segment_ids=types if self._encodes else None,
         )
-        return batch
+        if self._placed.config.model.architecture != "encoder_decoder":
+            return batch
+        twice = read_twice(inputs.numpy(), self.tokenizer)
+        return replace(batch, **{name: torch.from_numpy(values) for name, values in twice.items()})

@@ -7,11 +7,12 @@ from typing import Any
 
 from llmscale.families.hugging_face import (
     PLAIN,
+    HeadClass,
     HuggingFace,
     Settings,
     Weight,
+    heads_of_tokens,
     renamed,
-    token_heads,
     written_activation,
 )
 
@@ -100,10 +101,19 @@ RENAMES = ((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "La
 HUGGING_FACE = HuggingFace(
     model_type="bert",
     classes=("BertForPreTraining", "BertForMaskedLM", "BertModel"),
-    heads=token_heads(
-        "Bert", "classifier", dropout=("hidden_dropout_prob",), dropped=(r"bert\.pooler\.dense\.(weight|bias)",)
-    ),
-    encodes=True,
+    heads={
+        "classification": HeadClass(
+            "BertForSequenceClassification",
+            "classifier",
+            {"pooler": "bert.pooler.dense"},
+            pooling="first",
+            dropout=("hidden_dropout_prob",),
+        ),
+        **heads_of_tokens(
+            "Bert", "classifier", dropout=("hidden_dropout_prob",), dropped=(r"bert\.pooler\.dense\.(weight|bias)",)
+        ),
+    },
+    architecture="encoder",
     fields=FIELDS,
     fixed=FIXED,
     dropout=("hidden_dropout_prob",),

@@ -13,8 +13,8 @@ from llmscale.families.hugging_face import (
     Settings,
     Unsupported,
     Weight,
+    decoder_heads,
     renamed,
-    token_heads,
     written_activation,
 )
 from llmscale.families.rope import given_rope, mscale, read_rope, write_rope
@@ -147,7 +147,7 @@ _MLP = "model.layers.{layer}.mlp."
 HUGGING_FACE = HuggingFace(
     model_type="deepseek_v3",
     classes=("DeepseekV3ForCausalLM", "DeepseekV3Model"),
-    heads=token_heads("DeepseekV3", "score", answers=False),
+    heads=decoder_heads("DeepseekV3", "score", answers=False),
     fields=tuple(row for row in llama.fields(61, 7168, 128, 0, 18432, 4096, 1e-6, 129280) if row[1] != "kv_heads"),
     attention_dropout=("attention_dropout",),
     unused=(

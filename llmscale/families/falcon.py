@@ -11,9 +11,9 @@ from llmscale.families.hugging_face import (
     Settings,
     Unsupported,
     Weight,
+    decoder_heads,
     qkv,
     renamed,
-    token_heads,
     written_activation,
 )
 from llmscale.families.llama import IGNORED, whole_heads
@@ -109,7 +109,7 @@ _BLOCK = ("blocks.{layer}.", "transformer.h.{layer}.")
 HUGGING_FACE = HuggingFace(
     model_type="falcon",
     classes=("FalconForCausalLM", "FalconModel"),
-    heads=token_heads("Falcon", "classifier", dropout=("hidden_dropout",)),
+    heads=decoder_heads("Falcon", "classifier", dropout=("hidden_dropout",)),
     fields=(
         ("vocab_size", "vocab_size", 65024),
         ("num_hidden_layers", "layers", 32),

@@ -7,7 +7,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from llmscale.families import llama, qwen3
-from llmscale.families.hugging_face import GATED, HuggingFace, Settings, Unsupported, renamed, written_activation
+from llmscale.families.hugging_face import (
+    GATED,
+    HuggingFace,
+    Settings,
+    Unsupported,
+    decoder_heads,
+    renamed,
+    written_activation,
+)
 from llmscale.families.rope import read_scaling, write_scaling
 
 PRESET: dict[str, object] = {
@@ -103,6 +111,7 @@ def _write(model: Mapping[str, Any]) -> dict[str, Any]:
 HUGGING_FACE = HuggingFace(
     model_type="gemma3_text",
     classes=("Gemma3ForCausalLM", "Gemma3TextModel"),
+    heads=decoder_heads("Gemma3Text", answers=False),
     fields=(
         ("vocab_size", "vocab_size", 262208),
         ("num_hidden_layers", "layers", 26),

@@ -11,9 +11,9 @@ from llmscale.families.hugging_face import (
     HuggingFace,
     Settings,
     Weight,
+    decoder_heads,
     qkv,
     renamed,
-    token_heads,
     written_activation,
 )
 
@@ -38,7 +38,7 @@ def _write(model: Mapping[str, Any]) -> dict[str, Any]:
 HUGGING_FACE = HuggingFace(
     model_type="gpt2",
     classes=("GPT2LMHeadModel", "GPT2Model"),
-    heads=token_heads("GPT2", "classifier"),
+    heads=decoder_heads("GPT2", "classifier"),
     fields=(
         ("vocab_size", "vocab_size", 50257),
         ("n_layer", "layers", 12),

@@ -12,10 +12,10 @@ from llmscale.families.hugging_face import (
     Settings,
     Unsupported,
     Weight,
+    decoder_heads,
     layer_kinds,
     renamed,
     repeated,
-    token_heads,
     written_activation,
 )
 
@@ -75,7 +75,7 @@ def _write(model: Mapping[str, Any]) -> dict[str, Any]:
 HUGGING_FACE = HuggingFace(
     model_type="gpt_neo",
     classes=("GPTNeoForCausalLM", "GPTNeoModel"),
-    heads=token_heads("GPTNeo", "classifier"),
+    heads=decoder_heads("GPTNeo", "classifier"),
     fields=(
         ("vocab_size", "vocab_size", 50257),
         ("num_layers", "layers", 24),

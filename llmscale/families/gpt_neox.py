@@ -10,9 +10,9 @@ from llmscale.families.hugging_face import (
     HuggingFace,
     Settings,
     Weight,
+    decoder_heads,
     qkv,
     renamed,
-    token_heads,
     written_activation,
 )
 from llmscale.families.rope import read_partial_rope, write_rope
@@ -54,7 +54,7 @@ def _write(model: Mapping[str, Any]) -> dict[str, Any]:
 HUGGING_FACE = HuggingFace(
     model_type="gpt_neox",
     classes=("GPTNeoXForCausalLM", "GPTNeoXModel"),
-    heads=token_heads("GPTNeoX", "classifier"),
+    heads=decoder_heads("GPTNeoX", "classifier"),
     fields=(
         ("vocab_size", "vocab_size", 50432),
         ("num_hidden_layers", "layers", 44),

@@ -11,9 +11,9 @@ from llmscale.families.hugging_face import (
     HuggingFace,
     Settings,
     Unsupported,
+    decoder_heads,
     fraction,
     renamed,
-    token_heads,
     written_activation,
 )
 
@@ -56,7 +56,7 @@ def _write(model: Mapping[str, Any]) -> dict[str, Any]:
 HUGGING_FACE = HuggingFace(
     model_type="gptj",
     classes=("GPTJForCausalLM", "GPTJModel"),
-    heads=token_heads("GPTJ", None),
+    heads=decoder_heads("GPTJ", None),
     fields=(
         ("vocab_size", "vocab_size", 50400),
         ("n_layer", "layers", 28),

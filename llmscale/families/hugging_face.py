@@ -72,18 +72,36 @@ class Weight:
 
 @dataclass(frozen=True)
 class HeadClass:
-    """A class of a family with a projection of each token's hidden state in place of the language model's head."""
+    """A class of a family with another head than the language model's: a projection to a few numbers."""
 
     name: str
     """Of the class, which `AutoModelFor...` opens."""
     projection: str
     """The tensors of the projection, without weight and bias."""
+    before: Mapping[str, str] = field(default_factory=dict)
+    """Modules in front of it, theirs by our name: `pooler`, a dense layer and tanh; or `dense` and `norm`, the model's
+    activation between them."""
+    pooling: str = "each"
+    """Whose hidden state it sees, as `model.head.pooling` says it; with `pooling_key` where the key is absent."""
+    pooling_key: Mapping[str, str] = field(default_factory=dict)
+    """`model.head.pooling` by the values of the key `classifier_pooling`, where the class has it."""
+    bias: bool = True
+    """Whether the projection has one."""
     body: str | None = None
     """What the names of the body's tensors begin with in place of `HuggingFace.prefix`, where that differs."""
     dropout: tuple[str, ...] = ()
-    """Keys of the projection's dropout where `classifier_dropout` is null or absent; 0.1 without any."""
+    """Keys of the projection's dropout where `classifier_dropout` is null or absent; `rate` without any."""
+    rate: float | None = 0.1
+    """None: the class drops nothing, whatever config.json says."""
+    drops_first: bool = False
+    """Whether it also drops values of the hidden state in front of the pooler, which llmscale does not."""
     dropped: tuple[str, ...] = ()
     """Regular expressions of tensors that older versions stored beside it, as `HuggingFace.dropped`."""
+
+    @property
+    def transform(self) -> bool:
+        """Whether it has a dense layer, an activation and a norm in front of the projection."""
+        return "dense" in self.before
 
 
 @dataclass(frozen=True)
@@ -128,8 +146,8 @@ class HuggingFace:
     """Tensors that must equal another, where they are stored at all."""
     present: Mapping[str, str] | None = None
     """Settings (booleans) that are true where a tensor is stored, whatever config.json says of the class."""
-    encodes: bool = False
-    """Whether its model is an encoder, whose texts are between `[CLS]` and `[SEP]`."""
+    architecture: str = "decoder"
+    """`model.architecture` of its models."""
     heads: Mapping[str, HeadClass] = field(default_factory=dict)
     """Classes with another head than the language model's, by the name of the head (`llmscale.model.heads`)."""
     repeats: str | None = None
@@ -138,7 +156,7 @@ class HuggingFace:
     """Why their class cannot hold a model that its config can describe, or None."""
 
 
-def token_heads(
+def heads_of_tokens(
     name: str,
     tokens: str | None,
     answers: bool = True,
@@ -154,8 +172,14 @@ def token_heads(
             f"{name}ForTokenClassification", tokens, dropout=dropout, dropped=dropped
         )
     if answers:
-        found["span"] = HeadClass(f"{name}ForQuestionAnswering", "qa_outputs", body, dropped=dropped)
+        found["span"] = HeadClass(f"{name}ForQuestionAnswering", "qa_outputs", body=body, rate=None, dropped=dropped)
     return found
+
+
+def decoder_heads(name: str, tokens: str | None = None, answers: bool = True, **how: Any) -> dict[str, HeadClass]:
+    """The classes of `heads_of_tokens`, and `name`ForSequenceClassification, which sees the last token."""
+    last = HeadClass(f"{name}ForSequenceClassification", "score", pooling="last", bias=False, rate=None)
+    return {"classification": last, **heads_of_tokens(name, tokens, answers, **how)}
 
 
 _REFUSED = object()

@@ -10,8 +10,8 @@ from llmscale.families.hugging_face import (
     HuggingFace,
     Settings,
     Weight,
+    decoder_heads,
     renamed,
-    token_heads,
     written_activation,
 )
 from llmscale.families.rope import read_rope, write_rope
@@ -145,7 +145,7 @@ HUGGING_FACE = table(
     "Llama",
     fields(32, 4096, 32, None, 11008, 2048, 1e-6, 32000),
     unused=("pretraining_tp",),
-    heads=token_heads("Llama", "score", body="transformer."),
+    heads=decoder_heads("Llama", "score", body="transformer."),
     read=_read,
     write=_write,
     needs=whole_heads("LlamaForCausalLM"),

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from llmscale.families import llama
-from llmscale.families.hugging_face import Settings, token_heads
+from llmscale.families.hugging_face import Settings, decoder_heads
 
 PRESET: dict[str, object] = {**llama.PRESET, "attention_pattern": ["local"], "window": 4096}
 
@@ -33,7 +33,7 @@ def _write(model: Mapping[str, Any]) -> dict[str, Any]:
 HUGGING_FACE = llama.table(
     "Mistral",
     llama.fields(32, 4096, 32, 8, 14336, 131072, 1e-6, 32000),
-    heads=token_heads("Mistral", "score"),
+    heads=decoder_heads("Mistral", "score"),
     read=_read,
     write=_write,
 )

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from llmscale.families import llama, mistral
-from llmscale.families.hugging_face import HuggingFace, Settings, Weight, token_heads
+from llmscale.families.hugging_face import HuggingFace, Settings, Weight, decoder_heads
 
 PRESET: dict[str, object] = {
     **llama.PRESET,
@@ -43,7 +43,7 @@ _EXPERTS = "model.layers.{layer}.block_sparse_moe.experts.{expert}."
 HUGGING_FACE = HuggingFace(
     model_type="mixtral",
     classes=("MixtralForCausalLM", "MixtralModel"),
-    heads=token_heads("Mixtral", "score"),
+    heads=decoder_heads("Mixtral", "score"),
     fields=llama.fields(32, 4096, 32, 8, 14336, 131072, 1e-5, 32000),
     fixed={"router_jitter_noise": 0.0},
     attention_dropout=("attention_dropout",),

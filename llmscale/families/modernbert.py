@@ -9,6 +9,7 @@ from llmscale.families.hugging_face import (
     GATED,
     PLAIN,
     UNGATED,
+    HeadClass,
     HuggingFace,
     Settings,
     Unsupported,
@@ -96,9 +97,23 @@ def _write(model: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+_TRANSFORM = {"dense": "head.dense", "norm": "head.norm"}
 HUGGING_FACE = HuggingFace(
     model_type="modernbert",
     classes=("ModernBertForMaskedLM", "ModernBertModel"),
+    heads={
+        "classification": HeadClass(
+            "ModernBertForSequenceClassification",
+            "classifier",
+            _TRANSFORM,
+            pooling="first",
+            pooling_key={"cls": "first", "mean": "mean"},
+            rate=0.0,
+        ),
+        "token_classification": HeadClass("ModernBertForTokenClassification", "classifier", _TRANSFORM, rate=0.0),
+        "span": HeadClass("ModernBertForQuestionAnswering", "classifier", _TRANSFORM, rate=0.0),
+    },
+    architecture="encoder",
     fields=(
         ("vocab_size", "vocab_size", 50368),
         ("num_hidden_layers", "layers", 22),

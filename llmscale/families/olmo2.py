@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from llmscale.families import llama, qwen3
-from llmscale.families.hugging_face import GATED, HuggingFace, Settings, renamed, written_activation
+from llmscale.families.hugging_face import GATED, HuggingFace, Settings, decoder_heads, renamed, written_activation
 from llmscale.families.rope import read_rope, write_rope
 
 PRESET: dict[str, object] = {
@@ -44,6 +44,7 @@ def _write(model: Mapping[str, Any]) -> dict[str, Any]:
 HUGGING_FACE = HuggingFace(
     model_type="olmo2",
     classes=("Olmo2ForCausalLM", "Olmo2Model"),
+    heads=decoder_heads("Olmo2", answers=False),
     fields=llama.fields(32, 4096, 32, None, 11008, 2048, 1e-5, 50304),
     attention_dropout=("attention_dropout",),
     read=_read,

@@ -12,9 +12,9 @@ from llmscale.families.hugging_face import (
     HuggingFace,
     Settings,
     Weight,
+    decoder_heads,
     qkv,
     renamed,
-    token_heads,
     written_activation,
 )
 from llmscale.families.rope import read_partial_rope, write_rope
@@ -47,7 +47,7 @@ HUGGING_FACE = HuggingFace(
     model_type="phi3",
     repeats="llama",
     classes=("Phi3ForCausalLM", "Phi3Model"),
-    heads=token_heads("Phi3", "score", answers=False),
+    heads=decoder_heads("Phi3", "score", answers=False),
     fields=llama.fields(32, 3072, 32, 32, 8192, 4096, 1e-5, 32064),
     nulls={"num_key_value_heads": None},
     dropout=("resid_pdrop", "embd_pdrop"),

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from llmscale.families import llama, qwen3
-from llmscale.families.hugging_face import Settings, token_heads
+from llmscale.families.hugging_face import Settings, decoder_heads
 
 PRESET: dict[str, object] = {**llama.PRESET, "qkv_bias": True, "norm_eps": 1e-6, "rotary_base": 1e6}
 
@@ -30,7 +30,7 @@ HUGGING_FACE = llama.table(
     llama.fields(32, 4096, 32, 32, 22016, 32768, 1e-6, 151936),
     repeats="llama",
     nulls={"num_key_value_heads": None},
-    heads=token_heads("Qwen2", "score", body="transformer."),
+    heads=decoder_heads("Qwen2", "score", body="transformer."),
     read=_read,
     write=_write,
 )

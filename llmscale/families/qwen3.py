@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llmscale.families import llama
-from llmscale.families.hugging_face import Settings, Unsupported, layer_kinds, repeated, token_heads
+from llmscale.families.hugging_face import Settings, Unsupported, decoder_heads, layer_kinds, repeated
 
 PRESET: dict[str, object] = {**llama.PRESET, "query_key_norm": True, "norm_eps": 1e-6, "rotary_base": 1e6}
 LAYER_TYPES = {"full_attention": "global", "sliding_attention": "local"}
@@ -84,7 +84,7 @@ HUGGING_FACE = llama.table(
     "Qwen3",
     llama.fields(32, 4096, 32, 32, 22016, 32768, 1e-6, 151936),
     nulls={"num_key_value_heads": None},
-    heads=token_heads("Qwen3", "score", body="transformer."),
+    heads=decoder_heads("Qwen3", "score", body="transformer."),
     read=_read,
     write=_write,
 )

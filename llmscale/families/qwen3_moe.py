@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from llmscale.families import llama, mistral, qwen3
-from llmscale.families.hugging_face import HuggingFace, Settings, Unsupported, Weight, token_heads
+from llmscale.families.hugging_face import HuggingFace, Settings, Unsupported, Weight, decoder_heads
 
 PRESET: dict[str, object] = {
     **qwen3.PRESET,
@@ -62,7 +62,7 @@ _EXPERTS = "model.layers.{layer}.mlp.experts.{expert}."
 HUGGING_FACE = HuggingFace(
     model_type="qwen3_moe",
     classes=("Qwen3MoeForCausalLM", "Qwen3MoeModel"),
-    heads=token_heads("Qwen3Moe", "score", body="transformer."),
+    heads=decoder_heads("Qwen3Moe", "score", body="transformer."),
     fields=llama.fields(24, 2048, 32, 4, 6144, 32768, 1e-6, 151936),
     attention_dropout=("attention_dropout",),
     unused=("output_router_logits",),

@@ -8,7 +8,16 @@ from functools import partial
 from typing import Any
 
 from llmscale.families import bert
-from llmscale.families.hugging_face import PLAIN, HuggingFace, Settings, Unsupported, Weight, renamed, token_heads
+from llmscale.families.hugging_face import (
+    PLAIN,
+    HeadClass,
+    HuggingFace,
+    Settings,
+    Unsupported,
+    Weight,
+    heads_of_tokens,
+    renamed,
+)
 
 PRESET: dict[str, object] = {
     **bert.PRESET,
@@ -47,8 +56,18 @@ _DEFAULTS = {"vocab_size": 50265}
 HUGGING_FACE = HuggingFace(
     model_type="roberta",
     classes=("RobertaForMaskedLM", "RobertaModel"),
-    heads=token_heads("Roberta", "classifier", dropout=("hidden_dropout_prob",)),
-    encodes=True,
+    heads={
+        "classification": HeadClass(
+            "RobertaForSequenceClassification",
+            "classifier.out_proj",
+            {"pooler": "classifier.dense"},
+            pooling="first",
+            dropout=("hidden_dropout_prob",),
+            drops_first=True,
+        ),
+        **heads_of_tokens("Roberta", "classifier", dropout=("hidden_dropout_prob",)),
+    },
+    architecture="encoder",
     fields=tuple(
         (key, setting, _DEFAULTS.get(key, default))
         for key, setting, default in bert.FIELDS

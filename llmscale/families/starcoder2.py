@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from llmscale.families import llama, mistral
-from llmscale.families.hugging_face import PLAIN, HuggingFace, Settings, renamed, token_heads, written_activation
+from llmscale.families.hugging_face import PLAIN, HuggingFace, Settings, decoder_heads, renamed, written_activation
 from llmscale.families.rope import read_rope, write_rope
 
 PRESET: dict[str, object] = {
@@ -47,7 +47,7 @@ def _write(model: Mapping[str, Any]) -> dict[str, Any]:
 HUGGING_FACE = HuggingFace(
     model_type="starcoder2",
     classes=("Starcoder2ForCausalLM", "Starcoder2Model"),
-    heads=token_heads("Starcoder2", "score", answers=False),
+    heads=decoder_heads("Starcoder2", "score", answers=False),
     fields=(
         ("vocab_size", "vocab_size", 49152),
         ("num_hidden_layers", "layers", 30),

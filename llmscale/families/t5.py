@@ -6,7 +6,17 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from llmscale.families.hugging_face import GATED, PLAIN, UNGATED, HuggingFace, Settings, Unsupported, Weight, renamed
+from llmscale.families.hugging_face import (
+    GATED,
+    PLAIN,
+    UNGATED,
+    HeadClass,
+    HuggingFace,
+    Settings,
+    Unsupported,
+    Weight,
+    renamed,
+)
 
 PRESET: dict[str, object] = {
     "architecture": "encoder_decoder",
@@ -121,6 +131,19 @@ def table(gated: bool, multilingual: bool = False) -> HuggingFace:
         model_type=name.lower(),
         repeats="t5" if multilingual else None,
         classes=(f"{name}ForConditionalGeneration", "T5WithLMHeadModel", f"{name}Model"),
+        heads={
+            "classification": HeadClass(
+                f"{name}ForSequenceClassification",
+                "classification_head.out_proj",
+                {"pooler": "classification_head.dense"},
+                pooling="last",
+                body="transformer.",
+                rate=0.0,
+                drops_first=True,
+            ),
+            "span": HeadClass(f"{name}ForQuestionAnswering", "qa_outputs", rate=None),
+        },
+        architecture="encoder_decoder",
         fields=(
             ("vocab_size", "vocab_size", vocabulary),
             ("num_layers", "encoder_layers", layers),

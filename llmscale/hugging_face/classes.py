@@ -86,7 +86,8 @@ def recognise(values: dict[str, Any], path: Path) -> Recognised:
     if not isinstance(classes, list) or (classes and not head and not any(name in table.classes for name in classes)):
         named = ", ".join(map(str, classes)) if isinstance(classes, list) else repr(classes)
         raise UserError(
-            f"{path}: architectures is {named:.200}, but llmscale reads {' or '.join(table.classes)};"
+            f"{path}: architectures is {named:.200}, but llmscale reads"
+            f" {' or '.join((*table.classes, *(head.name for head in table.heads.values())))};"
             f" import a model of such a class"
         )
     try:
@@ -198,7 +199,7 @@ def _written_head(model: ModelConfig, table: HuggingFace, objective: Mapping[str
     if model.head is None:
         return {}
     head = heads_of(model)[0]
-    return {"architectures": [head.class_name(table) or table.classes[0]], **head.write(objective)}
+    return {"architectures": [head.class_name(table) or table.classes[0]], **head.write(table, objective)}
 
 
 def _shown(value: Any) -> str:

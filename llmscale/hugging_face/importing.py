@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -151,7 +151,9 @@ class _Source:
 def _source(values: dict[str, Any], path: Path, folder: TensorFolder) -> tuple[_Source, list[str]]:
     found = recognise(values, path)
     table, model = found.table, dict(found.model)
-    names = _known_names(table, folder, heads_of(_config(model))[0].body(table))
+    body = heads_of(_config(model))[0].body(table)
+    names = _known_names(table, folder, body)
+    table = _of_body(table, body)
     _stand_in(table.copies or {}, names)
     for setting, tensor in {} if "head" in model else (table.present or {}).items():
         model[setting] = model[setting] or tensor in names
@@ -175,6 +177,16 @@ def _source(values: dict[str, Any], path: Path, folder: TensorFolder) -> tuple[_
     heads = {move.theirs[0]: move.ours[0] for move in moves if move.ours[0].startswith(_HEADS)}
     lacking = _lacking(folder, names, expected, unexpected, heads)
     return _Source(model, found.objective, model["vocab_size"], shapes, folder, names, moves, lacking), notes
+
+
+def _of_body(table: HuggingFace, body: str) -> HuggingFace:
+    """A table whose copies and ignored tensors are those of a class whose body's names begin with `body`."""
+    if body == table.prefix:
+        return table
+    copies = {body + name.removeprefix(table.prefix): name for name in table.copies or {}}
+    originals = {copy: body + (table.copies or {})[name].removeprefix(table.prefix) for copy, name in copies.items()}
+    ignored = tuple(re.escape(body) + pattern.removeprefix(re.escape(table.prefix)) for pattern in table.ignored)
+    return replace(table, copies=originals, ignored=ignored)
 
 
 def _tie(

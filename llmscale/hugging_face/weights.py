@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -82,12 +83,12 @@ def plan(table: HuggingFace, model: ModelConfig, shapes: Shapes) -> list[Move]:
     moves: dict[str, Move] = {}
     heads = heads_of(model)
     body = heads[0].body(table)
-    rows = (*table.weights, *(row for head in heads for row in head.weights(table)))
-    for row in rows:
+    rows = ((row, True) for row in table.weights), ((row, False) for head in heads for row in head.weights(table))
+    for row, of_body in chain(*rows):
         if row.only is not None and not row.only(model):
             continue
         for ours, spelled in _spelled(row, layers):
-            moved = body != table.prefix and spelled.startswith(table.prefix)
+            moved = of_body and body != table.prefix and spelled.startswith(table.prefix)
             theirs = body + spelled.removeprefix(table.prefix) if moved else spelled
             stacked = "{expert}" in theirs
             # Dense layers and layers of experts have one name for theirs; the experts' have a dimension more.

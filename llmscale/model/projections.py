@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from llmscale.config.model import ModelConfig
+from llmscale.config.model import HeadConfig, ModelConfig
 from llmscale.model.cross_entropy import linear_cross_entropy, linear_scores
 from llmscale.model.dropout import drop
 from llmscale.model.feed_forward import ACTIVATIONS
@@ -82,20 +82,28 @@ class Vocabulary(nn.Module):
         return linear(hidden, self.weight, self.bias)
 
 
-class Pooled(nn.Module):
-    """A vector of each sequence through BERT's pooler (a dense layer and tanh; Devlin et al. 2019, code), where it has
-    one, and a projection to a few numbers."""
+class Projection(nn.Module):
+    """A projection to a few numbers, of vectors that first go through what its form has: BERT's pooler, a dense layer
+    and tanh (Devlin et al. 2019, code), or a dense layer, the model's activation and its norm (Warner et al. 2024,
+    code)."""
 
-    def __init__(self, channels: int, outputs: int, *, pooler: bool, bias: bool = True, dropout: float = 0.0) -> None:
+    def __init__(self, config: ModelConfig, form: HeadConfig) -> None:
         super().__init__()
-        self.dropout = dropout
-        self.pooler = Linear(channels, channels) if pooler else None
-        self.classifier = Linear(channels, outputs, bias=bias)
+        channels = config.hidden_size
+        self.dropout = form.dropout
+        self.activation = ACTIVATIONS[config.activation]
+        self.pooler = Linear(channels, channels) if form.pooler else None
+        self.dense = Linear(channels, channels, bias=config.bias) if form.transform else None
+        self.norm = make_norm(config) if form.transform else None
+        self.classifier = Linear(channels, form.outputs, bias=form.bias)
 
     def forward(self, vectors: Tensor, keys: Tensor | None = None) -> Tensor:
-        """(B, channels) to (B, outputs); `keys` (B, 2): what training drops (`llmscale.model.dropout.drop`)."""
+        """(B, ..., channels) to (B, ..., outputs); `keys` (B, 2): what training drops
+        (`llmscale.model.dropout.drop`)."""
         if self.pooler is not None:
             vectors = self.pooler(vectors).tanh()
+        if self.dense is not None and self.norm is not None:
+            vectors = self.norm(self.activation(self.dense(vectors)))
         if self.dropout and keys is not None:
             vectors = drop(vectors, keys, self.dropout)
         return self.classifier(vectors)

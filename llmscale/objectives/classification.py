@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Container
 from typing import Any
 
-from data_pipeline.objectives.classification import NAME, ClassificationObjective
+from data_pipeline.objectives.classification import NAME, ClassificationObjective, pooling_of
 from llmscale.config import ModelConfig
 from llmscale.objectives.objective import ModelSide, Shape
 
@@ -19,16 +19,24 @@ class Classification(ModelSide[ClassificationObjective]):
 
     @property
     def architectures(self) -> tuple[str, ...]:
-        return ("encoder", "decoder")
+        return ("encoder", "decoder", "encoder_decoder")
 
     def predicts(self, model: ModelConfig) -> tuple[str, ...]:
         return (NAME,)
 
     def shape(self, sequence_length: int) -> Shape:
-        return Shape(sequence_length, targets=1 / sequence_length, masked=True)
+        memory = sequence_length if self.config.pooling == "decoder" else 0
+        return Shape(sequence_length, memory, targets=1 / sequence_length, masked=True)
 
     def mismatch(self, model: ModelConfig) -> str | None:
-        if model.architecture == "decoder" and self.config.pooling == "first":
+        pooling, architecture = self.config.pooling, model.architecture
+        if (architecture == "encoder_decoder") != (pooling == "decoder"):
+            fitting = {"encoder_decoder": "decoder", "decoder": "last"}.get(architecture, "first")
+            return (
+                f"objective.pooling is {pooling}, but model.architecture is {architecture}; set"
+                f" objective.pooling={fitting}"
+            )
+        if architecture == "decoder" and pooling == "first":
             return (
                 "objective.pooling is first, but model.architecture is decoder, whose first token sees no other; set"
                 " objective.pooling=last"
@@ -44,7 +52,8 @@ class Classification(ModelSide[ClassificationObjective]):
             "name": NAME,
             "labels": [f"LABEL_{output}" for output in range(head.outputs)],
             "problem": _PROBLEMS[head.loss],
-            "pooling": head.pooling,
+            "pooling": pooling_of(head.pooling, model.architecture),
             "pooler": head.pooler,
+            "transform": head.transform,
             "dropout": head.dropout,
         }

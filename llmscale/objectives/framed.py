@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-from data_pipeline.objectives.framed import FramedSettings
+from data_pipeline.objectives.framed import AROUND, FramedSettings
 from llmscale.config import ModelConfig
 from llmscale.objectives.objective import ModelSide, Shape
 
@@ -22,17 +22,18 @@ class FramedSide(ModelSide[Settings]):
         return (self.config.name,)
 
     def shape(self, sequence_length: int) -> Shape:
-        return Shape(sequence_length, masked=True)
+        return Shape(sequence_length, sequence_length if self.config.special_tokens == "decoder" else 0, masked=True)
 
     def mismatch(self, model: ModelConfig) -> str | None:
-        if model.architecture == "encoder" or self.config.special_tokens == "eos":
+        given, architecture = self.config.special_tokens, model.architecture
+        if (architecture == "encoder_decoder") != (given == "decoder"):
+            return (
+                f"objective.special_tokens is {given}, but model.architecture is {architecture}; set"
+                f" objective.special_tokens={AROUND[architecture]}"
+            )
+        if architecture != "decoder" or given == "eos":
             return None
         return (
             "objective.special_tokens is cls, but model.architecture is decoder, which has no token in front that sees"
             " the others; set objective.special_tokens=eos"
         )
-
-
-def around(model: ModelConfig) -> str:
-    """The `special_tokens` for a model."""
-    return "eos" if model.architecture == "decoder" else "cls"

@@ -33,6 +33,7 @@ class Loss:
         """`sparse`: whether most positions are no targets, so that the first head had better see the others alone."""
         self.heads = heads
         self._architecture = model.architecture
+        self._segments = model.token_types > 1  # RoBERTa has one type for all
         self._sparse = sparse
         experts = any(model.has_experts(layer) for layer in range(model.layers))
         self._first, *self._others = heads
@@ -84,7 +85,8 @@ class Loss:
                 )
             case "encoder":
                 real = real_tokens(batch.encoder_weights)
-                return model(batch.inputs, token_types=batch.segment_ids, real=real, dropout=dropout)
+                types = batch.segment_ids if self._segments else None
+                return model(batch.inputs, token_types=types, real=real, dropout=dropout)
             case _:
                 real = real_tokens(batch.encoder_weights)
                 return model(batch.inputs, encoder_inputs=batch.encoder_inputs, encoder_real=real, dropout=dropout)

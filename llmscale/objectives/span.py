@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Container
 from typing import Any
 
+from data_pipeline.objectives.framed import AROUND
 from data_pipeline.objectives.span import NAME, SpanObjective
 from llmscale.config import ModelConfig
-from llmscale.objectives.framed import FramedSide, around
+from llmscale.objectives.framed import FramedSide
 
 
 class Span(FramedSide[SpanObjective]):
@@ -15,8 +16,13 @@ class Span(FramedSide[SpanObjective]):
 
     settings = SpanObjective
 
+    @property
+    def architectures(self) -> tuple[str, ...]:
+        return ("encoder", "decoder", "encoder_decoder")
+
     @classmethod
     def made_for(cls, model: ModelConfig, roles: Container[str] | None = None) -> dict[str, Any] | None:
         if model.head is None or model.head.name != NAME:
             return None
-        return {"name": NAME, "special_tokens": around(model), "dropout": model.head.dropout}
+        own = {"dropout": model.head.dropout, "transform": model.head.transform}
+        return {"name": NAME, "special_tokens": AROUND[model.architecture], **own}

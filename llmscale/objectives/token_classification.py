@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Container
 from typing import Any
 
+from data_pipeline.objectives.framed import AROUND
 from data_pipeline.objectives.token_classification import NAME, TokenClassificationObjective
 from llmscale.config import ModelConfig
-from llmscale.objectives.framed import FramedSide, around
+from llmscale.objectives.framed import FramedSide
 
 
 class TokenClassification(FramedSide[TokenClassificationObjective]):
@@ -20,5 +21,5 @@ class TokenClassification(FramedSide[TokenClassificationObjective]):
         if model.head is None or model.head.name != NAME:
             return None
         labels = [f"LABEL_{output}" for output in range(model.head.outputs)]
-        own = {"labels": labels, "scheme": "none", "dropout": model.head.dropout}
-        return {"name": NAME, "special_tokens": around(model), **own}
+        own = {"labels": labels, "scheme": "none", "dropout": model.head.dropout, "transform": model.head.transform}
+        return {"name": NAME, "special_tokens": AROUND[model.architecture], **own}

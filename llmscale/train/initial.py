@@ -26,10 +26,14 @@ from llmscale.model.heads import all_heads
 from llmscale.parallel.init import Weights, drawn, with_factors
 from llmscale.parallel.shards import Shard
 
+_SHARED = ("pooler.", "dense.", "norm.")
+"""Layers of heads before what is special to them, which one head takes from another."""
+
 
 def start_from(model: Transformer, path: str, tokenizer: Tokenizer, seed: int = 0) -> Weights:
     """The weights of another run's checkpoint for a model. A head in place of the language model's that the checkpoint
-    does not have is drawn by `seed`, but for BERT's pooler, where another head of the checkpoint has that; so are
+    does not have is drawn by `seed`, but for layers before its projection, where another head of the checkpoint has
+    them (BERT's pooler, ModernBERT's dense layer and norm); so are
     low-rank factors (`llmscale.parallel.init.with_factors`). Those of a checkpoint go on where the model has the same,
     and are merged into its weights where the model has none.
 
@@ -157,8 +161,9 @@ def _fresh(
     theirs = parse_config(dict(checkpoint.manifest.config), origin=str(checkpoint.path)).model
     if model.head is None or theirs.head == model.head:
         return None
-    poolers = {name.partition(".")[2]: name for name in _heads_tensors(checkpoint.names) if ".pooler." in name}
-    homes = {name: poolers.get(name.partition(".")[2]) for name in _heads_tensors(shapes)}
+    parts = {name.partition(".")[2]: name for name in _heads_tensors(checkpoint.names)}
+    known = {part: name for part, name in parts.items() if part.startswith(_SHARED)}
+    homes = {name: known.get(name.partition(".")[2]) for name in _heads_tensors(shapes)}
     return {name: home if home and checkpoint.shape(home) == shapes[name] else None for name, home in homes.items()}
 
 

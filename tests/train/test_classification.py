@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 import yaml
 
 from llmscale.checkpoint.model import load_model
@@ -73,6 +74,25 @@ def test_it_learns_and_says_how_well(folder: Path) -> None:
     assert figures["samples"] == 240
 
 
+@pytest.mark.slow
+def test_an_encoder_decoder_learns_it(folder: Path) -> None:
+    """The decoder reads the text once more, and transformers' class gives the same labels."""
+    changes = ("model.family=t5", "model.dropout=0", "objective.pooling=decoder", "train.steps=160")
+    done = run("train", "config.yaml", *changes, "run.directory=t5", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert evaluations(folder / "t5")[-1]["accuracy"] > 0.95
+    (said,) = export_checkpoint(folder / "t5", folder / "t5-hf")
+    assert "T5ForSequenceClassification" in said
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(folder / "t5-hf").eval()
+    eos = theirs.config.eos_token_id
+    rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()[:40]]
+    for row in rows:
+        ids = load_model(folder / "t5").tokenizer.encode(row["sentence"])
+        with torch.no_grad():
+            logits = theirs(input_ids=torch.tensor([[*ids, eos]])).logits
+        assert int(logits.argmax()) == row["stars"], row
+
+
 def test_it_starts_from_a_pretrained_model(folder: Path) -> None:
     """The body and BERT's pooler are the checkpoint's, the projection is drawn."""
     pretrained = ("objective={name: masked, next_sentence: true}", "train.steps=2", "run.directory=pretrained")
@@ -117,8 +137,7 @@ def test_a_head_without_a_class_of_transformers_comes_back(folder: Path) -> None
         ),
         (
             ("model.family=t5",),
-            "objective.name is classification, which trains an encoder or a decoder, but model.architecture is"
-            " encoder_decoder; use objective.name=denoising",
+            "objective.pooling is first, but model.architecture is encoder_decoder; set objective.pooling=decoder",
         ),
         (("model.head={name: classification, outputs: 5}",), "leave it out"),
         (("logging.sample_prompts=[a]",), "model.architecture is encoder, which continues no text"),

@@ -5,25 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from data_pipeline.objectives.classification import pooling_of
 from llmscale.config.model import HeadConfig, ModelConfig
-from llmscale.families.hugging_face import HuggingFace, Settings, Unsupported, Weight
-from llmscale.model.heads.head import Head, Memory, Sizes
-from llmscale.model.heads.labels import dropout_of, labels_of, written_labels
+from llmscale.families.hugging_face import HuggingFace, Settings, Unsupported
+from llmscale.model.heads.head import Memory, ProjectingHead, Sizes
+from llmscale.model.heads.labels import labels_of, written_dropout, written_labels
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from data_pipeline.batch import Batch
 
-_OURS = "classification.classifier"
-_BERT = (
-    Weight(("classification.pooler.{kind}",), "bert.pooler.dense.{kind}"),
-    Weight((f"{_OURS}.{{kind}}",), "classifier.{kind}"),
-)
-_DECODER = (Weight((f"{_OURS}.weight",), "score.weight"),)
-_LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel")
-"""How the classes of decoders end, which all have a classifier of one form."""
-_CLASSIFIER = "ForSequenceClassification"
 _PROBLEMS = {
     "single_label_classification": ("single_label", "cross_entropy"),
     "multi_label_classification": ("multi_label", "binary_cross_entropy"),
@@ -32,8 +24,9 @@ _PROBLEMS = {
 """`objective.problem` and the loss, by `problem_type` of a config.json."""
 
 
-class ClassificationHead(Head):
-    """BERT's pooler, the last token of GPT-2, or a mean; and a projection to a number for each label."""
+class ClassificationHead(ProjectingHead):
+    """BERT's pooler, the last token of GPT-2 or of T5's decoder, or a mean; and a projection to a number for each
+    label."""
 
     name = "classification"
     attribute = "classification"
@@ -42,20 +35,12 @@ class ClassificationHead(Head):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
-        assert config.head is not None
-        self._head: HeadConfig = config.head
         self.reads = "first" if self._head.pooling == "first" else "whole"
         self.measures = {
             "cross_entropy": ("accuracy",),
             "binary_cross_entropy": ("accuracy",),
             "squared_error": ("absolute_error",),
         }[self._head.loss]
-
-    def build(self, vocab_size: int) -> nn.Module:
-        from llmscale.model.projections import Pooled
-
-        head = self._head
-        return Pooled(self.config.hidden_size, head.outputs, pooler=head.pooler, bias=head.bias, dropout=head.dropout)
 
     def logits(self, module: nn.Module, hidden: Tensor, batch: Batch, dropout: Tensor | None = None) -> Tensor:
         """(B, outputs), of at least fp32."""
@@ -94,53 +79,43 @@ class ClassificationHead(Head):
             right = ((logits > 0) == (labels > 0)).all(1)
         return [(right & known).sum().to(logits.dtype)]
 
-    def parameters(self, vocab_size: int, *, tensor: int = 1, ties: bool = True) -> int:
-        hidden, head = self.config.hidden_size, self._head
-        return head.pooler * hidden * (hidden + 1) + head.outputs * (hidden + head.bias)
-
     def flops(self, vocab_size: int, targets: int) -> int:
-        hidden, head = self.config.hidden_size, self._head
-        return 2 * hidden * (head.pooler * hidden + head.outputs)
+        return super().flops(vocab_size, 1)
 
     def memory(self, sizes: Sizes) -> Memory:
         # The gradient of a slice is as large as what it is of.
         return Memory(sizes.residual)
 
-    def weights(self, table: HuggingFace) -> tuple[Weight, ...]:
-        if table.model_type == "bert":
-            return _BERT
-        return _DECODER if self.class_name(table) else ()
-
-    def class_name(self, table: HuggingFace) -> str | None:
-        return _class_name(table)
-
     @classmethod
     def read(cls, name: str, table: HuggingFace, settings: Settings) -> tuple[dict[str, Any], dict[str, Any]] | None:
-        if name != _class_name(table):
+        known = cls.class_of(name, table)
+        if known is None:
             return None
         labels = labels_of(settings)
         kind = settings.values.get("problem_type") or ("regression" if len(labels) == 1 else next(iter(_PROBLEMS)))
         if kind not in _PROBLEMS:
             raise Unsupported(f"problem_type is {kind!r:.60}, but must be {' or '.join(_PROBLEMS)}; repair it")
         problem, loss = _PROBLEMS[kind]
-        encoder = table.model_type == "bert"
-        given = {
-            "pooling": "first" if encoder else "last",
-            "pooler": encoder,
-            "dropout": dropout_of(settings, table, table.dropout) if encoder else 0.0,
-        }
+        pooling = known.pooling
+        if known.pooling_key:
+            pooling = settings.choose("classifier_pooling", known.pooling_key, next(iter(known.pooling_key)))
+        given = {"pooler": "pooler" in known.before, **cls.form(known, settings, table)}
         head = HeadConfig.model_validate(
-            {"name": cls.name, "outputs": len(labels), "bias": encoder, "loss": loss, **given}
+            {"name": cls.name, "outputs": len(labels), "pooling": pooling, "bias": known.bias, "loss": loss, **given}
         )
-        return head.model_dump(), {"name": cls.name, "labels": labels, "problem": problem, **given}
+        pooling = pooling_of(pooling, table.architecture)
+        return head.model_dump(), {"name": cls.name, "labels": labels, "problem": problem, "pooling": pooling, **given}
 
-    def write(self, objective: Mapping[str, Any]) -> dict[str, Any]:
+    def write(self, table: HuggingFace, objective: Mapping[str, Any]) -> dict[str, Any]:
         labels = objective.get("labels") or [f"LABEL_{output}" for output in range(self._head.outputs)]
         kinds = {loss: kind for kind, (_, loss) in _PROBLEMS.items()}
+        known = table.heads.get(self.name)
+        keys = {} if known is None else {ours: theirs for theirs, ours in known.pooling_key.items()}
         return {
             **written_labels(labels),
             "problem_type": kinds[self._head.loss],
-            **({"classifier_dropout": self._head.dropout} if self._head.pooling == "first" else {}),
+            **written_dropout(known, self._head.dropout),
+            **({"classifier_pooling": keys[self._head.pooling]} if self._head.pooling in keys else {}),
         }
 
     def condensed(self, hidden: Tensor, batch: Batch) -> Tensor:
@@ -157,11 +132,3 @@ class ClassificationHead(Head):
         """(B,) booleans: which samples have labels."""
         labels = batch.labels[self.name]
         return ~labels.isnan().any(1) if labels.is_floating_point() else labels >= 0
-
-
-def _class_name(table: HuggingFace) -> str | None:
-    if table.model_type == "bert":
-        return f"Bert{_CLASSIFIER}"
-    bases = (table.classes[0].removesuffix(end) for end in _LANGUAGE_MODELS if table.classes[0].endswith(end))
-    base = next(bases, None)
-    return None if base is None else f"{base}{_CLASSIFIER}"

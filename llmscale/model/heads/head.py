@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from llmscale.config.model import HeadConfig, ModelConfig
-from llmscale.families.hugging_face import HuggingFace, Settings, Weight
+from llmscale.families.hugging_face import HeadClass, HuggingFace, Settings, Weight
+from llmscale.model.heads.labels import dropout_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -175,8 +176,8 @@ class Head(ABC):
         """
         return None
 
-    def write(self, objective: Mapping[str, Any]) -> dict[str, Any]:
-        """Its keys of a config.json; `objective`: the section that the model was trained by."""
+    def write(self, table: HuggingFace, objective: Mapping[str, Any]) -> dict[str, Any]:
+        """Its keys of a config.json of a family; `objective`: the section that the model was trained by."""
         return {}
 
     def body(self, table: HuggingFace) -> str:
@@ -188,8 +189,8 @@ class Head(ABC):
         return ()
 
 
-class ProjectionHead(Head):
-    """A head that projects the hidden state of each token to a few numbers (`HuggingFace.heads`)."""
+class ProjectingHead(Head):
+    """A head that projects vectors to a few numbers, the classes of which families list (`HuggingFace.heads`)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
@@ -197,34 +198,27 @@ class ProjectionHead(Head):
         self._head: HeadConfig = config.head
 
     def build(self, vocab_size: int) -> nn.Module:
-        from llmscale.model.projections import Pooled
+        from llmscale.model.projections import Projection
 
-        head = self._head
-        return Pooled(self.config.hidden_size, head.outputs, pooler=False, bias=head.bias, dropout=head.dropout)
-
-    def logits(self, module: nn.Module, hidden: Tensor, batch: Batch, dropout: Tensor | None = None) -> Tensor:
-        """(B, T, outputs), of at least fp32."""
-        import torch
-
-        logits: Tensor = module(hidden, dropout)
-        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return Projection(self.config, self._head)
 
     def parameters(self, vocab_size: int, *, tensor: int = 1, ties: bool = True) -> int:
-        return self._head.outputs * (self.config.hidden_size + self._head.bias)
+        config, head = self.config, self._head
+        hidden = config.hidden_size
+        count = head.pooler * hidden * (hidden + 1) + head.outputs * (hidden + head.bias)
+        return count + (transform_parameters(config) if head.transform else 0)
 
     def flops(self, vocab_size: int, targets: int) -> int:
-        return 2 * targets * self.config.hidden_size * self._head.outputs
-
-    def memory(self, sizes: Sizes) -> Memory:
-        # Logits and their probabilities, in fp32; where something is dropped, what is left.
-        return Memory(8 * sizes.tokens * self._head.outputs + (sizes.residual if self._head.dropout else 0))
+        hidden, head = self.config.hidden_size, self._head
+        return 2 * targets * hidden * ((head.pooler + head.transform) * hidden + head.outputs)
 
     def weights(self, table: HuggingFace) -> tuple[Weight, ...]:
         known = table.heads.get(self.name)
-        return (
-            ()
-            if known is None
-            else (Weight((f"{self.attribute}.classifier.{{kind}}",), f"{known.projection}.{{kind}}"),)
+        if known is None:
+            return ()
+        rows = {**known.before, "classifier": known.projection}
+        return tuple(
+            Weight((f"{self.attribute}.{ours}.{{kind}}",), f"{theirs}.{{kind}}") for ours, theirs in rows.items()
         )
 
     def class_name(self, table: HuggingFace) -> str | None:
@@ -236,3 +230,37 @@ class ProjectionHead(Head):
 
     def dropped(self, table: HuggingFace) -> tuple[str, ...]:
         return table.heads[self.name].dropped if self.name in table.heads else ()
+
+    @classmethod
+    def class_of(cls, name: str, table: HuggingFace) -> HeadClass | None:
+        """The class of a family with this head, where it has that name."""
+        known = table.heads.get(cls.name)
+        return known if known is not None and known.name == name else None
+
+    @staticmethod
+    def form(known: HeadClass, settings: Settings, table: HuggingFace) -> dict[str, Any]:
+        """What a config.json says of the form of a class's head, as settings of `model.head` and of the objective."""
+        return {"transform": known.transform, "dropout": dropout_of(settings, table, known)}
+
+
+class TokenHead(ProjectingHead):
+    """A head that projects the hidden state of each token."""
+
+    def logits(self, module: nn.Module, hidden: Tensor, batch: Batch, dropout: Tensor | None = None) -> Tensor:
+        """(B, T, outputs), of at least fp32."""
+        import torch
+
+        logits: Tensor = module(hidden, dropout)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    def memory(self, sizes: Sizes) -> Memory:
+        # Logits and their probabilities, in fp32; where something is dropped, what is left.
+        kept = 8 * sizes.tokens * self._head.outputs + (sizes.residual if self._head.dropout else 0)
+        # What goes into the activation and the norm, and comes out of the latter.
+        return Memory(kept + (3 * sizes.residual if self._head.transform else 0))
+
+
+def transform_parameters(config: ModelConfig) -> int:
+    """Elements of a dense layer and the norm behind its activation (`llmscale.model.projections.Transform`)."""
+    norm = config.hidden_size * (2 if config.norm == "layernorm" and config.has_bias("norm") else 1)
+    return config.hidden_size * (config.hidden_size + config.bias) + norm

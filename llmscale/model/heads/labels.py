@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from llmscale.families.hugging_face import HuggingFace, Settings, Unsupported
+from llmscale.families.hugging_face import HeadClass, HuggingFace, Settings, Unsupported
 
 
 def written_labels(labels: Sequence[str]) -> dict[str, Any]:
@@ -31,9 +31,21 @@ def labels_of(settings: Settings) -> list[str]:
     return labels  # type: ignore[return-value]
 
 
-def dropout_of(settings: Settings, table: HuggingFace, keys: Sequence[str]) -> float:
-    """`classifier_dropout`; where it is null or absent the first of `keys` (`hidden_dropout_prob` in BERT), or 0.1."""
+def dropout_of(settings: Settings, table: HuggingFace, known: HeadClass) -> float:
+    """`classifier_dropout`; where that is null or absent what the class takes then (`hidden_dropout_prob` in BERT)."""
+    if known.rate is None:
+        return 0.0
     rate = settings.take("classifier_dropout", None, float, null=None)
-    if rate is not None:
-        return float(rate)
-    return float(settings.take(keys[0], table.dropout_rate, float)) if keys else 0.1
+    if rate is None and known.dropout:
+        rate = settings.take(known.dropout[0], table.dropout_rate, float)
+    rate = known.rate if rate is None else float(rate)
+    if rate and known.drops_first:
+        settings.notes.append(
+            f"{known.name} drops {rate} of the values in front of its dense layer too, where llmscale drops nothing"
+        )
+    return rate
+
+
+def written_dropout(known: HeadClass | None, rate: float) -> dict[str, Any]:
+    """`classifier_dropout` of a class that has it."""
+    return {} if known is None or known.rate is None else {"classifier_dropout": rate}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from llmscale.model.heads.head import Head, Memory, Sizes
+from llmscale.model.heads.head import Head, Memory, Sizes, transform_parameters
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -45,8 +45,7 @@ class LanguageHead(Head):
         if not (config.tied_embeddings and ties):
             count += rows * hidden
         if config.head_transform:
-            norm = hidden * (2 if config.norm == "layernorm" and config.has_bias("norm") else 1)
-            count += hidden * (hidden + config.bias) + norm
+            count += transform_parameters(config)
         return count
 
     def flops(self, vocab_size: int, targets: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from llmscale.config.model import HeadConfig
 from llmscale.model.heads.head import Head, Memory, Sizes
 
 if TYPE_CHECKING:
@@ -22,9 +23,9 @@ class NextSentenceHead(Head):
     reads = "first"
 
     def build(self, vocab_size: int) -> nn.Module:
-        from llmscale.model.projections import Pooled
+        from llmscale.model.projections import Projection
 
-        return Pooled(self.config.hidden_size, 2, pooler=True)
+        return Projection(self.config, HeadConfig(name=self.name, outputs=2, pooler=True))
 
     def loss(self, module: nn.Module, hidden: Tensor, batch: Batch, dropout: Tensor | None = None) -> Tensor:
         import torch

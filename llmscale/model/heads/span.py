@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from data_pipeline.objectives.framed import AROUND
 from llmscale.config.model import HeadConfig
 from llmscale.families.hugging_face import HuggingFace, Settings
-from llmscale.model.heads.head import ProjectionHead
+from llmscale.model.heads.head import TokenHead
+from llmscale.model.heads.labels import written_dropout
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -14,7 +17,7 @@ if TYPE_CHECKING:
     from data_pipeline.batch import Batch
 
 
-class SpanHead(ProjectionHead):
+class SpanHead(TokenHead):
     """A projection to two numbers, of beginning and end (Devlin et al. 2019, section 4.2). Padding has no share of the
     softmax, which transformers' classes give it."""
 
@@ -50,7 +53,12 @@ class SpanHead(ProjectionHead):
 
     @classmethod
     def read(cls, name: str, table: HuggingFace, settings: Settings) -> tuple[dict[str, Any], dict[str, Any]] | None:
-        if cls.name not in table.heads or name != table.heads[cls.name].name:
+        known = cls.class_of(name, table)
+        if known is None:
             return None
-        head = HeadConfig(name=cls.name, outputs=2, pooling="each")
-        return head.model_dump(), {"name": cls.name, "special_tokens": "cls" if table.encodes else "eos"}
+        form = cls.form(known, settings, table)
+        head = HeadConfig(name=cls.name, outputs=2, pooling="each", **form)
+        return head.model_dump(), {"name": cls.name, "special_tokens": AROUND[table.architecture], **form}
+
+    def write(self, table: HuggingFace, objective: Mapping[str, Any]) -> dict[str, Any]:
+        return written_dropout(table.heads.get(self.name), self._head.dropout)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from data_pipeline.objectives.framed import AROUND
 from llmscale.config.model import HeadConfig, ModelConfig
 from llmscale.families.hugging_face import HuggingFace, Settings
-from llmscale.model.heads.head import ProjectionHead
-from llmscale.model.heads.labels import dropout_of, labels_of, written_labels
+from llmscale.model.heads.head import TokenHead
+from llmscale.model.heads.labels import labels_of, written_dropout, written_labels
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from data_pipeline.batch import Batch
 
 
-class TokenClassificationHead(ProjectionHead):
+class TokenClassificationHead(TokenHead):
     """A projection to a number for each label; the loss is a mean over the labelled tokens of all texts."""
 
     name = "token_classification"
@@ -44,20 +45,20 @@ class TokenClassificationHead(ProjectionHead):
 
     @classmethod
     def read(cls, name: str, table: HuggingFace, settings: Settings) -> tuple[dict[str, Any], dict[str, Any]] | None:
-        if cls.name not in table.heads or name != table.heads[cls.name].name:
+        known = cls.class_of(name, table)
+        if known is None:
             return None
-        labels, dropout = labels_of(settings), dropout_of(settings, table, table.heads[cls.name].dropout)
-        head = HeadConfig(name=cls.name, outputs=len(labels), pooling="each", dropout=dropout)
+        labels, form = labels_of(settings), cls.form(known, settings, table)
+        head = HeadConfig(name=cls.name, outputs=len(labels), pooling="each", **form)
         tags = all(label == "O" or (label[:2] in ("B-", "I-") and label[2:]) for label in labels)
-        around = "cls" if table.encodes else "eos"
         return head.model_dump(), {
             "name": cls.name,
             "labels": labels,
             "scheme": "bio" if tags else "none",
-            "special_tokens": around,
-            "dropout": dropout,
+            "special_tokens": AROUND[table.architecture],
+            **form,
         }
 
-    def write(self, objective: Mapping[str, Any]) -> dict[str, Any]:
+    def write(self, table: HuggingFace, objective: Mapping[str, Any]) -> dict[str, Any]:
         labels = objective.get("labels") or [f"LABEL_{output}" for output in range(self._head.outputs)]
-        return {**written_labels(labels), "classifier_dropout": self._head.dropout}
+        return {**written_labels(labels), **written_dropout(table.heads.get(self.name), self._head.dropout)}
