@@ -124,8 +124,9 @@ def _message(read: Callable[[int, int], bytes], place: int, end: int) -> Message
 
 
 def _blocks(footer: bytes, field: int) -> list[tuple[int, int]]:
-    """Where the messages of one kind are, and the bytes of their bodies, by the vector of Blocks that a footer (a FlatBuffers table, see Arrow's
-    File.fbs) has in a field: each int64 offset, int32 size of the head, padding, int64 size of the body."""
+    """Where the messages of one kind are, and the bytes of their bodies, by the vector of Blocks that a footer (a
+    FlatBuffers table, see Arrow's File.fbs) has in a field: each int64 offset, int32 size of the head, padding, int64
+    size of the body."""
     try:
         at = _field(footer, struct.unpack_from("<I", footer)[0], field)
         if not at:
