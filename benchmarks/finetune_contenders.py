@@ -60,7 +60,7 @@ def _config(kind: str, folder: Path) -> Any:
             "run": {"directory": str(folder / "run"), "device": "cpu"},
             "data": {
                 "sources": [source],
-                "order": "permutation",
+                "order": "finite",
                 "sequence_length": LENGTH,
                 "workers": 0,
                 "tokenizer": {"train": {"vocab_size": VOCABULARY}},

@@ -128,7 +128,7 @@ class Bench:
         data = {
             "sources": [self._source("train", **fields)],
             "evaluation": [self._source("test", **fields)],
-            "order": "permutation",
+            "order": "finite",
             "sequence_length": self.length,
         }
         summary = self.train(

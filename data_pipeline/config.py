@@ -1,7 +1,7 @@
 """Settings of the data pipeline: sources, tokenizer and stream."""
 
 import re
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -228,6 +228,7 @@ class MixtureConfig(Section):
 class DataConfig(Section):
     """What the model reads, and in which order."""
 
+    renamed_values: ClassVar[dict[str, dict[str, str]]] = {"order": {"permutation": "finite"}}
     sources: list[SourceConfig] = Field(min_length=1)
     """Training documents; all sources are read in proportion to their size in bytes."""
     evaluation: list[SourceConfig] = []
@@ -235,10 +236,10 @@ class DataConfig(Section):
     holdout: float = Field(default=0.0, ge=0, lt=1)
     """Fraction of the training documents to set aside for evaluation: whole files by a hash of their path (kinds text
     with one document a file), else single documents by a hash of file and position."""
-    order: Literal["stream", "permutation"] = "stream"
-    """stream: documents are tokenised while they are read, and lanes are shuffled a block at a time. permutation: all
+    order: Literal["stream", "finite"] = "stream"
+    """stream: documents are tokenised while they are read, and lanes are shuffled a block at a time. finite: all
     documents are tokenised first, into a cache of the run, and every epoch is a random order of all samples, each
-    exactly once; for fine-tuning and other small data. Sources of kind tokens are always read by permutation."""
+    exactly once; for fine-tuning and other small data. Sources of kind tokens are always read so."""
     mixture: MixtureConfig = MixtureConfig()
     """How sources with a `weight` or `epochs` share the samples."""
     cleaning: list[CleaningStep] = []
@@ -274,5 +275,5 @@ class DataConfig(Section):
 
     @property
     def finite(self) -> bool:
-        """Whether samples are read by permutation, so that there is an end to an epoch."""
-        return self.order == "permutation" or any(source.kind == "tokens" for source in self.sources)
+        """Whether samples are a finite set, so that there is an end to an epoch."""
+        return self.order == "finite" or any(source.kind == "tokens" for source in self.sources)

@@ -91,7 +91,7 @@ class TrainLoader:
             first_sample: global number of the first sample that any rank reads.
             cursor: a merged cursor at `first_sample`, to start there at once. Without one the samples
                 before `first_sample` are produced and thrown away, which takes as long as training on them waited.
-            cache: where raw text that is read by permutation is kept as tokens.
+            cache: where raw text that is read as a finite set is kept as tokens.
             epochs: passes over a finite set after which only samples of weight 0 follow.
             pin_memory: put batches into page-locked memory, for copies to a GPU.
             surveys: `survey_sources` of the config, where one rank has done that for all.

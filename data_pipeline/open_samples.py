@@ -42,7 +42,7 @@ def open_samples(
         tokenizer: has the roles that the objective needs.
         objective: what is made of the documents.
         seed: decides order and random choices.
-        cache: where tokenised documents are kept, for raw text that is read by permutation; several processes may
+        cache: where tokenised documents are kept, for raw text that is read as a finite set; several processes may
             write it at once.
         epochs: see `IndexedSamples`.
         progress: told what takes time.
@@ -56,7 +56,7 @@ def open_samples(
     if not config.finite:
         if epochs is not None:
             raise UserError(
-                f"train.epochs ({epochs}) needs data that have an end; set data.order=permutation, or give train.steps"
+                f"train.epochs ({epochs}) needs data that have an end; set data.order=finite, or give train.steps"
             )
         return StreamSamples(config, tokenizer, made, seed, surveys)
     made.require(config.sources, "data.sources")

@@ -11,3 +11,5 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
     renamed: ClassVar[dict[str, str]] = {}
     """Keys by the names that earlier releases had for them, which are still read."""
+    renamed_values: ClassVar[dict[str, dict[str, str]]] = {}
+    """By key, its values by the names that earlier releases had for them."""

@@ -40,7 +40,7 @@ def _require_whole_batches(config: RunConfig) -> None:
 def _require_possible_data(config: RunConfig) -> None:
     if config.train.epochs is not None and not config.data.finite:
         raise UserError(
-            f"train.epochs ({config.train.epochs}) needs data that have an end; set data.order=permutation, or give"
+            f"train.epochs ({config.train.epochs}) needs data that have an end; set data.order=finite, or give"
             f" train.steps"
         )
     if config.data.deduplication is not None:

@@ -47,6 +47,6 @@ class Preference(ModelSide[PreferenceObjective]):
         if not config.data.finite:
             return (
                 f"objective.loss is {self.config.loss}, whose reference goes through all samples first, but data.order"
-                f" is {config.data.order}, which has no end; set data.order=permutation"
+                f" is {config.data.order}, which has no end; set data.order=finite"
             )
         return None

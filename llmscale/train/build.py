@@ -340,7 +340,7 @@ def build_loader(
 ) -> TrainLoader:
     """This rank's share of the training samples, from where the run continues on.
 
-    Rank 0 looks at the files for all; what is read by permutation it tokenises first, and the others find it there.
+    Rank 0 looks at the files for all; what is read as a finite set it tokenises first, and the others find it there.
     """
     tokenised = any(source.kind == "tokens" for source in config.data.sources)
     surveys = None if tokenised else on_rank_zero(lambda: survey_sources(config.data))

@@ -92,7 +92,7 @@ IDENTITY: dict[str, Any] = {
     "data.sources.subset": "en",
     "data.sources.split": "validation",
     "data.holdout": 0.1,
-    "data.order": "permutation",
+    "data.order": "finite",
     "data.mixture.temperature": 7.0,
     "data.mixture.stages": [{"from_tokens": 7, "weights": {"a": 1.0}}],
     "data.cleaning": [{"step": "whitespace"}],

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from data_pipeline.base.errors import UserError
-from llmscale.config import dump_config, known_keys, load_config, parse_config
+from llmscale.config import dump_config, identity, known_keys, load_config, parse_config
 
 
 def minimal() -> dict[str, Any]:
@@ -208,6 +208,18 @@ def test_keys_of_earlier_releases_are_read_and_their_new_names_said(tmp_path: Pa
     path.write_text(OLD + "schedule: {}\n")
     with pytest.raises(UserError, match=r"parallel.sequence is now called parallel.context, but both are given; leave"):
         load_config(path, ["parallel={sequence: 2, context: 4}"])
+
+
+@pytest.mark.parametrize("overrides", [[], ["data.order=permutation"], ["data.order=stream"]])
+def test_values_of_earlier_releases_are_read_and_their_new_names_said(tmp_path: Path, overrides: list[str]) -> None:
+    path = tmp_path / "old.yaml"
+    path.write_text("run: {directory: r}\ndata: {sources: [{paths: [a]}], order: permutation}\n")
+    said: list[str] = []
+    config = load_config(path, overrides, said.append)
+    assert config.data.order == ("stream" if overrides == ["data.order=stream"] else "finite")
+    assert said == [f"{path}: data.order=permutation is now called data.order=finite"]
+    today = parse_config({"run": {"directory": "r"}, "data": {"sources": [{"paths": ["a"]}], "order": "finite"}})
+    assert (identity(config) == identity(today)) == (config.data.order == "finite")
 
 
 def test_two_escapes_are_one_character_and_one_is_none(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ OBJECTIVES: dict[str, ObjectiveConfig] = {
     "denoising": DenoisingObjective(),
     "pairs": Seq2SeqObjective(target_length=16),
 }
-KINDS = [*WRITERS, "permutation"]
+KINDS = [*WRITERS, "finite"]
 
 # More workers than this machine has cores are the point here.
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
@@ -52,8 +52,8 @@ class Reader:
 
     def __init__(self, folder: Path, kind: str, objective: ObjectiveConfig) -> None:
         pairs = isinstance(objective, Seq2SeqObjective)
-        source = write("jsonl" if kind == "permutation" else kind, folder / "data", texts(240, longest=50), pairs)
-        order = "permutation" if kind == "permutation" else "stream"
+        source = write("jsonl" if kind == "finite" else kind, folder / "data", texts(240, longest=50), pairs)
+        order = "finite" if kind == "finite" else "stream"
         settings = {"sequence_length": 32, "lanes": LANES, "span_bytes": 600, "shuffle_buffer": 300, "order": order}
         settings["tokenizer"] = {"kind": "bytes"}
         self.data = DataConfig.model_validate({"sources": [source], **settings})
@@ -147,7 +147,7 @@ def test_one_stream(tmp_path: Path, kind: str, objective: str) -> None:
 
 
 # Objectives see documents, not files: all of them on two ways of reading, and two on every other kind.
-EVERY_OBJECTIVE = ("jsonl", "permutation")
+EVERY_OBJECTIVE = ("jsonl", "finite")
 THOROUGH = [
     (kind, objective)
     for number, kind in enumerate(KINDS)

@@ -61,14 +61,14 @@ def test_replay_shows_the_documents_and_tokens_of_a_step(tmp_path: Path, data: D
 
 
 @pytest.mark.parametrize("prepared", [False, True])
-def test_replay_of_a_permutation_names_the_files_of_the_texts(tmp_path: Path, prepared: bool) -> None:
+def test_replay_of_a_finite_set_names_the_files_of_the_texts(tmp_path: Path, prepared: bool) -> None:
     made = [write_jsonl(tmp_path / name, texts(40, seed), 3) for seed, name in enumerate("ab")]
     if prepared:
         for name, source in zip("ab", made, strict=True):
             prepare(config(source), tmp_path / f"tokens-{name}")
         made = [{"kind": "tokens", "paths": [f"{tmp_path}/tokens-{name}/train"]} for name in "ab"]
     weighted = [{**source, "weight": weight} for weight, source in enumerate(made, start=1)]
-    data = config(*weighted, order="permutation")
+    data = config(*weighted, order="finite")
     run = tmp_path / "run"
     train(run, data, 5)
     folders = set()

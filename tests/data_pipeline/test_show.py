@@ -60,7 +60,7 @@ def show(path: Path, *, colour: bool = False, evaluation: bool = False, count: i
 
 
 @pytest.mark.parametrize("evaluation", [False, True])
-@pytest.mark.parametrize("order", ["stream", "permutation"])
+@pytest.mark.parametrize("order", ["stream", "finite"])
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_every_objective_shows_what_is_learned(name: str, order: str, evaluation: bool, tmp_path: Path) -> None:
     shown = show(write(tmp_path, name, order=order), evaluation=evaluation)
@@ -121,7 +121,7 @@ HEADS: dict[str, tuple[dict[str, Any], dict[str, Any], str, list[str]]] = {
 @pytest.mark.parametrize("name", HEADS)
 def test_what_heads_and_preferences_learn(name: str, tmp_path: Path) -> None:
     objective, source, architecture, learned = HEADS[name]
-    path = write(tmp_path, "causal", order="permutation", holdout=0)
+    path = write(tmp_path, "causal", order="finite", holdout=0)
     words = TEXTS[0].split()
     row = {"text": TEXTS[0], "answer": "answer 0", "other": "other 0", "words": words, "tags": [1, *[0] * 6],
            "spans": {"text": ["two three"], "answer_start": [4]}}  # fmt: skip
@@ -154,7 +154,7 @@ def test_what_does_not_fit_is_counted(tmp_path: Path) -> None:
     assert "0 samples cut to fit" in show(write(tmp_path, "seq2seq"))
     assert re.search(
         r"dropped or repaired: .*\d+ dialogue longer than the context, cut",
-        show(write(tmp_path, "chat", sequence_length=34, order="permutation")),
+        show(write(tmp_path, "chat", sequence_length=34, order="finite")),
     )
 
 

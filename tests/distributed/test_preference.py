@@ -25,7 +25,7 @@ Figures = tuple[float, ...]
 HALF = LENGTH // 2
 SIZES: dict[str, Any] = {
     "model__hidden_size": 32, "model__heads": 4, "model__kv_heads": "null", "model__ffn_size": 72,
-    "model__vocab_multiple": 8, "train__micro_batch": 2, "data__order": "permutation", "train__init_from": "unused",
+    "model__vocab_multiple": 8, "train__micro_batch": 2, "data__order": "finite", "train__init_from": "unused",
 }  # fmt: skip
 OBJECTIVES = {
     "dpo": "{name: preference, beta: 0.5, label_smoothing: 0.1, nll_weight: 0.3}",

@@ -102,11 +102,11 @@ def where(seen: dict[tuple[str, int], dict[int, list[int]]], text: str) -> tuple
     "settings",
     [
         {},
-        {"order": "permutation"},
+        {"order": "finite"},
         {"sequence_length": 512, "lanes": 2, "shuffle_buffer": 0},
-        {"sequence_length": 256, "order": "permutation"},
+        {"sequence_length": 256, "order": "finite"},
     ],
-    ids=["stream", "permutation", "long", "long permutation"],
+    ids=["stream", "finite", "long", "long finite"],
 )
 def test_planted_items_are_found_at_the_steps_that_saw_them(tmp_path: Path, settings: dict[str, Any]) -> None:
     draw = random.Random(3)
@@ -153,7 +153,7 @@ def test_a_second_epoch_sees_everything_again(tmp_path: Path) -> None:
     size = sum(len(text.encode()) + 1 for text in documents)
     steps = 3 * -(-size // (BATCH * 512)) + 2
     run = tmp_path / "run"
-    config = make_run(run, documents, steps, sequence_length=512, order="permutation")
+    config = make_run(run, documents, steps, sequence_length=512, order="finite")
     (found,) = TrainedOn(run).look_for([Asked([mark])])
     some, _ = where(steps_of_bytes(run, config, steps), f"{question} {answer}")
     assert len(some) >= 3

@@ -84,7 +84,7 @@ def test_mistakes(folder: Path, settings: tuple[str, ...], parts: list[str]) -> 
 
 EPOCHS = (
     "train.steps=24",
-    "data.order=permutation",
+    "data.order=finite",
     "optimizer.name=sgd",
     "optimizer.lr=0.5",
     "optimizer.clip=0.05",

@@ -75,7 +75,7 @@ def batches(
     loader.close()
 
 
-@pytest.mark.parametrize("order", ["stream", "permutation"])
+@pytest.mark.parametrize("order", ["stream", "finite"])
 def test_documents_begin_with_the_models_own_token(order: str, folder: Path, tmp_path: Path) -> None:
     data = data_of(folder, "llama3", order=order)
     theirs = transformers.AutoTokenizer.from_pretrained(folder / "hf-llama3")
@@ -217,7 +217,7 @@ def test_prepared_tokens_are_for_models_of_one_convention(folder: Path, tmp_path
             folder,
             "llama3",
             sources=[{"kind": "tokens", "paths": [str(tmp_path / place / "train")]}],
-            order="permutation",
+            order="finite",
         )
         name = f"{place}-{'own' if start else 'plain'}"
         return next(batches(ready, tmp_path / name, CausalObjective(), start, 1))

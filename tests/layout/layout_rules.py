@@ -90,7 +90,7 @@ MODELS = {
         (*BASE, "train.batch_ramp={start: 24, increment: 12, samples: 500}", "train.steps=100"),
         shares=(24, 36, 48, 96),
     ),
-    "finite": Model((*BASE, "data.order=permutation", "data.lanes=7"), shares=(48,)),
+    "finite": Model((*BASE, "data.order=finite", "data.lanes=7"), shares=(48,)),
 }
 
 # What is refused until a test proves it, by row of llmscale.layout.rules.UNPROVEN.

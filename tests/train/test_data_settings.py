@@ -53,7 +53,7 @@ def test_shares_of_mixed_sources_are_reported(folder: Path) -> None:
 
 def test_an_epoch_counts_every_token_once(folder: Path) -> None:
     source = write("jsonl", folder / "texts", TEXTS)
-    configure(folder, data={"sources": [source], "order": "permutation"})
+    configure(folder, data={"sources": [source], "order": "finite"})
     train(folder, "train.epochs=2", "train.global_batch=32", "checkpoint.interval=5")
     tokens = sum(len(text) + 1 for text in TEXTS)
     windows = -(-(tokens - 1) // 32)
@@ -72,7 +72,7 @@ def test_an_epoch_counts_every_token_once(folder: Path) -> None:
 def test_epochs_of_a_stream_are_refused(folder: Path) -> None:
     finished = run("train", "config.yaml", "train.epochs=2", cwd=folder)
     assert finished.returncode == 2
-    assert "set data.order=permutation" in finished.stderr
+    assert "set data.order=finite" in finished.stderr
 
 
 def test_a_growing_batch_reads_the_same_samples_in_order_and_resumes(folder: Path) -> None:
@@ -90,7 +90,7 @@ def test_a_growing_batch_reads_the_same_samples_in_order_and_resumes(folder: Pat
     assert ledger(folder / "parts") == ledger(folder / "whole")
 
 
-@pytest.mark.parametrize("order", ["stream", pytest.param("permutation", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("order", ["stream", pytest.param("finite", marks=pytest.mark.slow)])
 def test_bad_records_are_listed_once_and_warned_of(folder: Path, order: str) -> None:
     source = write("jsonl", folder / "texts", TEXTS)
     path = folder / "texts/000.jsonl"
@@ -110,7 +110,7 @@ def test_bad_records_are_listed_once_and_warned_of(folder: Path, order: str) -> 
     assert "Traceback" not in failed.stderr
 
 
-@pytest.mark.parametrize("order", ["stream", "permutation"])
+@pytest.mark.parametrize("order", ["stream", "finite"])
 def test_what_is_left_out_is_counted_in_the_metrics(folder: Path, order: str) -> None:
     source = write("jsonl", folder / "texts", [*TEXTS, "short", "", "too"])
     configure(folder, data={"sources": [source], "order": order, "cleaning": [{"step": "length", "min": 10}]})
@@ -189,7 +189,7 @@ def test_prepared_tokens_train_as_the_text_does_and_tell_their_tokenizer(folder:
     assert prepared.returncode == 0, prepared.stderr
     configure(folder, data={"sources": [{"kind": "tokens", "paths": ["out/train"]}]})
     train(folder, "train.epochs=1")
-    text = {"sources": [source], "order": "permutation"}
+    text = {"sources": [source], "order": "finite"}
     configure(folder, data=text)
     train(folder, "train.epochs=1", "run.directory=from-text")
     assert metrics(folder / "run") == metrics(folder / "from-text")

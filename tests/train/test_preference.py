@@ -54,7 +54,7 @@ def write_runs(folder: Path) -> None:
 
     write("base", {"paths": ["pairs.jsonl"], "field": "{prompt}{rejected}"}, data={"shuffle_buffer": 16})
     tuned: dict[str, Any] = {
-        "data": {"order": "permutation", "holdout": 0.2},
+        "data": {"order": "finite", "holdout": 0.2},
         "train": {"init_from": "base", "steps": 12},
         "evaluation": {"interval": 4, "batch": 4},
     }
@@ -199,7 +199,7 @@ def test_low_rank_factors_and_forgetting_go_with_it(folder: Path) -> None:
     ("changes", "words"),
     [
         (("train.init_from=null",), "neither objective.reference nor train.init_from is given; set train.init_from to"),
-        (("data.order=stream",), "data.order is stream, which has no end; set data.order=permutation"),
+        (("data.order=stream",), "data.order is stream, which has no end; set data.order=finite"),
         (
             ("objective.reference=nowhere",),
             "objective.reference: there is no checkpoint or run directory nowhere",

@@ -58,7 +58,7 @@ def write_run(folder: Path, name: str) -> None:
             file.write(json.dumps(row) + "\n")
     case = CASES[name]
     data = {
-        "tokenizer": {"kind": "bytes"}, "sequence_length": 40, "order": "permutation", "workers": 0, "holdout": 0.2,
+        "tokenizer": {"kind": "bytes"}, "sequence_length": 40, "order": "finite", "workers": 0, "holdout": 0.2,
         **case["data"],
     }  # fmt: skip
     config = {

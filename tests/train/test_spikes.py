@@ -33,7 +33,7 @@ SETTINGS = (
     "recovery.spikes.window=12",
     "recovery.spikes.threshold=8",
 )
-FINITE = ("data.order=permutation",)
+FINITE = ("data.order=finite",)
 
 
 def write_runs(folder: Path, garbage: bool = True) -> None:

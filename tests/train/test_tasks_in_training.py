@@ -174,7 +174,7 @@ def test_a_classifier_is_evaluated_while_it_trains(tmp_path: Path) -> None:
     ]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     source = {"kind": "jsonl", "paths": ["rows.jsonl"], "fields": {"label": "label"}}
-    settings["data"] |= {"sources": [source], "evaluation": [source], "order": "permutation"}
+    settings["data"] |= {"sources": [source], "evaluation": [source], "order": "finite"}
     settings["objective"] = {"name": "classification", "labels": ["a", "b"], "pooling": "last"}
     path.write_text(yaml.safe_dump(settings))
     task = {"kind": "classify", "data": {"files": ["rows.jsonl"]}, "text": "{{ text }}", "labels": ["b", "a"]}

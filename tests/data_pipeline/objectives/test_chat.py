@@ -29,7 +29,7 @@ from tests.data_pipeline.reading.test_dialogue import byte_level
 from tests.data_pipeline.reading.test_dialogue import spelled as spelled_by
 
 LENGTH = 96
-ORDERS = pytest.mark.parametrize("order", ["stream", "permutation"])
+ORDERS = pytest.mark.parametrize("order", ["stream", "finite"])
 
 
 def turns(*texts: str) -> list[dict[str, Any]]:

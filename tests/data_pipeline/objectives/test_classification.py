@@ -63,7 +63,7 @@ def test_rows_are_those_of_a_bert_tokenizer(pair: bool, tmp_path: Path) -> None:
     assert arrays["encoder_weights"].tolist() == expected["attention_mask"]
 
 
-@pytest.mark.parametrize("order", ["stream", "permutation"])
+@pytest.mark.parametrize("order", ["stream", "finite"])
 @pytest.mark.parametrize(
     ("objective", "values", "expected"),
     [
@@ -110,7 +110,7 @@ MULTI = ClassificationObjective(labels=["x", "y"], problem="multi_label")
 NUMBER = ClassificationObjective(labels=["stars"], problem="regression")
 
 
-@pytest.mark.parametrize("order", ["stream", "permutation"])
+@pytest.mark.parametrize("order", ["stream", "finite"])
 @pytest.mark.parametrize(
     ("objective", "value", "words"),
     [
@@ -166,7 +166,7 @@ def test_a_source_without_labels(source: dict[str, Any], words: str, tmp_path: P
         TrainLoader(config, tokenizer, objective=SINGLE, seed=1, dp_rank=0, dp_size=1)
 
 
-@pytest.mark.parametrize("order", ["stream", "permutation"])
+@pytest.mark.parametrize("order", ["stream", "finite"])
 def test_pairs_of_a_table_are_read_as_a_bert_tokenizer_does(order: str, tmp_path: Path) -> None:
     vocabulary, table = tmp_path / "vocab.txt", tmp_path / "rte.tsv"
     vocabulary.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]))

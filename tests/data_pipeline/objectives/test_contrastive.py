@@ -57,7 +57,7 @@ def plain_row(text: str, tokenizer: Tokenizer, pooling: str) -> list[int]:
     return tokens + [special["pad"]] * (LENGTH - len(tokens))
 
 
-@pytest.mark.parametrize("order", ["stream", "permutation"])
+@pytest.mark.parametrize("order", ["stream", "finite"])
 @pytest.mark.parametrize(
     ("pooling", "negatives", "positives"),
     [("first", 2, "target"), ("mean", 0, "target"), ("last", 1, "dropout"), ("first", 0, "dropout")],
@@ -128,7 +128,7 @@ def test_sources_say_where_the_texts_are(negatives: int, source: dict[str, Any],
 
 
 def test_rows_without_the_positive_are_left_out_and_counted(tmp_path: Path) -> None:
-    config = config_of(tmp_path, [*ROWS, {"q": "alone"}, {"q": "a", "p": None}], "permutation", target_field="p")
+    config = config_of(tmp_path, [*ROWS, {"q": "alone"}, {"q": "a", "p": None}], "finite", target_field="p")
     objective = ContrastiveObjective()
     tokenizer = prepare_tokenizer(config, tmp_path / "tokenizer", roles=objective.roles(LENGTH))
     held = build_evaluation_set(config, tokenizer, tmp_path / "cache", objective=objective)

@@ -315,7 +315,7 @@ LEAST: list[tuple[ObjectiveConfig, int]] = [
 ]
 
 
-@pytest.mark.parametrize("order", ["stream", "permutation"])
+@pytest.mark.parametrize("order", ["stream", "finite"])
 @pytest.mark.parametrize(("objective", "least"), LEAST)
 def test_samples_of_few_tokens_or_a_refusal(tmp_path: Path, objective: ObjectiveConfig, least: int, order: str) -> None:
     source = write_jsonl(tmp_path / "data", texts(60))

@@ -44,7 +44,7 @@ def config_of(folder: Path, rows: list[dict[str, Any]], **changes: Any) -> DataC
     fields = {name: name for name in (("answer", "label") if alone else ("chosen", "rejected"))}
     source = {"kind": "jsonl", "paths": [str(path)], "field": "prompt", "fields": fields, **changes.pop("source", {})}
     settings = {"tokenizer": {"kind": "bytes"}, "sequence_length": LENGTH, "lanes": 1, "shuffle_buffer": 1}
-    return DataConfig.model_validate({"sources": [source], "order": "permutation", **settings, **changes})
+    return DataConfig.model_validate({"sources": [source], "order": "finite", **settings, **changes})
 
 
 def tokenizer_of(config: DataConfig, folder: Path, objective: AnswersSettings) -> Tokenizer:
@@ -68,7 +68,7 @@ def by_hand(prompt: str, answer: str, tokenizer: Tokenizer, objective: AnswersSe
     return whole[:-1], list(range(len(head) - 1, len(whole) - 1)), [*words, eos]
 
 
-@pytest.mark.parametrize("order", ["stream", "permutation"])
+@pytest.mark.parametrize("order", ["stream", "finite"])
 @pytest.mark.parametrize(
     "objective", [PAIRS, PreferenceObjective(end_prompt=True), RewardObjective(), ALONE], ids=lambda each: each.name
 )
@@ -146,7 +146,7 @@ def test_what_is_too_long_is_cut_and_counted(objective: AnswersSettings, tmp_pat
         loader_of(config, tmp_path / "other", strict)
 
 
-@pytest.mark.parametrize("order", ["stream", "permutation"])
+@pytest.mark.parametrize("order", ["stream", "finite"])
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -243,7 +243,7 @@ def test_dialogues_are_read_by_the_chat_template(form: str, tmp_path: Path) -> N
     path.write_text(json.dumps(FORMS[form]) + "\n")
     source = {"kind": "jsonl", "paths": [str(path)], "layout": "preference"}
     config = DataConfig.model_validate(
-        {"sources": [source], "order": "permutation", "tokenizer": {"kind": "bytes"}, "sequence_length": 200}
+        {"sources": [source], "order": "finite", "tokenizer": {"kind": "bytes"}, "sequence_length": 200}
     )
     tokenizer = tokenizer_of(config, tmp_path, PAIRS)
     tokenizer.chat = ChatTemplates({"default": CHATML})
@@ -277,7 +277,7 @@ def test_dialogues_that_are_none_stop_with_their_place(record: dict[str, Any], w
     path.write_text(json.dumps(record) + "\n")
     source = {"kind": "jsonl", "paths": [str(path)], "layout": "preference"}
     config = DataConfig.model_validate(
-        {"sources": [source], "order": "permutation", "tokenizer": {"kind": "bytes"}, "sequence_length": 200}
+        {"sources": [source], "order": "finite", "tokenizer": {"kind": "bytes"}, "sequence_length": 200}
     )
     with pytest.raises(UserError) as caught:
         loader_of(config, tmp_path, PAIRS)

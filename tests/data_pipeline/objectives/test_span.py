@@ -73,7 +73,7 @@ def questions(contents: dict[str, Any]) -> dict[str, tuple[str, dict[str, Any]]]
 
 
 @pytest.mark.parametrize("around", ["cls", "eos"])
-@pytest.mark.parametrize("order", ["stream", "permutation"])
+@pytest.mark.parametrize("order", ["stream", "finite"])
 def test_windows_and_answers(order: str, around: Any, tmp_path: Path) -> None:
     """Bytes are tokens, so that each row can be read by hand; the windows cover the passage, and each that holds the
     whole answer points at it."""

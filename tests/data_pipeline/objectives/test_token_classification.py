@@ -57,7 +57,7 @@ def expected(tokens: list[str], tags: list[str], join: str, objective: TokenClas
     return labels
 
 
-@pytest.mark.parametrize("order", ["stream", "permutation"])
+@pytest.mark.parametrize("order", ["stream", "finite"])
 @pytest.mark.parametrize("pieces", ["first", "all"])
 def test_labels_are_those_of_the_words(order: str, pieces: Any, tmp_path: Path) -> None:
     objective = OBJECTIVE.model_copy(update={"pieces": pieces})
@@ -89,7 +89,7 @@ def test_labels_are_those_of_the_words(order: str, pieces: Any, tmp_path: Path) 
     assert (fill.labels[NAME][1] == -1).all()
 
 
-@pytest.mark.parametrize("order", ["stream", "permutation"])
+@pytest.mark.parametrize("order", ["stream", "finite"])
 def test_long_texts_are_read_in_parts_between_words(order: str, tmp_path: Path) -> None:
     """Each word once; a run that stops within a text goes on behind the part that it has seen."""
     sentences = [(["ab", "cdefgh", "i", "jk", "lmnopqrstuvwxyz" * 2], ["B-PER", "O", "O", "B-LOC", "I-LOC"])] * 2
@@ -205,7 +205,7 @@ def test_entities_as_spans_of_characters(units: Any, scheme: Any, tmp_path: Path
         assert [kind for kind, _, _ in entities(found)] == kinds
 
 
-@pytest.mark.parametrize("order", ["stream", "permutation"])
+@pytest.mark.parametrize("order", ["stream", "finite"])
 @pytest.mark.parametrize(
     ("row", "words"),
     [

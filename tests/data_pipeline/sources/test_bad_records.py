@@ -404,10 +404,10 @@ def test_blank_lines_are_counted_wherever_blocks_end(
     assert found.bad == []
 
 
-def test_a_permutation_tells_of_all_of_them(tmp_path: Path) -> None:
+def test_a_finite_set_tells_of_all_of_them(tmp_path: Path) -> None:
     # More than are noted at a time, and no document among them.
     (tmp_path / "a.jsonl").write_text("x\n" * 3000 + f"{GOOD}\n" * 90)
-    data = config({"kind": "jsonl", "paths": [str(tmp_path / "a.jsonl")]}, order="permutation")
+    data = config({"kind": "jsonl", "paths": [str(tmp_path / "a.jsonl")]}, order="finite")
     told: list[ReadReport] = []
     for _ in range(2):
         open_samples(data, BytesTokenizer(), CausalObjective(), seed=0, cache=tmp_path / "cache", met=told.append)

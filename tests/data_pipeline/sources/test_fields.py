@@ -244,13 +244,13 @@ def test_a_run_that_began_without_repairs_goes_on_without_them(tmp_path: Path, w
 
 
 def test_targets_that_an_objective_does_not_read_are_left_out(tmp_path: Path) -> None:
-    """By permutation and in evaluation too, as in a stream."""
+    """As a finite set and in evaluation too, as in a stream."""
     write(tmp_path / "a.jsonl", "jsonl", [{"text": text, "aim": "x"} for text in texts(40)])
     directory = bytes_tokenizer(tmp_path)
     samples, sets = [], []
     for more in ({}, {"target_field": "aim"}):
         source = {"kind": "jsonl", "paths": [str(tmp_path / "a.jsonl")], **more}
-        data = config(source, order="permutation", evaluation=[source])
+        data = config(source, order="finite", evaluation=[source])
         opened = open_samples(data, load_tokenizer(directory), CausalObjective(), seed=0, cache=tmp_path / "cache")
         samples.append(opened.make(range(20)).arrays["tokens"].tolist())
         sets.append(build_evaluation_set(data, load_tokenizer(directory), tmp_path / "cache"))

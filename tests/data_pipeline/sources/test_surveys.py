@@ -50,7 +50,7 @@ def test_a_machine_that_lacks_the_files_is_told_so(tmp_path: Path) -> None:
 
 def test_finite_sets_of_several_sources_come_from_surveys_too(tmp_path: Path) -> None:
     sources = [write_jsonl(tmp_path / "jsonl", texts(30)), write_lines(tmp_path / "lines", texts(50))]
-    settings = config(*sources, order="permutation")
+    settings = config(*sources, order="finite")
     tokenizer = load_tokenizer(bytes_tokenizer(tmp_path))
     made = []
     for cache, surveys in (("alone", None), ("told", survey_sources(settings))):
