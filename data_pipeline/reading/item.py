@@ -33,11 +33,15 @@ class Item:
     """UTF-8 bytes of the source text that the answers stand for, where that is not their own length."""
     scored_words: int | None = None
     """Words of the source text, split at white space; for perplexity by word."""
+    stream: str | None = None
+    """Digest of the texts that it is joined with, where its score depends on them."""
 
     @property
     def digest(self) -> str:
         """16 hexadecimal digits of all that it says, its place excepted."""
         content = asdict(self) | {"number": None}
+        if self.stream is None:  # as it was before there were any
+            del content["stream"]
         return hashlib.sha256(json.dumps(content, ensure_ascii=True, sort_keys=True).encode()).hexdigest()[:16]
 
     def context_of(self, answer: int) -> str:

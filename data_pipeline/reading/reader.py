@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -67,15 +68,74 @@ class Reader:
             UserError: the answer becomes no token, or one of the texts is no Unicode.
         """
         for text in (context, answer):
-            if not is_unicode(text):
-                raise UserError(f"{text[:40]!a} has bytes that are not UTF-8; write it in UTF-8")
+            _require_unicode(text)
         if self.architecture == "encoder_decoder" or (self.architecture == "decoder" and self.form == "source"):
             read = self._after_source(context, answer)
         else:
             read = self._in_one_text(context, answer)
-        if not read.tokens:
-            raise UserError(f"the answer {answer[:40]!r} becomes no token; give one that the tokenizer does not drop")
+        _require_tokens(read)
         return read
+
+    def documents(self, texts: Sequence[str], separator: str | None = None) -> list[ReadAnswer]:
+        """Read texts that follow each other, for a decoder.
+
+        Args:
+            separator: text between them; they and it are one text, read at once. None: they follow each other as they
+                do in training, each with the tokens that a document ends with.
+
+        Returns:
+            Of each text the tokens that it adds. Those of the separator, or of the document's end, belong to the text
+            that they end; `before` are those in front of it, which are never predicted.
+
+        Raises:
+            UserError: as `answer`.
+        """
+        for text in texts:
+            _require_unicode(text)
+        reads = self._framed(texts) if separator is None else self._separated(texts, separator)
+        for read in reads:
+            _require_tokens(read)
+        return reads
+
+    @property
+    def _first(self) -> tuple[int, ...]:
+        """What a text is predicted from where neither a context nor a special token stands in front of it."""
+        special = self.tokenizer.special
+        return (special.get("bos", special["eos"]),)
+
+    def _framed(self, texts: Sequence[str]) -> list[ReadAnswer]:
+        around = frame.document_frame(self.tokenizer)
+        reads = []
+        for number, text in enumerate(texts):
+            ids, spans = self.tokenizer.encode_with_spans(text)
+            size = len(text.encode())
+            before = around.begin if number else (*around.lead, *around.begin) or self._first
+            tokens = (*ids.tolist(), *around.end) if len(ids) else ()
+            found = (*((int(start), int(end)) for start, end in spans), *[(size, size)] * len(around.end))
+            reads.append(ReadAnswer(before=before, tokens=tokens, spans=found, text=text))
+        return reads
+
+    def _separated(self, texts: Sequence[str], separator: str) -> list[ReadAnswer]:
+        ids, spans = self.tokenizer.encode_with_spans(separator.join(texts))
+        sizes = [len(text.encode()) for text in texts]
+        starts = np.cumsum([0, *sizes]) + len(separator.encode()) * np.arange(len(texts) + 1)
+        # As in `_in_one_text`: a token on both sides of a border belongs to what comes behind it.
+        firsts = [int(np.argmax(spans[:, 1] > start)) if number else 0 for number, start in enumerate(starts[:-1])]
+        begin, _ = frame.text_frame(self.tokenizer, source=False)
+        before = tuple(begin) or self._first
+        reads = []
+        for number, text in enumerate(texts):
+            own = slice(firsts[number], firsts[number + 1] if number + 1 < len(texts) else len(ids))
+            found = np.minimum(spans[own] - starts[number], sizes[number])
+            reads.append(
+                ReadAnswer(
+                    before=() if number else before,
+                    tokens=tuple(ids[own].tolist()),
+                    spans=tuple((int(start), int(end)) for start, end in found),
+                    text=text,
+                )
+            )
+        return reads
 
     def words(self, read: ReadAnswer) -> np.ndarray:
         """(T,) the number of the word, from 0, that each token of an answer is part of."""
@@ -97,8 +157,7 @@ class Reader:
         else:
             begin, _ = frame.text_frame(self.tokenizer, source=False)
             if not begin and not first:
-                special = self.tokenizer.special
-                begin = [special.get("bos", special["eos"])]
+                begin = list(self._first)
         return ReadAnswer(
             before=(*begin, *ids[:first].tolist()),
             tokens=tuple(tokens),
@@ -117,3 +176,13 @@ class Reader:
             return ReadAnswer(before=source, text=answer, begin=len(begin), **read)  # type: ignore[arg-type]
         start = frame.start_token(self.tokenizer)
         return ReadAnswer(before=(start,), text=answer, source=source, begin=1, **read)  # type: ignore[arg-type]
+
+
+def _require_unicode(text: str) -> None:
+    if not is_unicode(text):
+        raise UserError(f"{text[:40]!a} has bytes that are not UTF-8; write it in UTF-8")
+
+
+def _require_tokens(read: ReadAnswer) -> None:
+    if not read.tokens:
+        raise UserError(f"the answer {read.text[:40]!r} becomes no token; give one that the tokenizer does not drop")

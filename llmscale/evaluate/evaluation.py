@@ -18,10 +18,12 @@ from llmscale.evaluate.classification import Labeller
 from llmscale.evaluate.generation import ItemWriter
 from llmscale.evaluate.placed import Placed
 from llmscale.evaluate.scorers import Length, Overflow, Scorer, scorer_for
+from llmscale.evaluate.scorers.causal import Causal
 from llmscale.evaluate.scoring import BATCH_TOKENS, Asked, RowScorer, records_of
 from llmscale.evaluate.spans import SpanFinder
 from llmscale.evaluate.tags import Tagger
 from llmscale.evaluate.tasks import Task
+from llmscale.evaluate.tasks.kinds.perplexity import PerplexityTask
 from llmscale.evaluate.tasks.kinds.tag import TagTask
 from llmscale.generate.prompts import reading_of
 from llmscale.generate.settings import Settings
@@ -147,7 +149,10 @@ def _scored(
     settings = task.settings
     length = Length(_overflow(task, choices), getattr(settings, "window", None), getattr(settings, "stride", None))
     scorer = scorer_for(model, placed.config.objective, choices.scorer)(_reader(placed), model, length)
-    asked = [_ask(scorer, item, task) for item in items]
+    if isinstance(settings, PerplexityTask) and settings.documents == "joined":
+        asked = _joined(scorer, settings, items, task)
+    else:
+        asked = [_ask(scorer, item, task) for item in items]
     rows = RowScorer(placed.scoring, model, placed.tokenizer, choices.batch_tokens)
     options = {"overflow": length.overflow, "window": length.window, "stride": length.stride}
     return scorer.name, options, lambda done, progress: records_of(asked[done:], rows, progress=progress)
@@ -158,6 +163,27 @@ def _ask(scorer: Scorer, item: Item, task: Task) -> Asked:
         return Asked(item, scorer.request(item))
     except UserError as error:
         raise UserError(f"task {task.name}, item {item.number}: {error}") from None
+
+
+def _joined(scorer: Scorer, settings: PerplexityTask, items: Sequence[Item], task: Task) -> list[Asked]:
+    """Items of one group in one stream of tokens."""
+    if not isinstance(scorer, Causal):
+        raise UserError(
+            f"task {task.name}: documents is joined, which decoders read, but the scorer of this checkpoint is"
+            f" {scorer.name}; set documents to separate"
+        )
+    groups: dict[str | None, list[int]] = {}
+    for place, item in enumerate(items):
+        groups.setdefault(item.group, []).append(place)
+    found: dict[int, Asked] = {}
+    for places in groups.values():
+        some = [items[place] for place in places]
+        try:
+            requests = scorer.joined(some, settings.separator)
+        except UserError as error:
+            raise UserError(f"task {task.name}: {error}") from None
+        found |= {place: Asked(items[place], request) for place, request in zip(places, requests, strict=True)}
+    return [found[place] for place in range(len(items))]
 
 
 def _written(

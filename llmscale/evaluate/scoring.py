@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -84,18 +85,30 @@ def records_of(
     """
     for first in range(0, len(asked), window):
         some = asked[first : first + window]
-        rows = [row for each in some for row in each.request.rows]
+        rows, places = _once([row for each in some for row in each.request.rows])
         scores = scorer.scores(rows)
         if scores is None:
             yield []
             continue
-        start, records = 0, []
-        for each in some:
-            count = len(each.request.rows)
-            records.append(_record(each, scores[start : start + count]))
-            start += count
+        found = iter([scores[number][:, own] for number, own in places])
         progress(len(some))
-        yield records
+        yield [_record(each, list(itertools.islice(found, len(each.request.rows)))) for each in some]
+
+
+def _once(rows: Sequence[Row]) -> tuple[list[Row], list[tuple[int, slice]]]:
+    """Rows that read the same as one, as items have them whose texts follow each other; and of each row that was given
+    the number of that one, and which of its targets are its own."""
+    numbers: dict[tuple[object, ...], int] = {}
+    unique: list[Row] = []
+    places = []
+    for row in rows:
+        number = numbers.setdefault(row.reads, len(unique))
+        if number == len(unique):
+            unique.append(replace(row, targets=()))
+        first = len(unique[number].targets)
+        unique[number] = unique[number].asked(row.targets)
+        places.append((number, slice(first, first + len(row.targets))))
+    return unique, places
 
 
 def _record(asked: Asked, scores: Sequence[torch.Tensor]) -> Record:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from data_pipeline.base.errors import UserError
 from llmscale.evaluate.artefact_files import load_artefact
 from llmscale.evaluate.evaluation import Choices, prepare, run
 from llmscale.evaluate.placed import Placed, place_whole
@@ -175,3 +176,24 @@ def test_answers_of_an_item_share_what_they_have_in_common(tmp_path: Path) -> No
         alone = sum(len(item.contexts[0] + answer) for answer in item.answers)
         assert tokens < 0.7 * alone + 16
         assert all(len(row.inputs) <= CONTEXT for row in request.rows)  # type: ignore[attr-defined]
+
+
+def test_joined_texts_score_the_same_in_any_batch_and_from_any_item_on(tmp_path: Path) -> None:
+    task = write_tasks(tmp_path / "tasks", items=9)["pairs"]
+    task.write_text(
+        "{kind: perplexity, text: '{{ good }}', documents: joined, window: 40, stride: 24,"
+        " data: {files: [pairs.jsonl]}}"
+    )
+    placed = place_whole(str(write_checkpoint(tmp_path / "model", "gpt2")), CPU, torch.float32)
+    loaded = load_tasks([str(task)]).tasks
+    (prepared,) = prepare(placed, loaded, Choices(output=tmp_path / "out"))
+    whole = [record for some in prepared.records(0, lambda done: None) for record in some]
+    for first in (1, 4, 8):  # as after a kill
+        assert [record for some in prepared.records(first, lambda done: None) for record in some] == whole[first:]
+    (other,) = prepare(placed, loaded, Choices(output=tmp_path / "out", batch_tokens=16))
+    assert [record for some in other.records(0, lambda done: None) for record in some] == whole
+    (limited,) = prepare(placed, loaded, Choices(output=tmp_path / "out", limit=5))
+    assert not {item.digest for item in limited.items} & {record.item for record in whole}
+    placed = place_whole(str(write_checkpoint(tmp_path / "bert", "bert")), CPU, torch.float32)
+    with pytest.raises(UserError, match=r"documents is joined, which decoders read, but .* pseudo_likelihood; set"):
+        prepare(placed, loaded, Choices(output=tmp_path / "out"))

@@ -143,3 +143,44 @@ def _loop(model: transformers.GPT2LMHeadModel, ids: list[int], size: int, stride
         scored += [float(logits[place - 1 - first, ids[place]]) for place in range(len(scored) + 1, last + 1)]
         end += stride
     return scored
+
+
+@pytest.mark.parametrize(
+    ("window", "stride", "separator"), [(None, None, None), (40, 13, None), (None, None, "\n\n"), (33, 7, " = ")]
+)
+def test_perplexity_of_joined_texts_is_that_of_a_loop_over_all_tokens(
+    gpt2: tuple[Path, transformers.GPT2LMHeadModel],
+    window: int | None,
+    stride: int | None,
+    separator: str | None,
+    tmp_path: Path,
+) -> None:
+    folder, model = gpt2
+    draw = random.Random(window)
+    domains = ["wiki", "news", "wiki", "wiki", "news"]
+    texts = [" ".join(draw.choices([*WORDS, "猫坐在垫子上", "é😀"], k=size)) for size in (2, 12, 60, 1, 5)]
+    given = {"window": window, "stride": stride, "separator": separator}
+    task = texts_task(tmp_path, texts, documents="joined", group="{{ domain }}", **given)
+    lines = [json.dumps({"text": text, "domain": name}) for text, name in zip(texts, domains, strict=True)]
+    (tmp_path / "texts.jsonl").write_text("\n".join(lines))
+    records = evaluate(folder, task)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder.with_name("hf"))
+    size = window or 64
+    nats: dict[str, float] = {}
+    for domain in set(domains):
+        own = [text for text, name in zip(texts, domains, strict=True) if name == domain]
+        if separator is None:
+            ids = [0, *(token for text in own for token in (*tokenizer(text)["input_ids"], 0))]
+        else:
+            ids = [0, *tokenizer(separator.join(own))["input_ids"]]
+        wanted = _loop(model, ids, size, stride or size)
+        answers = [record.answers[0] for record in records if record.group == domain]
+        assert [token for answer in answers for token in answer.ids] == ids[1:]
+        got = [value for answer in answers for value in answer.log_probabilities]
+        assert got == pytest.approx(wanted, abs=1e-5)
+        nats[domain] = -sum(wanted)
+        for text, answer in zip(own, answers, strict=True):
+            raw = text.encode()
+            assert b"".join(raw[start:end] for start, end in answer.spans) == raw
+    figure = figure_of("bits_per_byte", records).value
+    assert figure == pytest.approx(sum(nats.values()) / math.log(2) / len("".join(texts).encode()), rel=1e-5)

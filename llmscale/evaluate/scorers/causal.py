@@ -80,22 +80,54 @@ class Causal(Scorer):
                 before = (*before[: read.begin], *before[read.begin + excess :])
         return _Sequence((*before, *tokens), len(before))
 
+    def joined(self, items: Sequence[Item], separator: str | None) -> list[Request]:
+        """What is asked about items whose texts follow each other: windows go on across the borders of texts, and a
+        row is asked for the tokens of each text that it scores.
+
+        Args:
+            separator: text between them; None: as documents in training.
+
+        Raises:
+            UserError: a text becomes no token.
+        """
+        reads = self.reader.documents([item.answers[0] for item in items], separator)
+        ids: list[int] = []
+        owners: list[int] = []
+        for number, read in enumerate(reads):
+            ids += (*read.before, *read.tokens)
+            owners += [-1] * len(read.before) + [number] * len(read.tokens)
+        requests = [Request() for _ in items]
+        places: list[list[Place]] = [[] for _ in items]
+        for start, done, end in self._extents(len(ids), len(reads[0].before)):
+            for number, own in itertools.groupby(range(done, end), key=owners.__getitem__):
+                if number >= 0:
+                    row = self._row(ids[start : end - 1], [(place - 1 - start, ids[place]) for place in own])
+                    places[number] += requests[number].add(row)
+        for request, read, found in zip(requests, reads, places, strict=True):
+            request.answers.append((read, found))
+        return requests
+
     def _windows(self, sequence: _Sequence) -> Iterator[Row]:
-        """Rows of at most a window's tokens, which score each token of the answer once, with as much context as fits;
-        as is usual for perplexity on long texts (lm-evaluation-harness's rolling windows where the stride is not
-        set)."""
-        ids, done = sequence.ids, sequence.first
+        """Rows of at most a window's tokens, which score each token of the answer once."""
+        ids = sequence.ids
+        for start, done, end in self._extents(len(ids), sequence.first):
+            yield self._row(ids[start : end - 1], [(place - 1 - start, ids[place]) for place in range(done, end)])
+
+    def _extents(self, count: int, done: int) -> Iterator[tuple[int, int, int]]:
+        """Windows over `count` tokens, all of which from `done` on are scored once, with as much context as fits: as is
+        usual for perplexity on long texts (lm-evaluation-harness's rolling windows where the stride is not set). Of
+        each the first token that it reads, the first that it scores, and the one behind its last."""
         size = min(self.length.window or self.model.max_positions, self.model.max_positions)
         stride = self.length.stride or size
         # At most half of the first window is context, where not all of it fits.
-        start = max(0, done - max(size // 2, 1)) if len(ids) - 1 > size else 0
-        end = min(start + size + 1, len(ids))
+        start = max(0, done - max(size // 2, 1)) if count - 1 > size else 0
+        end = min(start + size + 1, count)
         while True:
-            yield self._row(ids[start : end - 1], [(place - 1 - start, ids[place]) for place in range(done, end)])
+            yield start, done, end
             done = end
-            if done >= len(ids):
+            if done >= count:
                 return
-            end = min(done + stride, len(ids))
+            end = min(done + stride, count)
             start = end - 1 - size
 
     def _row(self, inputs: Sequence[int], targets: list[tuple[int, int]], prefix: int = 0) -> Row:

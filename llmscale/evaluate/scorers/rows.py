@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from data_pipeline.reading.reader import ReadAnswer
 
@@ -30,6 +30,15 @@ class Row:
     prefix: int = 0
     """How many inputs from the start all see each other."""
 
+    @property
+    def reads(self) -> tuple[object, ...]:
+        """What the model reads, whatever is asked."""
+        return self.inputs, self.source, self.positions, self.branches, self.shared, self.prefix
+
+    def asked(self, more: tuple[tuple[int, int], ...]) -> Row:
+        """The same row, asked for more targets behind its own."""
+        return replace(self, targets=self.targets + more)
+
 
 @dataclass
 class Request:
@@ -45,9 +54,9 @@ class Request:
     def add(self, row: Row) -> list[Place]:
         """Ask for a row, and say where the scores of its targets will be found. Rows that read the same are one."""
         for number, other in enumerate(self.rows):
-            if _reads(other) == _reads(row):
+            if other.reads == row.reads:
                 first = len(other.targets)
-                self.rows[number] = Row(**{**vars(other), "targets": other.targets + row.targets})
+                self.rows[number] = other.asked(row.targets)
                 return [(number, first + target) for target in range(len(row.targets))]
         self.rows.append(row)
         return [(len(self.rows) - 1, target) for target in range(len(row.targets))]
@@ -55,7 +64,3 @@ class Request:
     def extend(self, rows: Iterable[Row]) -> list[Place]:
         """`add` of several."""
         return [place for row in rows for place in self.add(row)]
-
-
-def _reads(row: Row) -> tuple[object, ...]:
-    return row.inputs, row.source, row.positions, row.branches, row.shared, row.prefix

@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from data_pipeline.base.encodings import normal_name
 from data_pipeline.base.section import Section
+from data_pipeline.reading.item import Item
 from llmscale.evaluate.tasks.templates import Template, Text, reads, requires
 
 SUBSET = "subset"
@@ -203,6 +204,10 @@ class TaskSettings(Section):
         Raises:
             Mistake: it makes no item.
         """
+
+    def together(self, items: list[Item]) -> list[Item]:
+        """Items with what depends on all that are asked."""
+        return items
 
     def all_templates(self) -> list[Template]:
         """All templates of the file, in the order in which they are evaluated."""

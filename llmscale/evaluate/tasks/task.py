@@ -87,6 +87,8 @@ class Task:
         """16 hexadecimal digits of what the file means and of all items, without examples. Where the data are from, and
         what the task is called, do not count."""
         meaning = self.settings.model_dump(mode="json", exclude={"name", "description", "language", "data", "metrics"})
+        if meaning.get("separator", "") is None:  # as it was before there was one
+            del meaning["separator"]
         state = hashlib.sha256(json.dumps(meaning, sort_keys=True).encode())
         for number, draft in enumerate(self._drafts):
             state.update(draft.item(number).digest.encode())
@@ -110,7 +112,7 @@ class Task:
             )
         numbers = self._chosen(limit)
         if not count:
-            return [self._drafts[number].item(number) for number in numbers]
+            return self.settings.together([self._drafts[number].item(number) for number in numbers])
         return [self._drafts[number].item(number, self._shown(self._drafts[number], count, seed)) for number in numbers]
 
     def bare_items(self, limit: int | None = None) -> list[Item]:

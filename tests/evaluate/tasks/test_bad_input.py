@@ -91,6 +91,11 @@ FILES: dict[str, tuple[dict[str, Any], str]] = {
         {**PERPLEXITY, "window": 8, "stride": 9},
         "stride is 9, but window is 8, so that tokens between windows",
     ),
+    "separator": ({**PERPLEXITY, "separator": "x"}, "separator is 'x', but documents is separate; make it joined"),
+    "preamble of joined texts": (
+        {**PERPLEXITY, "documents": "joined", "preamble": "x"},
+        "documents is joined, but preamble would stand before each text; leave it out",
+    ),
     "samples": ({**GENERATE, "samples": 4}, "samples is 4, but temperature is 0, so that all would be the same; raise"),
     "empty end": ({**GENERATE, "until": [""]}, "until: it has an empty text, which would end every answer at once"),
     "window for an answer": (

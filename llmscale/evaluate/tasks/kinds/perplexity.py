@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from data_pipeline.reading.item import Item
 from llmscale.evaluate.tasks.settings import Mistake, Question, TaskSettings, text_of
 from llmscale.evaluate.tasks.templates import Template, Text
 
@@ -30,8 +33,11 @@ class PerplexityTask(TaskSettings):
     """Tokens that each window is further than the one before: those that it scores. The window's size where not given,
     so that no token is seen twice."""
     documents: Literal["separate", "joined"] = "separate"
-    """separate: each text begins a document of its own. joined: texts follow each other as they do in training, with
-    the end of a document between them."""
+    """separate: each text begins a document of its own. joined: the texts of a group follow each other, and windows go
+    on from one to the next."""
+    separator: str | None = None
+    """Text between joined ones. As they follow each other in training where not given: with the end of a document
+    behind each."""
     overflow: Literal["refuse", "window", "truncate-left"] = "window"
     """As of any task."""
 
@@ -43,6 +49,24 @@ class PerplexityTask(TaskSettings):
                 f" scored; make it {self.window} or less"
             )
         return self
+
+    @model_validator(mode="after")
+    def _what_joins(self) -> PerplexityTask:
+        if self.documents == "separate" and self.separator is not None:
+            raise ValueError(f"separator is {self.separator!r}, but documents is separate; make it joined")
+        if self.documents == "joined" and self.preamble:
+            raise ValueError("documents is joined, but preamble would stand before each text; leave it out")
+        return self
+
+    def together(self, items: list[Item]) -> list[Item]:
+        """Joined texts know what they are joined with, which their scores depend on."""
+        if self.documents == "separate":
+            return items
+        streams: dict[str | None, Any] = {}
+        for item in items:
+            state = streams.setdefault(item.group, hashlib.sha256())
+            state.update(item.digest.encode())
+        return [replace(item, stream=streams[item.group].hexdigest()[:16]) for item in items]
 
     def templates(self) -> list[Template]:
         source = [] if self.source_text is None else [Template("source_text", self.source_text)]
