@@ -10,7 +10,7 @@ from llmscale.generate.prompts import Context
 from llmscale.generate.rules import Rules
 from llmscale.generate.sampling import choose, draws_of, penalized
 from llmscale.generate.settings import Settings
-from llmscale.generate.state import EXACT, State, filled_length, seen_tokens
+from llmscale.generate.state import EXACT, ExactState, State, kept_lengths, seen_tokens
 from llmscale.model import Transformer
 
 Ended = Callable[[int, int], bool]
@@ -37,7 +37,8 @@ def decode(
     count = len(contexts)
     # Whoever only fills the batch up is read, but not asked.
     contexts = [*contexts, *[contexts[0]] * (least - count)]
-    state = State(model, contexts, settings.max_new_tokens, exact=settings.exact)
+    kind = ExactState if settings.exact else State
+    state = kind(model, contexts[:count], settings.max_new_tokens)
     logits = state.read()
     numbers = [*range(count), *[0] * (len(contexts) - count)]
     running = [row < count for row in range(len(contexts))]
@@ -78,14 +79,12 @@ def batches(contexts: Sequence[Context], size: int, exact: bool = False) -> Iter
     """Numbers of contexts, at most `size` at a time; those of one batch are about equally long.
 
     Args:
-        exact: those of one batch are padded to the same lengths, whichever they are.
+        exact: those of one batch are of the same `kept_lengths`.
     """
     order = sorted(range(len(contexts)), key=lambda number: len(contexts[number].key))
     groups: dict[tuple[int, int], list[int]] = {}
     for number in order:
-        context = contexts[number]
-        lengths = filled_length(len(context.tokens)), filled_length(len(context.source or ()))
-        groups.setdefault(lengths if exact else (0, 0), []).append(number)
+        groups.setdefault(kept_lengths(contexts[number]) if exact else (0, 0), []).append(number)
     for group in groups.values():
         for start in range(0, len(group), size):
             yield group[start : start + size]

@@ -68,7 +68,8 @@ class Settings:
     """Most prompts in one forward pass."""
     exact: bool = False
     """Whether the text of a prompt must not depend on the other prompts or on `batch`, not even by rounding: prompts
-    are padded to multiples of 16 tokens, and 16 at least are continued together. Not with beams."""
+    are padded to multiples of 16 tokens, then kept as long as a power of 2, and 16 at least are continued together. Not
+    with beams."""
 
     def __post_init__(self) -> None:
         for wrong, sentence in (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -76,6 +78,36 @@ class KeyValueCache:
             store[:, :, :, : self.length] = kept
         if memory:
             self._memory = {layer: (key[rows], value[rows]) for layer, (key, value) in self._memory.items()}
+
+    def adopt(self, rows: Sequence[int], other: KeyValueCache, length: int, memory_length: int = 0) -> None:
+        """Have what another cache holds as sequences `rows` of this one, at the end of the first `length` tokens.
+
+        Args:
+            rows: of each sequence of the other.
+            length: what this one holds then; what stands in front is 0.
+            memory_length: tokens of the encoder's result that there is room for, behind which is 0.
+        """
+        place = torch.tensor(rows, device=self._stores[0].device)
+        start = length - other.length
+        for store, held in zip(self._stores, other._stores, strict=True):
+            store[:, place, :, :start] = 0
+            store[:, place, :, start:length] = held[:, :, :, : other.length]
+        self.length = length
+        for layer, parts in other._memory.items():
+            if layer not in self._memory:
+                shapes = [(self._stores[0].shape[1], part.shape[1], memory_length, part.shape[3]) for part in parts]
+                key, value = (part.new_zeros(shape) for part, shape in zip(parts, shapes, strict=True))
+                self._memory[layer] = key, value
+            for store, part in zip(self._memory[layer], parts, strict=True):
+                store[place, :, : part.shape[2]] = part
+
+    def repeat_first(self, start: int) -> None:
+        """Have the first sequence again in place of all from `start` on."""
+        for store in self._stores:
+            store[:, start:, :, : self.length] = store[:, :1, :, : self.length]
+        for stores in self._memory.values():
+            for store in stores:
+                store[start:] = store[:1]
 
     def _use(self, stores: list[Tensor]) -> None:
         self._stores = stores

@@ -12,7 +12,11 @@ from llmscale.generate.decode import decode
 from llmscale.generate.prompts import contexts_of
 from tests.evaluate.models import write_checkpoint
 
-PROMPTS = ["the cat", "a", "two old dogs ran far away from houses and", "the", "sat on a mat while two", "x" * 40]
+PROMPTS = [
+    *("the cat", "a", "two old dogs ran far away from houses and", "the", "sat on a mat while two"),
+    # Padded to 48 and to 64 tokens while they are read, then both to 64.
+    *("x" * 40, "y" * 52),
+]
 
 
 @pytest.mark.parametrize("family", ["llama", "experts", "t5"])
