@@ -6,6 +6,8 @@ INSTALL := $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/pyth
 # A process per core and one more, since many tests wait for others, up to eight; each takes tests from another when it
 # has none left.
 WORKERS := $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2) + 1 )))
+# The only places of tests that run alone: others need not be collected for them.
+ALONE = tests/slurm $(shell grep -rl 'mark\.alone' tests --include='test_*.py')
 PARALLEL := $(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 8 --dist worksteal
 
 .PHONY: help quickstart test test-slow test-all parity-full lint format install constraints clean
@@ -18,11 +20,11 @@ quickstart: $(VENV)/.installed  ## Install, then train a small GPT on the Python
 
 test: $(VENV)/.installed-test  ## Run the tests that are not slow
 	$(PARALLEL) -m "not slow and not alone"
-	$(BIN)/python -m pytest -m "not slow and alone"
+	$(BIN)/python -m pytest -m "not slow and alone" $(ALONE)
 
 test-slow: $(VENV)/.installed-oracles  ## Install what slow tests compare with, and run them
 	$(PARALLEL) -m "slow and not alone"
-	$(BIN)/python -m pytest -m "slow and alone"
+	$(BIN)/python -m pytest -m "slow and alone" $(ALONE)
 
 test-all: test test-slow  ## Run all tests
 

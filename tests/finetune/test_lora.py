@@ -11,8 +11,7 @@ import torch
 from data_pipeline.base.records import read_records
 from llmscale.checkpoint import newest_intact
 from tests.tiny_run import losses, write_tiny_run
-from tests.train.forked import Finished, run
-from tests.train.runs import llmscale
+from tests.train.forked import Finished, run, run_on_ranks
 from tests.train.test_classification import write_run
 
 SHAPE = (
@@ -68,7 +67,7 @@ def test_it_resumes_to_the_bit_and_in_another_layout(folder: Path) -> None:
     one, other = newest_intact(folder / "again"), newest_intact(folder / "tuned")
     assert all(torch.equal(one.full(name), other.full(name)) for name in other.names)
     settings = (*SHAPE, *how, "run.directory=tensor", "train.steps=6", "parallel.tensor=2")
-    done = llmscale("launch", "local", "--nproc", "2", "config.yaml", *settings, cwd=folder)
+    done = run_on_ranks(2, "train", "config.yaml", *settings, cwd=folder)
     assert done.returncode == 0, done.stderr
     found, expected = losses(folder / "tensor"), losses(folder / "tuned")
     assert found == {step: pytest.approx(loss, rel=1e-5) for step, loss in expected.items()}

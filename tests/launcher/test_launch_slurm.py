@@ -10,81 +10,12 @@ import zipfile
 from pathlib import Path
 
 import pytest
-import yaml
-from click.testing import CliRunner
 
 from data_pipeline.base.errors import UserError
 from data_pipeline.base.records import RecordWriter
-from launcher.commands import launch
-from launcher.sbatch_options import given_options, gpus_per_node
 from llmscale.config import load_config
 from llmscale.report.goodput import ACTIVITIES
-
-ROOT = Path(__file__).resolve().parents[2]
-
-SBATCH = """#!/bin/bash
-printf '%s\\0' "$@" > "{folder}/arguments"
-env -0 > "{folder}/environment"
-{end}
-"""
-
-
-class LoginNode:
-    """A working directory that is no clone, with a config of a run named run-7 and an sbatch."""
-
-    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.folder = folder
-        folder.mkdir()
-        (folder / "bin").mkdir()
-        settings = {"run": {"directory": "runs/run-7"}, "data": {"sources": [{"paths": ["x"]}]}}
-        (folder / "config.yaml").write_text(yaml.safe_dump(settings))
-        for name in [name for name in os.environ if name.startswith(("SLURM_", "SBATCH_"))]:
-            monkeypatch.delenv(name)
-        monkeypatch.chdir(folder)
-        monkeypatch.setenv("PATH", f"{folder / 'bin'}:{os.environ['PATH']}")
-        self.answers()
-
-    def answers(self, end: str = "echo 4711") -> None:
-        path = self.folder / "bin/sbatch"
-        path.write_text(SBATCH.format(folder=self.folder, end=end))
-        path.chmod(0o755)
-
-    def settings(self, text: str) -> None:
-        (self.folder / "slurm").mkdir()
-        (self.folder / "slurm/cluster.env").write_text(text)
-
-    def launch(self, *arguments: object) -> str:
-        """Stdout of a launch that does well."""
-        result = invoke(*arguments)
-        assert result.exception is None, result.output
-        return result.stdout
-
-    def arguments(self) -> list[str]:
-        return (self.folder / "arguments").read_text().split("\0")[:-1]
-
-    def environment(self) -> dict[str, str]:
-        entries = (self.folder / "environment").read_text().split("\0")
-        return dict(entry.split("=", 1) for entry in entries if entry)
-
-    def submitted(self) -> bool:
-        return (self.folder / "arguments").exists()
-
-
-@pytest.fixture
-def login(tmp_path, monkeypatch):
-    return LoginNode(tmp_path / "login", monkeypatch)
-
-
-def invoke(*arguments):
-    return CliRunner().invoke(launch, ["slurm", *(str(argument) for argument in arguments)])
-
-
-def assert_refused(login, *arguments, says):
-    result = invoke(*arguments)
-    assert isinstance(result.exception, UserError), result.output
-    for text in says:
-        assert text in str(result.exception)
-    assert not login.submitted()
+from tests.launcher.login_node import ROOT, assert_refused, invoke
 
 
 def test_a_job_is_submitted_with_any_option_under_the_runs_name(login):
@@ -325,72 +256,6 @@ def test_another_launch_or_job_in_the_shell_is_not_handed_on(login, monkeypatch)
     assert not {"RANK", "WORLD_SIZE", "MASTER_ADDR"} & login.environment().keys()
 
 
-@pytest.mark.parametrize(
-    ("before", "options", "ranks"),
-    [
-        ([], [], ["--nodes=1", "--ntasks-per-node=1"]),
-        (["--nodes=2"], ["--gpus-per-node=a100:8"], ["--nodes=2", "--ntasks-per-node=8"]),
-        (["--nodes=2"], ["--gres=gpu:4,nvme:1"], ["--nodes=2", "--ntasks-per-node=4"]),
-        (["--nodes=2"], ["-G", "6"], ["--nodes=2", "--ntasks-per-node=3"]),
-        (["--nodes=2", "run.device=cpu"], ["--gpus-per-node=8"], ["--nodes=2", "--ntasks-per-node=1"]),
-        ([], ["-N", "2", "--ntasks-per-node=4"], []),
-        ([], ["-N2", "-n6"], []),
-        ([], ["-n6"], []),
-        (["--nodes=3"], ["-n6"], ["--nodes=3"]),
-        (["--nodes=2"], ["--nodes=2"], ["--ntasks-per-node=1"]),
-        ([], ["-N2-4"], []),
-        ([], ["-N", "2", "--tasks-per-node=4"], []),
-        (["--nodes=2"], ["--ntasks-per-n", "3"], ["--nodes=2"]),
-        (["--nodes=2"], ["--gpus-per-n=a100:8"], ["--nodes=2", "--ntasks-per-node=8"]),
-    ],
-)
-def test_how_many_ranks_there_are_is_said_once(login, before, options, ranks):
-    given = ["train.global_batch=96", "data.lanes=96"]
-    login.launch("config.yaml", *given, *before, "--", *options)
-    words = login.arguments()
-    end = len(words) - words[::-1].index("--parsable")
-    ours = words[end : next(i for i, word in enumerate(words) if word.endswith(".sbatch")) - len(options)]
-    assert [word for word in ours if word.startswith(("--nodes", "--ntasks"))] == ranks
-
-
-@pytest.mark.parametrize(
-    ("before", "options", "says"),
-    [
-        (["--nodes=2"], ["--nodes=4"], ["--nodes is 2, but 4"]),
-        (["--ntasks-per-node=2"], ["--ntasks-per-node", "4"], ["--ntasks-per-node is 2, but 4"]),
-        (["--time=10"], ["-t", "20"], ["--time is 10, but 20"]),
-        (["--ntasks-per-node=2"], ["--tasks-per-node", "4"], ["--ntasks-per-node is 2, but 4"]),
-        (["--nodes=2", "--ntasks-per-node=2"], ["-n", "5"], ["--ntasks=5", "2 nodes x 2 ranks are 4"]),
-        (["--nodes=2"], ["--gpus=5"], ["--gpus=5", "2 nodes"]),
-        ([], ["--wrap=hostname"], ["--wrap"]),
-        ([], ["--mem=8G", "run.seed=3"], ["'run.seed=3'", "before `--`"]),
-        ([], ["-p"], ["-p has no value"]),
-        ([], ["-N", "7"], ["train.global_batch (32) must be a multiple of the data-parallel size (7)"]),
-        (["--time=2"], [], ["limit of 120 s", "not above the 120 s"]),
-        ([], ["-t", "1"], ["limit of 60 s", "not above the 120 s"]),
-        (["--time=5"], ["--signal=B:USR1@300"], ["limit of 300 s", "not above the 300 s"]),
-        (["--time=soon"], [], ["'soon'"]),
-        ([], ["-a0-3"], ["--array=0-3", "'runs/run-7'", "{array_task}"]),
-        (["run.directory=runs/{array_task}"], [], ["'runs/{array_task}'", "--array"]),
-    ],
-)
-def test_contradictions_are_refused_with_both_values(login, before, options, says):
-    assert_refused(login, "config.yaml", "train.global_batch=32", *before, "--", *options, says=says)
-
-
-def test_a_time_limit_of_the_clusters_settings_counts_too(login):
-    login.settings("export SBATCH_TIMELIMIT=00:02:00\n")
-    assert_refused(login, "config.yaml", says=["limit of 120 s", "120 s before"])
-
-
-@pytest.mark.parametrize("how", [["--time=2", "config.yaml", "--", "--signal=USR1@30"], ["config.yaml", "--", "-t3"]])
-def test_a_limit_above_the_lead_is_submitted(login, how):
-    login.launch(*how)
-    assert login.submitted()
-    lead = next(word for word in login.arguments() if word.startswith("--lead="))
-    assert lead == ("--lead=30" if "--time=2" in how else "--lead=120"), "the job need not guess it"
-
-
 def test_what_sbatch_refuses_is_passed_on(login):
     login.answers("echo 'sbatch: error: invalid partition specified: big' >&2; exit 1")
     result = invoke("config.yaml")
@@ -405,35 +270,6 @@ def test_a_missing_sbatch_is_named(login, monkeypatch):
     result = invoke("config.yaml")
     assert isinstance(result.exception, UserError)
     assert "sbatch is not on the PATH" in str(result.exception)
-
-
-def test_options_are_read_as_getopt_reads_them():
-    words = ["-HN2", "-t", "10", "--mem", "8G", "--exclusive", "--exclusive=user", "--outp=x", "-oy", "--sig=USR1@9"]
-    words += ["--kill-on-invalid-dep", "yes", "--tasks-per-n", "2", "--ntasks=4"]
-    assert given_options(words) == {
-        "nodes": "2",
-        "time": "10",
-        "mem": "8G",
-        "exclusive": "user",
-        "output": "y",
-        "signal": "USR1@9",
-        "kill-on-invalid-dep": "yes",
-        "ntasks-per-node": "2",
-        "ntasks": "4",
-    }
-
-
-def test_gpus_of_a_node_are_counted():
-    def count(given, environment=None):
-        return gpus_per_node(given, environment or {}, nodes=2)
-
-    assert count({"gpus-per-node": "8"}) == 8
-    assert count({"gpus-per-node": "a100:2,h100:1"}) == 3
-    assert count({"gres": "nvme:1,gpu:a100:4(S:0)"}) == 4
-    assert count({"gres": "gres/gpu"}) == 1
-    assert count({"gpus": "16"}) == 8
-    assert count({}, {"SBATCH_GPUS_PER_NODE": "4"}) == 4
-    assert count({}) == 0
 
 
 @pytest.mark.slow

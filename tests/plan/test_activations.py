@@ -57,6 +57,7 @@ def storages(tensors: list[torch.Tensor]) -> dict[int, int]:
 
 
 def live() -> list[torch.Tensor]:
+    """What the garbage collector knows, apart from what is frozen."""
     gc.collect()
     return [thing for thing in gc.get_objects() if type(thing) in (torch.Tensor, torch.nn.Parameter)]
 
@@ -82,10 +83,12 @@ def kept(config: ModelConfig, mode: Any, memory: int, apart: bool) -> int:
     Hooks see what autograd saves. What recomputation keeps besides (results of products, and biases that all layers
     share) is not saved that way but held by Python, where the garbage collector finds it.
     """
+    gc.collect()
+    gc.freeze()  # what exists by now: then only what is made below has to be looked through
     model = build(config, VOCAB, seed=0)
     apply_activation_checkpointing(model, mode, draws=False)
     model.train()
-    before = storages([*live(), *model.parameters()])
+    before = storages([*live(), *model.parameters(), *model.buffers()])
     saved: list[torch.Tensor] = []
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:

@@ -4,7 +4,6 @@ reports and generates."""
 from __future__ import annotations
 
 import json
-import os
 import signal
 import sysconfig
 import time
@@ -24,7 +23,7 @@ from llmscale.config import RunConfig, load_config
 from llmscale.train.finish import SAMPLE_TOKENS
 from tests.systems.published import PUBLISHED, ROOT, TWINS
 from tests.train import forked
-from tests.train.runs import evaluations, ledger, llmscale, metrics
+from tests.train.runs import evaluations, ledger, metrics
 
 STEPS = 50
 AT_A_TIME = 2
@@ -65,14 +64,13 @@ def play(name: str, folder: Path) -> Outcome:
     path, whole, resumed = TWINS / f"{name}.yaml", folder / "whole", folder / "resumed"
     config = load_config(path)
     settings = ("run.threads=1", "run.device=cpu")
-    done = llmscale("train", path, f"run.directory={whole}", *settings, cwd=ROOT)
+    done = _run("train", path, f"run.directory={whole}", *settings)
     assert done.returncode == 0, done.stderr
 
     again = ("train", path, f"run.directory={resumed}", *settings)
     started = forked.Command(*again, cwd=ROOT)
     _wait_for_steps(resumed, STEPS // 2 - 5, started)
-    assert started.process.pid is not None
-    os.kill(started.process.pid, signal.SIGUSR1)
+    started.signal(signal.SIGUSR1)
     stopped = started.finish(240)
     assert stopped.returncode == 75, stopped.stderr
     stopped_at = len(ledger(resumed))

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llmscale.parity.ranks import free_port
+
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["tests.preload"])
 
@@ -48,7 +50,12 @@ class Command:
         )
         self.process.start()
 
-    def finish(self, timeout: float = 60) -> Finished:
+    def signal(self, number: int) -> None:
+        """Send it a signal."""
+        assert self.process.pid is not None
+        os.kill(self.process.pid, number)
+
+    def finish(self, timeout: float = 120) -> Finished:
         """Wait for it; one that takes longer than `timeout` seconds is killed and fails the test."""
         self.process.join(timeout)
         if hung := self.process.is_alive():
@@ -62,6 +69,15 @@ class Command:
 def run(*arguments: object, cwd: Path, **settings: Any) -> Finished:
     """Run the command line to its end; `settings` as `Command` takes them."""
     return Command(*arguments, cwd=cwd, **settings).finish()
+
+
+def run_on_ranks(ranks: int, *arguments: object, cwd: Path, timeout: float = 120) -> Finished:
+    """What `llmscale launch local --nproc ranks` runs, without the launcher; what the first rank that failed gave, or
+    rank 0."""
+    place = {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    commands = [Command(*arguments, cwd=cwd, **place, RANK=rank, LOCAL_RANK=rank) for rank in range(ranks)]
+    done = [command.finish(timeout) for command in commands]
+    return next((each for each in done if each.returncode), done[0])
 
 
 def run_many(commands: list[tuple[object, ...]], cwd: Path, timeout: float = 300) -> list[Finished]:

@@ -1,26 +1,19 @@
-"""Every mistake ends with exit code 2 (a full disk: 1) and one sentence that names what is wrong, and harms nothing."""
+"""Every mistake ends with exit code 2 and one sentence that names what is wrong, and harms nothing."""
 
 import json
 import os
 import re
 import shutil
 import signal
-import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import yaml
 
-from llmscale.parity.ranks import free_port
 from tests.tiny_run import write_tiny_run
-from tests.train.forked import Command, Finished, run
+from tests.train.complaints import assert_refused, complaint, mounted
+from tests.train.forked import Command, run
 from tests.train.runs import files_of, ledger, llmscale, metrics, start
-
-PROGRESS = re.compile(
-    r"step \d+/\d+  |\S+: (starting|continuing at step)|skipping checkpoint |training a \w+ tokenizer of \d+ tokens"
-)
 
 
 @pytest.fixture(scope="module")
@@ -45,23 +38,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = run("train", "config.yaml", "run.directory=trained", "train.steps=3", cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder
-
-
-def complaint(done: Finished, code: int = 2) -> str:
-    """The one sentence that a command ended with."""
-    assert done.returncode == code, done.stderr
-    *before, sentence = done.stderr.splitlines()
-    assert all(PROGRESS.match(line) for line in before), done.stderr
-    assert sentence.startswith("llmscale: ")
-    return sentence
-
-
-def assert_refused(folder: Path, says: str, *arguments: object, **environment: object) -> None:
-    before = files_of(folder)
-    sentence = complaint(run(*arguments, cwd=folder, **environment))
-    assert re.search(says, sentence), sentence
-    after = files_of(folder)
-    assert {path: after.get(path) for path in before} == before
 
 
 CONFIG_MISTAKES = {
@@ -330,142 +306,3 @@ def test_a_signal_during_the_imports_still_saves(tmp_path: Path) -> None:
 def _handles(pid: int, number: int) -> bool:
     caught = re.search(r"SigCgt:\s*(\w+)", Path(f"/proc/{pid}/status").read_text())
     return caught is not None and bool(int(caught[1], 16) >> (number - 1) & 1)
-
-
-@pytest.mark.parametrize(
-    ("says", "by_rank"),
-    [
-        (r"llmscale: rank 1 was started with run\.seed = 3, but rank 0 with 0; give all", ((), ("run.seed=3",))),
-        (r"llmscale: rank 1 was started with engine\.zero_stage = 2", ((), ("engine.zero_stage=2",))),
-        (r"llmscale: rank 1 was started with parallel\.tensor = 2, but rank 0 with 1", ((), ("parallel.tensor=2",))),
-        (r"llmscale: rank 1 was started with model\.layers = 3", (("run.seed=0",), ("model.layers=3",))),
-        (
-            r"llmscale: (?=.*2 ranks)(?=.*parallel\.data \(?(is )?2)(?=.*parallel\.tensor)(?=.* = 4)",
-            (("parallel.tensor=2", "parallel.data=2"),) * 2,
-        ),
-        (r"llmscale: (?=.*2 ranks)(?=.*no multiple of .*parallel\.tensor \(?3)", (("parallel.tensor=3",),) * 2),
-        (r"llmscale: rank 1: config\.yaml: unknown key 'train\.stepz'", ((), ("train.stepz=3",))),
-        (r"llmscale: config\.yaml: unknown key 'train\.stepz'", (("train.stepz=3",), ())),
-        (r"llmscale: config\.yaml: unknown key 'train\.stepz'", (("train.stepz=3",), ("train.stepz=3",))),
-        (
-            r"llmscale: data\.sources\[0\]\.paths: no file matches none\.txt",
-            (("data.sources.0.paths=[none.txt]",),) * 2,
-        ),
-    ],
-)
-def test_ranks_agree_on_what_is_wrong(folder: Path, says: str, by_rank: tuple[tuple[str, ...], ...]) -> None:
-    overrides = [[*texts, "run.directory=ranks"] for texts in by_rank]
-    _assert_one_voice([folder, folder], says, overrides)
-    assert not metrics(folder / "ranks")
-
-
-def test_a_rank_that_lacks_the_files_stops_all(folder: Path, tmp_path: Path) -> None:
-    """Two machines of which the second does not have the data: the run directory is shared, the texts are not."""
-    config = yaml.safe_load((folder / "config.yaml").read_text())
-    config["run"]["directory"] = str(folder / "shared")
-    for place in (folder, tmp_path):
-        (place / "shared.yaml").write_text(yaml.safe_dump(config))
-    _assert_one_voice(
-        [folder, tmp_path],
-        r"rank 1: .*text-.*\.txt of [\d,]+ bytes is on rank 0's machine but not on this one",
-        [[], []],
-        "shared.yaml",
-    )
-
-
-def _assert_one_voice(folders: list[Path], says: str, overrides: list[list[str]], config: str = "config.yaml") -> None:
-    """Both ranks end with code 2 within 30 s, and only rank 0 speaks."""
-    port = free_port()
-    ranks = [
-        Command(
-            "train",
-            config,
-            *overrides[rank],
-            cwd=folders[rank],
-            RANK=rank,
-            WORLD_SIZE=2,
-            LOCAL_RANK=rank,
-            LOCAL_WORLD_SIZE=2,
-            MASTER_ADDR="127.0.0.1",
-            MASTER_PORT=port,
-        )
-        for rank in range(2)
-    ]
-    lead, other = (command.finish(timeout=30) for command in ranks)
-    assert re.search(says, complaint(lead))
-    assert (other.returncode, other.stderr) == (2, "")
-
-
-class mounted:
-    """A small file system of its own, for root; the test is skipped where none can be mounted."""
-
-    def __init__(self, place: Path, options: str) -> None:
-        self.place, self.options = place, options
-
-    def __enter__(self) -> Path:
-        command = ["mount", "-t", "tmpfs", "-o", self.options, "tmpfs", str(self.place)]
-        if os.geteuid() or shutil.which("mount") is None or subprocess.run(command, check=False).returncode:
-            pytest.skip("cannot mount a file system here")
-        return self.place
-
-    def grow(self) -> None:
-        subprocess.run(["mount", "-o", "remount,size=32m", str(self.place)], check=True)
-
-    def __exit__(self, *_: object) -> None:
-        subprocess.run(["umount", str(self.place)], check=True)
-
-
-STEPS = ("train.steps=40", "train.micro_batch=8", "logging.interval=1")
-SENTENCEPIECE = "data.tokenizer={kind: sentencepiece, train: {vocab_size: 400}}"
-
-
-@pytest.fixture(scope="module")
-def reference(folder: Path) -> Iterator[Path]:
-    done = run("train", "config.yaml", "run.directory=reference", *STEPS, cwd=folder)
-    assert done.returncode == 0, done.stderr
-    return folder / "reference"
-
-
-@pytest.mark.parametrize(
-    ("size", "says", "overrides"),
-    [
-        ("4k", r"cannot write \S*disk/run/outcome\.json: No space left on device; free some space, then start", ()),
-        ("24k", r"cannot write \S*disk/run/(metrics|ledger)\.jsonl: No space left on device; free", ()),
-        ("200k", r"cannot save step 40 in \S*disk/run/checkpoints: No space left on device .* 0 are free .*; free", ()),
-        ("800k", r"cannot save step 14 in \S*: No space left on device .* untouched; free", ("checkpoint.interval=7",)),
-        ("16k", r"cannot write \S*disk/run/tokenizer: No space left on device; free", (SENTENCEPIECE,)),
-        ("40k", r"cannot write \S*disk/run/cache/\.evaluation-\S+: No space left on device", ("data.holdout=0.3",)),
-    ],
-)
-def test_a_full_disk(
-    folder: Path, tmp_path: Path, reference: Path, size: str, says: str, overrides: tuple[str, ...]
-) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    command = ("train", "config.yaml", f"run.directory={disk}/run", *STEPS, *overrides)
-    with mounted(disk, f"size={size}") as place:
-        sentence = complaint(run(*command, cwd=folder), code=1)
-        assert re.search(says, sentence), sentence
-        saved = sorted((place / "run" / "checkpoints").glob("step-*"))
-        assert [path.name for path in saved] == (["step-00000007"] if "interval" in "".join(overrides) else [])
-        mounted(disk, "").grow()
-        again = run(*command, cwd=folder)
-        assert again.returncode == 0, again.stderr
-        if not overrides or saved:
-            assert metrics(disk / "run") == metrics(reference)
-            assert ledger(disk / "run") == ledger(reference)
-
-
-@pytest.mark.parametrize(
-    ("largest", "says"),
-    [
-        (4000, r"cannot write limited-4000/(metrics|ledger)\.jsonl: File too large; free"),
-        (100_000, r"cannot save step 40 in limited-100000/checkpoints: File too large"),
-    ],
-)
-def test_a_limit_on_file_sizes(folder: Path, reference: Path, largest: int, says: str) -> None:
-    command = ("train", "config.yaml", f"run.directory=limited-{largest}", *STEPS)
-    sentence = complaint(run(*command, cwd=folder, largest_file=largest), code=1)
-    assert re.search(says, sentence), sentence
-    assert run(*command, cwd=folder).returncode == 0
-    assert metrics(folder / f"limited-{largest}") == metrics(reference)

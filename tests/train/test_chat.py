@@ -21,8 +21,8 @@ from llmscale.generate.template import Message, template_of
 from llmscale.hugging_face.exporting import export_checkpoint
 from llmscale.hugging_face.importing import import_directory
 from tests.hugging_face.test_chat_templates import ROLES, TOKENS, library_tokenizer
-from tests.train.forked import run
-from tests.train.runs import evaluations, llmscale, metrics
+from tests.train.forked import run, run_on_ranks
+from tests.train.runs import evaluations, metrics
 
 STEPS = 50
 BATCH = 4
@@ -209,8 +209,8 @@ def test_an_export_carries_template_tokenizer_and_generation_config(folder: Path
 )
 def test_layouts_learn_the_same(layout: tuple[str, ...], folder: Path) -> None:
     name = "-".join(layout).replace("=", "").replace(".", "")
-    done = llmscale(
-        "launch", "local", "--nproc", "2", "config.yaml", f"run.directory={name}", "train.steps=8",
+    done = run_on_ranks(
+        2, "train", "config.yaml", f"run.directory={name}", "train.steps=8",
         "train.micro_batch=1", *layout, cwd=folder,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -17,8 +17,8 @@ from data_pipeline.base.records import read_every_record, read_records
 from llmscale.checkpoint.model import load_model
 from llmscale.hugging_face.exporting import export_checkpoint
 from llmscale.hugging_face.importing import import_directory
-from tests.train.forked import Finished, run, run_many
-from tests.train.runs import evaluations, llmscale
+from tests.train.forked import Finished, run, run_many, run_on_ranks
+from tests.train.runs import evaluations
 
 WORDS = ("red", "blue", "green", "cat", "dog", "sun", "tree", "\u597d")
 SMALL = {
@@ -272,7 +272,7 @@ def test_ranks_share_the_reference_and_train_alike(loss: str, layouts: tuple[str
         layout = settings_of[name]
         directory = f"{loss}-{name}"
         settings = (f"run.directory={directory}", "train.steps=6", "train.micro_batch=2", *layout)
-        done = llmscale("launch", "local", "--nproc", "2", f"{loss}.yaml", *settings, cwd=folder)
+        done = run_on_ranks(2, "train", f"{loss}.yaml", *settings, cwd=folder)
         assert done.returncode == 0, done.stderr
         rows = read_every_record(reference_file(folder / directory))
         assert {row["sample"] for row in rows} <= whole.keys()

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.tiny_run import write_tiny_run
-from tests.train.runs import evaluations, ledger, llmscale, metrics, start
+from tests.train.forked import Command
+from tests.train.forked import run as llmscale
+from tests.train.runs import evaluations, ledger, metrics
 
 STEPS = 60
 SETTINGS = (f"train.steps={STEPS}", "checkpoint.interval=7", "evaluation.interval=10", "data.holdout=0.1")
@@ -50,14 +52,13 @@ def test_killed_at_five_random_points(tmp_path: Path, uninterrupted: Path) -> No
     killed_at = []
     for _ in range(5):
         rows = (run / "ledger.jsonl").read_bytes().count(b"\n") if (run / "ledger.jsonl").exists() else 0
-        process = start("train", "config.yaml", *SETTINGS, cwd=tmp_path)
+        process = Command("train", "config.yaml", *SETTINGS, cwd=tmp_path)
         # Somewhere between this start's first step, which the row that marks the start is not, and about a quarter of
         # the run later, then a random instant more.
         wait_for_steps(run, rows + draw.randint(2, STEPS // 4))
         time.sleep(draw.random() * 0.05)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL
+        process.signal(signal.SIGKILL)
+        assert process.finish().returncode == -signal.SIGKILL
         killed_at.append(ledger(run)[-1][0])
     done = llmscale("train", "config.yaml", *SETTINGS, cwd=tmp_path)
     assert done.returncode == 0, (killed_at, done.stderr)
@@ -70,13 +71,13 @@ def test_preempted_then_continued(tmp_path: Path, uninterrupted: Path) -> None:
     write_tiny_run(tmp_path)
     run = tmp_path / "run"
     for number, steps in ((signal.SIGTERM, 5), (signal.SIGUSR1, 20)):
-        process = start("train", "config.yaml", *SETTINGS, cwd=tmp_path)
+        process = Command("train", "config.yaml", *SETTINGS, cwd=tmp_path)
         wait_for_steps(run, steps)
-        process.send_signal(number)
-        _, stderr = process.communicate(timeout=60)
+        process.signal(number)
+        stopped = process.finish()
         outcome = json.loads((run / "outcome.json").read_text())
-        assert (process.returncode, outcome["outcome"]) == (75, "preempted"), stderr
-        assert "Traceback" not in stderr
+        assert (stopped.returncode, outcome["outcome"]) == (75, "preempted"), stopped.stderr
+        assert "Traceback" not in stopped.stderr
         # Saved where it stopped: nothing has to be trained again.
         assert (run / "checkpoints" / f"step-{outcome['step']:08d}").is_dir()
         assert ledger(run)[-1][0] == outcome["step"]
@@ -87,10 +88,10 @@ def test_preempted_then_continued(tmp_path: Path, uninterrupted: Path) -> None:
 def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, uninterrupted: Path) -> None:
     write_tiny_run(tmp_path)
     run = tmp_path / "run"
-    process = start("train", "config.yaml", *SETTINGS, cwd=tmp_path)
+    process = Command("train", "config.yaml", *SETTINGS, cwd=tmp_path)
     wait_for_steps(run, 24)
-    process.kill()
-    process.communicate()
+    process.signal(signal.SIGKILL)
+    process.finish()
     newest = max((run / "checkpoints").glob("step-*"))
     weights = newest / "rank-00000.safetensors"
     data = bytearray(weights.read_bytes())
@@ -115,10 +116,10 @@ def test_layout_may_change_between_starts(tmp_path: Path, uninterrupted: Path) -
     rounding allows."""
     write_tiny_run(tmp_path)
     run = tmp_path / "run"
-    process = start("train", "config.yaml", *SETTINGS, cwd=tmp_path)
+    process = Command("train", "config.yaml", *SETTINGS, cwd=tmp_path)
     wait_for_steps(run, 30)
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
+    process.signal(signal.SIGTERM)
+    process.finish()
     at = json.loads((run / "outcome.json").read_text())["step"]
     changed = ("engine.zero_stage=3", "train.micro_batch=8", "data.workers=2", "logging.interval=1")
     done = llmscale("train", "config.yaml", *SETTINGS, *changed, cwd=tmp_path)

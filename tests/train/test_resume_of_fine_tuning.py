@@ -14,7 +14,8 @@ import pytest
 import yaml
 
 from data_pipeline.base.records import read_every_record
-from tests.train.runs import evaluations, ledger, llmscale, metrics, start
+from tests.train.forked import Command, run
+from tests.train.runs import evaluations, ledger, metrics
 
 STEPS = 60
 WORDS = ("good", "fine", "bad", "poor", "film", "story", "\u597d", "\u574f")
@@ -78,7 +79,7 @@ def write_run(folder: Path, name: str) -> None:
         base |= {"train": {"steps": 1, "global_batch": 8}, "evaluation": {}, "checkpoint": {}}
         base["data"] = {**data, "sources": [source("prompt")]}
         (folder / "base.yaml").write_text(yaml.safe_dump(base))
-        done = llmscale("train", "base.yaml", cwd=folder)
+        done = run("train", "base.yaml", cwd=folder)
         assert done.returncode == 0, done.stderr
 
 
@@ -95,17 +96,18 @@ def kill_somewhere(folder: Path, draw: random.Random) -> None:
     """Start, and end it with SIGKILL at a random instant: while it starts, or some steps later."""
     run = folder / "run"
     begun = lines(run / "ledger.jsonl")
-    process = start("train", "config.yaml", cwd=folder)
+    process = Command("train", "config.yaml", cwd=folder)
     wanted = begun + draw.randint(0, STEPS // KILLS)
     deadline = time.monotonic() + 120
-    while lines(run / "ledger.jsonl") < wanted and process.poll() is None and time.monotonic() < deadline:
+    while lines(run / "ledger.jsonl") < wanted and process.process.is_alive() and time.monotonic() < deadline:
         # Also while the reference's log-probabilities are written.
         if wanted == begun and any((run / "cache").glob("reference-*")):
             break
         time.sleep(0.002)
     time.sleep(draw.random() * 0.05)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    if process.process.is_alive():
+        process.signal(signal.SIGKILL)
+    process.finish()
 
 
 @pytest.mark.slow
@@ -115,21 +117,21 @@ def test_killed_at_five_random_points(name: str, tmp_path: Path) -> None:
     for folder in (whole, killed):
         folder.mkdir()
         write_run(folder, name)
-    done = llmscale("train", "config.yaml", cwd=whole)
+    done = run("train", "config.yaml", cwd=whole)
     assert done.returncode == 0, done.stderr
     draw = random.Random(f"killed {name}")
     for _ in range(KILLS):
         kill_somewhere(killed, draw)
-    done = llmscale("train", "config.yaml", cwd=killed)
+    done = run("train", "config.yaml", cwd=killed)
     assert done.returncode == 0, done.stderr
-    run, reference = killed / "run", whole / "run"
+    resumed, reference = killed / "run", whole / "run"
     assert len(metrics(reference)) <= STEPS
-    assert metrics(run) == metrics(reference)
-    assert ledger(run) == ledger(reference)
-    assert evaluations(run) == evaluations(reference)
-    assert best(run) == best(reference)
+    assert metrics(resumed) == metrics(reference)
+    assert ledger(resumed) == ledger(reference)
+    assert evaluations(resumed) == evaluations(reference)
+    assert best(resumed) == best(reference)
     for path in (reference / "cache").glob("reference-*.jsonl"):
-        assert values(run / "cache" / path.name) == values(path)
+        assert values(resumed / "cache" / path.name) == values(path)
 
 
 def values(path: Path) -> dict[str, Any]:

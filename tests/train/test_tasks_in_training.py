@@ -1,10 +1,7 @@
 """Tasks at intervals while a run goes on: they change no loss, their best checkpoint stays, and may end the run."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,18 +13,12 @@ from llmscale.checkpoint.manifest import read_manifest
 from llmscale.evaluate.artefact_files import load_artefact
 from tests.evaluate.models import write_tasks
 from tests.tiny_run import losses, write_tiny_run
-
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
-
-
-def command(config: Path, *overrides: str) -> list[str]:
-    return [sys.executable, "-m", "llmscale", "train", str(config), *overrides]
+from tests.train import forked
+from tests.train.forked import Command, Finished
 
 
-def run(config: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(config, *overrides), cwd=config.parent, capture_output=True, text=True, env=ENVIRONMENT, check=False
-    )
+def run(config: Path, *overrides: str) -> Finished:
+    return forked.run("train", config, *overrides, cwd=config.parent)
 
 
 @pytest.fixture
@@ -62,25 +53,16 @@ def test_tasks_change_no_loss_and_leave_artefacts(config: Path, tmp_path: Path) 
         assert len(artefact.records) == row["tasks"]["choice/accuracy"]["items"]
     assert "choice/accuracy" in with_tasks.stderr
     # What the finished model scores afterwards, by itself, is what it scored then.
-    again = subprocess.run(
-        [sys.executable, "-m", "llmscale", "eval", "with", "--tasks", "tasks/choice.yaml", "--json"],
-        cwd=tmp_path, capture_output=True, text=True, env=ENVIRONMENT, check=False,
-    )  # fmt: skip
+    again = forked.run("eval", "with", "--tasks", "tasks/choice.yaml", "--json", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     (figures,) = json.loads(again.stdout)["tasks"]
     assert figures["metrics"]["accuracy"]["value"] == rows[-1]["tasks"]["choice/accuracy"]["value"]
     both = list((tmp_path / "with" / "evaluations").glob(f"step-{8:08d}-choice-*/items.jsonl"))
     assert len(both) == 2
     assert both[0].read_bytes() == both[1].read_bytes()
-    kept = subprocess.run(
-        [sys.executable, "-m", "llmscale", "eval", "with/evaluations", "--metrics", "brier_score", "--json"],
-        cwd=tmp_path, capture_output=True, text=True, env=ENVIRONMENT, check=False,
-    )  # fmt: skip
+    kept = forked.run("eval", "with/evaluations", "--metrics", "brier_score", "--json", cwd=tmp_path)
     assert "likelihood" in kept.stderr  # which has no such score
-    all_of_them = subprocess.run(
-        [sys.executable, "-m", "llmscale", "eval", "with/evaluations", "--json"],
-        cwd=tmp_path, capture_output=True, text=True, env=ENVIRONMENT, check=False,
-    )  # fmt: skip
+    all_of_them = forked.run("eval", "with/evaluations", "--json", cwd=tmp_path)
     assert len(json.loads(all_of_them.stdout)["tasks"]) == len(
         list((tmp_path / "with/evaluations").glob("*/items.jsonl"))
     )
@@ -130,14 +112,12 @@ def test_a_killed_run_knows_its_best_step(config: Path, tmp_path: Path) -> None:
     whole = run(config, *settings, "run.directory=whole")
     assert whole.returncode == 0, whole.stderr
     for delay in (6, 11):
-        process = subprocess.Popen(
-            command(config, *settings, "run.directory=killed"), cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.DEVNULL
-        )
+        process = Command("train", config, *settings, "run.directory=killed", cwd=tmp_path)
         end = time.monotonic() + 240
         while max(losses(tmp_path / "killed"), default=0) < delay and time.monotonic() < end:
             time.sleep(0.02)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.signal(signal.SIGKILL)
+        process.finish()
     ended = run(config, *settings, "run.directory=killed")
     assert ended.returncode == 0, ended.stderr
     newest = [
@@ -186,10 +166,7 @@ def test_a_classifier_is_evaluated_while_it_trains(tmp_path: Path) -> None:
     assert list(seen) == [3, 6]
     held = {row["step"]: row["evaluation"]["accuracy"] for row in metrics if "evaluation" in row}
     assert seen == pytest.approx(held)
-    again = subprocess.run(
-        [sys.executable, "-m", "llmscale", "eval", "run", "--tasks", "./ab.yaml"],
-        cwd=tmp_path, capture_output=True, text=True, env=ENVIRONMENT, check=False,
-    )  # fmt: skip
+    again = forked.run("eval", "run", "--tasks", "./ab.yaml", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     first, second = (tmp_path / "run" / "evaluations").glob("step-00000006-ab-*/items.jsonl")
     assert first.read_bytes() == second.read_bytes()

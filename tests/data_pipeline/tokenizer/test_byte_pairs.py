@@ -154,13 +154,13 @@ def test_special_looking_text_is_text(fast: Encode, reference: tokenizers.Tokeni
 
 @pytest.mark.parametrize("run", ["a", " ", "\n", "1", "!", "ab", "世", "\u00a0", "a ", " \n", "aA", "\u0301", "/\n"])
 def test_long_runs(fast: Encode, reference: tokenizers.Tokenizer, run: str) -> None:
-    """Documents that make a slow tokenizer hang."""
-    text = run * (300_000 // len(run))
-    for end in ("", "x"):
-        started = time.process_time()
-        tokens = fast(text + end)
-        assert time.process_time() - started < 10
-        assert np.array_equal(tokens, reference.encode(text + end, add_special_tokens=False).ids)
+    """Documents that make a slow tokenizer hang: a long run that something follows, and one at the end."""
+    text = run * (300_000 // len(run)) + "x" + run * (30_000 // len(run))
+    started = time.process_time()
+    tokens = fast(text)
+    assert time.process_time() - started < 10
+    (expected,) = reference.encode_batch_fast([text], add_special_tokens=False)
+    assert np.array_equal(tokens, expected.ids)
 
 
 @pytest.mark.alone
