@@ -86,6 +86,7 @@ def test_an_item_of_the_final_evaluation_is_refused_before_the_first_step(config
 def test_the_best_checkpoint_stays_and_patience_ends_the_run(config: Path, tmp_path: Path) -> None:
     # With a rate of 0 after the first steps nothing improves any more.
     settings = ("optimizer.lr=1e-9", "evaluation.best=loss", "evaluation.patience=2", "evaluation.interval=1")
+    settings += ("evaluation.max_samples=48",)
     ended = run(config, *settings, "train.steps=40", "checkpoint.interval=100", "optimizer.weight_decay=0")
     assert ended.returncode == 0, ended.stderr
     outcome = json.loads((tmp_path / "run" / "outcome.json").read_text())
