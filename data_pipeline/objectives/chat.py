@@ -20,12 +20,14 @@ from data_pipeline.objectives.rows import Part, RowPacker, rows_of
 from data_pipeline.reading.dialogue import TRAINING_DATE, ReadDialogue, Run, chat_template
 from data_pipeline.reading.messages import ROLES, merged_system, read_messages
 from data_pipeline.tokenizer import Tokenizer
-from data_pipeline.tokenizer.frame import pad_token
+from data_pipeline.tokenizer.frame import document_frame, pad_token
 
 CUT = "dialogue longer than the context, cut"
 """Reasons that are counted."""
 LEFT_OUT = "dialogue longer than the context, left out"
 NOTHING_LEARNED = "dialogue cut before anything is learned, left out"
+TEXT = "text"
+"""In `ChatObjective.weights`, what is no dialogue."""
 
 
 class ChatObjective(ObjectiveSettings):
@@ -44,7 +46,9 @@ class ChatObjective(ObjectiveSettings):
     left out is counted."""
     weights: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = {"assistant": 1.0}
     """How much each token of a turn counts, by the role of who speaks: `system`, `user`, `assistant` or `tool`; what is
-    not named, nothing. The `weight` of a message comes first."""
+    not named, nothing. The `weight` of a message comes first. With `text`, there may be sources without messages, such
+    as those of pretraining (replay): each token of their documents is learned as causal LM learns it, with that weight.
+    They are no part of held-out figures."""
     system: Literal["keep", "merge"] = "keep"
     """keep: the system message has a turn of its own; merge: it stands in front of the first user's, for templates that
     know no system (Gemma)."""
@@ -53,10 +57,11 @@ class ChatObjective(ObjectiveSettings):
     @field_validator("weights")
     @classmethod
     def _known_roles(cls, weights: dict[str, float]) -> dict[str, float]:
-        unknown = next((role for role in weights if role not in ROLES), None)
+        unknown = next((role for role in weights if role not in (*ROLES, TEXT)), None)
         if unknown is not None:
-            raise ValueError(f"weights names the role {unknown!r}, but roles are {', '.join(ROLES)}; name one of them")
-        if not any(weights.values()):
+            known = ", ".join((*ROLES, TEXT))
+            raise ValueError(f"weights names the role {unknown!r}, but roles are {known}; name one of them")
+        if not any(weight for role, weight in weights.items() if role != TEXT):
             raise ValueError(f"weights is {weights}, so that nothing is learned; give the assistant a weight")
         return weights
 
@@ -68,12 +73,15 @@ class ChatObjective(ObjectiveSettings):
     def stored(self) -> Stored:
         return Stored(values=("runs",))
 
+    def evaluated(self) -> ChatObjective:
+        return self.model_copy(update={"weights": {**self.weights, TEXT: 0.0}}) if TEXT in self.weights else self
+
     def build(self, tokenizer: Tokenizer, sequence_length: int, seed: int) -> Chat:
         return Chat(self, tokenizer, sequence_length)
 
 
 class Chat(Objective):
-    """A dialogue, or several that have room in a row."""
+    """A dialogue, or several that have room in a row; or plain texts, where they are learned too."""
 
     config: ChatObjective
     unit = "document"
@@ -87,6 +95,7 @@ class Chat(Objective):
         self.room = sequence_length if config.pack else 0
         self.eos = tokenizer.special["eos"]
         self._pad = pad_token(tokenizer)
+        self._frame = document_frame(tokenizer)
         self._template, source = chat_template(tokenizer)
         decides = [source, TRAINING_DATE, sequence_length, config.too_long, config.weights, config.system]
         self.form = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
@@ -110,24 +119,31 @@ class Chat(Objective):
                     f"objective.name is chat, but {where}.{index} has kind tokens, which do not say what is learned;"
                     f" name the files that the tokens are from"
                 )
-            if "messages" not in source.gives:
+            if "messages" not in source.gives and TEXT not in self.config.weights:
                 raise UserError(
                     f"objective.name is chat, but {where}.{index} does not say where the messages are; set its layout"
-                    f" to auto, or its fields to {{messages: NAME}}"
+                    f" to auto, or its fields to {{messages: NAME}}, or objective.weights.text to learn plain text, too"
                 )
+        if not any("messages" in source.gives for source in sources):
+            raise UserError(
+                f"objective.name is chat, but none of {where} has messages; name a source of dialogues, or set"
+                f" objective.name=causal"
+            )
 
     def checked(
         self, documents: Iterable[Document], place: Callable[[Document], str], counts: Counter[str] | None = None
     ) -> Iterator[Document]:
         counted: Counter[str] = Counter() if counts is None else counts
         for document in documents:
+            if "messages" not in (document.values or {}):
+                yield from self._texts(document)
+                continue
             try:
                 read = self._fitting(self._read(document.values or {}), counted)
             except (ValueError, UserError) as error:
                 raise UserError(f"{place(document)}: {error}") from None
             if read is not None:
-                runs = {"runs": [list(run) for run in read.runs]}
-                yield document._replace(text=read.learned, values=runs, tokens=read.tokens)
+                yield _stored(document, read.learned, read.tokens, read.runs)
 
     def target_tokens(self, arrays: Sequence[np.ndarray]) -> float:
         return sum(run.tokens * run.weight for run in _runs(arrays[1]))
@@ -147,6 +163,22 @@ class Chat(Objective):
             weights = np.repeat(np.array([run.weight for run in runs], np.float32), [run.tokens for run in runs])
             parts.append(Part(tokens, weights))
         return parts
+
+    def _texts(self, document: Document) -> Iterator[Document]:
+        """The parts of a plain text, each of at most a row. A part begins with the last token of the one before, so
+        that every token is learned once."""
+        weight = self.config.weights.get(TEXT, 0.0)
+        ids = self._tokenizer.encode(document.text) if weight else []
+        if not ids:
+            return
+        before = [*self._frame.lead, *self._frame.begin]
+        tokens = np.array([*before, *ids, *self._frame.end], dtype=np.int32)
+        for first in range(0, max(1, len(tokens) - 1), self.sequence_length):
+            part = tokens[first : first + self.sequence_length + 1]
+            known = min(max(1, len(before) - first), len(part))
+            runs = [Run(known, 0.0), Run(len(part) - known, weight, TEXT)]
+            whole = len(part) == len(tokens)
+            yield _stored(document, document.text if whole else self._tokenizer.decode(part[known:]), part, runs)
 
     def _read(self, values: Mapping[str, Any]) -> ReadDialogue:
         messages = read_messages(values.get("messages"))
@@ -185,6 +217,10 @@ class Chat(Objective):
         counted[CUT] += 1
         tokens, flags = read.tokens[:most], np.repeat([run.weight > 0 for run in runs], [run.tokens for run in runs])
         return read._replace(tokens=tokens, runs=runs, learned=self._tokenizer.decode(tokens[flags]))
+
+
+def _stored(document: Document, learned: str, tokens: np.ndarray, runs: Iterable[Run]) -> Document:
+    return document._replace(text=learned, values={"runs": [list(run) for run in runs]}, tokens=tokens)
 
 
 def _runs(stored: np.ndarray) -> list[Run]:

@@ -264,9 +264,9 @@ MakeSample = Callable[[np.ndarray, Sequence[np.ndarray], Origins], Sample]
 """Makes the sample of a text's tokens and what else is stored of its document."""
 
 
-class DocumentPacker(Packer):
-    """One sample of each document: of its text and all that is stored with it. Where an objective makes several
-    examples of a document, the `token` of a place is the number of the example."""
+class ExamplePacker(Packer):
+    """Takes documents whole. Where an objective makes several examples of a document, the `token` of a place is the
+    number of the example."""
 
     def __init__(self, documents: Documents, token: int, make: MakeSample) -> None:
         super().__init__(documents, token)
@@ -274,13 +274,22 @@ class DocumentPacker(Packer):
         for _ in range(token):
             self._document = documents.next()
 
-    def next(self, number: int) -> Sample:
-        document = self._document
-        sample = self._make(document.tokens[1:-1], document.others, lambda size: (self._piece(document, 1, size),))
-        self._document = self._documents.next()
+    def _take(self) -> TokenizedDocument:
+        """The next document; the one after it is then where the next sample begins."""
+        document, self._document = self._document, self._documents.next()
         same = _PLACE(self._document) == _PLACE(document)
         self._token = self._token + 1 if same else 0
-        return sample
+        return document
+
+    def _sample(self, document: TokenizedDocument) -> Sample:
+        return self._make(document.tokens[1:-1], document.others, lambda size: (self._piece(document, 1, size),))
+
+
+class DocumentPacker(ExamplePacker):
+    """One sample of each document: of its text and all that is stored with it."""
+
+    def next(self, number: int) -> Sample:
+        return self._sample(self._take())
 
 
 _PLACE = operator.attrgetter("epoch", "span", "file", "position")

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data_pipeline.objectives.objective import Arrays, stack
-from data_pipeline.objectives.packing import Documents, MakeSample, Packer, Sample, TokenizedDocument
+from data_pipeline.objectives.packing import Documents, ExamplePacker, MakeSample, Sample, TokenizedDocument
 
 
 class Part(NamedTuple):
@@ -20,7 +20,7 @@ class Part(NamedTuple):
     """(n,) float32: how much each token counts as a target; the first is none."""
 
 
-class RowPacker(Packer):
+class RowPacker(ExamplePacker):
     """Rows of consecutive documents: a row ends where the next document has no room in it, and at the end of an epoch.
     A document that is longer than a row has one of its own."""
 
@@ -38,8 +38,7 @@ class RowPacker(Packer):
             room: positions of a row.
             positions: those that documents take, as `Objective.positions`.
         """
-        super().__init__(documents, token)
-        self._make = make
+        super().__init__(documents, token, make)
         self._room = room
         self._positions = positions
 
@@ -51,16 +50,9 @@ class RowPacker(Packer):
             left -= size
         return joined([self._sample(document) for document in taken])
 
-    def _take(self) -> TokenizedDocument:
-        document, self._document = self._document, self._documents.next()
-        return document
-
     def _size(self, document: TokenizedDocument) -> int:
         lengths = [len(document.tokens) - 2, *map(len, document.others)]
         return int(self._positions(np.array([lengths]))[0])
-
-    def _sample(self, document: TokenizedDocument) -> Sample:
-        return self._make(document.tokens[1:-1], document.others, lambda size: (self._piece(document, 1, size),))
 
 
 def row_starts(positions: np.ndarray, room: int) -> np.ndarray:
