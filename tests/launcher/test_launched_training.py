@@ -13,6 +13,7 @@ import pytest
 from data_pipeline.base.records import read_every_record
 from llmscale.parity.ranks import free_port
 from tests.tiny_run import losses, write_tiny_run
+from tests.train import forked
 
 pytestmark = pytest.mark.slow
 
@@ -69,23 +70,35 @@ def processes_in(folder: Path) -> list[int]:
     return found
 
 
-def test_every_launcher_gives_the_losses_of_one_process(tmp_path):
+HARMLESS = "run \"a\" 'b' $(touch harm) `touch harm` ;touch harm; \\ * \n 数据 \U0001f600"
+"""A name that a shell would make something of."""
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+    """Losses of steps 1 to 5 in one process."""
+    folder = tmp_path_factory.mktemp("expected")
+    write_tiny_run(folder)
+    done = forked.run("train", "config.yaml", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return [losses(folder / "run")[step] for step in range(1, 6)]
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_every_launcher_gives_the_losses_of_one_process_and_values_arrive_unharmed(tmp_path, expected, launcher):
     write_tiny_run(tmp_path)
-    found = {}
-    for launcher in LAUNCHERS:
-        code, output = run(launcher, tmp_path, f"run.directory={launcher}")
-        assert code == 0, output
-        assert json.loads((tmp_path / launcher / "outcome.json").read_text())["outcome"] == "done"
-        found[launcher] = losses(tmp_path / launcher)
-        assert list(found[launcher]) == list(range(1, 7))
-        ranks = 1 if launcher in ("alone", "accelerate-one-gpu") else 2
-        assert {row["ranks"] for row in read_every_record(tmp_path / launcher / "time.jsonl") if "ranks" in row} == {
-            ranks
-        }
-    for step in range(1, 6):
-        for launcher in found.keys() - {"alone"}:
-            assert found[launcher][step] == pytest.approx(found["alone"][step], rel=1e-5)
-    assert (tmp_path / "local/logs/rank-00001.log").exists()
+    code, output = run(launcher, tmp_path, f"run.directory={json.dumps(HARMLESS, ensure_ascii=False)}")
+    assert code == 0, output
+    directory = tmp_path / HARMLESS
+    assert json.loads((directory / "outcome.json").read_text())["outcome"] == "done"
+    assert (directory / "summary.json").exists()
+    assert not list(tmp_path.rglob("harm"))
+    found = losses(directory)
+    assert list(found) == list(range(1, 7))
+    assert [found[step] for step in range(1, 6)] == pytest.approx(expected, rel=1e-5)
+    ranks = 1 if launcher in ("alone", "accelerate-one-gpu") else 2
+    assert {row["ranks"] for row in read_every_record(directory / "time.jsonl") if "ranks" in row} == {ranks}
+    assert launcher != "local" or (directory / "logs/rank-00001.log").exists()
 
 
 ELSEWHERE = {
@@ -106,32 +119,17 @@ ELSEWHERE = {
 
 
 @pytest.mark.parametrize("launcher", ELSEWHERE)
-def test_two_machines_give_the_losses_of_one_process(tmp_path, launcher):
+def test_two_machines_give_the_losses_of_one_process(tmp_path, expected, launcher):
     write_tiny_run(tmp_path)
     port = free_port()
     both = [start(ELSEWHERE[launcher](node, port), tmp_path, "run.directory=both") for node in range(2)]
     for process in both:
         output, _ = process.communicate(timeout=240)
         assert process.returncode == 0, output
-    code, output = run("alone", tmp_path)
-    assert code == 0, output
-    found, expected = losses(tmp_path / "both"), losses(tmp_path / "run")
+    found = losses(tmp_path / "both")
     assert list(found) == list(range(1, 7))
     assert (tmp_path / "both/logs/rank-00001.log").exists()
-    assert [found[step] for step in range(1, 6)] == pytest.approx([expected[step] for step in range(1, 6)], rel=1e-5)
-
-
-HARMLESS = "run \"a\" 'b' $(touch harm) `touch harm` ;touch harm; \\ * \n 数据 \U0001f600"
-"""A name that a shell would make something of."""
-
-
-@pytest.mark.parametrize("launcher", ["local", "torchrun", "deepspeed", "accelerate"])
-def test_values_arrive_unharmed(tmp_path, launcher):
-    write_tiny_run(tmp_path)
-    code, output = run(launcher, tmp_path, f"run.directory={json.dumps(HARMLESS, ensure_ascii=False)}", "train.steps=1")
-    assert code == 0, output
-    assert (tmp_path / HARMLESS / "summary.json").exists()
-    assert not list(tmp_path.rglob("harm"))
+    assert [found[step] for step in range(1, 6)] == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_preempted_run_exits_with_75_and_the_same_command_finishes_it(tmp_path):
