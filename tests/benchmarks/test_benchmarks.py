@@ -1,7 +1,6 @@
 """The benchmarks' own arithmetic and contenders, on tiny models."""
 
 import json
-import subprocess
 import sys
 from dataclasses import replace
 from typing import Any
@@ -111,10 +110,14 @@ def test_the_closing_line_is_json(capsys: pytest.CaptureFixture[str], monkeypatc
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_the_gpu_benchmark_says_so() -> None:
-    result = subprocess.run([sys.executable, "-m", "benchmarks.gpu"], check=False, capture_output=True, text=True)
-    assert (result.returncode, result.stdout) == (2, "")
-    assert "needs a CUDA device" in result.stderr
+def test_without_a_gpu_the_gpu_benchmark_says_so(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["gpu"])
+    assert gpu.main() == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "needs a CUDA device" in said.err
 
 
 def test_both_sides_generate_the_same_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
