@@ -2,6 +2,7 @@
 
 import os
 import re
+import socket
 from collections.abc import Mapping, MutableMapping
 
 from data_pipeline.base.errors import UserError
@@ -20,6 +21,9 @@ RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTE
 
 STEP_TASKS = "SLURM_STEP_NUM_TASKS"
 """Set in the tasks of `srun` only. A launcher that starts ranks of its own takes it out of their environment."""
+
+_OTHER_STEP = "4294967291"
+"""Numbers of so many digits are not those of steps of `srun`: this is a batch script's."""
 
 _LAUNCHERS = ("TORCHELASTIC_RUN_ID", "CROSS_RANK")
 """Set by torchrun (and accelerate), and by DeepSpeed's launcher, for the ranks that they start."""
@@ -47,6 +51,8 @@ def adopt_slurm_environment(environment: MutableMapping[str, str] | None = None)
             would make every node a world of its own, as a RANK left over from another launch would.
     """
     environment = os.environ if environment is None else environment
+    if "RANK" not in environment and len(environment.get("SLURM_STEP_ID", _OTHER_STEP)) < len(_OTHER_STEP):
+        _text(environment, STEP_TASKS)  # without it each task would train alone
     if STEP_TASKS not in environment or ("RANK" in environment and any(name in environment for name in _LAUNCHERS)):
         return False
     tasks = _number(environment, STEP_TASKS)
@@ -135,7 +141,11 @@ def _repeated(counts: str) -> list[int]:
 def _text(environment: Mapping[str, str], name: str) -> str:
     value = environment.get(name, "")
     if not value:
-        raise UserError(f"this looks like a Slurm task, but {name} is not set; start each rank with srun")
+        node = environment.get("SLURMD_NODENAME") or socket.gethostname()
+        raise UserError(
+            f"this looks like a Slurm task, on {node}, but {name} is not set; start each rank with srun, and let it"
+            " have all that srun sets"
+        )
     return value
 
 

@@ -6,6 +6,7 @@ slurm/train.sbatch becomes `python -m launcher.job SCRIPT [--lead=SECONDS] [--re
 
 import contextlib
 import json
+import math
 import os
 import re
 import secrets
@@ -27,6 +28,7 @@ from launcher.snapshot import module_command
 from launcher.time_limit import require_room, submitted
 from llmscale.config import load_config, resolve_directory
 from llmscale.distributed.exit_codes import PREEMPTED, USER_MISTAKE
+from llmscale.distributed.meeting import rendezvous_seconds
 from llmscale.distributed.wire import TOKEN
 from llmscale.layout import require_legal
 from llmscale.report.goodput import SUBMITTED
@@ -34,6 +36,9 @@ from llmscale.train.run_directory import RunDirectory
 
 STOPPED = 1
 """Exit code of a job that stops going back into the queue."""
+
+_SAYING_SECONDS = 15
+"""A rank that does not find the others ends so long after its deadline at most."""
 
 MOST_IDLE_ENDS = 3
 """So many ends with code 75 in a row, without a new checkpoint between them, stop a job."""
@@ -66,7 +71,7 @@ def run_job(script: Path, arguments: Sequence[str]) -> int:
     """
     options, arguments = _options(arguments)
     lead = options.get("lead")
-    if "SLURM_JOB_ID" not in os.environ:
+    if not os.environ.get("SLURM_JOB_ID"):
         raise UserError(f"{script} is a batch script of Slurm, but SLURM_JOB_ID is not set; submit it with sbatch")
     if not arguments:
         raise UserError("no CONFIG was given; submit with `sbatch slurm/train.sbatch CONFIG [key=value ...]`")
@@ -83,7 +88,7 @@ def run_job(script: Path, arguments: Sequence[str]) -> int:
     nodes = node_names(dict(os.environ)) if resolved.recovery.node_exclusions else []
     early: list[int] = []
     with _noted(early):
-        sick = sick_nodes(run, nodes, gpus=_on_gpus(os.environ, resolved.run.device)) if nodes else {}
+        sick = sick_nodes(run, nodes, _gpus_on_node(os.environ, resolved.run.device)) if nodes else {}
     if early:  # before there were ranks to save anything
         ends = signal.SIGTERM in early or options.get("chained")
         return PREEMPTED if ends else _requeue(job, run, progress=False)
@@ -103,9 +108,9 @@ def run_job(script: Path, arguments: Sequence[str]) -> int:
     return _requeue(job, run, progress=bool(_checkpoints(run) - before))
 
 
-def _on_gpus(environment: Mapping[str, str], device: str) -> bool:
-    """Whether ranks will use GPUs that the job has."""
-    return device != "cpu" and bool(int(environment.get("SLURM_GPUS_ON_NODE") or 0))
+def _gpus_on_node(environment: Mapping[str, str], device: str) -> int:
+    """How many GPUs the job has on each node; 0 where its ranks will use none."""
+    return 0 if device == "cpu" else int(environment.get("SLURM_GPUS_ON_NODE") or 0)
 
 
 def _without(sick: dict[str, str], exclusions: Exclusions, chained: bool) -> int:
@@ -167,9 +172,11 @@ def _start_ranks(command: Sequence[str], since: float | None = None) -> tuple[in
     scancel and preemption send TERM to this process too: it must outlive the ranks, and must not bring a cancelled job
     back. USR1 comes here alone where sbatch was told `--signal=B:USR1`, and is passed on.
     """
-    # When the first rank ends, the others have a minute to end by themselves before they are killed. Killing them at
-    # once (--kill-on-bad-exit) would cut off ranks that are about to give the same exit code, and change it to 143.
-    environment = {"SLURM_WAIT": "60", TOKEN: secrets.token_hex(16), **os.environ, "SLURM_KILL_BAD_EXIT": "0"}
+    # When the first rank ends, the others have the time that ranks wait for each other, and some more, to end by
+    # themselves before they are killed. Killing them at once (--kill-on-bad-exit) would cut off ranks that are about to
+    # give the same exit code, and change it to 143.
+    patience = str(math.ceil(rendezvous_seconds()) + _SAYING_SECONDS)
+    environment = {"SLURM_WAIT": patience, TOKEN: secrets.token_hex(16), **os.environ, "SLURM_KILL_BAD_EXIT": "0"}
     if since is not None:
         environment[SUBMITTED] = str(since)
     # `sbatch --export=NONE` is about what the job gets; srun would read it as what the ranks get.

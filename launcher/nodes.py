@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import os
+import re
 import secrets
 import signal
 import subprocess
@@ -14,6 +16,7 @@ from dataclasses import asdict
 from typing import Any
 
 from data_pipeline.base.durable import write_json
+from data_pipeline.base.errors import UserError
 from data_pipeline.base.terminal import tell
 from launcher.node_check import MOST_SKEW, Wanted
 from launcher.snapshot import module_command
@@ -25,14 +28,25 @@ _OF_A_NODE = {errno.EROFS, errno.EIO, errno.ESTALE, errno.ENOSPC, errno.ENOTCONN
 """How writing fails where a file system is not well on this node alone."""
 LEAST_FREE = 64 << 20
 """Bytes that a run folder needs where no checkpoint tells how large the next will be."""
+_CHECK = """
+words=$("$0" "$@" 2>&1) && { printf '%s\\n' "$words"; exit; }
+[ -x "$0" ] || words="there is no $0; name in slurm/cluster.env an environment that every node has"
+words=$(printf '%s' "$words" | tail -n 1 | tr -cd '[:alnum:][:punct:] ' | tr '"\\134' "'/")
+printf '{"node": "%s", "time": %s, "problems": ["%s"], "mistake": ""}\\n' \\
+  "${SLURMD_NODENAME:-$(hostname)}" "$(date +%s)" "${words:-the check of nodes ended without a word}"
+"""
+"""What srun starts on each node: the check, or its answer where Python cannot even begin it."""
 
 
-def sick_nodes(run: RunDirectory, nodes: Sequence[str], gpus: bool, seconds: float = ANSWER_SECONDS) -> dict[str, str]:
+def sick_nodes(run: RunDirectory, nodes: Sequence[str], gpus: int, seconds: float = ANSWER_SECONDS) -> dict[str, str]:
     """What is wrong with the nodes of this job, by name; nothing where all are fit.
 
     Args:
         nodes: all of them, in Slurm's order; ranks meet on the first.
-        gpus: whether the ranks use GPUs.
+        gpus: how many the job has on each node; 0 where the ranks use none.
+
+    Raises:
+        UserError: ranks could not meet where MASTER_ADDR and MASTER_PORT say, on whatever nodes.
     """
     mark = f".nodes-{secrets.token_hex(8)}" if len(nodes) > 1 else ""
     path = run.path / mark
@@ -44,9 +58,11 @@ def sick_nodes(run: RunDirectory, nodes: Sequence[str], gpus: bool, seconds: flo
         if error.errno not in _OF_A_NODE:
             return {}  # nobody could write there, as the ranks will say
         return {nodes[0]: f"it cannot write in the run folder {run.path}: {error.strerror}"}
-    wanted = Wanted(str(run.path.absolute()), mark, nodes[0], gpus, _checkpoint_bytes(run))
+    port = os.environ.get("MASTER_PORT", "") if "LLMSCALE_PORTS" not in os.environ else ""
+    chosen = os.environ.get("MASTER_ADDR", ""), int(port) if port.isdecimal() and len(port) < 6 else 0
+    wanted = Wanted(str(run.path.absolute()), mark, nodes[0], gpus, _checkpoint_bytes(run), *chosen)
     srun = ["srun", f"--nodes={len(nodes)}", f"--ntasks={len(nodes)}", "--ntasks-per-node=1", "--overlap"]
-    check = [*module_command("launcher.node_check"), json.dumps(asdict(wanted))]
+    check = ["bash", "-c", _CHECK, *module_command("launcher.node_check"), json.dumps(asdict(wanted))]
     began = time.time()
     try:
         done = subprocess.run([*srun, *check], stdout=subprocess.PIPE, text=True, timeout=seconds, check=False)
@@ -60,7 +76,11 @@ def sick_nodes(run: RunDirectory, nodes: Sequence[str], gpus: bool, seconds: flo
 
 
 def judged(output: str, nodes: Sequence[str], began: float, ended: float) -> dict[str, str]:
-    """What the nodes' answers say: `output` has a line of JSON of each, `began` and `ended` bound the asking."""
+    """What the nodes' answers say: `output` has a line of JSON of each, `began` and `ended` bound the asking.
+
+    Raises:
+        UserError: what is wrong is no node's fault.
+    """
     found: dict[str, str] = {}
     answers: dict[str, Any] = {}
     for line in output.splitlines():
@@ -70,6 +90,9 @@ def judged(output: str, nodes: Sequence[str], began: float, ended: float) -> dic
     if not answers:
         tell("llmscale: no node has answered the check before the start, so it says nothing of them")
         return {}
+    for answer in answers.values():
+        if answer.get("mistake"):
+            raise UserError(answer["mistake"])
     for node in nodes:
         if node not in answers:
             found[node] = "it gave no answer"
@@ -113,13 +136,10 @@ class Exclusions:
         """
         for node, why in sick.items():
             tell(f"llmscale: node {node} is not fit: {why}")
-        if self._times >= self._most:
-            tell(
-                f"llmscale: job {self._job} has gone back {self._times} times without a sick node"
-                f" (recovery.node_exclusions is {self._most}), so it ends here; mend the nodes, or raise that"
-            )
-            return False
         self.nodes.update(sick)
+        if obstacle := self._obstacle():
+            tell(f"llmscale: job {self._job} {obstacle}")
+            return False
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             write_json(self._path, {"job": self._job, "times": self._times + 1, "nodes": self.nodes})
@@ -133,6 +153,41 @@ class Exclusions:
             return False
         told = _scontrol("update", f"JobId={self._job}", excluded)
         return _scontrol("release", self._job) and told
+
+    def _obstacle(self) -> str:
+        """Why the job would not run again without these nodes, and what to do; empty without a reason."""
+        without = ",".join(sorted(self.nodes))
+        if self._times >= self._most:
+            return (
+                f"has gone back {self._times} times without a sick node (recovery.node_exclusions is {self._most}), so"
+                " it ends here; mend the nodes, or raise that"
+            )
+        record = _output("scontrol", "--oneliner", "show", "job", self._job)
+        if re.search(r"\bRequeue=0\b", record):
+            return f"may not be requeued, so it ends here; mend the node, or submit again with --exclude={without}"
+        wanted = re.search(r"\bReqNodeList=(\S+)", record)
+        named = set(node_names({"SLURM_JOB_NODELIST": wanted[1]})) if wanted and wanted[1] != "(null)" else set()
+        if named & self.nodes.keys():
+            return f"was told by --nodelist to run on {', '.join(sorted(named & self.nodes.keys()))}, so it ends here"
+        partition, needed = os.environ.get("SLURM_JOB_PARTITION"), os.environ.get("SLURM_JOB_NUM_NODES", "")
+        listed = (
+            _output("sinfo", "--noheader", "--Node", f"--partition={partition}", "--format=%N") if partition else ""
+        )
+        others = len(set(listed.split()) - self.nodes.keys())
+        if listed and needed.isdecimal() and others < int(needed):
+            return (
+                f"needs {needed} nodes, but partition {partition} has {others} without {without}, so it ends here; mend"
+                " the node and submit again, or continue on fewer: llmscale launch slurm --resume RUN --nodes N"
+            )
+        return ""
+
+
+def _output(*command: str) -> str:
+    """What one of Slurm's commands prints; empty where it fails."""
+    try:
+        return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=False).stdout
+    except OSError:
+        return ""
 
 
 def _scontrol(*arguments: str) -> bool:

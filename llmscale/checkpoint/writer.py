@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from data_pipeline.base.durable import replace_file
@@ -58,7 +60,8 @@ class CheckpointWriter:
 
     The ranks meet through the shared directory only (see `llmscale.checkpoint.commit`). Call `clean` on one rank before
     the first save of an attempt. A step that exists already is replaced: a run that comes by a step again has gone back
-    to an older checkpoint and means its new state. From its first save on, a writer holds a host copy of its part.
+    to an older checkpoint and means its new state. From `prepare` or its first save on, a writer holds a host copy
+    of its part.
     """
 
     def __init__(
@@ -96,8 +99,36 @@ class CheckpointWriter:
         self._written: dict[str, int] = {}
         """Manifests that this writer wrote, as inodes by folder: they need not be read to be known."""
         self._buffers: Buffers = {}
+        self._preparation: threading.Thread | None = None
         self._thread: threading.Thread | None = None
         self._error: CheckpointError | None = None
+
+    def prepare(self, fragments: Iterable[Fragment]) -> threading.Thread:
+        """Begin to allocate the host copy, in the background while the first steps run: a save that has to allocate it
+        holds training up for several times as long.
+
+        Args:
+            fragments: as `save` will get them; only their sizes matter.
+
+        Returns:
+            The thread, which nobody needs to wait for.
+        """
+        sizes: dict[tuple[str, str, int], int] = {}
+        pieces: Counter[tuple[str, str]] = Counter()
+        for fragment in fragments:
+            if fragment.end > fragment.start:
+                name, kind = fragment.name, fragment.kind
+                sizes[name, kind, pieces[name, kind]] = fragment.end - fragment.start
+                pieces[name, kind] += 1
+        self._preparation = threading.Thread(target=self._allocate, args=(sizes,), name="checkpoints", daemon=True)
+        self._preparation.start()
+        return self._preparation
+
+    def _allocate(self, sizes: Mapping[tuple[str, str, int], int]) -> None:
+        with suppress(MemoryError):  # of which a save will tell
+            for slot, size in sizes.items():
+                self._buffers[slot] = _host_memory(size)
+                self._buffers[slot].numpy().fill(0)  # the system gives memory when it is first written to
 
     def save(
         self,
@@ -125,6 +156,9 @@ class CheckpointWriter:
             ValueError: `extra` has an unknown field or a fragment is not what it says.
         """
         self.wait()
+        if self._preparation is not None:
+            self._preparation.join()
+            self._preparation = None
         self._saves += 1
         files, tensors = _snapshot(fragments, self._rank, self._part_bytes, self._buffers)
         save = _Save(
@@ -286,13 +320,18 @@ def _snapshot(
         slot = (fragment.name, fragment.kind, len(pieces))
         host = buffers.get(slot)
         if host is None or host.numel() * 4 != size:
-            host = buffers[slot] = torch.empty(size // 4, dtype=torch.float32)
+            host = buffers[slot] = _host_memory(size // 4)
         host.copy_(fragment.tensor.detach())
         # A whole rectangle keeps its shape in the file, which other tools can then read.
         whole = size // 4 == prod(fragment.sizes)
         files[file][key] = host.view(fragment.sizes) if whole else host
         pieces.append(Piece(file, key, tuple(fragment.offsets), tuple(fragment.sizes), fragment.start, fragment.end))
     return files, tensors
+
+
+def _host_memory(size: int) -> torch.Tensor:
+    """So many numbers; numpy asks the system for large pages, of which it needs far fewer."""
+    return torch.from_numpy(np.empty(size, np.float32))
 
 
 def _read(path: Path) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -34,7 +35,7 @@ def together(function: Callable[[], Value]) -> Value:
         value = function()
     except UserError as error:
         problem = error
-    for rank, found in enumerate(gather_objects(problem)):
+    for rank, (host, found) in enumerate(gather_objects((socket.gethostname(), problem))):
         if found is not None:
-            raise UserError(f"rank {rank}: {found}" if rank else str(found))
+            raise UserError(f"rank {rank} on {host}: {found}" if rank else str(found))
     return value  # type: ignore[return-value]

@@ -222,7 +222,7 @@ def _judge(entries: list[Entry]) -> str:
     for entry in entries:
         problem = entry.problem or _difference(entries[0], entry)
         if problem:
-            return f"rank {entry.rank}: {problem}" if entry.rank and entry.problem else problem
+            return f"rank {entry.rank} on {entry.host}: {problem}" if entry.rank and entry.problem else problem
     return shared_gpu((entry.rank, entry.host, entry.gpu) for entry in entries)
 
 

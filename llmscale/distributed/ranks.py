@@ -79,8 +79,12 @@ def planned_ranks(environment: Mapping[str, str] | None = None) -> int | None:
 
 
 def shown_rank(environment: Mapping[str, str] | None = None) -> int:
-    """The rank that messages name, whatever else is wrong with the variables; 0 without one."""
-    text = (os.environ if environment is None else environment).get("RANK", "0")
+    """The rank that messages name, whatever else is wrong with the variables; 0 without one.
+
+    Of Slurm's tasks without a rank it is the number on their node: one of each node speaks.
+    """
+    environment = os.environ if environment is None else environment
+    text = environment.get("RANK") or (environment.get("SLURM_LOCALID", "0") if "SLURM_STEP_ID" in environment else "0")
     return int(text) if text.isdecimal() else 0
 
 

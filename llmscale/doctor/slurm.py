@@ -64,7 +64,7 @@ def examine_settings(settings: Mapping[str, str]) -> Iterator[Finding]:
     else:
         yield Finding("pass", "JobRequeue", "jobs may go back into the queue")
     noticed = _seconds(settings.get("SlurmdTimeout", ""))
-    wait = _seconds(os.environ.get("SLURM_WAIT", "60")) or 60
+    wait = _seconds(os.environ.get("SLURM_WAIT", "75")) or 75
     if noticed is not None and noticed >= wait:
         fix = f"for a requeue after a dead node, put `export SLURM_WAIT={noticed + 30}` into slurm/cluster.env"
         text = (

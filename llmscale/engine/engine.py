@@ -287,7 +287,8 @@ class Engine:
         """Compute a batch twice, without dropout and without training: where this rank's results differ in a bit first,
         as place in the order of the computation and name; None where they are the same. All ranks call it together.
 
-        The forward pass is compared; up to ZeRO 2 without pipeline also the gradients of what modules give.
+        The forward pass is compared; up to ZeRO 2 without pipeline also the gradients of what modules give and of
+        weights.
         """
         self._engine.eval()
         both = []
@@ -304,8 +305,9 @@ class Engine:
         with torch.enable_grad(), self._passes():
             terms = self._engine.module(batch.to(self.device))
             found.add("the loss", self._engine.module, terms)
-            if terms.requires_grad and found.inputs():
-                torch.autograd.grad(terms.sum(), found.inputs(), allow_unused=True)
+            if terms.requires_grad:
+                trained = [weight for weight in self._engine.module.parameters() if weight.requires_grad]
+                torch.autograd.grad(terms.sum(), trained, allow_unused=True)
 
     @torch.no_grad()
     def score(self, batch: Batch) -> torch.Tensor:

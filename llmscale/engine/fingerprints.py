@@ -19,10 +19,8 @@ class Fingerprints:
 
     def __init__(self) -> None:
         self.names: list[str] = []
-        """The module that computed it; of a gradient, of the output of that module."""
+        """The module that computed it; of a gradient, the module whose output it is of, or the weight."""
         self._sums: list[Tensor] = []
-        self._embedded: list[Tensor] = []
-        self._first: Tensor | None = None
 
     def add(self, name: str, module: nn.Module, value: Any) -> None:
         """Note what a module gave: a tensor, or tuples and lists of them; what else there is says nothing."""
@@ -33,17 +31,15 @@ class Fingerprints:
             self.names.append(name)
             self._sums.append(fingerprint(value))
             if value.requires_grad:
-                value.register_hook(lambda gradient: self._add_gradient(name, gradient))
-                self._first = value if self._first is None else self._first
-                self._embedded += [value] if isinstance(module, nn.Embedding) else []
+                value.register_hook(lambda gradient: self._add_gradient(f"the gradient at {name}", gradient))
 
-    def inputs(self) -> list[Tensor]:
-        """What the model made of the tokens first: on the way back to it a gradient passes by every layer, and no
-        weight gets one."""
-        return self._embedded or ([] if self._first is None else [self._first])
+    def note_weight(self, name: str, gradient: Tensor) -> Tensor:
+        """Note the gradient of a weight; zeros that take no memory, to be kept in its place."""
+        self._add_gradient(f"the gradient of {name}", gradient)
+        return gradient.new_zeros(()).expand_as(gradient)
 
     def _add_gradient(self, name: str, gradient: Tensor) -> None:
-        self.names.append(f"the gradient at {name}")
+        self.names.append(name)
         self._sums.append(fingerprint(gradient))
 
     def values(self) -> list[int]:
@@ -59,7 +55,8 @@ def fingerprint(value: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def fingerprints_of(module: nn.Module, compiled: bool) -> Iterator[Fingerprints]:
-    """Within the block, note what each innermost module gives, in its forward pass and as gradient.
+    """Within the block, note what each innermost module gives, in its forward pass and as gradient, and the gradients
+    of weights, which torch.autograd.grad returns as zeros.
 
     Args:
         compiled: layers are compiled, so that nothing is noted within them but what they give.
@@ -68,6 +65,9 @@ def fingerprints_of(module: nn.Module, compiled: bool) -> Iterator[Fingerprints]
     hooks = []
     for name, part in _watched(module, compiled):
         hooks.append(part.register_forward_hook(lambda part, _, output, name=name: found.add(name, part, output)))
+    for name, weight in module.named_parameters():
+        if weight.requires_grad:
+            hooks.append(weight.register_hook(lambda gradient, name=name: found.note_weight(name, gradient)))
     try:
         yield found
     finally:

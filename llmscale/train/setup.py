@@ -132,6 +132,7 @@ class Setup:
             outputs.trackers = start_trackers(self.config, self.run, self.state.first)
         keeper = TimeKeeper(self.account, times)
         stack.callback(keeper.close)
+        self.writer.prepare(self.engine.state())
         try:
             self.trainer.train(self.callbacks(outputs, ledger, keeper))
         except (RollBack, SilentError) as error:

@@ -91,6 +91,18 @@ def test_what_was_passed_may_change_afterwards(tmp_path: Path) -> None:
     assert_holds(newest_intact(tmp_path), 7, world=2)
 
 
+def test_a_first_save_finds_its_memory_allocated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writers = [CheckpointWriter(tmp_path, rank=rank, world=2) for rank in range(2)]
+    for rank, writer in enumerate(writers):
+        writer.prepare(fragments(0, rank, 2)).join()
+    monkeypatch.setattr("llmscale.checkpoint.writer._host_memory", None)
+    for rank, writer in enumerate(writers):
+        save(writer, 7, rank, 2)
+    for writer in writers:
+        writer.wait()
+    assert_holds(newest_intact(tmp_path), 7, world=2)
+
+
 def test_saving_does_not_stop_the_caller(tmp_path: Path) -> None:
     """`save` returns although writing is stuck, here in a merge of cursors that waits for the caller."""
     released = threading.Event()

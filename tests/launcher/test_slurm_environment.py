@@ -85,6 +85,7 @@ def test_an_address_and_port_of_the_users_own_are_kept():
         # an interactive shell, in which somebody starts ranks by hand
         ALONE | {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "4000"},
         {"SLURM_JOB_ID": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "8"},  # a batch script
+        {"SLURM_JOB_ID": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_STEP_ID": "4294967291"},  # by its step
     ],
 )
 def test_what_is_not_a_task_of_srun_is_left_alone(environment):
@@ -126,7 +127,7 @@ def test_one_task_alone_is_not_disturbed_by_what_is_left_over():
     assert environment["WORLD_SIZE"] == "1"
 
 
-@pytest.mark.parametrize("missing", sorted(TASK.keys() - {"SLURM_STEP_NUM_TASKS"}))
+@pytest.mark.parametrize("missing", sorted(TASK))
 def test_a_missing_variable_is_named_and_localhost_is_never_assumed(missing):
     environment = {name: value for name, value in TASK.items() if name != missing}
     with pytest.raises(UserError, match=missing):

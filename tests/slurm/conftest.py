@@ -81,6 +81,25 @@ class Cluster:
             subprocess.run([SCRIPT, "boot", self.root, node], check=True, timeout=30)
             self.wait_for_nodes()
 
+    def on_node(self, node: str, *command: object) -> str:
+        """Stdout of a command that runs in the node's namespaces."""
+        parent = (self.root / f"run/{node}.namespace").read_text().strip()
+        first = subprocess.run(["pgrep", "-P", parent], capture_output=True, text=True, check=True).stdout.split()[0]
+        enter = ["nsenter", "-t", first, "--mount", "--pid"]
+        done = subprocess.run([*enter, *map(str, command)], capture_output=True, text=True, timeout=30, check=False)
+        assert done.returncode == 0, f"{command}: {done.stderr}"
+        return done.stdout
+
+    @contextlib.contextmanager
+    def covered(self, node: str, path: Path, by: Path | None = None, size: str = "16m") -> Iterator[None]:
+        """Within the block, a node sees something else at `path`: what is at `by`, or an empty disk of that size."""
+        source = ("--bind", by) if by else ("-t", "tmpfs", "-o", f"size={size}", "tmpfs")
+        self.on_node(node, "mount", *source, path)
+        try:
+            yield
+        finally:
+            self.on_node(node, "umount", "--lazy", path)
+
     def wait_for_nodes(self, seconds: float = 60) -> None:
         end = time.monotonic() + seconds
         while set(self.run("sinfo", "--noheader", "--Node", "--format=%T").split()) & {"down", "down*", "unknown"}:

@@ -1,7 +1,6 @@
 """A node that is not fit, on a real Slurm: named before the ranks start, and the job runs elsewhere."""
 
 import json
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,22 +12,13 @@ from tests.tiny_run import losses, write_tiny_run
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
-def on_node(cluster: Cluster, node: str, *command: object) -> None:
-    """Run a command in the node's mount namespace."""
-    parent = (cluster.root / f"run/{node}.namespace").read_text().strip()
-    first = subprocess.run(["pgrep", "-P", parent], capture_output=True, text=True, check=True).stdout.split()[0]
-    done = subprocess.run(["nsenter", "-t", first, "-m", *map(str, command)], check=False, timeout=30)
-    assert done.returncode == 0 or command[0] == "umount", command
-
-
 @pytest.fixture
 def small_disk(cluster: Cluster) -> Iterator[Path]:
     """The run folder, on whose disk n2 alone has but a megabyte."""
     run = cluster.project / "run"
     run.mkdir()
-    on_node(cluster, "n2", "mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", run)
-    yield run
-    on_node(cluster, "n2", "umount", "-l", run)
+    with cluster.covered("n2", run, size="1m"):
+        yield run
 
 
 def test_a_full_disk_on_one_node_sends_the_job_to_another(cluster: Cluster, small_disk: Path) -> None:
@@ -50,11 +40,11 @@ def test_a_job_ends_where_too_many_nodes_are_sick(cluster: Cluster, small_disk: 
     """The settings bound how often it goes back; the message says what to do."""
     config = write_tiny_run(cluster.project).name
     logs = small_disk / "logs"
-    on_node(cluster, "n2", "mkdir", logs)
+    cluster.on_node("n2", "mkdir", logs)
     options = ("--nodes=1", "--ntasks=1", "--nodelist=n2", "--hold")
     job = cluster.run("sbatch", "--parsable", *options, "slurm/train.sbatch", config).strip()
     record = json.dumps({"job": job, "times": 2, "nodes": {"n1": "it gave no answer"}})
-    on_node(cluster, "n2", "bash", "-c", f"echo '{record}' > '{logs}/sick_nodes.json'")
+    cluster.on_node("n2", "bash", "-c", f"echo '{record}' > '{logs}/sick_nodes.json'")
     cluster.run("scontrol", "release", job)
     ended = cluster.wait_for_end(job)
     assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "1:0", "0"), cluster.log(job)

@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,9 @@ from tests.train.runs import metrics
 SETTINGS = ("config.yaml", "train.steps=12", "checkpoint.interval=4", "recovery.check_every=3", "train.global_batch=8")
 
 
-def flip_one_bit(rank: int, module: str, step: int, backward: bool = False) -> None:
-    """On one rank, the first time from a step on that a module runs outside of training, one bit of one number of what
-    it gives is flipped: its lowest one, once in the life of the process."""
+def flip_one_bit(rank: int, module: str, step: int, what: str = "output") -> None:
+    """On one rank, the first time from a step on that a module runs outside of training, one bit of one number of its
+    output, of the gradient of that, or of its weight, is flipped: its lowest one, once in the life of the process."""
     if int(os.environ.get("RANK", "0")) != rank:
         return
     from llmscale.train import loop
@@ -29,6 +30,8 @@ def flip_one_bit(rank: int, module: str, step: int, backward: bool = False) -> N
     look, planted = loop.look_twice, []
 
     def flip(value: torch.Tensor) -> torch.Tensor:
+        if what == "weight" and planted:
+            return value
         words = value.detach().clone().contiguous()
         middle = words.numel() // 2
         as_integers = {4: torch.int32, 2: torch.int16}[words.element_size()]
@@ -39,7 +42,7 @@ def flip_one_bit(rank: int, module: str, step: int, backward: bool = False) -> N
     def forward_hook(part: Any, _: Any, output: torch.Tensor) -> torch.Tensor | None:
         if planted:
             return None
-        if backward:
+        if what == "gradient":
             planted.append(step)
             output.register_hook(flip)
             return None
@@ -50,7 +53,10 @@ def flip_one_bit(rank: int, module: str, step: int, backward: bool = False) -> N
         if number == step:
             parts = dict(engine._engine.module.named_modules())
             part = next(part for name, part in parts.items() if name.endswith(module))
-            hook = part.register_forward_hook(forward_hook, prepend=True)
+            if what == "weight":
+                hook = part.weight.register_hook(flip)
+            else:
+                hook = part.register_forward_hook(forward_hook, prepend=True)
         try:
             look(engine, batch, number)
         finally:
@@ -94,18 +100,19 @@ def test_looking_changes_nothing(tmp_path: Path) -> None:
     assert [row["computed_twice"] for row in rows if "computed_twice" in row][-1] == 4
 
 
-@pytest.mark.parametrize("backward", [False, True])
-def test_one_flipped_bit_is_found(tmp_path: Path, backward: bool) -> None:
+@pytest.mark.parametrize("what", ["output", "gradient", "weight"])
+def test_one_flipped_bit_is_found(tmp_path: Path, what: str) -> None:
     write_tiny_run(tmp_path)
     module = "blocks.1.attention.output"
-    plant = functools.partial(flip_one_bit, 0, module, 6, backward)
+    plant = functools.partial(flip_one_bit, 0, module, 6, what)
     done = run("train", *SETTINGS, cwd=tmp_path, prepare=plant)
     print(done.stderr)
     assert done.returncode == 75
     outcome = json.loads((tmp_path / "run/outcome.json").read_text())
     assert (outcome["outcome"], outcome["step"], outcome["saved"]) == ("failed", 5, 4)
     assert [fault["rank"] for fault in outcome["faulty"]] == [0]
-    assert module in outcome["faulty"][0]["where"]
+    where = {"output": module, "gradient": f"the gradient at {module}", "weight": f"the gradient of {module}.weight"}
+    assert re.sub(r"(^| )model\.", r"\1", outcome["faulty"][0]["where"]) == where[what]
     [row] = [row for row in read_records(tmp_path / "run/metrics.jsonl") if "silent_error" in row]
     assert (row["step"], row["silent_error"]) == (6, outcome["faulty"])
     # The same command goes on, as if nothing had been.
