@@ -124,7 +124,7 @@ class Chat(Objective):
                     f"objective.name is chat, but {where}.{index} does not say where the messages are; set its layout"
                     f" to auto, or its fields to {{messages: NAME}}, or objective.weights.text to learn plain text, too"
                 )
-        if not any("messages" in source.gives for source in sources):
+        if sources and not any("messages" in source.gives for source in sources):
             raise UserError(
                 f"objective.name is chat, but none of {where} has messages; name a source of dialogues, or set"
                 f" objective.name=causal"
