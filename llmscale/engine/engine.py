@@ -65,7 +65,7 @@ class ObjectiveModule(nn.Module):
     ) -> torch.Tensor:
         """The sum of each term of the loss over the batch, (terms,) in fp32; with dropout in training. Of a batch that
         asks for scores those, (2, B, K). With `represent` what the losses of other samples take of each, (B, ...); with
-        `condense` all that the head reads of each, (B, channels); with `predict` the head's logits."""
+        `condense` all that the head reads of each; with `predict` the head's logits."""
         if predict:
             return self.loss.predict(self.model, batch)
         if represent:
@@ -206,8 +206,8 @@ class Engine:
 
     @torch.no_grad()
     def condense(self, batch: Batch) -> torch.Tensor:
-        """(B, channels) all that the head reads of each row; where ranks share parameters they must call it
-        together."""
+        """All that the head reads of each row, (B, channels) or (B, T, channels); where ranks share parameters they
+        must call it together."""
         with self._passes():
             return self._engine.module(batch, condense=True)
 

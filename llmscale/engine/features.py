@@ -11,17 +11,25 @@ from torch import Tensor
 from data_pipeline.base.terminal import warn
 from data_pipeline.batch import Batch
 from llmscale.distributed.process_group import all_reduce_sum
-from llmscale.finetune.feature_store import FeatureStore, row_keys
+from llmscale.finetune.feature_store import FeatureStore, row_keys, row_lengths
 
 
 class Features:
-    """The vectors that a head reads, of rows that have been read before."""
+    """What a head reads of rows that have been read before: a vector of each, or of each of their tokens."""
 
-    def __init__(self, store: FeatureStore, compute: Callable[[Batch], Tensor], device: torch.device) -> None:
-        """`compute`: (B, channels) of a batch on the device; collective where ranks share parameters."""
+    def __init__(
+        self, store: FeatureStore, compute: Callable[[Batch], Tensor], device: torch.device, tokens: bool
+    ) -> None:
+        """
+        Args:
+            compute: (B, channels), or (B, T, channels) with `tokens`, of a batch on the device; collective where ranks
+                share parameters.
+            tokens: whether the head reads the hidden state of each token.
+        """
         self._store = store
         self._compute = compute
         self._device = device
+        self._tokens = tokens
 
     def given(self, batches: list[Batch]) -> list[Batch]:
         """Batches with `features` in place of tokens; collective over all ranks, which must give equally many.
@@ -31,14 +39,27 @@ class Features:
         """
         keys = [row_keys(batch) for batch in batches]
         found = [self._store.get(each) for each in keys]
-        lacking = sum(vectors is None for vectors in found)
-        if all_reduce_sum([float(lacking)])[0]:
-            for batch, each in zip(batches, keys, strict=True):
-                self._store.add(each, self._compute(batch.to(self._device)))
-            found = [self._store.get(each) for each in keys]
-        return [
-            _condensed(batch, vectors) for batch, vectors in zip(batches, found, strict=True) if vectors is not None
-        ]
+        if all_reduce_sum([float(sum(vectors is None for vectors in found))])[0]:
+            found = [self._computed(batch, each) for batch, each in zip(batches, keys, strict=True)]
+        known = [vectors for vectors in found if vectors is not None]
+        return [self._with(batch, vectors) for batch, vectors in zip(batches, known, strict=True)]
+
+    def _computed(self, batch: Batch, keys: list[bytes]) -> Tensor:
+        """The vectors of a batch's rows, one row behind the other: as they are kept from now on."""
+        vectors = self._compute(batch.to(self._device)).float().cpu()
+        lengths = row_lengths(batch) if self._tokens else [1] * batch.size
+        if self._tokens:
+            vectors = vectors[_real(batch)]
+        self._store.add(keys, vectors, lengths)
+        kept = self._store.get(keys)
+        return vectors if kept is None else kept
+
+    def _with(self, batch: Batch, vectors: Tensor) -> Batch:
+        if not self._tokens:
+            return _condensed(batch, vectors)
+        features = vectors.new_zeros(*batch.inputs.shape, vectors.shape[1])
+        features[_real(batch)] = vectors
+        return replace(batch, features=features)
 
     def flush(self) -> None:
         """Write what has been computed since; a run whose disk is full goes on without."""
@@ -46,6 +67,11 @@ class Features:
             self._store.flush()
         except OSError as error:
             warn(f"what the body makes of rows could not be kept: {error.strerror} ({error.filename})")
+
+
+def _real(batch: Batch) -> Tensor:
+    """(B, T) booleans, False for padding."""
+    return torch.arange(batch.inputs.shape[1]) < torch.tensor(row_lengths(batch))[:, None]
 
 
 def _condensed(batch: Batch, vectors: Tensor) -> Batch:

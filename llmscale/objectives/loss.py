@@ -105,7 +105,7 @@ class Loss:
         return logits
 
     def condense(self, model: Transformer, batch: Batch) -> Tensor:
-        """(B, hidden_size) all that the head reads of each row."""
+        """All that the head reads of each row: (B, hidden_size), or (B, T, hidden_size); see `Head.features`."""
         return self._first.condensed(self.output(model, batch).hidden, batch)
 
     def of_whole_batch(self, represented: Tensor, labels: dict[str, Tensor]) -> dict[str, Tensor]:

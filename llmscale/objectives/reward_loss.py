@@ -15,7 +15,7 @@ from llmscale.model.heads.classification import ClassificationHead
 class RewardLoss(ClassificationHead):
     """A classifier of one output over the last token of each of two answers, by Bradley and Terry's model."""
 
-    condenses = False
+    features = None
     higher_is_better = frozenset({"accuracy", "margin"})
 
     def __init__(self, config: ModelConfig, objective: RewardObjective) -> None:

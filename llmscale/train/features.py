@@ -41,8 +41,9 @@ def keep_features(config: RunConfig, run: RunDirectory, engine: Engine) -> None:
 def why_no_features(config: RunConfig) -> str | None:
     """Why a head that is trained alone needs the body at every step; None: its vectors are computed once."""
     model, parallel = config.model, config.parallel
-    if not model_side(config.objective).heads(model)[0].condenses:
-        return f"the head {model.predicts[0]} reads every position, or other tokens each time"
+    kind = model_side(config.objective).heads(model)[0].features
+    if kind is None:
+        return f"the head {model.predicts[0]} reads other tokens each time"
     if model.dropout or model.attention_dropout:
         return (
             f"the body drops other values each time (model.dropout={model.dropout},"
@@ -50,6 +51,8 @@ def why_no_features(config: RunConfig) -> str | None:
         )
     if parallel.pipeline > 1 or parallel.context > 1:
         return "parallel.pipeline and parallel.context cut the body's results"
+    if kind == "token" and parallel.sequence_parallel:
+        return "parallel.sequence_parallel cuts the body's results"
     if model.experts is not None:
         return "the router has a loss of its own"
     return None
@@ -58,7 +61,9 @@ def why_no_features(config: RunConfig) -> str | None:
 def _open(engine: Engine, cache: Path) -> Features:
     """The vectors of an engine's body, kept in a folder of `cache` that is named by what decides them; collective."""
     folder = cache / f"features-{_digest(engine)}"
-    return Features(FeatureStore(folder, writes=engine.grid.is_sample_leader), engine.condense, engine.device)
+    store = FeatureStore(folder, writes=engine.grid.is_sample_leader)
+    tokens = model_side(engine.config.objective).heads(engine.config.model)[0].features == "token"
+    return Features(store, engine.condense, engine.device, tokens)
 
 
 def _digest(engine: Engine) -> str:

@@ -1,21 +1,25 @@
 """`llmscale train` with a `finetune` section: what becomes of each tensor, what is said, and mistakes."""
 
+import hashlib
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save_file
 
 from llmscale.checkpoint import Checkpoint, newest_intact
 from llmscale.config import ModelConfig, load_config
+from llmscale.finetune.feature_store import FeatureStore
 from llmscale.parallel.init import initial_values
 from llmscale.parity.job import run_layout
 from tests.evaluate.models import write_tasks
 from tests.ranks import run_ranks
 from tests.tiny_run import write_tiny_run
 from tests.train.forked import run
-from tests.train.runs import metrics
-from tests.train.test_classification import write_run
+from tests.train.runs import evaluations, metrics
+from tests.train.test_classification import BAD, GOOD, write_run
 
 FROM = ("train.init_from=pretrained", "train.steps=4")
 
@@ -96,19 +100,44 @@ def losses(folder: Path) -> list[float]:
     return [loss for _, loss, _ in metrics(folder)]
 
 
-def test_features_that_are_computed_once(folder: Path) -> None:
-    """Losses are those of the long way, on one rank and on two, and there is one file of them."""
-    tuned = ("config.yaml", *FROM, *EPOCHS, "evaluation.interval=0")
+def settings_of(head: str, folder: Path) -> tuple[str, ...]:
+    """By which a head is trained on the rows: their telling word is what is labelled or asked for."""
+    if head == "classification":
+        return ()
+    path = folder / f"{head}.jsonl"
+    with open(path, "w") as file:
+        for line in (folder / "rows.jsonl").read_text().splitlines():
+            text = json.loads(line)["sentence"]
+            word = next(word for word in text.split() if word in (*GOOD, *BAD))
+            start = text.index(word)
+            entities = [[start, start + len(word), "KIND"]]
+            answers = {"text": [word], "answer_start": [start]}
+            file.write(json.dumps({"text": text, "entities": entities, "q": "how?", "answers": answers}) + "\n")
+    fields, objective = {
+        "token_classification": ("{spans: entities}", "{labels: [O, B-KIND, I-KIND], given: spans, dropout: 0.1}"),
+        "span": ("{question: q, answers: answers}", "{}"),
+    }[head]
+    source = f"data.sources=[{{kind: jsonl, paths: [{path}], fields: {fields}}}]"
+    return source, f"objective={objective.replace('{', f'{{name: {head}, ', 1)}", "data.sequence_length=40"
+
+
+@pytest.mark.parametrize("head", ["classification", "token_classification", "span"])
+def test_features_that_are_computed_once(head: str, folder: Path) -> None:
+    """Losses are those of the long way, and there is one file of them."""
+    tuned = ("config.yaml", *FROM, *EPOCHS, "evaluation.interval=12", *settings_of(head, folder))
     for name, features in (("long", "false"), ("short", "true")):
         section = f"finetune={{train: head, features: {features}}}"
-        done = run("train", *tuned, section, f"run.directory={name}", cwd=folder)
+        done = run("train", *tuned, section, f"run.directory={head}-{name}", cwd=folder)
         assert done.returncode == 0, done.stderr
-    long, short = losses(folder / "long"), losses(folder / "short")
+    long, short = losses(folder / f"{head}-long"), losses(folder / f"{head}-short")
     assert len(set(long)) == len(long) == 24
     assert short == pytest.approx(long, rel=1e-6)
-    [features] = (folder / "short" / "cache").glob("features-*")
+    for shown, expected in zip(*(evaluations(folder / f"{head}-{name}") for name in ("short", "long")), strict=True):
+        for key in {"loss", "accuracy", "exact"} & expected.keys():
+            assert shown[key] == pytest.approx(expected[key], rel=1e-5), key
+    [features] = (folder / f"{head}-short" / "cache").glob("features-*")
     assert list(features.glob("part-*.safetensors"))
-    one, other = newest_intact(folder / "short"), newest_intact(folder / "long")
+    one, other = newest_intact(folder / f"{head}-short"), newest_intact(folder / f"{head}-long")
     for name in other.names:
         assert torch.allclose(one.full(name), other.full(name), rtol=1e-5, atol=1e-6), name
 
@@ -174,7 +203,8 @@ def test_text_is_forgotten_by_language_models_alone(folder: Path) -> None:
         assert part in done.stderr.splitlines()[-1]
 
 
-def test_features_on_two_ranks(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("head", ["classification", pytest.param("span", marks=pytest.mark.slow)])
+def test_features_on_two_ranks(head: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     section = "finetune={train: head, features: %s}"
     found = {}
@@ -185,10 +215,36 @@ def test_features_on_two_ranks(folder: Path, tmp_path: Path, monkeypatch: pytest
     ):
         directory = tmp_path / str(len(found))
         directory.mkdir()
-        settings = (*FROM, *EPOCHS, section % features, *layout, f"run.directory={directory / 'run'}")
+        settings = (
+            *FROM,
+            *EPOCHS,
+            *settings_of(head, folder),
+            section % features,
+            *layout,
+            f"run.directory={directory / 'run'}",
+        )
         config = load_config(folder / "config.yaml", settings)
         figures = run_ranks(ranks, run_layout, config, 24, directory, True)[0]
         found[layout] = [losses["loss"] for losses in figures.losses]
     first, *others = found.values()
     for other in others:
         assert other == pytest.approx(first, rel=1e-5)
+
+
+def test_vectors_of_rows_of_several_tokens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They come back as they were, those of files of earlier releases too; what exceeds the memory is not kept."""
+    store = FeatureStore(tmp_path, most_bytes=4 * 3 * 9)
+    vectors = torch.arange(27.0).view(9, 3)
+    store.add([b"a" * 16, b"b" * 16, b"a" * 16], vectors[:7], [2, 3, 2])
+    assert store.get([b"c" * 16]) is None
+    store.flush()
+    save_file({"keys": np.full((1, 16), ord("c"), np.uint8), "vectors": vectors[8:].numpy()}, tmp_path / "old")
+    data = (tmp_path / "old").read_bytes()
+    (tmp_path / f"part-{hashlib.sha256(data).hexdigest()[:32]}.safetensors").write_bytes(data)
+    again = FeatureStore(tmp_path, most_bytes=4 * 3 * 7)
+    found = again.get([b"b" * 16, b"c" * 16, b"a" * 16])
+    assert found is not None
+    assert torch.equal(found, vectors[[2, 3, 4, 8, 5, 6]])
+    again.add([b"d" * 16], vectors[:2], [2])
+    assert again.get([b"d" * 16]) is None
+    assert "takes more than 0 GiB of memory" in capsys.readouterr().err

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from data_pipeline.objectives.classification import pooling_of
 from llmscale.config.model import HeadConfig, ModelConfig
@@ -31,7 +31,7 @@ class ClassificationHead(ProjectingHead):
     name = "classification"
     attribute = "classification"
     higher_is_better = frozenset({"accuracy"})
-    condenses = True
+    features: ClassVar[Literal["row", "token"] | None] = "row"
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)

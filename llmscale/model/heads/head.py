@@ -71,9 +71,9 @@ class Head(ABC):
     """Whether it gives probabilities of the next token."""
     reads: Literal["each", "first", "whole"] = "each"
     """What one prediction is made of: its own position, the first of the sequence, or several of them."""
-    condenses: ClassVar[bool] = False
-    """Whether one vector of each row, which `condensed` makes, is all that it reads, and rows do not change from one
-    pass over the data to the next."""
+    features: ClassVar[Literal["row", "token"] | None] = None
+    """What it reads of a row, where rows do not change from one pass over the data to the next: one vector, which
+    `condensed` makes, or the hidden state of each token. None: rows change."""
     whole_batch: ClassVar[bool] = False
     """Whether the loss of a sample depends on the others of its global batch, by what `represent` makes of them."""
     sharding: ClassVar[tuple[tuple[str, Cut], ...]] = ()
@@ -105,8 +105,9 @@ class Head(ABC):
         """What the sum over a batch is divided by, once it is added up over the global batch."""
 
     def condensed(self, hidden: Tensor, batch: Batch) -> Tensor:
-        """(B, hidden_size): the vectors that stand for hidden states (B, T, hidden_size), in rows of one token."""
-        raise AssertionError(f"the head {self.name} reads more than a vector of each row")
+        """All that it reads of hidden states (B, T, hidden_size): (B, hidden_size), the vectors that stand for them in
+        rows of one token, or with features of each token the same again."""
+        return hidden
 
     def texts(self, batch: Batch) -> int:
         """Texts that stand one after the other in each row of a batch, each of which the model reads by itself: its
@@ -245,6 +246,8 @@ class ProjectingHead(Head):
 
 class TokenHead(ProjectingHead):
     """A head that projects the hidden state of each token."""
+
+    features = "token"
 
     def logits(self, module: nn.Module, hidden: Tensor, batch: Batch, dropout: Tensor | None = None) -> Tensor:
         """(B, T, outputs), of at least fp32."""
