@@ -1,6 +1,6 @@
-"""Fine-tuning on CPU beside transformers' Trainer: BERT on SST-2, a T5 on Multi30k, and a head alone on SST-2.
+"""Fine-tuning on CPU beside transformers' Trainer: BERT on SST-2 (whole, LoRA, the head alone) and a T5 on Multi30k.
 
-    python -m benchmarks.finetune --data-root CORPORA [--only classification seq2seq head] [--steps 60] [--epochs 10]
+    python -m benchmarks.finetune --data-root CORPORA [--only classification lora seq2seq head] [--steps 60]
 
 Every contender is a process of its own that takes single steps of its own training loop, in turn with the others: the
 same sizes, rows, batch, optimizer and vocabulary, without dropout. A Trainer pads each batch to its longest row, as
@@ -22,8 +22,8 @@ from typing import Any
 from benchmarks.finetune_contenders import BATCH, build_ours, build_theirs, prepare
 from benchmarks.harness import Contender, Sample, alternate, bar, ratio, report, serve
 
-BARS = {"classification": 1.2, "seq2seq": 1.3, "head": 5.0}
-"""How many times as fast as the Trainer each must be."""
+BARS = {"classification": 1.2, "lora": 1.0, "seq2seq": 1.3, "head": 5.0}
+"""How many times as fast as the Trainer each must be; with LoRA the Trainer has peft's layers."""
 HEAD_ROWS = 1024
 """Rows of SST-2 that the head alone is trained on."""
 SIDES = {"ours": build_ours, "trainer": build_theirs}

@@ -16,7 +16,12 @@ import torch
 
 BATCH, LENGTH, VOCABULARY, LR = 32, 128, 4096, 1e-4
 SIZES = {"layers": 4, "hidden_size": 256, "heads": 4, "max_positions": LENGTH}
-MODELS = {"classification": "bert", "head": "bert", "seq2seq": "t5"}
+MODELS = {"classification": "bert", "head": "bert", "lora": "bert", "seq2seq": "t5"}
+SECTIONS: dict[str, dict[str, Any]] = {
+    "head": {"train": "head"},
+    "lora": {"lora": {"rank": 8, "alpha": 16, "targets": ["all"]}},
+}
+"""What is fine-tuned of a body that is trained already."""
 Step = Callable[[], float]
 
 
@@ -31,7 +36,7 @@ def prepare(kind: str, corpora: Path, folder: Path, rows: int | None) -> None:
     config = _config(kind, folder)
     roles = required_roles(config.objective, LENGTH)
     prepare_tokenizer(config.data, folder / "tokenizer", lambda text: None, roles, None)
-    if kind == "head":
+    if kind in SECTIONS:
         # One step of a language model: what the body has learned changes no speed.
         body = _config(kind, folder).model_dump(mode="json") | {
             "objective": {"name": "masked"},
@@ -48,7 +53,7 @@ def prepare(kind: str, corpora: Path, folder: Path, rows: int | None) -> None:
 def _config(kind: str, folder: Path) -> Any:
     from llmscale.config import parse_config
 
-    head = kind == "head"
+    begun = {"init_from": str(folder / "body")} if kind in SECTIONS else {}
     objective: dict[str, Any] = {"name": "seq2seq", "target_length": 64}
     fields: dict[str, Any] = {"target_field": "target"}
     if kind != "seq2seq":
@@ -69,8 +74,8 @@ def _config(kind: str, folder: Path) -> Any:
             "objective": objective,
             "optimizer": {"lr": LR},
             "schedule": {"name": "constant"},
-            "train": {"steps": 100_000, "global_batch": BATCH, **({"init_from": str(folder / "body")} if head else {})},
-            **({"finetune": {"train": "head"}} if head else {}),
+            "train": {"steps": 100_000, "global_batch": BATCH, **begun},
+            **({"finetune": SECTIONS[kind]} if kind in SECTIONS else {}),
         }
     )
 
@@ -172,7 +177,21 @@ def _their_model(kind: str, words: int) -> torch.nn.Module:
     model = transformers.BertForSequenceClassification(bert)
     for name, parameter in model.named_parameters() if kind == "head" else ():
         parameter.requires_grad_(name.startswith(("bert.pooler", "classifier")))
-    return model
+    return _with_factors(model) if kind == "lora" else model
+
+
+def _with_factors(model: Any) -> torch.nn.Module:
+    """With peft's LoRA beside all linear layers of the encoder; the pooler and the classifier are trained whole."""
+    import peft
+
+    section = SECTIONS["lora"]["lora"]
+    settings = peft.LoraConfig(
+        r=section["rank"],
+        lora_alpha=section["alpha"],
+        target_modules=r".*encoder\.layer\.\d+\..*(query|key|value|dense)",
+        modules_to_save=["pooler", "classifier"],
+    )
+    return peft.get_peft_model(model, settings)
 
 
 def _encoded(kind: str, folder: Path) -> tuple[list[dict[str, Any]], int, int]:
@@ -181,7 +200,8 @@ def _encoded(kind: str, folder: Path) -> tuple[list[dict[str, Any]], int, int]:
     from data_pipeline.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(folder / "tokenizer")
-    special, found = tokenizer.special, []
+    special = tokenizer.special
+    found: list[dict[str, Any]] = []
     for line in (folder / "rows.jsonl").read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         ids = tokenizer.encode(row["text"])

@@ -74,7 +74,7 @@ class LowRank:
         if more:
             down, up = F.pad(down, (0, 0, 0, more)), F.pad(up, (0, more))
         kept = self._kept(input)
-        added = multiply(multiply(kept, down), up) * self.scale
+        added = multiply(multiply(kept, down) * self.scale, up)
         if magnitude is None:
             return projected + added
         length = self._lengths(weight, down, up).to(magnitude.dtype)

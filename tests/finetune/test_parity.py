@@ -1,5 +1,6 @@
 """Fine-tuning beside a plain loop over transformers' model: the same initial weights, the same batches."""
 
+import random
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 import transformers
 from torch import nn
 
+from benchmarks import finetune_parity
 from llmscale.hugging_face.exporting import export_checkpoint
 from llmscale.interface import Run
 from tests.train.forked import run
@@ -109,3 +111,25 @@ def test_a_head_for_other_labels_is_refused(folder: Path) -> None:
         assert "finetune.redraw=[head]" in last
     done = run("train", "config.yaml", *tuned, "finetune={redraw: [head]}", cwd=folder)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_t5_is_trained_as_by_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On pairs of lines, which transformers' tokenizer reads for itself; micro batches here, whole ones there."""
+    draw = random.Random(5)
+    words = {"".join(draw.choices("abcdeü", k=5)): "".join(draw.choices("klmno", k=5)) for _ in range(60)}
+    sources = [draw.choices(list(words), k=draw.randint(2, 9)) for _ in range(460)]
+    pairs = [(" ".join(source), " ".join(words[word] for word in reversed(source))) for source in sources]
+
+    def train(*given: str) -> None:
+        done = run("train", *given, "run.threads=1", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+
+    sizes = {"layers": 2, "hidden_size": 32, "heads": 2, "ffn_size": 64}
+    config = finetune_parity.settings(sizes, vocabulary=300, batch=16, micro_batch=4, rate=1e-3)
+    monkeypatch.chdir(tmp_path)
+    found = finetune_parity.compare(tmp_path, config, pairs[:400], pairs[400:], STEPS, train)
+    assert found["steps"] == STEPS
+    assert found["last_loss"] < 0.9 * found["first_loss"]
+    assert found["largest_relative_difference"] < 1e-4
+    assert found["agreement"] >= 0.99

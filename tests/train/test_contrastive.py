@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,8 @@ import torch
 import yaml
 
 from llmscale.checkpoint.model import load_model
-from tests.train.forked import run
-from tests.train.runs import evaluations
+from tests.train.forked import Command, run
+from tests.train.runs import evaluations, ledger, metrics
 
 TOPICS = ("sea ship wave", "bread oven flour", "诗 月 霜", "goal match team", "star moon orbit", "king queen crown")
 SIZES = {"layers": 2, "hidden_size": 32, "heads": 2, "max_positions": 48}
@@ -124,3 +126,48 @@ def test_a_pipeline_is_refused() -> None:
     )
     with pytest.raises(UserError, match="the head contrastive compares all samples of a global batch"):
         require_legal(config, 2)
+
+
+KILLS = (2, 5)
+"""Steps after which it is killed."""
+
+
+@pytest.mark.slow
+def test_killed_in_bf16_it_goes_on_to_the_bit(folder: Path) -> None:
+    """Both passes over each sample drop the same after a restart, too."""
+    tuned = ("train", "config.yaml", "train.init_from=pretrained", "train.steps=8", "checkpoint.interval=3",
+             "logging.interval=1", "evaluation.interval=4", "evaluation.best=accuracy",
+             "model.dropout=0.1")  # fmt: skip
+    half = (*tuned, "engine.dtype=bf16")
+    for arguments in ((*tuned, "run.directory=single"), (*half, "run.directory=whole")):
+        done = run(*arguments, cwd=folder)
+        assert done.returncode == 0, done.stderr
+    killed = folder / "killed"
+    for steps in KILLS:
+        command = Command(*half, "run.directory=killed", cwd=folder)
+        deadline = time.monotonic() + 60
+        while lines(killed / "ledger.jsonl") < steps and command.process.is_alive() and time.monotonic() < deadline:
+            time.sleep(0.002)
+        command.process.kill()
+        command.process.join()
+        assert command.process.exitcode == -signal.SIGKILL
+    done = run(*half, "run.directory=killed", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert metrics(killed) == metrics(folder / "whole")
+    assert ledger(killed) == ledger(folder / "whole")
+    assert evaluations(killed) == evaluations(folder / "whole")
+    assert best_of(killed) == best_of(folder / "whole")
+    # Of the same values, which bf16 rounds.
+    single, whole = (metrics(folder / name) for name in ("single", "whole"))
+    assert single != whole
+    for (_, loss, _), (_, rounded, _) in zip(single, whole, strict=True):
+        assert rounded == pytest.approx(loss, rel=0.02)
+
+
+def lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def best_of(run: Path) -> Any:
+    newest = max((run / "checkpoints").glob("step-*"))
+    return json.loads((newest / "manifest.json").read_text())["progress"]["best"]

@@ -325,3 +325,31 @@ def test_the_shipped_configs_in_miniature(name: str, folder: Path) -> None:
 
 CONFIGS = Path(__file__).parents[2] / "configs/finetune"
 TURNS = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hello?"}]
+
+
+LORA = "finetune={lora: {rank: 4, alpha: 8, targets: [all]}}"
+
+
+@pytest.mark.slow
+def test_with_low_rank_factors_the_reference_is_what_the_run_began_as(folder: Path) -> None:
+    """The base without factors, once for each sample, in one process and on ranks, which train alike; a checkpoint
+    with factors with those."""
+    finished(run(*copied(folder, "lora"), LORA, cwd=folder))
+    layouts = {"zero": ("parallel.data=2", "engine.zero_stage=3"), "tensor": ("parallel.tensor=2",)}
+    for name, layout in layouts.items():
+        done = run_on_ranks(2, *copied(folder, name), LORA, *layout, cwd=folder)
+        assert done.returncode == 0, done.stderr
+    expected = {row["sample"]: row["values"] for row in read_every_record(reference_file(folder / "dpo"))}
+    for name in ("lora", *layouts):
+        rows = read_every_record(reference_file(folder / name))
+        assert len(rows) == len(expected) == 80
+        assert {row["sample"]: row["values"] for row in rows} == {
+            sample: pytest.approx(pair, rel=1e-5) for sample, pair in expected.items()
+        }
+        assert losses(folder / name) == pytest.approx(losses(folder / "lora"), rel=1e-5)
+    assert losses(folder / "lora")[-1] < losses(folder / "lora")[0] == pytest.approx(0.6931, abs=1e-4)
+    for name, section in (("further", LORA), ("merged", "finetune=null")):
+        finished(run(*copied(folder, name), section, "train.init_from=lora", "train.steps=1", cwd=folder))
+        assert losses(folder / name) == [pytest.approx(0.6931, abs=1e-4)]
+        rows = read_every_record(reference_file(folder / name))
+        assert max(abs(row["values"][0] - expected[row["sample"]][0]) for row in rows) > 0.01
