@@ -2,6 +2,7 @@
 
     meta.json      what was evaluated, how: see `Meta`
     items.jsonl    a `Record` a line, in the order of the task's items
+    questions.json the text of each item's question, for people who look at items; nothing is computed from it
     seen.json      what a run was trained on of them, where that was looked for: see `contamination`
 
 Lines are only ever added, and a line depends on the weights and on its item alone, so that an evaluation which was
@@ -17,6 +18,7 @@ from llmscale.evaluate.contamination.seen_items import Seen
 
 META_FILE = "meta.json"
 ITEMS_FILE = "items.jsonl"
+QUESTIONS_FILE = "questions.json"
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from data_pipeline.base.durable import parse_json, read_file
 from data_pipeline.base.errors import UserError
-from llmscale.evaluate.artefact import ITEMS_FILE, META_FILE, Artefact, Meta, Record
+from llmscale.evaluate.artefact import ITEMS_FILE, META_FILE, QUESTIONS_FILE, Artefact, Meta, Record
 from llmscale.evaluate.artefact_writer import FORMAT
 from llmscale.evaluate.contamination.seen_items import load_seen
 
@@ -56,6 +56,21 @@ def load_records(path: Path) -> list[Record]:
             break  # still being written, or cut off by a kill
         records.append(_record(line, path, number, after=records[-1].number if records else -1))
     return records
+
+
+def load_questions(folder: Path) -> dict[str, list[str]]:
+    """Contexts of an artefact's items by the item's digest; empty for one that has none.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = folder / QUESTIONS_FILE
+    if not path.exists():
+        return {}
+    try:
+        return TypeAdapter(dict[str, list[str]]).validate_json(_contents(path, folder), strict=True)
+    except ValidationError as error:
+        raise UserError(f"{path} is damaged: {_first_problem(error)}; remove it to go without") from None
 
 
 def _record(line: bytes, path: Path, number: int, after: int) -> Record:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from data_pipeline.base.durable import json_bytes, replace_file, sync_folder, unlinked
 from data_pipeline.base.errors import UserError, writing
-from llmscale.evaluate.artefact import ITEMS_FILE, META_FILE, Meta, Record
+from llmscale.evaluate.artefact import ITEMS_FILE, META_FILE, QUESTIONS_FILE, Meta, Record
 
 FORMAT = 1
 
@@ -27,11 +27,12 @@ def folder_name(meta: Meta, step: int | None) -> str:
 class ArtefactWriter:
     """Appends records, in the order of the items, to a new artefact or to one that was interrupted."""
 
-    def __init__(self, folder: Path, meta: Meta, items: Sequence[str]) -> None:
+    def __init__(self, folder: Path, meta: Meta, items: Sequence[str], questions: Sequence[Sequence[str]] = ()) -> None:
         """
         Args:
             folder: made where it is not there.
             items: digests of all items, in their order.
+            questions: of each item its contexts, without examples; none where they are not to be kept.
 
         Raises:
             UserError: the folder cannot be written, or holds lines of other items.
@@ -41,6 +42,9 @@ class ArtefactWriter:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             replace_file(folder / META_FILE, json_bytes(asdict(meta)))
+            kept = {item: list(texts) for item, texts in zip(items, questions, strict=bool(questions)) if any(texts)}
+            if kept:
+                replace_file(folder / QUESTIONS_FILE, json_bytes(kept))
             self.done = self._whole_lines(items)
             self._file = open(self._path, "ab", opener=unlinked)  # noqa: SIM115
         except OSError as error:

@@ -73,7 +73,9 @@ def run(prepared: Sequence[Prepared], progress: Callable[[str, int, int], None])
         writer = None
 
         def begin(each: Prepared = each) -> tuple[ArtefactWriter, int]:
-            opened = ArtefactWriter(each.folder, each.meta, [item.digest for item in each.items])
+            digests = [item.digest for item in each.items]
+            questions = [item.contexts for item in each.task.bare_items(each.meta.limited)]
+            opened = ArtefactWriter(each.folder, each.meta, digests, questions)
             return opened, opened.done
 
         writer, done = _on_rank_zero(begin)

@@ -16,13 +16,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from llmscale.evaluate.compare.models import Model
-    from llmscale.evaluate.compare.pairs import Comparison
+    from llmscale.evaluate.compare.pairs import Comparison, Disagreement
     from llmscale.evaluate.compare.scored import ScoredArtefact
 
 COMPARISON = "comparison"
 """Name of the picture of differences, which is wider than the others."""
 _ITEMS = 10
 """Most items of a task that the page lists."""
+_SHOWN = 1000
+"""Most characters of a question, whose end is shown."""
 
 
 @dataclass
@@ -63,8 +65,22 @@ def read_tasks(directories: list[Path], names: list[str]) -> TaskReport:
             report.problems.append(str(error))
     if comparisons:
         report.figures[COMPARISON] = _forest(comparisons, {model.name: name for name, model in models.items()})
-    report.items = _items(models) + _disagreements(comparisons)
+    questions = {model.name: _questions(model, report.problems) for model in models.values()}
+    report.items = _items(models, questions) + _disagreements(comparisons, questions)
     return report
+
+
+def _questions(model: Model, problems: list[str]) -> dict[str, list[str]]:
+    """What each item of all tasks asks, by its digest."""
+    from llmscale.evaluate.artefact_files import load_questions
+
+    found: dict[str, list[str]] = {}
+    for scored in _newest(model).values():
+        try:
+            found |= load_questions(Path(scored.path))
+        except UserError as error:
+            problems.append(str(error))
+    return found
 
 
 def _newest(model: Model) -> dict[str, ScoredArtefact]:
@@ -180,7 +196,7 @@ def _forest(comparisons: list[Comparison], names: dict[str, str]) -> Figure:
     return forest_figure(rows, f"{second} beside {names[comparisons[0].first]}", comparisons[0].difference.level)
 
 
-def _items(models: dict[str, Model]) -> str:
+def _items(models: dict[str, Model], questions: dict[str, dict[str, list[str]]]) -> str:
     """The items that each run does worst, with what it made of the answers."""
     folds = []
     for name, model in models.items():
@@ -194,7 +210,10 @@ def _items(models: dict[str, Model]) -> str:
             order = sorted(
                 range(len(values)), key=lambda place: (sign * (values[place] or 0.0), _margin(scored, place))
             )
-            rows = "".join(_item(scored, place, f"{metric} {values[place]:.4g}", text_of) for place in order[:_ITEMS])
+            asked = questions[model.name]
+            rows = "".join(
+                _item(scored, place, f"{metric} {values[place]:.4g}", text_of, asked) for place in order[:_ITEMS]
+            )
             of = f" of {escape(name)}" if len(models) > 1 else ""
             folds.append(f'<details class="card"><summary>{escape(task)}: worst items{of}</summary>{rows}</details>')
     return "".join(folds)
@@ -208,12 +227,21 @@ def _margin(scored: ScoredArtefact, place: int) -> float:
     return max(right) - max(others) if right and others else 0.0
 
 
-def _item(scored: ScoredArtefact, place: int, score: str, text_of: Callable[[list[int]], str | None]) -> str:
+def _item(
+    scored: ScoredArtefact,
+    place: int,
+    score: str,
+    text_of: Callable[[list[int]], str | None],
+    questions: dict[str, list[str]],
+) -> str:
     record = scored.records[place]
+    contexts = questions.get(record.item, [])
     lines = []
     for number, answer in enumerate(record.answers):
         text = text_of(answer.ids)
         shown = f"answer {number}" if text is None else text
+        if len(contexts) > 1:  # each answer has its own
+            shown = f"{_end(contexts[number])} | {shown}"
         mark = "✓" if number in record.gold and len(record.answers) > 1 else ""
         lines.append(f"<tr><td>{mark}</td><td dir=auto>{escape(shown)}</td><td>{answer.total:.2f} nats</td></tr>")
     for text in record.generated:
@@ -221,7 +249,18 @@ def _item(scored: ScoredArtefact, place: int, score: str, text_of: Callable[[lis
     for text in record.references[:3]:
         lines.append(f"<tr><td>✓</td><td dir=auto>{escape(text)}</td><td>right</td></tr>")
     notes = [f"item {record.number}", score, *([record.group] if record.group else []), *record.flags]
-    return f'<div class="item"><p class="note">{escape(" · ".join(notes))}</p><table>{"".join(lines)}</table></div>'
+    question = _question(contexts[0]) if len(contexts) == 1 else ""
+    head = f'<p class="note">{escape(" · ".join(notes))}</p>{question}'
+    return f'<div class="item">{head}<table>{"".join(lines)}</table></div>'
+
+
+def _question(text: str) -> str:
+    return f"<p dir=auto class=question>{escape(_end(text))}</p>"
+
+
+def _end(text: str) -> str:
+    """A text, or the end of a long one, which the answer follows."""
+    return text if len(text) <= _SHOWN else f"… {text[-_SHOWN:]}"
 
 
 def _decoder(run: Path) -> Callable[[list[int]], str | None]:
@@ -242,16 +281,22 @@ def _decoder(run: Path) -> Callable[[list[int]], str | None]:
     return text_of
 
 
-def _disagreements(comparisons: list[Comparison]) -> str:
+def _disagreements(comparisons: list[Comparison], questions: dict[str, dict[str, list[str]]]) -> str:
     folds = []
     for row in comparisons:
         if row.disagreements:
-            cells = "".join(
-                f"<tr><td>{escape(each.item)}</td><td dir=auto>{escape(each.said[0])} ({each.scores[0]:.4g})</td>"
-                f"<td dir=auto>{escape(each.said[1])} ({each.scores[1]:.4g})</td></tr>"
-                for each in row.disagreements
-            )
-            title = f"{row.task}: where {Path(row.first).name} and {Path(row.second).name} disagree"
-            body = f'<div class="item differ"><table>{cells}</table></div>'
-            folds.append(f'<details class="card"><summary>{escape(title)}</summary>{body}</details>')
+            names = Path(row.first).name, Path(row.second).name
+            title = f"{row.task}: where {names[0]} and {names[1]} disagree"
+            items = "".join(_disagreement(each, names, questions[row.first]) for each in row.disagreements)
+            folds.append(f'<details class="card"><summary>{escape(title)}</summary>{items}</details>')
     return "".join(folds)
+
+
+def _disagreement(each: Disagreement, names: tuple[str, str], questions: dict[str, list[str]]) -> str:
+    asked = "".join(map(_question, questions.get(each.item, [])))
+    head = asked or f'<p class="note">item {escape(each.item)}</p>'
+    rows = "".join(
+        f"<tr><td>{escape(name)}</td><td dir=auto>{escape(said)}</td><td>{score:.4g}</td></tr>"
+        for name, said, score in zip(names, each.said, each.scores, strict=True)
+    )
+    return f'<div class="item">{head}<table>{rows}</table></div>'

@@ -68,10 +68,7 @@ details { margin-top: 12px; }
 .item td { white-space: normal; overflow-wrap: anywhere; border: 0; padding: 2px 8px 2px 0; vertical-align: top; }
 .item td:nth-child(2) { width: 100%; text-align: start; }
 .item td:last-child { white-space: nowrap; color: var(--muted); }
-.differ { overflow-x: auto; }
-.differ td:first-child { white-space: nowrap; color: var(--muted); }
-.differ td:last-child { white-space: normal; color: inherit; text-align: start; min-width: 45%; }
-.differ td:nth-child(2) { width: 55%; }
+.question { white-space: pre-wrap; overflow-wrap: anywhere; margin: 4px 0; max-width: 80ch; }
 summary { cursor: pointer; font-weight: 600; }
 details pre { margin-top: 12px; }
 .note { color: var(--muted); font-size: 13px; margin: 8px 2px 0; }

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
-from llmscale.evaluate.artefact import Answer, Record
+from llmscale.evaluate.artefact import QUESTIONS_FILE, Answer, Record
 from llmscale.evaluate.metrics import figure_of
 from llmscale.report.report import write_report
 from tests.data_pipeline.corpora import bytes_tokenizer
@@ -105,6 +106,26 @@ def test_runs_are_compared_on_the_items_that_they_share(tmp_path: Path) -> None:
     texts = _texts(page)
     assert "quiz: where a and b disagree" in texts
     assert any("better" in text for text in texts)
+
+
+def test_items_are_shown_with_their_questions(tmp_path: Path) -> None:
+    runs = [_run(tmp_path / "a", 10), _run(tmp_path / "b", 30)]
+    for run in runs:
+        (folder,) = (run / "evaluations").glob("*-quiz*")
+        contexts = {f"item{number}": [f"问题 {number}: <b>?\nAnswer:"] for number in range(40)}
+        contexts["item38"] = ["x" * 3000 + " the end", "another"]
+        (folder / QUESTIONS_FILE).write_text(json.dumps(contexts))
+    page = write_report(runs).page.read_text(encoding="utf-8")
+    texts = _texts(page)
+    assert texts.count("问题 39: <b>?\nAnswer:") == 2  # the clearest mistake of both
+    assert "问题 10: <b>?\nAnswer:" in texts[texts.index("quiz: where a and b disagree") :]
+    (own,) = {text for text in texts if text.endswith("x the end | 😀 no")}
+    assert own.startswith("… x")
+    assert len(own) < 1100
+    assert "another | other" in texts
+    assert "<b>?" not in page
+    (folder / QUESTIONS_FILE).write_text("{")
+    assert "questions.json is damaged" in write_report(runs).page.read_text(encoding="utf-8")
 
 
 def test_a_damaged_artefact_is_named_and_the_rest_is_shown(tmp_path: Path) -> None:
