@@ -22,7 +22,7 @@ from llmscale.hugging_face.exporting import export_checkpoint
 from llmscale.hugging_face.importing import import_directory
 from tests.hugging_face.test_chat_templates import ROLES, TOKENS, library_tokenizer
 from tests.train.forked import run, run_on_ranks
-from tests.train.runs import evaluations, metrics
+from tests.train.runs import evaluations, ledger, metrics
 
 STEPS = 50
 BATCH = 4
@@ -291,3 +291,32 @@ def test_a_run_is_evaluated_on_other_dialogues(folder: Path) -> None:
              for turn in json.loads(line)["messages"]]  # fmt: skip
     said = sum(len(turn["content"].strip().encode()) for turn in turns if turn["role"] == "assistant")
     assert said <= figures["bytes"] <= said + len(turns)
+
+
+@pytest.mark.slow
+def test_replayed_text_goes_on_after_a_stop_and_on_two_ranks(folder: Path) -> None:
+    """The same losses and the same ledger; held-out figures are of dialogues, and text is measured by itself."""
+    (folder / "pretraining.txt").write_text("grass is green and the sea is blue\n" * 200)
+    plain = {"kind": "text", "paths": ["pretraining.txt"], "delimiter": "\n", "weight": 0.4}
+    chat = {"kind": "jsonl", "paths": ["chat.jsonl"], "layout": "auto", "weight": 0.6}
+    settings = json.loads((folder / "config.yaml").read_text())
+    settings["data"] |= {"sources": [chat, plain], "span_bytes": 2000}
+    settings["objective"]["weights"] = {"assistant": 1, "text": 0.5}
+    settings["finetune"] = {"forgetting": [{"paths": ["pretraining.txt"]}]}
+    (folder / "replay.yaml").write_text(json.dumps(settings))
+    for name, steps in (("whole", 12), ("stopped", 5), ("stopped", 12)):
+        done = run("train", "replay.yaml", f"train.steps={steps}", f"run.directory={name}", cwd=folder)
+        assert done.returncode == 0, done.stderr
+    assert metrics(folder / "stopped") == metrics(folder / "whole")
+    assert ledger(folder / "stopped") == ledger(folder / "whole")
+    run_on_ranks(2, "train", "replay.yaml", "train.steps=12", "run.directory=two", cwd=folder)
+    assert ledger(folder / "two") == ledger(folder / "whole")
+    for (step, loss, _), (other, expected, _) in zip(metrics(folder / "two"), metrics(folder / "whole"), strict=True):
+        assert step == other
+        assert loss == pytest.approx(expected, rel=1e-5)
+    [text] = json.loads((folder / "whole" / "summary.json").read_text())["forgetting"].values()
+    assert text["after"] < text["before"]
+    shown = run("data", "show", "replay.yaml", cwd=folder)
+    assert shown.returncode == 0, shown.stderr
+    assert "text " in shown.stdout
+    assert "assistant " in shown.stdout
