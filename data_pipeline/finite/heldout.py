@@ -204,6 +204,18 @@ def heldout_documents(config: DataConfig, tokenizer: Tokenizer) -> Iterator[str]
         yield from part.texts(tokenizer)
 
 
+def heldout_pairs(config: DataConfig, tokenizer: Tokenizer) -> Iterator[tuple[str, str]]:
+    """Text and target of every held-out pair, in the order of `heldout_documents`."""
+    for part in _heldout_parts(config, tokenizer, "data.evaluation"):
+        yield from part.pairs(tokenizer)
+
+
+def heldout_digest(config: DataConfig, tokenizer: Tokenizer) -> str:
+    """16 hexadecimal digits of which documents are held out and how they are read, without reading them."""
+    parts = _heldout_parts(config, tokenizer, "data.evaluation")
+    return hashlib.sha256(" ".join([tokenizer.digest, *(part.digest for part in parts)]).encode()).hexdigest()[:16]
+
+
 _Stored = tuple[list[np.ndarray], int | None]
 """What is stored for a sample, and the bytes of its document; None for another one of the document before."""
 
@@ -222,6 +234,9 @@ class _Text:
 
     def texts(self, tokenizer: Tokenizer) -> Iterator[str]:
         return (document.text for document in self._documents())
+
+    def pairs(self, tokenizer: Tokenizer) -> Iterator[tuple[str, str]]:
+        return ((document.text, document.target or "") for document in self._documents())
 
     def tokens(self, tokenizer: Tokenizer, made: Objective, frame: Frame) -> Iterator[_Stored]:
         """The arrays of each document, and the bytes of its text, or of its target."""
@@ -254,6 +269,10 @@ class _Tokens:
     def texts(self, tokenizer: Tokenizer) -> Iterator[str]:
         documents = (self.shards.known(i, tokenizer.vocab_size) for i in range(self.shards.document_count))
         return map(tokenizer.decode, documents)
+
+    def pairs(self, tokenizer: Tokenizer) -> Iterator[tuple[str, str]]:
+        texts = self.texts(tokenizer)
+        return zip(texts, texts, strict=True)
 
     def tokens(self, tokenizer: Tokenizer, made: Objective, frame: Frame) -> Iterator[_Stored]:
         step = 1 + made.config.stored.arrays

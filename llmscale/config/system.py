@@ -102,6 +102,22 @@ class EngineConfig(Section):
         return self
 
 
+HELD_OUT = "held-out"
+"""What the task of `evaluation.generate` is called."""
+
+
+class GenerateConfig(Section):
+    """A task that the run makes of its own held-out pairs (objective seq2seq): the model writes a text of each source,
+    which is measured beside the target. Its figures are `held-out/METRIC`."""
+
+    metrics: list[str] = Field(min_length=1)
+    """Such as bleu, chrf, rougeL, exact_match or f1, with options as in `rougeL:language=zh`; the main one first."""
+    examples: Count | None = Field(default=200, ge=1)
+    """Most pairs, the same at every evaluation; None: all. A smaller number takes some of those of a larger one."""
+    max_new_tokens: Count | None = Field(default=None, ge=1)
+    """Tokens after which a text ends at the latest; None: objective.target_length."""
+
+
 class EvaluationConfig(Section):
     """When and how the held-out loss is measured."""
 
@@ -121,6 +137,8 @@ class EvaluationConfig(Section):
     """Most items of a task during training; the final evaluation uses all."""
     task_overflow: Literal["truncate-left", "window"] | None = None
     """What becomes of items longer than the model's context in tasks that would refuse them; None: they are refused."""
+    generate: GenerateConfig | None = None
+    """What the model writes of held-out sources, by metrics of generated text; None: nothing."""
     best: str | None = None
     """The figure whose best checkpoint is kept: `loss` (held-out), or `TASK/METRIC`."""
     patience: Count | None = Field(default=None, ge=1)

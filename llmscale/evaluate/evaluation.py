@@ -130,7 +130,7 @@ def _prepare(placed: Placed, task: Task, choices: Choices) -> Prepared:
         model=placed.source.digest,
         reading=hashlib.sha256(reader.digest.encode()).hexdigest()[:16],
         scorer=scorer,
-        exactness=placed.exactness,
+        exactness=placed.whole_exactness if task.kind == "generate" else placed.exactness,
         options={**options, "seed": choices.seed, "language": task.settings.language},
     )
     folder = (choices.output or placed.source.evaluations) / folder_name(meta, placed.source.step)
@@ -218,7 +218,7 @@ def _labelled(
     return "head", {}, lambda done, progress: labeller.records(items[done:], progress)
 
 
-def _overflow(task: Task, choices: Choices) -> Overflow:
+def _overflow(task: Task, choices: Choices) -> Any:
     refused = task.settings.overflow == "refuse" and choices.overflow is not None
     return choices.overflow if refused and choices.overflow else task.settings.overflow
 

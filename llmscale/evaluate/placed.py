@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,9 +21,11 @@ from llmscale.checkpoint.reader import Checkpoint, newest_intact
 from llmscale.config import RunConfig, parse_config
 from llmscale.distributed.agreement import on_rank_zero
 from llmscale.distributed.process_group import World
-from llmscale.engine.engine import ObjectiveModule, resolve_dtype
+from llmscale.engine.engine import Engine, ObjectiveModule, resolve_dtype
 from llmscale.engine.pipeline import make_engine
+from llmscale.engine.whole import whole_model
 from llmscale.layout import require_legal
+from llmscale.model import Transformer
 from llmscale.objectives.loss import build_loss
 from llmscale.parallel import init
 from llmscale.parallel.grid import RankGrid
@@ -96,9 +99,28 @@ class Placed:
     source: Source
     exactness: str
     """`exact`: scores are the same to the bit as those of one process; else within what they are."""
-    trained: TrainedModel | None = None
-    """The whole model, where this process has it."""
     close: Callable[[], None] = lambda: None
+
+    @property
+    def cut(self) -> bool:
+        """Whether ranks may have parts of the model only."""
+        return isinstance(self.scoring, Engine)
+
+    @functools.cached_property
+    def whole(self) -> Transformer:
+        """The whole model with the weights of now; collective where it is cut."""
+        if isinstance(self.scoring, Whole):
+            return self.scoring.model
+        assert isinstance(self.scoring, Engine)
+        return whole_model(self.scoring, self.config.model.vocabulary(self.tokenizer.vocab_size))
+
+    @property
+    def whole_exactness(self) -> str:
+        """As `exactness`, of what the whole model makes."""
+        if isinstance(self.scoring, Whole):
+            return self.exactness
+        assert isinstance(self.scoring, Engine)
+        return exactness(self.scoring.device, self.scoring.dtype, RankGrid())
 
     def own_items(self, count: int) -> range:
         """Places of the items that this rank asks its head about: a share of them, or all where ranks must compute
@@ -108,12 +130,12 @@ class Placed:
             UserError: no rank has all that a head looks at.
         """
         grid = self.scoring.grid
-        if self.trained is None and grid.pipeline * grid.context > 1:
+        if self.cut and grid.pipeline * grid.context > 1:
             raise UserError(
                 f"it needs whole texts and all layers on each rank, but parallel.pipeline is {grid.pipeline} and"
                 f" parallel.context {grid.context}; set both to 1"
             )
-        together = self.trained is None and (self.config.engine.zero_stage == 3 or grid.expert > 1)
+        together = self.cut and (self.config.engine.zero_stage == 3 or grid.expert > 1)
         return range(count) if together else range(grid.coordinate("data"), count, grid.data)
 
 
@@ -122,6 +144,7 @@ class Whole:
 
     def __init__(self, trained: TrainedModel, device: torch.device, grid: RankGrid) -> None:
         self.grid = grid
+        self.model = trained.model
         self._device = device
         self._module = ObjectiveModule(
             trained.model, build_loss(trained.config.objective, trained.config.model), trained.config, self.grid
@@ -151,7 +174,7 @@ def place_whole(path: str, device: torch.device, dtype: torch.dtype) -> Placed:
 
 def _whole(trained: TrainedModel, device: torch.device, dtype: torch.dtype, grid: RankGrid) -> Placed:
     source, scoring = Source.of_checkpoint(trained.checkpoint), Whole(trained, device, grid)
-    return Placed(scoring, trained.tokenizer, trained.config, source, exactness(device, dtype, grid), trained)
+    return Placed(scoring, trained.tokenizer, trained.config, source, exactness(device, dtype, grid))
 
 
 def place_on_ranks(path: str, overrides: tuple[str, ...], world: World, dtype: str) -> Placed:

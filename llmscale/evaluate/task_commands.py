@@ -12,8 +12,10 @@ from typing import Literal
 import click
 import torch
 
+from data_pipeline.base.errors import UserError
 from data_pipeline.base.progress import Progress
 from data_pipeline.base.terminal import tell
+from llmscale.config.system import HELD_OUT, GenerateConfig
 from llmscale.distributed.agreement import on_rank_zero, together
 from llmscale.distributed.process_group import join, leave, named_losses, read_world
 from llmscale.distributed.ranks import read_place
@@ -24,9 +26,10 @@ from llmscale.evaluate.contamination.effect import load_before
 from llmscale.evaluate.contamination.run import TrainedOn, asked_of
 from llmscale.evaluate.contamination.seen_items import write_seen
 from llmscale.evaluate.evaluation import Choices, prepare, run
+from llmscale.evaluate.held_out import held_out_task
 from llmscale.evaluate.placed import Placed, Source, place_on_ranks, place_whole
 from llmscale.evaluate.results import as_json, figures_of, show
-from llmscale.evaluate.tasks import Task, load_tasks
+from llmscale.evaluate.tasks import Selection, Task, load_tasks
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ def evaluate_on_tasks(
     """Evaluate a checkpoint on tasks and print what comes of it.
 
     Args:
-        tasks: names of tasks and suites, or paths of their files.
+        tasks: names of tasks and suites, or paths of their files; `held-out` is that of the run's own held-out pairs.
         data: `task=path` in place of what task files name.
         metrics: in place of the tasks' own.
         contamination: look for the items in what a run was trained on.
@@ -74,7 +77,7 @@ def evaluate_on_tasks(
             task is not for, or a run whose training data cannot be read again.
     """
     with _placed(checkpoint, where) as placed:
-        selection = load_tasks(tasks, data, data_root)
+        selection = _selected(placed, tasks, data, data_root, metrics)
         leads = placed.scoring.grid.rank == 0
         look = together(lambda: _look(contamination, placed, selection.tasks, choices.limit) if leads else None)
         prepared = prepare(placed, selection.tasks, choices)
@@ -93,6 +96,22 @@ def evaluate_on_tasks(
         click.echo(as_json(results, selection.suites))
     else:
         show(results, selection.suites)
+
+
+def _selected(
+    placed: Placed, names: Sequence[str], data: Sequence[str], data_root: str | None, metrics: Sequence[str]
+) -> Selection:
+    selection = load_tasks([name for name in names if name != HELD_OUT], data, data_root)
+    if HELD_OUT not in names:
+        return selection
+    asked = placed.config.evaluation.generate or (GenerateConfig(metrics=list(metrics)) if metrics else None)
+    if asked is None:
+        raise UserError(
+            f"--tasks names {HELD_OUT}, but the config of {placed.source.path} has no evaluation.generate; give"
+            f" --metrics too, such as bleu"
+        )
+    own = held_out_task(placed.config, asked, placed.tokenizer)
+    return Selection([*selection.tasks, own], selection.suites)
 
 
 def _look(asked: Contamination | None, placed: Placed, tasks: Sequence[Task], limit: int | None) -> _Look | None:

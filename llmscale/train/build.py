@@ -29,21 +29,22 @@ from data_pipeline.tokenizer.inherited import appended_roles, inherited
 from llmscale.checkpoint.store import Retention, clean
 from llmscale.checkpoint.writer import CheckpointWriter
 from llmscale.config import RunConfig
+from llmscale.config.system import HELD_OUT
 from llmscale.config.training import require_schedule_fits
 from llmscale.distributed.agreement import on_rank_zero, together
 from llmscale.distributed.process_group import World
-from llmscale.engine.engine import resolve_dtype
+from llmscale.evaluate.held_out import held_out_task
 from llmscale.evaluate.tasks import Task, load_tasks
 from llmscale.finetune.redraw import redrawn
 from llmscale.finetune.trained import names_of, training_of
 from llmscale.generate.prompts import needs_source, reading_of, require_unicode
 from llmscale.model import Transformer
-from llmscale.model.experts import ExpertLinear
 from llmscale.parallel import init
 from llmscale.parallel.grid import RankGrid
 from llmscale.parallel.init import Weights
 from llmscale.train.inherited import inherit_templates
 from llmscale.train.initial import require_labels, start_from
+from llmscale.train.memory import require_memory
 from llmscale.train.repair import repair_tokenizer
 from llmscale.train.resume import Resume
 from llmscale.train.run_directory import RunDirectory
@@ -220,15 +221,18 @@ def build_tokenizer(config: RunConfig, run: RunDirectory) -> Tokenizer:
 
 
 def build_model(
-    config: RunConfig, tokenizer: Tokenizer, grid: RankGrid, world: World, continues: bool = False
+    config: RunConfig, tokenizer: Tokenizer, grid: RankGrid, world: World, continues: bool = False, writes: bool = False
 ) -> tuple[Transformer, Weights]:
     """This rank's part of the model, of which there are shapes only, and where its weights come from: drawn by name, or
     read from the checkpoint that `train.init_from` names. A run that `continues` gets them with the rest of its state.
 
+    Args:
+        writes: whether texts are written during training, for which each rank has the whole model for a while.
+
     Raises:
         UserError: the ranks of this machine do not fit its memory, or as `start_from`.
     """
-    together(lambda: require_memory(config, tokenizer.vocab_size, grid, world))
+    together(lambda: require_memory(config, tokenizer.vocab_size, grid, world, writes=writes))
     vocab_size = config.model.vocabulary(tokenizer.vocab_size)
     model = init.build_hollow(config.model, vocab_size, grid, config.parallel.sequence_parallel)
     if continues:
@@ -244,46 +248,6 @@ def build_model(
         require_labels(config, training.redrawn)
         return model, redrawn(start, training, init.drawn(config.model, config.run.seed))
     return model, init.drawn(config.model, config.run.seed)
-
-
-def require_memory(config: RunConfig, tokens: int, grid: RankGrid, world: World, memory: int | None = None) -> None:
-    """Refuse a model whose weights alone this machine cannot hold: what all of its ranks keep of them, and the fp32
-    masters where those are others.
-
-    Args:
-        tokens: of the tokenizer.
-        memory: what there is, in bytes: of the machine, on a GPU of each GPU; as the system says when not given.
-
-    Raises:
-        UserError: names both sizes.
-    """
-    on_gpu, ranks = world.device.type == "cuda", 1 if world.device.type == "cuda" else world.local_size
-    if memory is None and on_gpu:
-        memory = torch.cuda.get_device_properties(world.device).total_memory
-    memory = memory or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    with torch.device("meta"):
-        whole = Transformer(config.model, config.model.vocabulary(tokens))
-    parameters = sum(p.numel() for p in whole.parameters())
-    experts = sum(p.numel() for part in whole.modules() if isinstance(part, ExpertLinear) for p in part.parameters())
-    dtype = resolve_dtype(config.engine.dtype, world.device)
-    shares = grid.get_data_parallel_world_size()
-    bytes_each = dtype.itemsize / (shares if config.engine.zero_stage == 3 else 1)
-    if on_gpu and config.engine.offload == "optimizer_and_weights":
-        bytes_each = 0.0
-    if dtype != torch.float32 and not (on_gpu and config.engine.offload != "none"):
-        bytes_each += 4 / shares
-    parts = grid.tensor * grid.pipeline
-    needed = bytes_each * (parameters - experts + experts / grid.expert) / parts
-    if needed * ranks > memory:
-        parts *= grid.expert
-        share = f" and {parts} parallel parts" if parts > 1 else ""
-        place = f"this machine ({ranks}), but the machine" if not on_gpu else "this machine, but its GPU"
-        raise UserError(
-            f"the model has {parameters / 1e9:,.1f} B parameters{share}, {needed / 2**30:,.0f} GiB of weights for each"
-            f" rank of {place} has {memory / 2**30:,.0f} GiB of memory; start more ranks on more machines with"
-            f" engine.zero_stage=3, raise parallel.tensor or parallel.pipeline, or make the model smaller"
-            f" (model.layers, model.hidden_size)"
-        )
 
 
 def build_evaluation(config: RunConfig, run: RunDirectory, tokenizer: Tokenizer) -> EvaluationSet | None:
@@ -307,20 +271,21 @@ def build_evaluation(config: RunConfig, run: RunDirectory, tokenizer: Tokenizer)
     return together(lambda: open_evaluation_set(run.cache / name, config.data, tokenizer, **how))
 
 
-def build_tasks(config: RunConfig) -> list[Task]:
-    """The tasks that are evaluated during training.
+def build_tasks(config: RunConfig, run: RunDirectory, tokenizer: Tokenizer) -> list[Task]:
+    """The tasks that are evaluated during training, that of the run's own held-out pairs among them; collective.
 
     Raises:
-        UserError: there is no such task, or its model writes texts, which a model that is cut over ranks does not.
+        UserError: there is no such task, or as `held_out_task`.
     """
     settings = config.evaluation
     tasks = load_tasks(settings.tasks, settings.task_data).tasks if settings.tasks else []
-    for task in tasks:
-        if task.kind == "generate":
+    if settings.generate is not None:
+        if any(task.name == HELD_OUT for task in tasks):
             raise UserError(
-                f"evaluation.tasks names {task.name}, which is of kind generate, but during training texts are scored"
-                f" only; leave it out, and evaluate checkpoints with llmscale eval --tasks {task.name}"
+                f"a task of evaluation.tasks is called {HELD_OUT}, as that of evaluation.generate is; give it another"
+                f" name"
             )
+        tasks.append(held_out_task(config, settings.generate, tokenizer, run.cache))
     figures = [f"{task.name}/{metric}" for task in tasks for metric in task.metrics]
     if settings.best is not None and "/" in settings.best and settings.best not in figures:
         raise UserError(

@@ -172,7 +172,7 @@ def set_up(
     grid = grid or build.build_grid(config, world)
     tokenizer = build.build_tokenizer(config, run)
     evaluation_set = build.build_evaluation(config, run, tokenizer)
-    tasks = build.build_tasks(config)
+    tasks = build.build_tasks(config, run, tokenizer)
     forgetting = forgetting_sets(config, run, tokenizer)
     resume = find_resume(run, config, from_scratch)
     loader = build.build_loader(config, run, tokenizer, grid, resume, world.device)
@@ -187,7 +187,8 @@ def set_up(
         attempt=attempt,
         resume=resume,
     )
-    model, weights = build.build_model(config, tokenizer, grid, world, resume.checkpoint is not None)
+    writes = any(task.kind == "generate" for task in tasks)
+    model, weights = build.build_model(config, tokenizer, grid, world, resume.checkpoint is not None, writes)
     loss = build_loss(config.objective, config.model)
     engine = make_engine(model, loss, config, grid, world.device, weights)
     stack.callback(engine.close)

@@ -15,7 +15,7 @@ from llmscale.config import RunConfig
 from llmscale.distributed.process_group import World, join, leave, read_world
 from llmscale.engine import engine as engine_module
 from llmscale.parallel.grid import RankGrid
-from llmscale.train.build import require_memory
+from llmscale.train.memory import require_memory
 from llmscale.train.resume import restore
 from tests.engine.cases import VOCAB, build, case_config, global_batch, one_step, open_engine, save_on_rank
 from tests.ranks import run_ranks
@@ -43,6 +43,11 @@ def test_a_machine_must_hold_what_its_ranks_keep_of_the_weights() -> None:
         require_memory(config, VOCAB, grid, world, memory=needed + 4)
         with pytest.raises(UserError, match=r"B parameters, .* of weights for each rank of this machine \(4\)"):
             require_memory(config, VOCAB, grid, world, memory=needed - 4)
+        # Whoever writes texts has all weights besides, where they are cut.
+        written = needed + 4 * elements * (4 if dtype == "fp32" else 2) * (stage == 3)
+        require_memory(config, VOCAB, grid, world, memory=written + 4, writes=True)
+        with pytest.raises(UserError, match="whole model" if stage == 3 else "B parameters"):
+            require_memory(config, VOCAB, grid, world, memory=written - 4, writes=True)
 
 
 def start_on_rank(config: RunConfig, folder: Path | None) -> dict[str, int]:

@@ -1,9 +1,11 @@
 """Scores on several ranks: the bytes of one process where no sum is cut, and close to them where one is."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from llmscale.distributed.process_group import join, leave, read_world
 from llmscale.evaluate.artefact_files import load_records
@@ -111,6 +113,36 @@ def test_scores_are_the_same_bytes_in_any_layout(family: str, tmp_path: Path) ->
         for name, _ in legal:
             found = lines_of(tmp_path / "ranks" / name)
             assert {task: path.read_bytes() for task, path in found.items()} == one, name
+
+
+WRITTEN: dict[str, list[tuple[str, tuple[str, ...]]]] = {
+    "llama": [*EXACT[2][:1], *EXACT[2][3:], *CUT],
+    "t5": [*EXACT[2][:1], *EXACT[2][3:4], *CUT[:1]],
+    "experts": [("experts", ("parallel.expert=2",)), *CUT[:1]],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", WRITTEN)
+def test_written_texts_are_the_same_bytes_in_any_layout(family: str, tmp_path: Path) -> None:
+    """Samples, of which a last bit of a weight would change some."""
+    checkpoint = write_checkpoint(tmp_path / "model", family)
+    (tmp_path / "rows.jsonl").write_text(
+        "".join(json.dumps({"q": f"row {n} " * n, "a": "b"}) + "\n" for n in range(1, 7))
+    )
+    task = {"kind": "generate", "context": "{{ q }}", "references": ["{{ a }}"], "until": [], "max_new_tokens": 12}
+    task |= {"data": {"files": ["rows.jsonl"]}, "temperature": 1.0, "samples": 3}
+    (tmp_path / "write.yaml").write_text(yaml.safe_dump(task))
+    tasks = [str(tmp_path / "write.yaml")]
+    torch.set_num_threads(1)
+    placed = place_whole(str(checkpoint), torch.device("cpu"), torch.float32)
+    run(prepare(placed, load_tasks(tasks).tasks, Choices(output=tmp_path / "one")), lambda task, done, items: None)
+    run_ranks(2, evaluate_on_rank, str(checkpoint), tasks, str(tmp_path / "ranks"), WRITTEN[family])
+    [whole] = lines_of(tmp_path / "one").values()
+    for name, _ in WRITTEN[family]:
+        [lines] = lines_of(tmp_path / "ranks" / name).values()
+        assert lines.read_bytes() == whole.read_bytes(), name
+        assert '"exactness": "exact"' in (lines.parent / "meta.json").read_text()
 
 
 @pytest.mark.slow

@@ -41,7 +41,11 @@ def test_tasks_change_no_loss_and_leave_artefacts(config: Path, tmp_path: Path) 
     plain = run(config, "evaluation.interval=2")
     assert plain.returncode == 0, plain.stderr
     without = losses(tmp_path / "run")
-    with_tasks = run(config, *TASKS, "run.directory=with", "evaluation.task_limit=3")
+    written = {"kind": "generate", "context": "{{ text }}", "references": ["{{ last }}"], "max_new_tokens": 4}
+    written["data"] = {"files": ["likelihood.jsonl"]}
+    (tmp_path / "tasks" / "write.yaml").write_text(yaml.safe_dump(written))
+    tasks = "evaluation.tasks=[tasks/choice.yaml, tasks/likelihood.yaml, tasks/write.yaml]"
+    with_tasks = run(config, tasks, "evaluation.interval=2", "run.directory=with", "evaluation.task_limit=3")
     assert with_tasks.returncode == 0, with_tasks.stderr
     assert losses(tmp_path / "with") == without
     rows = [row for row in read_records(tmp_path / "with" / "metrics.jsonl") if "tasks" in row]
@@ -53,13 +57,14 @@ def test_tasks_change_no_loss_and_leave_artefacts(config: Path, tmp_path: Path) 
         assert len(artefact.records) == row["tasks"]["choice/accuracy"]["items"]
     assert "choice/accuracy" in with_tasks.stderr
     # What the finished model scores afterwards, by itself, is what it scored then.
-    again = forked.run("eval", "with", "--tasks", "tasks/choice.yaml", "--json", cwd=tmp_path)
+    again = forked.run("eval", "with", "--tasks", "tasks/choice.yaml,tasks/write.yaml", "--json", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
-    (figures,) = json.loads(again.stdout)["tasks"]
+    figures, _ = json.loads(again.stdout)["tasks"]
     assert figures["metrics"]["accuracy"]["value"] == rows[-1]["tasks"]["choice/accuracy"]["value"]
-    both = list((tmp_path / "with" / "evaluations").glob(f"step-{8:08d}-choice-*/items.jsonl"))
-    assert len(both) == 2
-    assert both[0].read_bytes() == both[1].read_bytes()
+    for name in ("choice", "write"):
+        both = list((tmp_path / "with" / "evaluations").glob(f"step-{8:08d}-{name}-*/items.jsonl"))
+        assert len(both) == 2
+        assert both[0].read_bytes() == both[1].read_bytes()
     kept = forked.run("eval", "with/evaluations", "--metrics", "brier_score", "--json", cwd=tmp_path)
     assert "likelihood" in kept.stderr  # which has no such score
     all_of_them = forked.run("eval", "with/evaluations", "--json", cwd=tmp_path)
@@ -136,7 +141,7 @@ def test_a_killed_run_knows_its_best_step(config: Path, tmp_path: Path) -> None:
         (("evaluation.best=loss", "evaluation.interval=0"), "set interval"),
         (("evaluation.patience=2",), "set best"),
         ((*TASKS, "evaluation.best=choice/nonsense"), "choice/accuracy"),
-        (("evaluation.tasks=[multi30k_de_en]", "evaluation.interval=2"), "generate"),
+        (('evaluation.generate={"metrics": ["bleu"]}', "evaluation.interval=2"), "objective.name is causal"),
     ],
 )
 def test_what_cannot_be_evaluated_is_said(config: Path, overrides: tuple[str, ...], said: str) -> None:

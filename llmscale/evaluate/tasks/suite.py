@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,7 +63,8 @@ def load_tasks(names: Sequence[str], data: Iterable[str] = (), data_root: str | 
     unknown = [name for name in paths if name not in tasks]
     if unknown:
         raise UserError(f"--data names {unknown[0]}, but the tasks are {', '.join(tasks)}; name one of them")
-    return Selection([_task(file, paths.get(name, {}), data_root) for name, file in tasks.items()], suites)
+    choices = {name: DataChoice(paths.get(name, {}), data_root) for name in tasks}
+    return Selection([Task.of_file(file, choices[name]) for name, file in tasks.items()], suites)
 
 
 def data_paths(options: Iterable[str]) -> DataPaths:
@@ -84,11 +85,6 @@ def data_paths(options: Iterable[str]) -> DataPaths:
         if known.setdefault(split or None, path) != path:
             raise UserError(f"--data gives {key} both {known[split or None]} and {path}; give one of them")
     return paths
-
-
-def _task(file: TaskFile, paths: Mapping[str | None, str], data_root: str | None) -> Task:
-    assert not isinstance(file.settings, SuiteSettings)
-    return Task(file.path, file.name, file.settings, DataChoice(paths, data_root))
 
 
 def _members(file: TaskFile, above: tuple[Path, ...]) -> list[TaskFile]:

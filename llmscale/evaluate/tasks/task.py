@@ -9,14 +9,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from data_pipeline.base.errors import UserError
 from data_pipeline.reading.few_shot import Example, FewShotPool, TooFewExamples, content_digest
 from data_pipeline.reading.item import Item
 from data_pipeline.sources.records import SourceRecord
-from llmscale.evaluate.tasks.data import DataChoice, TaskSource
-from llmscale.evaluate.tasks.files import SuiteSettings, find_task_file, kind_of, require_metrics
+from llmscale.evaluate.tasks.data import DataChoice, Records, TaskSource
+from llmscale.evaluate.tasks.files import SuiteSettings, TaskFile, find_task_file, kind_of, require_metrics
 from llmscale.evaluate.tasks.settings import SUBSET, Mistake, Question, TaskSettings, text_of
 from llmscale.evaluate.tasks.templates import Unrendered, render
 
@@ -59,10 +59,18 @@ class _Draft:
         )
 
 
+class Splits(Protocol):
+    """What reads the splits of a task's data: `TaskSource`."""
+
+    def read(self, split: str, required: Sequence[str], wanted: Sequence[str], files: Sequence[str] = ()) -> Records:
+        """The records of a split."""
+        ...
+
+
 class Task:
     """A task that can be evaluated. Data are read, and items made, when they are first asked for."""
 
-    def __init__(self, path: Path, name: str, settings: TaskSettings, choice: DataChoice) -> None:
+    def __init__(self, path: Path, name: str, settings: TaskSettings, source: Splits) -> None:
         """Raises UserError for a metric that is not known, or not for tasks of the kind."""
         self.path = path
         """Of the task file."""
@@ -75,7 +83,14 @@ class Task:
         require_metrics(path, settings)
         self.warnings: list[str] = []
         """What is to be told about the data, once they were read."""
-        self._source = TaskSource(name, path, settings.data, choice)
+        self._source = source
+
+    @classmethod
+    def of_file(cls, file: TaskFile, choice: DataChoice) -> Task:
+        """The task of a file that is none of a suite."""
+        assert not isinstance(file.settings, SuiteSettings)
+        source = TaskSource(file.name, file.path, file.settings.data, choice)
+        return cls(file.path, file.name, file.settings, source)
 
     @property
     def read_fields(self) -> list[str]:
@@ -218,4 +233,4 @@ def load_task(name: str, data: str | Mapping[str | None, str] | None = None, dat
     if isinstance(file.settings, SuiteSettings):
         raise UserError(f"{name} is a suite of {len(file.settings.tasks)} tasks; load it as one, or name a task of it")
     paths: dict[str | None, str] = {None: data} if isinstance(data, str) else dict(data or {})
-    return Task(file.path, file.name, file.settings, DataChoice(paths, data_root))
+    return Task.of_file(file, DataChoice(paths, data_root))

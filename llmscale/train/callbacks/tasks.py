@@ -7,6 +7,7 @@ import hashlib
 from data_pipeline.base.errors import UserError
 from data_pipeline.tokenizer import Tokenizer
 from llmscale.config import RunConfig, identity_digest
+from llmscale.config.system import HELD_OUT
 from llmscale.distributed.agreement import on_rank_zero
 from llmscale.engine.engine import Engine
 from llmscale.evaluate.artefact_files import load_artefact
@@ -81,7 +82,12 @@ class TaskEvaluator(Callback):
             source_of(self._config, self._directory, state.step),
             exactness(self._engine.device, self._engine.dtype, self._engine.grid),
         )
-        return prepare(placed, self._tasks, Choices(limit=limit, overflow=self._config.evaluation.task_overflow))
+        prepared: list[Prepared] = []
+        for task in self._tasks:
+            most = None if task.name == HELD_OUT else limit  # which has as many as evaluation.generate says
+            choices = Choices(limit=most, overflow=self._config.evaluation.task_overflow)
+            prepared += prepare(placed, [task], choices)
+        return prepared
 
 
 def source_of(config: RunConfig, directory: RunDirectory, step: int) -> Source:

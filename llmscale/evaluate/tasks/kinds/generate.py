@@ -11,6 +11,8 @@ from llmscale.evaluate.tasks.kinds.choice import listed_templates, listed_values
 from llmscale.evaluate.tasks.settings import Mistake, Question, TaskSettings, text_of
 from llmscale.evaluate.tasks.templates import Template, Text, Texts
 
+AsTrained = Literal["as-trained"]
+
 
 class GenerateTask(TaskSettings):
     """A task of kind generate."""
@@ -34,8 +36,9 @@ class GenerateTask(TaskSettings):
     """How many answers are drawn for each item, for pass@k."""
     temperature: float = Field(default=0.0, ge=0)
     """Of sampling; 0 is greedy."""
-    overflow: Literal["refuse", "window", "truncate-left"] = "truncate-left"
-    """As of any task; there is nothing to window."""
+    overflow: Literal["refuse", "window", "truncate-left"] | AsTrained = "truncate-left"  # type: ignore[assignment]
+    """As of any task; there is nothing to window. as-trained: a source loses its end from data.sequence_length on, as
+    in training by the objective seq2seq."""
 
     @field_validator("until")
     @classmethod
