@@ -110,6 +110,7 @@ def test_every_integer_has_an_upper_bound(schema: dict[str, Any]) -> None:
             "data": {"sources": [{"paths": ["a"]}]},
             "model": {"experts": {"count": 2}, "rotary_scaling": {"factor": 2}, "head": {"name": "x", "outputs": 2}},
             "train": {"batch_ramp": {"start": 1, "increment": 1, "samples": 9}},
+            "evaluation": {"generate": {"metrics": ["bleu"]}},
         }
         for beyond in (most + 1, 10**23):
             with pytest.raises(UserError, match=rf"^config: '{key}' is {beyond}, but input should be less than .*$"):
