@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from data_pipeline.base.section import Section
 from llmscale.config.bounds import BigCount, Count
+from llmscale.config.optimizers import NAMES, OptimizerName, description, optimizer_kind
 
 DecayRate = Annotated[float, Field(ge=0, lt=1)]
 
@@ -13,11 +14,7 @@ DecayRate = Annotated[float, Field(ge=0, lt=1)]
 class OptimizerConfig(Section):
     """How gradients become updates."""
 
-    name: Literal["adamw", "adafactor", "lion", "muon", "sgd"] = "adamw"
-    """adamw: torch's fused AdamW. adafactor: second moments of matrices by row and column only (Shazeer and Stern
-    2018), as T5 was trained. lion: the sign of a momentum (Chen et al. 2023). muon: orthogonalised momentum for hidden
-    matrices, AdamW for embeddings, head, norms and biases (Jordan 2024). sgd: plain SGD with momentum (it shows errors
-    of gradient scale that AdamW hides)."""
+    name: OptimizerName = Field(default="adamw", description=description())
     lr: float = Field(default=3e-4, gt=0)
     """Peak learning rate; under adafactor with scale_parameter it is relative to the size of each tensor."""
     adamw_lr: float | None = Field(default=None, gt=0)
@@ -48,9 +45,8 @@ class OptimizerConfig(Section):
         """Fill in what an optimizer's own paper takes where it is not what stands above, so that a dump states it."""
         if not isinstance(raw, dict):
             return raw
-        own: dict[str, dict[str, Any]] = {"lion": {"betas": (0.9, 0.99)}, "muon": {"momentum": 0.95}}
         name = raw.get("name")
-        return (own.get(name, {}) if isinstance(name, str) else {}) | raw
+        return {**(optimizer_kind(name).defaults if name in NAMES else {}), **raw}
 
 
 class ScheduleConfig(Section):

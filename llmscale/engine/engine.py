@@ -171,7 +171,7 @@ class Engine:
             # DeepSpeed made them of weights that were rounded already.
             zero_state.fill_masters(self._engine, self.named, values)
         zero_state.bind_optimizer(self._engine, self.named)
-        zero_state.create_optimizer_state(self._engine)
+        zero_state.create_optimizer_state(self._engine, config.optimizer.name)
         shims.skip_at_the_smallest_scale(self._engine)
         shims.save_passes_over_gradients(self._engine)
 

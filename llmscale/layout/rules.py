@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
 
+from llmscale.config.optimizers import optimizer_kind
 from llmscale.layout.facts import LayoutFacts
 from llmscale.layout.layout import SETTINGS, Layout, wrong_product
 
@@ -34,9 +35,6 @@ UNPROVEN: tuple[tuple[str, ...], ...] = (
 not be in use together: a size above 1, a switch that is on, or `whole_tensors`: an optimizer that needs each matrix
 whole."""
 
-WHOLE_TENSORS = ("adafactor", "muon")
-"""Optimizers whose update of a matrix depends on all of it."""
-
 
 def rules() -> tuple[Rule, ...]:
     """All rules, in the order in which they are checked."""
@@ -62,7 +60,7 @@ def _unproven(row: tuple[str, ...]) -> Rule:
     whole_tensors = len(fields) < len(row)
 
     def broken(facts: LayoutFacts, layout: Layout) -> Violation | None:
-        if whole_tensors and facts.optimizer not in WHOLE_TENSORS:
+        if whole_tensors and not optimizer_kind(facts.optimizer).whole_tensors:
             return None
         for field in fields:
             if getattr(layout, field) == Layout._field_defaults[field]:

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, fields
 
 from llmscale.config import RunConfig
+from llmscale.config.optimizers import optimizer_kind
 from llmscale.model.attention import table_of
 from llmscale.parallel.plans import stage_layers
 from llmscale.plan.activations import Activations
@@ -265,23 +266,7 @@ def state_bytes(config: RunConfig, counts: Counts, layout: Layout) -> int:
     matrices = sum(counts[part] for part in ("attention", "cross_attention", "feed_forward", "router"))
     experts = counts["experts"]
     others = sum(counts.values()) - matrices - experts
-    hidden, other = _moments(config)
-    dense = matrices * (_FP32 + hidden) + others * (_FP32 + other)
-    return int(dense / layout.replicas + experts * (_FP32 + hidden) / layout.expert_replicas)
-
-
-def _moments(config: RunConfig) -> tuple[int, int]:
-    """Bytes of moments for each element: (of matrices inside blocks, of everything else).
-
-    AdamW has two (Kingma and Ba 2015), Lion one (Chen et al. 2023), Muon one for hidden matrices and AdamW's two for
-    the rest, SGD and Adafactor one where they have momentum; Adafactor's sums by row and column are left out.
-    """
-    optimizer = config.optimizer
-    if optimizer.name == "adamw":
-        return 2 * _FP32, 2 * _FP32
-    if optimizer.name == "muon":
-        return _FP32, 2 * _FP32
-    if optimizer.name == "lion":
-        return _FP32, _FP32
-    kept = _FP32 if optimizer.momentum else 0
-    return kept, kept
+    kept = optimizer_kind(config.optimizer.name).kept
+    hidden, other = (_FP32 * (1 + kept(config.optimizer, inside)) for inside in (True, False))
+    dense = matrices * hidden + others * other
+    return int(dense / layout.replicas + experts * hidden / layout.expert_replicas)

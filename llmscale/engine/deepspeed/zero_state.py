@@ -42,14 +42,15 @@ def bind_optimizer(engine: Any, named: list[tuple[str, nn.Parameter]]) -> None:
         optimizer.bind(partition, parts, zero.dp_process_group)
 
 
-def create_optimizer_state(engine: Any) -> None:
-    """Give every partition the state that its first update would create, so that it can be saved and loaded."""
+def create_optimizer_state(engine: Any, name: str) -> None:
+    """Give every partition the state that the first update of optimizer `name` would create, so that it can be saved
+    and loaded."""
     optimizer = _inner_optimizer(engine)
     for place, partition in enumerate(_partitions(engine)):
         group = place
         if engine.zero_optimization_stage() == 3:
             group = engine.optimizer.sub_group_to_group_id[place]
-        create_state(optimizer, partition, optimizer.param_groups[group])
+        create_state(name, optimizer, partition, optimizer.param_groups[group])
 
 
 def state_kinds(engine: Any, parameter: nn.Parameter) -> list[str]:

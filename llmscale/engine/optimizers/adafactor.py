@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llmscale.config.training import OptimizerConfig
 from llmscale.engine.optimizers.sharded import Part, ShardedOptimizer, zeros
 
 EPSILON_GRADIENT, EPSILON_SCALE = 1e-30, 1e-3
@@ -142,3 +143,8 @@ def _divide_by_root(part: Part, values: Tensor) -> None:
     by_column = part.shared[COLUMNS].view(count, columns).rsqrt()
     for matrix, row, column, view in part.rectangles(values):
         view.mul_(by_row[matrix, row, None] * by_column[matrix, None, column])
+
+
+def make(groups: list[dict[str, Any]], settings: OptimizerConfig, arithmetic: torch.dtype) -> torch.optim.Optimizer:
+    """The optimizer of the settings."""
+    return Adafactor(groups, lr=settings.lr, scale_parameter=settings.scale_parameter, momentum=settings.momentum)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from llmscale.config.optimizers import optimizer_kind
 from llmscale.config.training import OptimizerConfig
 from llmscale.engine.deepspeed.experts import expert_group_of
-from llmscale.engine.optimizers.adafactor import Adafactor
-from llmscale.engine.optimizers.lion import Lion
-from llmscale.engine.optimizers.muon import Muon
-from llmscale.engine.optimizers.sharded import ShardedOptimizer, step_count, zeros
+from llmscale.engine.optimizers.sharded import ShardedOptimizer
 from llmscale.model.factors import MAGNITUDE
 
 _TABLES = ("embedding", "position", "table")
@@ -39,11 +39,12 @@ def build_optimizer(
     matrices = [pair for pair in trained if is_matrix(pair[0], tuple(pair[1].shape))]
     vectors = [parameter for name, parameter in trained if not is_matrix(name, tuple(parameter.shape))]
     hidden: list[nn.Parameter] = []
-    if settings.name == "muon":
+    hidden_apart = optimizer_kind(settings.name).hidden_apart
+    if hidden_apart:
         hidden = [parameter for name, parameter in matrices if hidden_matrix(name, tuple(parameter.shape))]
         matrices = [pair for pair in matrices if not hidden_matrix(pair[0], tuple(pair[1].shape))]
-    # Muon's learning rate is that of hidden matrices; the others follow the schedule in proportion.
-    scale = (settings.adamw_lr or settings.lr) / settings.lr if settings.name == "muon" else 1.0
+    # The learning rate is then that of hidden matrices; the others follow the schedule in proportion.
+    scale = (settings.adamw_lr or settings.lr) / settings.lr if hidden_apart else 1.0
     decay = settings.weight_decay
     groups: list[dict[str, Any]] = [
         {"params": hidden, "weight_decay": decay, "lr_scale": 1.0, "orthogonal": True},
@@ -52,7 +53,8 @@ def build_optimizer(
     ]
     factors = {id(parameter): factor(name) for name, parameter in trained}
     groups = [part for group in groups for own in _by_factor(group, factors) for part in _by_ranks(own)]
-    return _make([group for group in groups if group["params"]], settings, arithmetic)
+    groups = [group for group in groups if group["params"]]
+    return _module(settings.name).make(groups, settings, arithmetic)  # type: ignore[no-any-return]
 
 
 def _by_factor(group: dict[str, Any], factors: dict[int, float]) -> Iterator[dict[str, Any]]:
@@ -72,26 +74,9 @@ def _by_ranks(group: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield group | {"params": own} | ({} if name is None else {"moe": True, "name": name})
 
 
-def _make(groups: list[dict[str, Any]], settings: OptimizerConfig, arithmetic: torch.dtype) -> torch.optim.Optimizer:
-    if settings.name == "sgd":
-        return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum)
-    if settings.name == "lion":
-        return Lion(groups, lr=settings.lr, betas=settings.betas)
-    if settings.name == "adafactor":
-        return Adafactor(groups, lr=settings.lr, scale_parameter=settings.scale_parameter, momentum=settings.momentum)
-    if settings.name == "muon":
-        return Muon(
-            groups,
-            lr=settings.lr,
-            momentum=settings.momentum,
-            nesterov=settings.nesterov,
-            newton_schulz_steps=settings.newton_schulz_steps,
-            lr_adjustment=settings.lr_adjustment,
-            arithmetic=arithmetic,
-            betas=settings.betas,
-            eps=settings.eps,
-        )
-    return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=True)
+def _module(name: str) -> ModuleType:
+    """The file of an optimizer, with how it is made and, where torch has it, with the state that it starts from."""
+    return importlib.import_module(f"llmscale.engine.optimizers.{name}")
 
 
 def is_matrix(name: str, shape: tuple[int, ...]) -> bool:
@@ -117,19 +102,18 @@ def set_learning_rate(optimizer: Any, rate: float) -> None:
         group["lr"] = rate * group["lr_scale"]
 
 
-def create_state(optimizer: torch.optim.Optimizer, partition: Tensor, options: dict[str, Any]) -> None:
-    """Give a partition the state that its first update would create, so that it can be saved and loaded before.
+def create_state(name: str, optimizer: torch.optim.Optimizer, partition: Tensor, options: dict[str, Any]) -> None:
+    """Give a partition the state that its first update would create, so that it can be saved and loaded before: the
+    first real step then computes what it would have computed without.
 
-    AdamW starts from zero moments and step 0, SGD with momentum from a zero buffer: in both cases the first real step
-    then computes what it would have computed without. `options` are those of the partition's group.
+    Args:
+        name: of the optimizer.
+        options: those of the partition's group.
     """
     state = optimizer.state[partition]
     if state:
         return
     if isinstance(optimizer, ShardedOptimizer):
         optimizer.create_state(partition, options)
-    elif isinstance(optimizer, torch.optim.AdamW):
-        state["step"] = step_count(partition)
-        state["exp_avg"], state["exp_avg_sq"] = zeros(partition), zeros(partition)
-    elif options["momentum"]:
-        state["momentum_buffer"] = zeros(partition)
+    else:
+        _module(name).create_state(state, partition, options)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from llmscale.config.training import OptimizerConfig
 from llmscale.engine.optimizers.sharded import ShardedOptimizer, zeros
 
 
@@ -36,3 +38,8 @@ class Lion(ShardedOptimizer):
         direction = momentum.lerp(gradient, 1 - first).sign_()
         partition.mul_(1 - options["lr"] * options["weight_decay"]).add_(direction, alpha=-options["lr"])
         momentum.lerp_(gradient, 1 - second)
+
+
+def make(groups: list[dict[str, Any]], settings: OptimizerConfig, arithmetic: torch.dtype) -> torch.optim.Optimizer:
+    """The optimizer of the settings."""
+    return Lion(groups, lr=settings.lr, betas=settings.betas)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
+from llmscale.config.training import OptimizerConfig
 from llmscale.engine.optimizers.sharded import ShardedOptimizer, step_count, zeros
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -146,3 +147,18 @@ def orthogonalize(matrices: Tensor, steps: int) -> Tensor:
         gram = found @ found.mT
         found = torch.baddbmm(found, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), found, beta=a)
     return found.mT if tall else found
+
+
+def make(groups: list[dict[str, Any]], settings: OptimizerConfig, arithmetic: torch.dtype) -> torch.optim.Optimizer:
+    """The optimizer of the settings."""
+    return Muon(
+        groups,
+        lr=settings.lr,
+        momentum=settings.momentum,
+        nesterov=settings.nesterov,
+        newton_schulz_steps=settings.newton_schulz_steps,
+        lr_adjustment=settings.lr_adjustment,
+        arithmetic=arithmetic,
+        betas=settings.betas,
+        eps=settings.eps,
+    )
