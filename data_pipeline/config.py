@@ -8,20 +8,14 @@ from pydantic import Field, field_validator, model_validator
 from data_pipeline.base.encodings import normal_name
 from data_pipeline.base.section import Section
 from data_pipeline.cleaning.config import CleaningStep, DeduplicationConfig
+from data_pipeline.kinds import KindName, SourceKind, description, source_kind
 from data_pipeline.layouts import layout_of
 
 
 class SourceConfig(Section):
     """Where documents come from."""
 
-    kind: Literal["text", "jsonl", "csv", "tsv", "parquet", "arrow", "datasets", "tokens", "conll", "json"] = "text"
-    """text: plain files; jsonl: one JSON object a line; csv, tsv: rows under a header row; parquet: rows; arrow: IPC
-    files or streams, such as `datasets` saves; datasets: anything that the Hugging Face `datasets` library can stream.
-    conll: a word a line with its tags in columns and an empty line behind each sentence; the fields are tokens (the
-    first column), tags (the last one), and each column's number from 0. json: one JSON value, with `records` in it.
-    Files of kinds conll and json are held in memory while they are read. All but parquet and arrow may be compressed:
-    `.gz` or `.zst`. tokens: prefixes of `.bin` and `.idx`
-    files, as `llmscale data prepare`, Megatron-LM and GPT-NeoX write them."""
+    kind: KindName = Field(default="text", description=description())
     paths: list[str] = []
     """Files or glob patterns (`**` crosses folders), relative to the working directory, or URLs that fsspec opens such
     as `s3://bucket/*.jsonl`. As in a shell, patterns leave out names that begin with a dot; the name of a file or
@@ -88,6 +82,16 @@ class SourceConfig(Section):
     its share is proportional to its bytes times this."""
 
     @property
+    def about(self) -> SourceKind:
+        """What its kind declares."""
+        return source_kind(self.kind)
+
+    @property
+    def whole_files(self) -> bool:
+        """Whether each file is one document."""
+        return self.about.is_plain and self.document == "file" and self.delimiter is None
+
+    @property
     def gives(self) -> frozenset[str]:
         """What of a record there is besides its text, by what objectives call it."""
         if self.layout is not None:
@@ -107,17 +111,18 @@ class SourceConfig(Section):
 
     @model_validator(mode="after")
     def _fields_that_can_be_told_apart(self) -> "SourceConfig":
-        if self.kind == "tsv" and "quote" not in self.model_fields_set:
-            # Not by way of the input, so that it stays known that nobody asked for it.
-            self.__dict__["quote"] = ""
+        for name, value in self.about.defaults.items():
+            if name not in self.model_fields_set:
+                # Not by way of the input, so that it stays known that nobody asked for it.
+                self.__dict__[name] = value
         self._require_its_kind()
-        if self.kind not in ("csv", "tsv"):
+        if self.about.delimiter is None:
             if self.escape is not None:
                 raise ValueError(f"escape is {self.escape!r}, but kind {self.kind} has no escapes; leave it out")
             return self
         if self.delimiter is not None and len(self.delimiter) > 1:
             raise ValueError(f"delimiter is {self.delimiter!r}, but kind {self.kind} needs one character; give one")
-        special = {"delimiter": self.delimiter or DELIMITERS[self.kind], "quote": self.quote, "escape": self.escape}
+        special = {"delimiter": self.delimiter or self.about.delimiter, "quote": self.quote, "escape": self.escape}
         names: dict[str, str] = {}
         for name, character in special.items():
             if not character:
@@ -130,25 +135,23 @@ class SourceConfig(Section):
         return self
 
     def _require_its_kind(self) -> None:
-        lines = self.kind == "text" and self.document == "line" and self.delimiter is None
+        lines = self.about.is_plain and self.document == "line" and self.delimiter is None
         if self.target_paths and not lines:
             raise ValueError(
                 f"target_paths is {self.target_paths}, but files of kind {self.kind} are not read line by line; set"
                 f" kind=text and document=line"
             )
-        if self.columns and self.kind not in ("csv", "tsv"):
+        if self.columns and self.about.delimiter is None:
             raise ValueError(f"columns is {self.columns}, but kind {self.kind} has none; leave it out")
         if self.layout is None:
             return
-        if self.kind in ("text", "tokens"):
+        if not self.about.has_fields:
             raise ValueError(f"layout is {self.layout}, but kind {self.kind} has no fields; use jsonl or csv")
         unused = "field" if self.field != "text" else "target_field" if self.target_field is not None else None
         if unused is not None:
             raise ValueError(f"layout is {self.layout}, which says where texts are; leave {unused} out")
 
 
-DELIMITERS = {"csv": ",", "tsv": "\t"}
-"""What stands between the fields of a row, by kind."""
 ROLES = ("bos", "eos", "pad", "unk", "cls", "sep", "mask", "fim_prefix", "fim_middle", "fim_suffix")
 """Roles of special tokens, besides sentinel_0, sentinel_1 and so on."""
 
@@ -276,4 +279,4 @@ class DataConfig(Section):
     @property
     def finite(self) -> bool:
         """Whether samples are a finite set, so that there is an end to an epoch."""
-        return self.order == "finite" or any(source.kind == "tokens" for source in self.sources)
+        return self.order == "finite" or any(source.about.is_tokenised for source in self.sources)

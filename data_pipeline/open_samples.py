@@ -60,7 +60,7 @@ def open_samples(
             )
         return StreamSamples(config, tokenizer, made, seed, surveys)
     made.require(config.sources, "data.sources")
-    kinds = {source.kind == "tokens" for source in config.sources}
+    kinds = {source.about.is_tokenised for source in config.sources}
     if len(kinds) > 1:
         raise UserError(
             "data.sources: some are of kind tokens and some are text; tokenise the text first (llmscale data prepare)"

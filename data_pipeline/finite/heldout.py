@@ -288,14 +288,14 @@ class _Tokens:
 
 
 def _training_parts(config: DataConfig, tokenizer: Tokenizer) -> list[_Text | _Tokens]:
-    if all(source.kind == "tokens" for source in config.sources):
+    if all(source.about.is_tokenised for source in config.sources):
         paths = [path for source in config.sources for path in source.paths]
         return [_Tokens(prepared_prefixes(paths, "data.sources", tokenizer))]
     return [_Text(Corpus.training(config), False)]
 
 
 def _heldout_parts(config: DataConfig, tokenizer: Tokenizer, where: str) -> list[_Text | _Tokens]:
-    tokens = [source.kind == "tokens" for source in config.sources]
+    tokens = [source.about.is_tokenised for source in config.sources]
     parts: list[_Text | _Tokens] = []
     if config.holdout > 0:
         if any(tokens):
@@ -304,7 +304,7 @@ def _heldout_parts(config: DataConfig, tokenizer: Tokenizer, where: str) -> list
                 f" data prepare held out in data.evaluation (kind: tokens, paths: [OUT/heldout])"
             )
         parts.append(_Text(Corpus.training(config), True))
-    text = [source for source in config.evaluation if source.kind != "tokens"]
+    text = [source for source in config.evaluation if not source.about.is_tokenised]
     if text:
         corpus = Corpus(
             text,
@@ -316,7 +316,7 @@ def _heldout_parts(config: DataConfig, tokenizer: Tokenizer, where: str) -> list
         )
         parts.append(_Text(corpus, False))
     for index, source in enumerate(config.evaluation):
-        if source.kind == "tokens":
+        if source.about.is_tokenised:
             parts.append(_Tokens(prepared_prefixes(source.paths, f"{where}[{index}]", tokenizer)))
     if not parts:
         raise UserError("data.holdout is 0 and data.evaluation is empty, so nothing is held out; give either")

@@ -114,7 +114,7 @@ class Chat(Objective):
 
     def require(self, sources: Sequence[SourceConfig], where: str) -> None:
         for index, source in enumerate(sources):
-            if source.kind == "tokens":
+            if source.about.is_tokenised:
                 raise UserError(
                     f"objective.name is chat, but {where}.{index} has kind tokens, which do not say what is learned;"
                     f" name the files that the tokens are from"

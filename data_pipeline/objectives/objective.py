@@ -161,13 +161,13 @@ class Objective(ABC):
     def require(self, sources: Sequence[SourceConfig], where: str) -> None:
         """Raise UserError unless every source, which the config has at `where`, says where to find what is stored."""
         for index, source in enumerate(sources):
-            if self.config.stored.target and "target" not in source.gives and source.kind != "tokens":
+            if self.config.stored.target and "target" not in source.gives and not source.about.is_tokenised:
                 raise UserError(
                     f"objective.name is {self.config.name}, but {where}.{index} has no target_field; name the field"
                     f" that holds the target text"
                 )
             missing = [name for name in self.given if name not in source.gives]
-            if missing and source.kind == "tokens":
+            if missing and source.about.is_tokenised:
                 raise UserError(
                     f"objective.name is {self.config.name}, but {where}.{index} has kind tokens, which hold no"
                     f" {missing[0]}; name the files that the tokens are from"

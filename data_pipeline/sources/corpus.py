@@ -24,7 +24,6 @@ from data_pipeline.sources.readers import ENDLESS, BadCounts, BadRecord, BadReco
 from data_pipeline.sources.readers.kinds import (
     ReadSettings,
     Survey,
-    is_whole_file,
     open_source,
     place_of,
     survey_source,
@@ -296,7 +295,7 @@ class Corpus:
         return f"{begins}, before which a file is missing" if old[first] not in new else begins
 
     def _is_whole_file(self, file: FileEntry) -> bool:
-        return is_whole_file(self.sources[file.source])
+        return self.sources[file.source].whole_files
 
     def _held_out(self, key: str) -> bool:
         return self.holdout > 0 and _hash(key) < self.holdout * 2**64

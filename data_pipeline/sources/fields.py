@@ -113,7 +113,7 @@ class Fields:
         field, target = (TEXT, TARGET) if own else (source.field, source.target_field)
         target = target if "target" in source.gives else None
         given = {} if own else self.defaults
-        join = " " if source.join is None and source.kind == "conll" else source.join
+        join = source.about.join if source.join is None else source.join
         self.text = TextField(field, where, defaults=given, join=join)
         self.target = TextField(target, where, "target_field", given, join) if target else None
         self.both = [self.text] if self.target is None else [self.text, self.target]

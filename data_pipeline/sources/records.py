@@ -8,43 +8,25 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import orjson
 
 from data_pipeline.base.durable import parse_json, read_file
-from data_pipeline.base.encodings import UTF8
 from data_pipeline.base.errors import UserError
-from data_pipeline.config import DELIMITERS, SourceConfig
+from data_pipeline.config import SourceConfig
 from data_pipeline.sources.fields import Fields
-from data_pipeline.sources.files import FileEntry, list_files
-from data_pipeline.sources.readers.arrow import ArrowReader, arrow_spans
+from data_pipeline.sources.files import list_files
 from data_pipeline.sources.readers.bad_records import BadRecords, LineNumbers
-from data_pipeline.sources.readers.base import Block, Reader, Span
-from data_pipeline.sources.readers.delimited import DelimitedReader
-from data_pipeline.sources.readers.dialect import Dialect
+from data_pipeline.sources.readers.base import Block
 from data_pipeline.sources.readers.extract import Extractor, Note
-from data_pipeline.sources.readers.headerless import HeaderlessReader
-from data_pipeline.sources.readers.parquet import ParquetReader, parquet_spans
+from data_pipeline.sources.readers.openers import ReadSettings, opened
 from data_pipeline.sources.readers.parsed import descend
-from data_pipeline.sources.readers.separated import JsonParser, SeparatedReader, byte_spans
-from data_pipeline.sources.readers.storage import ByteSources, Files
 
-KINDS_BY_ENDING = {
-    ".jsonl": "jsonl",
-    ".json": "jsonl",
-    ".ndjson": "jsonl",
-    ".csv": "csv",
-    ".tsv": "tsv",
-    ".parquet": "parquet",
-    ".arrow": "arrow",
-    ".feather": "arrow",
-}
-"""Kinds of files with records, by the ends of their names."""
 LONGEST = 1 << 28
 """Most bytes of a record."""
-_SPAN = 1 << 30
+_WHOLE = ReadSettings(span_bytes=1 << 30, lanes=None, max_document_bytes=LONGEST)
 
 
 class SourceRecord(NamedTuple):
@@ -155,8 +137,11 @@ def read_records(
         return
     names = _Names(needed, wanted, where)
     extractor = _WholeRecords(names, _Refused(where), LONGEST)
+    if source.about.is_streamed or not source.about.has_fields:
+        raise UserError(f"{where}: files of kind {source.kind} have no records; use jsonl, csv, tsv, parquet or arrow")
+    source = source.model_copy(update={"columns": list(columns)})
     for file in files:
-        spans, reader = _opened(source, file, extractor, columns)
+        spans, reader = opened(source, [file], _WHOLE, extractor)
         number = 0
         for span in spans():
             position: int | None = span.start
@@ -167,31 +152,6 @@ def read_records(
                     yield SourceRecord(orjson.loads(text), file.path, number)
                 position = block.next_position
         reader.close()
-
-
-def _opened(
-    source: SourceConfig, file: FileEntry, extractor: Extractor, columns: Sequence[str]
-) -> tuple[Callable[[], list[Span]], Reader]:
-    bytes_of = ByteSources(Files(), source.encoding or UTF8)
-    fields, bad = extractor.fields, extractor.bad
-    if source.kind == "jsonl":
-        return (
-            lambda: byte_spans(bytes_of, [file], _SPAN),
-            SeparatedReader(bytes_of, "\n", JsonParser(extractor), bad, LONGEST),
-        )
-    if source.kind in DELIMITERS:
-        asked = "quote" in source.model_fields_set or bool(columns)
-        delimiter = source.delimiter or DELIMITERS[source.kind]
-        dialect = Dialect(delimiter, source.quote, source.escape or "", guessed=not (source.quote or asked))
-        given = (bytes_of, dialect, extractor, bad)
-        rows = HeaderlessReader(*given, columns) if columns else DelimitedReader(*given)
-        return lambda: rows.spans([file], _SPAN), rows
-    files = Files()
-    if source.kind == "parquet":
-        return lambda: parquet_spans(files, file, 0, fields), ParquetReader(files, extractor, bad)
-    if source.kind == "arrow":
-        return lambda: arrow_spans(files, file, 0, fields), ArrowReader(files, extractor, bad)
-    raise UserError(f"{file.path} is of kind {source.kind}, without records; use jsonl, csv, tsv, parquet or arrow")
 
 
 def _nested(path: str, levels: str, where: str) -> Iterator[SourceRecord]:

@@ -13,7 +13,6 @@ from data_pipeline.config import DataConfig
 from data_pipeline.document import Document
 from data_pipeline.sources.corpus import Corpus
 from data_pipeline.sources.readers import Span
-from data_pipeline.sources.readers.kinds import is_whole_file
 
 CHUNK_CHARACTERS = 4000
 """Length of a training sentence: SentencePiece skips overlong ones."""
@@ -108,7 +107,7 @@ def _sample_span(corpus: Corpus, span: Span, count: int) -> Iterator[str]:
     """About `count` pieces from evenly spaced places of a span."""
     source = corpus.sources[corpus.files[span.file].source]
     middles = [(2 * i + 1, 2 * count) for i in range(count)]
-    if is_whole_file(source):
+    if source.whole_files:
         for document in corpus.read(span, span.start)[0]:
             room = max(0, len(document.text) - CHUNK_CHARACTERS)
             starts = {room * above // below for above, below in middles}

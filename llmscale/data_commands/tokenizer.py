@@ -28,7 +28,7 @@ def make_tokenizer(path: Path, overrides: tuple[str, ...], output: Path | None) 
     """
     config = load_config(path, overrides)
     # Sources of kind tokens have no text to show, but need a tokenizer all the same.
-    sources = [source for source in config.data.sources if source.kind != "tokens"]
+    sources = [source for source in config.data.sources if not source.about.is_tokenised]
     corpus = Corpus.training(config.data.model_copy(update={"sources": sources})) if sources else None
     folder = output or Path(resolve_directory(config).run.directory) / "tokenizer"
     roles = required_roles(config.objective, config.data.sequence_length)

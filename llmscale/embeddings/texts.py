@@ -9,8 +9,9 @@ from typing import NamedTuple
 from data_pipeline.base.durable import read_file
 from data_pipeline.base.errors import UserError
 from data_pipeline.config import SourceConfig
+from data_pipeline.kinds import kinds_by_ending
 from data_pipeline.sources.fields import TextField
-from data_pipeline.sources.records import KINDS_BY_ENDING, read_records
+from data_pipeline.sources.records import read_records
 
 _PACKED = (".gz", ".zst")
 
@@ -38,7 +39,7 @@ def read_texts(path: str, field: str | None = None, label_field: str | None = No
     plain = path.lower()
     for ending in _PACKED:
         plain = plain.removesuffix(ending)
-    kind = KINDS_BY_ENDING.get(Path(plain).suffix)
+    kind = kinds_by_ending().get(Path(plain).suffix)
     if kind is None:
         given = next((name for name, value in (("--field", field), ("--label", label_field)) if value), None)
         if given is not None:

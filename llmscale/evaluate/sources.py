@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
 from data_pipeline.base.errors import UserError
 from data_pipeline.config import SourceConfig
+from data_pipeline.kinds import NAMES, kinds_by_ending, source_kind
 from data_pipeline.sources.fields import TextField
-from data_pipeline.sources.readers.looking import TEXT_KINDS
-from data_pipeline.sources.records import KINDS_BY_ENDING
 from llmscale.config import RunConfig
 
-KINDS = tuple(kind for kind in get_args(SourceConfig.model_fields["kind"].annotation) if kind != "datasets")
+KINDS = tuple(name for name in NAMES if not source_kind(name).is_streamed)
 """Kinds that files can have."""
-_ENDINGS = {**KINDS_BY_ENDING, ".idx": "tokens", ".bin": "tokens"}
-_WITHOUT_FIELDS = ("text", "tokens")
 
 
 class Given(NamedTuple):
@@ -55,7 +52,7 @@ def _source(config: RunConfig, pattern: str, given: Given, pairs: bool) -> Sourc
     values = bool(objective.stored.fields)
     kind = given.kind or _kind(config, pattern, pairs or values or given.field is not None)
     common = {"kind": kind, "paths": [pattern], "encoding": _encoding(config, kind, pattern, given)}
-    if kind in _WITHOUT_FIELDS:
+    if not source_kind(kind).has_fields:
         named = [
             f"--{name.replace('_', '-')}" for name in ("field", "target_field") if getattr(given, name) is not None
         ]
@@ -63,7 +60,7 @@ def _source(config: RunConfig, pattern: str, given: Given, pairs: bool) -> Sourc
             raise UserError(
                 f"--data {pattern} has kind {kind}, which has no fields; leave out {named[0]}, or set --kind"
             )
-        if (pairs and kind == "text") or values:
+        if (pairs and source_kind(kind).is_plain) or values:
             wanted = "pairs" if pairs else f"texts with their {' and '.join(objective.stored.fields)}"
             raise UserError(
                 f"--data {pattern} is {kind} without fields, but a model of objective {objective.name} is evaluated on"
@@ -76,8 +73,8 @@ def _source(config: RunConfig, pattern: str, given: Given, pairs: bool) -> Sourc
 def _kind(config: RunConfig, pattern: str, fields: bool) -> str:
     """By the name's ending. CSV and TSV are plain text, too, unless fields are asked for or the run has such files."""
     name = pattern.lower().removesuffix(".gz").removesuffix(".zst")
-    kind = next((kind for ending, kind in _ENDINGS.items() if name.endswith(ending)), "text")
-    if kind in ("csv", "tsv") and not fields and all(source.kind != kind for source in _own(config)):
+    kind = next((kind for ending, kind in kinds_by_ending().items() if name.endswith(ending)), "text")
+    if source_kind(kind).delimiter is not None and not fields and all(source.kind != kind for source in _own(config)):
         return "text"
     return kind
 
@@ -85,7 +82,7 @@ def _kind(config: RunConfig, pattern: str, fields: bool) -> str:
 def _encoding(config: RunConfig, kind: str, pattern: str, given: Given) -> str | None:
     """The encoding that is given, else that of the run's sources of the kind; None where they differ."""
     if given.encoding is not None:
-        if kind not in TEXT_KINDS:
+        if not source_kind(kind).is_text:
             raise UserError(
                 f"--data {pattern} has kind {kind}, which has no encoding of its own; leave out --encoding, or set"
                 f" --kind"
@@ -104,7 +101,7 @@ def _fields(config: RunConfig, kind: str, pattern: str, given: Given, pairs: boo
     values = bool(config.objective.stored.fields)
     needed = ("field", "target_field") if pairs or values else ("field",)
     asked = {name: getattr(given, name) for name in needed if getattr(given, name) is not None}
-    own = [source for source in _own(config) if source.kind not in _WITHOUT_FIELDS]
+    own = [source for source in _own(config) if source.about.has_fields]
     if pairs:
         own = [source for source in own if "target" in source.gives]
     if values:

@@ -307,7 +307,7 @@ def build_loader(
 
     Rank 0 looks at the files for all; what is read as a finite set it tokenises first, and the others find it there.
     """
-    tokenised = any(source.kind == "tokens" for source in config.data.sources)
+    tokenised = any(source.about.is_tokenised for source in config.data.sources)
     surveys = None if tokenised else on_rank_zero(lambda: survey_sources(config.data))
     met: list[ReadReport] = []
     if config.data.finite:

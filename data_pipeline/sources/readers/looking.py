@@ -18,11 +18,10 @@ from data_pipeline.base.encodings import (
 )
 from data_pipeline.base.errors import UserError, setting
 from data_pipeline.config import SourceConfig
+from data_pipeline.kinds import NAMES, source_kind
 from data_pipeline.sources.first_bytes import other_format, page, pointer
 
-TEXT_KINDS = ("text", "jsonl", "csv", "tsv", "conll")
-_OWN_FORMAT = {"parquet": "a Parquet file", "arrow": "an Arrow file"}
-_KIND_OF_FORMAT = {format_: kind for kind, format_ in _OWN_FORMAT.items()}
+_KIND_OF_FORMAT = {source_kind(name).format: name for name in NAMES if source_kind(name).format is not None}
 _SUFFIXES = {"a gzip file": ".gz", "a Zstandard file": ".zst"}
 _SKIPPABLE = bytes(range(0x50, 0x60))
 """First bytes of Zstandard's skippable frames."""
@@ -60,7 +59,7 @@ class Look:
         found = pointer(head)
         if found is not None:
             raise self._error(path, found)
-        if self._source.kind not in TEXT_KINDS:
+        if not self._source.about.is_text:
             self._require_format(path, head)
             return
         suffix = next((suffix for suffix in _SUFFIXES.values() if path.endswith(suffix)), "")
@@ -75,12 +74,13 @@ class Look:
         return UserError(f"{self._where}.paths: {path} {found}")
 
     def _require_format(self, path: str, head: bytes) -> None:
-        if self._source.kind not in _OWN_FORMAT:
+        own = self._source.about.format
+        if own is None:
             return
         found = page(head)
         if found is not None:
             raise self._error(path, f"{found}, not {self._source.kind}; download it again or exclude it")
-        found, own = other_format(head), _OWN_FORMAT[self._source.kind]
+        found = other_format(head)
         if found not in (None, own):
             kind = _KIND_OF_FORMAT.get(str(found))
             fix = f"use kind: {kind}" if kind else "decompress or convert it, or exclude it"
@@ -97,11 +97,12 @@ class Look:
 
     def _require_text(self, path: str, name: str, head: bytes, tail: bytes, complete: bool) -> None:
         kind, said = self._source.kind, self._source.encoding
+        is_plain = self._source.about.is_plain
         # Web pages are text as well; but one that is called a text, or JSON lines, is what a server sent instead.
-        if kind != "text" or (name.endswith(".txt") and not self._pages and said is None):
+        if not is_plain or (name.endswith(".txt") and not self._pages and said is None):
             found = page(head)
             if found is not None:
-                fix = " (or clean it with the step html, or set its encoding)" if kind == "text" else ""
+                fix = " (or clean it with the step html, or set its encoding)" if is_plain else ""
                 raise self._error(path, f"{found}, not {kind}; download it again or exclude it{fix}")
         found = other_format(head)
         if found is not None:
