@@ -157,6 +157,7 @@ def build_engine_step(shape: Shape) -> Step:
     """This project's step through its engine (DeepSpeed ZeRO 1), as the trainer takes it."""
     from llmscale.distributed.process_group import join, read_world
     from llmscale.engine.engine import Engine
+    from llmscale.engine.settings import EngineSettings
     from llmscale.objectives.loss import build_loss
     from llmscale.parallel.grid import RankGrid
     from llmscale.parallel.init import build
@@ -165,7 +166,8 @@ def build_engine_step(shape: Shape) -> Step:
     world = read_world(config.run.device)
     join(world)
     model = build(config.model, shape.vocabulary, seed=0)
-    engine = Engine(model, build_loss(config.objective, config.model), config, RankGrid().with_groups(), world.device)
+    loss = build_loss(config.objective, config.model)
+    engine = Engine(model, loss, EngineSettings.of(config), RankGrid().with_groups(), world.device)
     batch = shape.training_batch
     steps = itertools.count()
 

@@ -31,6 +31,7 @@ from llmscale.config import RunConfig, parse_config
 from llmscale.distributed.process_group import all_reduce_sum, join, leave, read_world
 from llmscale.engine.deepspeed import zero_state
 from llmscale.engine.engine import Engine, accumulation
+from llmscale.engine.settings import EngineSettings
 from llmscale.objectives.loss import build_loss
 from llmscale.parallel import init
 from llmscale.parity.ranks import run_ranks
@@ -201,8 +202,10 @@ def start_on_rank(config: RunConfig) -> tuple[Engine, Callable[[int], None]]:
     grid = build_grid(config, read_world("cpu"))
     model = init.build_hollow(config.model, VOCAB, grid, config.parallel.sequence_parallel)
     loss = build_loss(config.objective, config.model)
-    engine = Engine(model, loss, config, grid, torch.device("cpu"), init.drawn(config.model, config.run.seed))
-    micro, accumulated = accumulation(config, grid.data)
+    engine = Engine(
+        model, loss, EngineSettings.of(config), grid, torch.device("cpu"), init.drawn(config.model, config.run.seed)
+    )
+    micro, accumulated = accumulation(config.train, grid.data)
     length = config.data.sequence_length
     tokens = torch.randint(0, VOCAB, (micro * accumulated, length + 1))
     batch = Batch(tokens[:, :-1], tokens[:, 1:], torch.ones(len(tokens), length), torch.arange(len(tokens)))

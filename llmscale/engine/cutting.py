@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from data_pipeline.batch import Batch
-from llmscale.config import RunConfig
+from llmscale.engine.settings import EngineSettings
 from llmscale.model.heads import Head
 from llmscale.objectives import model_side
 
@@ -16,13 +16,13 @@ from llmscale.objectives import model_side
 class Cutting:
     """How one rank's samples of a step become micro batches."""
 
-    def __init__(self, config: RunConfig, head: Head) -> None:
+    def __init__(self, config: EngineSettings, head: Head) -> None:
         """Rows lose what follows their last token, or their last target, where samples are of unequal length, nothing
         looks at the length of a row, and no other rank has a part of it. What dropout drops does not depend on it."""
         model, parallel = config.model, config.parallel
         whole = parallel.pipeline == 1 and parallel.context == 1 and not parallel.sequence_parallel
         drawn = model.attention_dropout > 0 and not config.engine.dropout_layout_free
-        unequal = model_side(config.objective).shape(config.data.sequence_length).masked
+        unequal = model_side(config.objective).shape(config.sequence_length).masked
         free = whole and unequal and not drawn and model.experts is None and not head.whole_batch
         labels = model.head is not None
         self._shortens = free and (labels or model.architecture != "encoder")

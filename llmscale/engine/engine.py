@@ -16,8 +16,7 @@ from torch import nn
 
 from data_pipeline.batch import Batch, with_label
 from llmscale.checkpoint.fragments import Fragment
-from llmscale.config import RunConfig
-from llmscale.config.training import micro_batches
+from llmscale.config.training import TrainConfig, micro_batches
 from llmscale.engine.activation_checkpointing import apply_activation_checkpointing
 from llmscale.engine.cutting import Cutting
 from llmscale.engine.deepspeed import shims, zero_state
@@ -29,6 +28,7 @@ from llmscale.engine.fingerprints import Fingerprints, fingerprints_of, first_di
 from llmscale.engine.forward_timer import ForwardTimer
 from llmscale.engine.optimizers import build_optimizer, set_learning_rate
 from llmscale.engine.schedule import learning_rate
+from llmscale.engine.settings import EngineSettings
 from llmscale.engine.whole_batch import with_whole_batch
 from llmscale.finetune.freezing import freeze
 from llmscale.model import Dropout
@@ -48,14 +48,14 @@ _LOGGER = logging.getLogger("llmscale")
 class ObjectiveModule(nn.Module):
     """The model with its loss, as the one module that DeepSpeed wraps."""
 
-    def __init__(self, model: nn.Module, loss: Loss, config: RunConfig, grid: RankGrid) -> None:
+    def __init__(self, model: nn.Module, loss: Loss, config: EngineSettings, grid: RankGrid) -> None:
         super().__init__()
         self.model = model
         self.loss = loss
         head, lora = config.model.head, config.model.lora
         rates = (config.model.dropout, config.model.attention_dropout, head and head.dropout, lora and lora.dropout)
         self._drops = any(rates)
-        self._seed, self._layout_free = config.run.seed, config.engine.dropout_layout_free
+        self._seed, self._layout_free = config.seed, config.engine.dropout_layout_free
         self._part = dropout_part(grid, config.parallel.sequence_parallel)
         self._grid = grid
         self.experts = experts_of_deepspeed(grid)
@@ -105,7 +105,7 @@ class Engine:
         self,
         model: nn.Module,
         loss: Loss,
-        config: RunConfig,
+        config: EngineSettings,
         grid: RankGrid,
         device: torch.device,
         weights: Weights | None = None,
@@ -120,7 +120,8 @@ class Engine:
         self.config = config
         self.grid = grid
         self.device = device
-        self._loss = loss
+        # Beside the loss: the names of its terms, and of how many targets each is the sum in a batch.
+        self._loss, self.terms, self.counts = loss, loss.terms, loss.counts
         self.cut = Cutting(config, loss.heads[0])
         """This rank's samples of a step to the micro batches of `train_step`."""
         self.whole_batch = loss.whole_batch
@@ -129,7 +130,7 @@ class Engine:
         self._measured = [0, *range(len(loss.terms), len(loss.terms) + len(loss.measures))]
         self.measures = {name: name in loss.heads[0].higher_is_better for name in loss.measures}
         """Names of what `measure` gives after the loss, and whether more is better."""
-        training = freeze(model, config)
+        training = freeze(model, config.model, config.finetune)
         self.named = self._owned(model)
         """The parameters whose state this rank has, or shares with others, by name; frozen ones too."""
         self.parameters, self.trained_parameters = _counted(self.named)
@@ -229,7 +230,7 @@ class Engine:
         scale = torch.tensor([ranks / count if count else 0.0 for count in counts], device=self.device)
         if self.draws:
             # The same on the same layout, also after a resume.
-            torch.manual_seed(_derived_seed(self.config.run.seed, step, self.grid.rank))
+            torch.manual_seed(_derived_seed(self.config.seed, step, self.grid.rank))
         own = self._update(micro_batches, scale) * self.grid.is_loss_reporter
         return own.tolist(), float(self._engine.get_global_grad_norm())
 
@@ -417,10 +418,10 @@ def compile_blocks(model: nn.Module) -> None:
             module.forward = torch.compile(module.forward)  # type: ignore[method-assign]
 
 
-def accumulation(config: RunConfig, data_parallel: int, global_batch: int | None = None) -> tuple[int, int]:
+def accumulation(train: TrainConfig, data_parallel: int, global_batch: int | None = None) -> tuple[int, int]:
     """`micro_batches` of one rank. `global_batch`: samples of the step, where it is not `train.global_batch`."""
-    samples = (global_batch or config.train.global_batch) // data_parallel
-    return micro_batches(samples, config.train.micro_batch)
+    samples = (global_batch or train.global_batch) // data_parallel
+    return micro_batches(samples, train.micro_batch)
 
 
 @contextlib.contextmanager

@@ -16,10 +16,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from data_pipeline.batch import Batch
-from llmscale.config import RunConfig
 from llmscale.engine.deepspeed import shims, zero_state
 from llmscale.engine.engine import Engine, ObjectiveModule, over_positions
 from llmscale.engine.fingerprints import Fingerprints
+from llmscale.engine.settings import EngineSettings
 from llmscale.model import Transformer
 from llmscale.objectives.loss import Loss
 from llmscale.parallel.grid import REPLICAS, RankGrid
@@ -30,7 +30,7 @@ from llmscale.parallel.pipeline import shared_by_stages, users
 def make_engine(
     model: Transformer,
     loss: Loss,
-    config: RunConfig,
+    config: EngineSettings,
     grid: RankGrid,
     device: torch.device,
     weights: Weights | None = None,
@@ -148,7 +148,7 @@ class PipelineEngine(Engine):
         self,
         model: Transformer,
         loss: Loss,
-        config: RunConfig,
+        config: EngineSettings,
         grid: RankGrid,
         device: torch.device,
         weights: Weights | None = None,

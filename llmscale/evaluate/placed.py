@@ -23,6 +23,7 @@ from llmscale.distributed.agreement import on_rank_zero
 from llmscale.distributed.process_group import World
 from llmscale.engine.engine import Engine, ObjectiveModule, resolve_dtype
 from llmscale.engine.pipeline import make_engine
+from llmscale.engine.settings import EngineSettings
 from llmscale.engine.whole import whole_model
 from llmscale.layout import require_legal
 from llmscale.model import Transformer
@@ -147,7 +148,10 @@ class Whole:
         self.model = trained.model
         self._device = device
         self._module = ObjectiveModule(
-            trained.model, build_loss(trained.config.objective, trained.config.model), trained.config, self.grid
+            trained.model,
+            build_loss(trained.config.objective, trained.config.model),
+            EngineSettings.of(trained.config),
+            self.grid,
         ).eval()
 
     @torch.no_grad()
@@ -201,7 +205,7 @@ def place_on_ranks(path: str, overrides: tuple[str, ...], world: World, dtype: s
     vocab_size = config.model.vocabulary(tokenizer.vocab_size)
     model = init.build_hollow(config.model, vocab_size, grid, config.parallel.sequence_parallel)
     loss = build_loss(config.objective, config.model)
-    engine = make_engine(model, loss, config, grid, world.device, weights_of(checkpoint))
+    engine = make_engine(model, loss, EngineSettings.of(config), grid, world.device, weights_of(checkpoint))
     source = Source.of_checkpoint(checkpoint)
     within = exactness(engine.device, engine.dtype, grid)
     return Placed(engine, tokenizer, config, source, within, close=engine.close)

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from data_pipeline.base.errors import UserError
-from llmscale.config import RunConfig
 from llmscale.config.finetune import FinetuneConfig
 from llmscale.config.model import ModelConfig
 from llmscale.model.factors import is_factor
@@ -50,18 +49,17 @@ def names_of(model: ModelConfig) -> tuple[str, ...]:
         return tuple(name for name, _ in Transformer(model, model.vocab_size or 1).named_parameters())
 
 
-def training_of(config: RunConfig, names: Collection[str]) -> Training:
+def training_of(model: ModelConfig, settings: FinetuneConfig | None, names: Collection[str]) -> Training:
     """What a run trains of a model that has tensors of these names: everything without a `finetune` section.
 
     Raises:
         UserError: a mode that the architecture lacks, patterns that match nothing, or more layers than there are.
     """
-    settings = config.finetune
     if settings is None:
         return Training(frozenset(names), frozenset(), {})
-    redrawn = _redrawn(settings, config.model, names)
-    trained = _selected(settings, config.model, names) | redrawn
-    factors = {name: _factor(settings, config.model, name) for name in names}
+    redrawn = _redrawn(settings, model, names)
+    trained = _selected(settings, model, names) | redrawn
+    factors = {name: _factor(settings, model, name) for name in names}
     return Training(trained, redrawn, {name: factor for name, factor in factors.items() if factor != 1})
 
 

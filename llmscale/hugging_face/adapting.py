@@ -104,7 +104,9 @@ def export_adapter(path: Path, folder: Path) -> list[str]:
         if any(layer in held for layer in modules_of(move)):
             outputs = {layer: base.shapes[f"{layer}.weight"][-2] for layer in modules_of(move)}
             modules += to_theirs(move, held, outputs, lambda layer: base.read(f"{layer}.weight").norm(dim=1))
-    trained = {name for name in training_of(config, checkpoint.names).names if not is_factor(name)}
+    trained = {
+        name for name in training_of(config.model, config.finetune, checkpoint.names).names if not is_factor(name)
+    }
     others: dict[str, Tensor] = {}
     for move in base.moves:
         if trained & set(move.ours):

@@ -14,6 +14,7 @@ from llmscale.checkpoint.reader import newest_intact
 from llmscale.config import RunConfig, parse_config
 from llmscale.distributed.process_group import all_reduce_sum, gather_objects, join, leave, read_world
 from llmscale.engine.pipeline import make_engine
+from llmscale.engine.settings import EngineSettings
 from llmscale.objectives.loss import build_loss
 from llmscale.parallel import init
 from llmscale.parity.layouts import Layout
@@ -57,7 +58,7 @@ def reload_on_rank(path: str, config: RunConfig) -> tuple[dict[str, int], str]:
         vocab_size = config.model.vocabulary(load_tokenizer(checkpoint.tokenizer).vocab_size)
         model = init.build_hollow(config.model, vocab_size, grid, config.parallel.sequence_parallel)
         loss = build_loss(config.objective, config.model)
-        engine = make_engine(model, loss, config, grid, world.device, weights_of(checkpoint))
+        engine = make_engine(model, loss, EngineSettings.of(config), grid, world.device, weights_of(checkpoint))
         trained = any(len(checkpoint.kinds(name)) > 1 for name in checkpoint.names)
         if trained or checkpoint.manifest.optimizer:
             restore(engine, checkpoint)

@@ -244,7 +244,7 @@ def build_model(
                 f" train.init_from {config.train.init_from}; remove that folder, or start a new run"
             )
         start = start_from(model, config.train.init_from, tokenizer, config.run.seed)
-        training = training_of(config, names_of(config.model))
+        training = training_of(config.model, config.finetune, names_of(config.model))
         require_labels(config, training.redrawn)
         return model, redrawn(start, training, init.drawn(config.model, config.run.seed))
     return model, init.drawn(config.model, config.run.seed)

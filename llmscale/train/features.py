@@ -28,7 +28,7 @@ def keep_features(config: RunConfig, run: RunDirectory, engine: Engine) -> None:
     """Where a head is trained alone, let the engine compute what the body makes of each row once."""
     if config.finetune is None or not config.finetune.features:
         return
-    trained = training_of(config, names_of(config.model)).names
+    trained = training_of(config.model, config.finetune, names_of(config.model)).names
     if any(part_of(config.model, name) != "head" for name in trained):
         return
     reason = why_no_features(config)

@@ -11,7 +11,6 @@ from data_pipeline.loader import TrainLoader
 from llmscale.config import RunConfig
 from llmscale.distributed.process_group import all_reduce_sum, all_reduce_wrapping
 from llmscale.engine.engine import Engine, accumulation
-from llmscale.objectives.loss import Loss
 from llmscale.report.goodput import COMPUTE, DATA, EVALUATION
 from llmscale.train.batch_size import batch_at
 from llmscale.train.callbacks import Callback
@@ -31,7 +30,6 @@ class Trainer:
         self,
         config: RunConfig,
         engine: Engine,
-        loss: Loss,
         loader: TrainLoader,
         state: TrainState,
         flag: PreemptionFlag,
@@ -39,7 +37,6 @@ class Trainer:
     ) -> None:
         self.config = config
         self.engine = engine
-        self.loss = loss
         self.loader = loader
         self.state = state
         self.flag = flag
@@ -86,13 +83,13 @@ class Trainer:
         data_seconds = time.perf_counter() - started
         state.enter("adding up the targets of all ranks", COUNTING)
         # Ranks that share a sample have all of it; one of them counts it.
-        own = [count * grid.is_sample_leader for count in self.loss.counts(batch)]
+        own = [count * grid.is_sample_leader for count in self.engine.counts(batch)]
         *counts, signals = all_reduce_sum([*own, float(self.flag.poll())])
         state.preempted = signals > 0
         targets = counts[0]
         sums, grad_norm = [0.0] * len(counts), 0.0
         if targets:
-            micro, _ = accumulation(self.config, grid.data, global_batch)
+            micro, _ = accumulation(self.config.train, grid.data, global_batch)
             state.enter("forward, backward pass and update", COMPUTING)
             micro_batches = self.engine.with_shared(self.engine.cut(batch, micro), targets, all_reduce_sum)
             self._look_twice(micro_batches[0])
@@ -113,7 +110,7 @@ class Trainer:
             step=state.step,
             losses={
                 name: total / count if count else 0.0
-                for name, total, count in zip(self.loss.terms, sums, counts, strict=True)
+                for name, total, count in zip(self.engine.terms, sums, counts, strict=True)
             },
             grad_norm=grad_norm,
             lr=self.engine.learning_rate(state.step - 1),

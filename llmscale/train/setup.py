@@ -17,6 +17,7 @@ from llmscale.config import RunConfig
 from llmscale.distributed.process_group import World
 from llmscale.engine.engine import Engine
 from llmscale.engine.pipeline import make_engine
+from llmscale.engine.settings import EngineSettings
 from llmscale.evaluate.tasks import Task
 from llmscale.objectives.loss import build_loss
 from llmscale.parallel.grid import RankGrid
@@ -190,14 +191,14 @@ def set_up(
     writes = any(task.kind == "generate" for task in tasks)
     model, weights = build.build_model(config, tokenizer, grid, world, resume.checkpoint is not None, writes)
     loss = build_loss(config.objective, config.model)
-    engine = make_engine(model, loss, config, grid, world.device, weights)
+    engine = make_engine(model, loss, EngineSettings.of(config), grid, world.device, weights)
     stack.callback(engine.close)
     if resume.checkpoint is not None:
         restore(engine, resume.checkpoint)
     keep_features(config, run, engine)
     writer = build.build_writer(config, run, world, attempt)
     state = TrainState.after(resume, config.train.steps)
-    trainer = Trainer(config, engine, loss, loader, state, flag, account)
+    trainer = Trainer(config, engine, loader, state, flag, account)
     return Setup(
         config=config,
         run=run,

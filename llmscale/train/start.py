@@ -184,7 +184,7 @@ class _Attempts:
 def _require_possible(config: RunConfig, world: World) -> None:
     require_legal(config, world.size)
     if config.finetune is not None:
-        training_of(config, names_of(config.model))
+        training_of(config.model, config.finetune, names_of(config.model))
 
 
 def _leave(kind: object, error: BaseException | None, trace: object) -> None:
@@ -213,7 +213,7 @@ def _announce(setup: Setup, threads: int) -> None:
     for reason in resume.skipped:
         _say(setup.world, f"warning: skipping checkpoint: {reason}")
     where = f"continuing at step {resume.step}" if resume.checkpoint else "starting"
-    micro, accumulated = accumulation(config, setup.grid.data)
+    micro, accumulated = accumulation(config.train, setup.grid.data)
     _say(
         setup.world,
         f"{setup.run.path}: {where}, attempt {setup.attempt}; {_parameters(setup)},"

@@ -188,7 +188,7 @@ def one_step(engine: Engine, grid: RankGrid, step: int) -> tuple[float, float]:
     own = own_samples(engine.config, grid, step)
     found = build_loss(engine.config.objective, engine.config.model).counts(own)
     counts = all_reduce_sum([count * grid.is_sample_leader for count in found])
-    micro, _ = accumulation(engine.config, grid.data)
+    micro, _ = accumulation(engine.config.train, grid.data)
     sums, norm = engine.train_step(own.split(micro), step, counts)
     loss, *_ = all_reduce_sum(sums)
     return loss / counts[0], norm

@@ -125,7 +125,7 @@ def _train(config: RunConfig) -> tuple[list[Figures], Figures]:
     for step in range(STEPS):
         batch = own(step)
         [count] = all_reduce_sum([float(batch.weights.sum()) * grid.is_sample_leader])
-        micro, _ = accumulation(config, grid.data)
+        micro, _ = accumulation(config.train, grid.data)
         sums, norm = engine.train_step(batch.split(micro), step, [count])
         [total] = all_reduce_sum(sums)
         figures.append((total / count, norm))

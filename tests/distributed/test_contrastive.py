@@ -157,7 +157,7 @@ def _train(config: RunConfig) -> tuple[list[Figures], Figures]:
     for step in range(STEPS):
         batch = batch_of(config, step).map(lambda tensor: tensor[grid.coordinate("data") :: grid.data])
         [count] = all_reduce_sum([float(batch.size) * grid.is_sample_leader])
-        micro, _ = accumulation(config, grid.data)
+        micro, _ = accumulation(config.train, grid.data)
         counts = [count] * (1 + (config.model.experts is not None))
         sums, norm = engine.train_step(batch.split(micro), step, counts)
         figures.append((all_reduce_sum(sums)[0] / count, norm))

@@ -167,7 +167,7 @@ def _train(name: str, config: RunConfig) -> tuple[list[Figures], Figures]:
     def own(step: int) -> tuple[list[Batch], float]:
         batch = batch_of(name, step).map(lambda tensor: tensor[grid.coordinate("data") :: grid.data])
         [count] = all_reduce_sum([loss.counts(batch)[0] * grid.is_sample_leader])
-        micro, _ = accumulation(config, grid.data)
+        micro, _ = accumulation(config.train, grid.data)
         return engine.with_shared(batch.split(micro), count, all_reduce_sum), count
 
     figures = []

@@ -16,6 +16,7 @@ from llmscale.engine.engine import Engine, accumulation
 from llmscale.engine.optimizers import build_optimizer
 from llmscale.engine.pipeline import make_engine
 from llmscale.engine.schedule import learning_rate
+from llmscale.engine.settings import EngineSettings
 from llmscale.model import Dropout
 from llmscale.objectives.loss import build_loss
 from llmscale.parallel import init
@@ -114,7 +115,7 @@ def one_step(engine: Engine, grid: RankGrid, step: int) -> Figures:
     own = batch.map(lambda tensor: tensor[grid.coordinate("data") :: grid.data])
     found = build_loss(engine.config.objective, engine.config.model).counts(own)
     counts = all_reduce_sum([count * grid.is_sample_leader for count in found])
-    micro, _ = accumulation(engine.config, grid.data)
+    micro, _ = accumulation(engine.config.train, grid.data)
     sums, norm = engine.train_step(own.split(micro), step, counts)
     loss, *_ = all_reduce_sum(sums)
     return loss / counts[0], norm
@@ -126,7 +127,7 @@ def open_engine(config: RunConfig) -> tuple[Engine, RankGrid]:
     model = init.build_hollow(config.model, VOCAB, grid, config.parallel.sequence_parallel)
     weights = init.drawn(config.model, config.run.seed)
     loss = build_loss(config.objective, config.model)
-    return make_engine(model, loss, config, grid, torch.device("cpu"), weights), grid
+    return make_engine(model, loss, EngineSettings.of(config), grid, torch.device("cpu"), weights), grid
 
 
 def train_on_rank(configs: list[RunConfig], steps: int = STEPS) -> list[list[Figures]]:

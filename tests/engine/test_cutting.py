@@ -8,6 +8,7 @@ import torch
 from data_pipeline.batch import Batch
 from llmscale.config import RunConfig, parse_config
 from llmscale.engine.cutting import Cutting
+from llmscale.engine.settings import EngineSettings
 from llmscale.model import Dropout
 from llmscale.objectives.loss import build_loss
 from llmscale.parallel import init
@@ -77,7 +78,7 @@ def gradients(config: RunConfig, parts: list[Batch]) -> tuple[float, dict[str, t
 @pytest.mark.parametrize("micro", [1, 2, 4, 6])
 def test_sums_are_those_of_whole_rows(name: str, micro: int) -> None:
     config, batch = config_of(name), batch_of(name)
-    cutting = Cutting(config, build_loss(config.objective, config.model).heads[0])
+    cutting = Cutting(EngineSettings.of(config), build_loss(config.objective, config.model).heads[0])
     parts = cutting(batch, micro)
     assert sum(part.size for part in parts) == ROWS
     columns = sum(part.inputs.numel() for part in parts)
@@ -91,7 +92,7 @@ def test_sums_are_those_of_whole_rows(name: str, micro: int) -> None:
 def test_what_looks_at_lengths_keeps_them() -> None:
     experts = {"count": 2, "capacity_factor": 1.0}
     for config in (config_of("t5", experts=experts), config_of("bert", experts=experts)):
-        cutting = Cutting(config, build_loss(config.objective, config.model).heads[0])
+        cutting = Cutting(EngineSettings.of(config), build_loss(config.objective, config.model).heads[0])
         parts = cutting(batch_of("bert"), 2)
         assert [part.inputs.shape[1] for part in parts] == [LENGTH] * 3
 
@@ -99,6 +100,6 @@ def test_what_looks_at_lengths_keeps_them() -> None:
 def test_a_sample_without_tokens() -> None:
     """Fill has none."""
     config, batch = config_of("bert"), batch_of("bert")
-    cutting = Cutting(config, build_loss(config.objective, config.model).heads[0])
+    cutting = Cutting(EngineSettings.of(config), build_loss(config.objective, config.model).heads[0])
     batch.encoder_weights = torch.zeros(ROWS, LENGTH)
     assert [part.inputs.shape for part in cutting(batch, 3)] == [(3, 1), (3, 1)]

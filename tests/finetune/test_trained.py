@@ -24,7 +24,7 @@ def config(family: str, objective: Any = None, **finetune: Any) -> RunConfig:
 
 def training(family: str, **finetune: Any) -> Training:
     case = config(family, **finetune)
-    return training_of(case, names_of(case.model))
+    return training_of(case.model, case.finetune, names_of(case.model))
 
 
 LABELS = {"name": "classification", "labels": ["a", "b"]}
@@ -40,7 +40,7 @@ def starts(names: frozenset[str]) -> set[str]:
 def test_everything() -> None:
     for family in ("gpt2", "bert", "t5"):
         case = config(family, train="all")
-        assert training_of(case, names_of(case.model)).names == set(names_of(case.model))
+        assert training_of(case.model, case.finetune, names_of(case.model)).names == set(names_of(case.model))
 
 
 def test_the_encoder_of_each_architecture() -> None:
@@ -55,7 +55,7 @@ def test_the_encoder_of_each_architecture() -> None:
 def test_the_head() -> None:
     assert starts(training("bert", train="head").names) == {"head", "next_sentence"}
     case = config("bert", LABELS, train="head")
-    found = training_of(case, names_of(case.model))
+    found = training_of(case.model, case.finetune, names_of(case.model))
     assert found.names == {
         f"classification.{part}.{kind}" for part in ("pooler", "classifier") for kind in ("weight", "bias")
     }

@@ -12,6 +12,7 @@ from llmscale.config import RunConfig, parse_config
 from llmscale.distributed.process_group import join, leave, read_world
 from llmscale.engine.engine import accumulation
 from llmscale.engine.pipeline import make_engine
+from llmscale.engine.settings import EngineSettings
 from llmscale.objectives.loss import build_loss
 from llmscale.parallel import init
 from llmscale.train.build import build_grid
@@ -51,12 +52,12 @@ def peak_of_a_step(config: RunConfig) -> int:
     """Most bytes of tensors on this rank during the third step."""
     join(read_world("cpu"))
     grid = build_grid(config, read_world("cpu"))
-    micro, count = accumulation(config, grid.data)
+    micro, count = accumulation(config.train, grid.data)
     targets = float(config.train.global_batch * LENGTH)
     model = init.build_hollow(config.model, VOCAB, grid, config.parallel.sequence_parallel)
     loss = build_loss(config.objective, config.model)
     weights = init.drawn(config.model, config.run.seed)
-    engine = make_engine(model, loss, config, grid, torch.device("cpu"), weights)
+    engine = make_engine(model, loss, EngineSettings.of(config), grid, torch.device("cpu"), weights)
     given = batches(micro, count, grid.coordinate("data"))
     for step in range(2):
         engine.train_step(given, step, [targets])

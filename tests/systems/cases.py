@@ -12,6 +12,7 @@ from llmscale.config import RunConfig, load_config
 from llmscale.distributed.process_group import all_reduce_sum, join, leave, read_world
 from llmscale.engine.engine import accumulation
 from llmscale.engine.pipeline import make_engine
+from llmscale.engine.settings import EngineSettings
 from llmscale.model import Dropout
 from llmscale.objectives.loss import build_loss
 from llmscale.parallel import init
@@ -109,8 +110,8 @@ def train_on_rank(configs: list[RunConfig]) -> list[list[Figures]]:
 def _train(config: RunConfig) -> list[Figures]:
     grid = build_grid(config, read_world("cpu"))
     loss = build_loss(config.objective, config.model)
-    engine = make_engine(build(config, grid), loss, config, grid, torch.device("cpu"))
-    micro, _ = accumulation(config, grid.data)
+    engine = make_engine(build(config, grid), loss, EngineSettings.of(config), grid, torch.device("cpu"))
+    micro, _ = accumulation(config.train, grid.data)
     found: list[Any] = []
     for step in range(STEPS):
         own = global_batch(config, step).map(lambda tensor: tensor[grid.coordinate("data") :: grid.data])

@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 
-from llmscale.config import RunConfig
 from llmscale.config.training import micro_batches
+from llmscale.engine.settings import EngineSettings
 from llmscale.parallel.grid import RankGrid
 
 
 def deepspeed_config(
-    config: RunConfig, grid: RankGrid, device: torch.device, dtype: torch.dtype, parameters: int
+    config: EngineSettings, grid: RankGrid, device: torch.device, dtype: torch.dtype, parameters: int
 ) -> dict[str, Any]:
     """DeepSpeed's own config. The global batch is left out: DeepSpeed derives it and would check it.
 
