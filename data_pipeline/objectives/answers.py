@@ -13,18 +13,18 @@ import numpy as np
 
 from data_pipeline.base.errors import UserError
 from data_pipeline.document import Document
-from data_pipeline.objectives.objective import LABELS, Arrays, Objective, ObjectiveSettings, stack
-from data_pipeline.objectives.packing import DocumentPacker, OpenPacker, Sample, value_of
+from data_pipeline.objectives.by_document import ByDocument
+from data_pipeline.objectives.labels import written
+from data_pipeline.objectives.objective import LABELS, Arrays, ObjectiveSettings, stack
+from data_pipeline.objectives.packing import Sample, value_of
 from data_pipeline.reading.dialogue import TRAINING_DATE, ChatTemplate, chat_template
 from data_pipeline.reading.messages import Message, merged_system, read_messages
 from data_pipeline.tokenizer import Tokenizer
 from data_pipeline.tokenizer.chat_files import BUILT_IN, ChatTemplates
-from data_pipeline.tokenizer.frame import pad_token, text_frame
+from data_pipeline.tokenizer.frame import text_frame
 
 CUT_PROMPT = "prompts cut at their beginning"
 CUT_ANSWER = "answers cut at their end"
-_SHOWN = 60
-"""Most characters of a value that a message shows."""
 
 
 class AnswersSettings(ObjectiveSettings):
@@ -60,38 +60,25 @@ class Read(NamedTuple):
     """Each with its end token."""
 
 
-class Answers(Objective):
+class Answers(ByDocument):
     """Each record is one sample: a row of two halves of data.sequence_length tokens, which do not see each other and
     both count their positions from 0. The arrays have `labels.NAME`, (C, 2 * sequence_length), 1 at inputs from which
     a token of an answer is predicted, its end token included; without `ahead` at the answer's own tokens."""
 
     config: AnswersSettings
-    unit = "document"
-    length = 0
     ahead = 1
     """Tokens at the end of a text that are no inputs: 1 where each input is to predict the next token."""
     names: tuple[str, ...]
     """Fields of a record that hold an answer."""
 
     def __init__(self, config: AnswersSettings, tokenizer: Tokenizer, sequence_length: int) -> None:
-        self.config = config
-        self.sequence_length = sequence_length
-        self.eos = self._end = tokenizer.special["eos"]
-        self._tokenizer = tokenizer
-        self._pad = pad_token(tokenizer)
+        super().__init__(config, tokenizer, sequence_length)
         begin, end = text_frame(tokenizer, source=config.end_prompt)
         self._begin, self._between = begin, end if config.end_prompt else []
         self._template: ChatTemplate | None = None
         kept = (tokenizer.chat or ChatTemplates({})).templates
         decides = [kept, BUILT_IN, TRAINING_DATE, sequence_length, self.ahead, config.model_dump(mode="json")]
         self.form = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
-
-    @property
-    def targets_per_sample(self) -> int:
-        return 1
-
-    def packer(self) -> OpenPacker:
-        return lambda documents, token, _: DocumentPacker(documents, token, self.sample)
 
     def marked(self, labels: Mapping[str, np.ndarray], size: int) -> np.ndarray | None:
         return labels[self.config.name]
@@ -114,8 +101,8 @@ class Answers(Objective):
             for sample, each in zip(samples, values, strict=True)
             for answer in self.halves(each)
         ]
-        inputs = stack([text[: len(text) - self.ahead] for text in texts], length, self._pad)
-        targets = stack([text[self.ahead :] for text in texts], length, self._pad)
+        inputs = stack([text[: len(text) - self.ahead] for text in texts], length, self.pad)
+        targets = stack([text[self.ahead :] for text in texts], length, self.pad)
         place, sizes = np.arange(length), np.array([[len(text) - self.ahead] for text in texts])
         learned = (place >= prompts - self.ahead) & (place < sizes)
         segments = np.where(place < sizes, np.arange(len(texts))[:, None] % 2, -1).astype(np.int32)
@@ -157,13 +144,13 @@ class Answers(Objective):
         answers = [values[name] for name in self.names]
         if "messages" in values:
             return self._read_dialogue(values["messages"], answers)
-        first, *others = (ids.tolist() for ids in map(np.asarray, self._tokenizer.encode_batch([prompt, *answers])))
-        head = [*self._begin, *first, *self._between] or [self._end]
-        return Read(len(self._begin), head, [[*ids, self._end] for ids in others])
+        first, *others = (ids.tolist() for ids in map(np.asarray, self.tokenizer.encode_batch([prompt, *answers])))
+        head = [*self._begin, *first, *self._between] or [self.eos]
+        return Read(len(self._begin), head, [[*ids, self.eos] for ids in others])
 
     def _read_dialogue(self, messages: Any, answers: list[str]) -> Read:
         if self._template is None:
-            self._template, _ = chat_template(self._tokenizer)
+            self._template, _ = chat_template(self.tokenizer)
         # Only the answers are learned.
         turns = [replace(message, weight=0.0) for message in read_messages(messages)]
         if self.config.system == "merge":
@@ -224,9 +211,3 @@ class Pairs(Answers):
                 f" correct the record, or leave it out"
             )
         return wrong
-
-
-def written(value: Any) -> str:
-    """A value as messages show it."""
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

@@ -14,13 +14,14 @@ from pydantic import Field, field_validator
 from data_pipeline.base.errors import UserError
 from data_pipeline.config import SourceConfig
 from data_pipeline.document import Document
-from data_pipeline.objectives.objective import Arrays, Objective, ObjectiveSettings
-from data_pipeline.objectives.packing import DocumentPacker, OpenPacker, Sample, Stored, value_of
-from data_pipeline.objectives.rows import Part, RowPacker, rows_of
+from data_pipeline.objectives.by_document import ByDocument
+from data_pipeline.objectives.objective import Arrays, ObjectiveSettings
+from data_pipeline.objectives.packing import Sample, Stored, value_of
+from data_pipeline.objectives.rows import Part, rows_of
 from data_pipeline.reading.dialogue import TRAINING_DATE, ReadDialogue, Run, chat_template
 from data_pipeline.reading.messages import ROLES, merged_system, read_messages
 from data_pipeline.tokenizer import Tokenizer
-from data_pipeline.tokenizer.frame import document_frame, pad_token
+from data_pipeline.tokenizer.frame import document_frame
 
 CUT = "dialogue longer than the context, cut"
 """Reasons that are counted."""
@@ -80,21 +81,15 @@ class ChatObjective(ObjectiveSettings):
         return Chat(self, tokenizer, sequence_length)
 
 
-class Chat(Objective):
+class Chat(ByDocument):
     """A dialogue, or several that have room in a row; or plain texts, where they are learned too."""
 
     config: ChatObjective
-    unit = "document"
-    length = 0
 
     def __init__(self, config: ChatObjective, tokenizer: Tokenizer, sequence_length: int) -> None:
         """Raises UserError where jinja2 is missing, which reads templates."""
-        self.config = config
-        self._tokenizer = tokenizer
-        self.sequence_length = sequence_length
+        super().__init__(config, tokenizer, sequence_length)
         self.room = sequence_length if config.pack else 0
-        self.eos = tokenizer.special["eos"]
-        self._pad = pad_token(tokenizer)
         self._frame = document_frame(tokenizer)
         self._template, source = chat_template(tokenizer)
         decides = [source, TRAINING_DATE, sequence_length, config.too_long, config.weights, config.system]
@@ -103,11 +98,6 @@ class Chat(Objective):
     @property
     def targets_per_sample(self) -> int:
         return self.sequence_length
-
-    def packer(self) -> OpenPacker:
-        if self.room:
-            return lambda documents, token, _: RowPacker(documents, token, self.sample, self.room, self.positions)
-        return lambda documents, token, _: DocumentPacker(documents, token, self.sample)
 
     def positions(self, lengths: np.ndarray) -> np.ndarray:
         return lengths[:, 0] - 1
@@ -150,7 +140,7 @@ class Chat(Objective):
 
     def arrays(self, samples: Sequence[Sample], numbers: Sequence[int]) -> Arrays:
         rows = [self._parts(sample) for sample in samples]
-        return rows_of(rows, self.sequence_length, self._pad, apart=self.config.pack)
+        return rows_of(rows, self.sequence_length, self.pad, apart=self.config.pack)
 
     def turns(self, sample: Sample) -> list[str]:
         return [f"{run.role} {run.tokens}" for stored in sample.values for run in _runs(stored) if run.weight]
@@ -168,7 +158,7 @@ class Chat(Objective):
         """The parts of a plain text, each of at most a row. A part begins with the last token of the one before, so
         that every token is learned once."""
         weight = self.config.weights.get(TEXT, 0.0)
-        ids = self._tokenizer.encode(document.text) if weight else []
+        ids = self.tokenizer.encode(document.text) if weight else []
         if not ids:
             return
         before = [*self._frame.lead, *self._frame.begin]
@@ -178,7 +168,7 @@ class Chat(Objective):
             known = min(max(1, len(before) - first), len(part))
             runs = [Run(known, 0.0), Run(len(part) - known, weight, TEXT)]
             whole = len(part) == len(tokens)
-            yield _stored(document, document.text if whole else self._tokenizer.decode(part[known:]), part, runs)
+            yield _stored(document, document.text if whole else self.tokenizer.decode(part[known:]), part, runs)
 
     def _read(self, values: Mapping[str, Any]) -> ReadDialogue:
         messages = read_messages(values.get("messages"))
@@ -216,7 +206,7 @@ class Chat(Objective):
             return None
         counted[CUT] += 1
         tokens, flags = read.tokens[:most], np.repeat([run.weight > 0 for run in runs], [run.tokens for run in runs])
-        return read._replace(tokens=tokens, runs=runs, learned=self._tokenizer.decode(tokens[flags]))
+        return read._replace(tokens=tokens, runs=runs, learned=self.tokenizer.decode(tokens[flags]))
 
 
 def _stored(document: Document, learned: str, tokens: np.ndarray, runs: Iterable[Run]) -> Document:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -13,15 +12,16 @@ from pydantic import Field, field_validator, model_validator
 
 from data_pipeline.base.errors import UserError
 from data_pipeline.config import SourceConfig
-from data_pipeline.objectives.objective import LABELS, Arrays, Objective, ObjectiveSettings, filled, read_twice, stack
-from data_pipeline.objectives.packing import DocumentPacker, OpenPacker, Sample, Stored, value_of
+from data_pipeline.objectives.by_document import ByDocument
+from data_pipeline.objectives.labels import output_of, written
+from data_pipeline.objectives.objective import LABELS, Arrays, ObjectiveSettings, filled, read_twice, stack
+from data_pipeline.objectives.packing import Sample, Stored, value_of
 from data_pipeline.tokenizer import Tokenizer
-from data_pipeline.tokenizer.frame import pad_token, text_frame
+from data_pipeline.tokenizer.frame import text_frame
 
 NAME = "classification"
 """Of the objective and of its head."""
-_SHOWN = 12
-"""Most labels that a message lists."""
+_LABEL = "the label"
 _LOSSES = {"single_label": "cross_entropy", "multi_label": "binary_cross_entropy", "regression": "squared_error"}
 """The head's loss by problem."""
 
@@ -112,19 +112,13 @@ def pooling_of(pooling: str, architecture: str) -> str:
     return "decoder" if architecture == "encoder_decoder" and pooling == "last" else pooling
 
 
-class Classification(Objective):
+class Classification(ByDocument):
     """Each text, or pair of texts, is one sample: `[CLS] text [SEP] second [SEP]`, or texts that each end with eos."""
 
     config: ClassificationObjective
-    unit = "document"
-    length = 0
 
     def __init__(self, config: ClassificationObjective, tokenizer: Tokenizer, sequence_length: int) -> None:
-        self.config = config
-        self.sequence_length = sequence_length
-        self.eos = tokenizer.special["eos"]
-        self._tokenizer = tokenizer
-        self._pad = pad_token(tokenizer)
+        super().__init__(config, tokenizer, sequence_length)
         if config.pooling == "first":
             begin, end = [tokenizer.special["cls"]], [tokenizer.special["sep"]]
         else:
@@ -132,18 +126,11 @@ class Classification(Objective):
         self._begin, self._end = (np.array(ids, dtype=np.int32) for ids in (begin, end))
         self._outputs = {label: output for output, label in enumerate(config.labels)}
 
-    @property
-    def targets_per_sample(self) -> int:
-        return 1
-
-    def packer(self) -> OpenPacker:
-        return lambda documents, token, _: DocumentPacker(documents, token, self.sample)
-
     def arrays(self, samples: Sequence[Sample], numbers: Sequence[int]) -> Arrays:
         rows, firsts = zip(*map(self._row, samples), strict=True)
         real = filled(rows, self.sequence_length)
         arrays = {
-            "inputs": stack(rows, self.sequence_length, self._pad),
+            "inputs": stack(rows, self.sequence_length, self.pad),
             "targets": np.zeros((len(rows), 1), dtype=np.int8),
             "weights": np.ones((len(rows), 1), dtype=np.float32),
             "encoder_weights": real,
@@ -153,7 +140,7 @@ class Classification(Objective):
             second = np.arange(self.sequence_length) >= np.array(firsts)[:, None]
             arrays["segment_ids"] = (second & (real > 0)).astype(np.int8)
         if self.config.pooling == "decoder":
-            arrays |= read_twice(arrays["inputs"], self._tokenizer)
+            arrays |= read_twice(arrays["inputs"], self.tokenizer)
         return arrays
 
     def require(self, sources: Sequence[SourceConfig], where: str) -> None:
@@ -197,23 +184,12 @@ class Classification(Objective):
         if self.config.problem == "regression":
             return self._numbers(value if isinstance(value, list) else [value])
         if self.config.problem == "single_label":
-            return np.array(self._output(value), dtype=np.int64)
+            return np.array(output_of(value, self._outputs, _LABEL), dtype=np.int64)
         if not isinstance(value, list):
-            raise ValueError(f"the label is {_written(value)}, but problem is multi_label; give a list of labels")
+            raise ValueError(f"the label is {written(value)}, but problem is multi_label; give a list of labels")
         chosen = np.zeros(len(self._outputs), dtype=np.float32)
-        chosen[[self._output(each) for each in value]] = 1
+        chosen[[output_of(each, self._outputs, _LABEL) for each in value]] = 1
         return chosen
-
-    def _output(self, value: Any) -> int:
-        label = value if isinstance(value, str) else _written(value)
-        if label not in self._outputs:
-            known = ", ".join(map(repr, self.config.labels[:_SHOWN]))
-            more = f" and {len(self._outputs) - _SHOWN} more" if len(self._outputs) > _SHOWN else ""
-            raise ValueError(
-                f"the label is {label[:60]!r}, but objective.labels has {known}{more}; correct the record, or add it to"
-                f" objective.labels"
-            )
-        return self._outputs[label]
 
     def _numbers(self, values: list[Any]) -> np.ndarray:
         try:
@@ -222,7 +198,7 @@ class Classification(Objective):
             numbers = []
         if len(numbers) != len(self._outputs) or not all(abs(number) < 3e38 for number in numbers):
             raise ValueError(
-                f"the label is {_written(values)}, but objective.labels asks for {len(self._outputs)} finite"
+                f"the label is {written(values)}, but objective.labels asks for {len(self._outputs)} finite"
                 f" number{'s' if len(self._outputs) > 1 else ''}; correct the record"
             )
         return np.array(numbers, dtype=np.float32)
@@ -236,7 +212,3 @@ def _shortened(sizes: list[int], room: int) -> list[int]:
     first, second = (first - cut, second) if first > second else (first, second - cut)
     over -= cut
     return [first - (over + 1) // 2, second - over // 2] if second else [first - over, 0]
-
-
-def _written(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, default=str)

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from data_pipeline.objectives.objective import ObjectiveSettings
 
-_TOOLS = ("answers", "config", "framed", "objective", "packing", "rows", "windows")
+_TOOLS = ("answers", "by_document", "config", "framed", "labels", "objective", "packing", "rows", "windows")
 """Modules that objectives are written with."""
 
 

@@ -10,10 +10,11 @@ import numpy as np
 import xxhash
 from pydantic import Field
 
-from data_pipeline.objectives.objective import LABELS, Arrays, Objective, ObjectiveSettings, filled, stack
-from data_pipeline.objectives.packing import DocumentPacker, OpenPacker, Sample, Stored, value_of
+from data_pipeline.objectives.by_document import ByDocument
+from data_pipeline.objectives.objective import LABELS, Arrays, ObjectiveSettings, filled, stack
+from data_pipeline.objectives.packing import Sample, Stored, value_of
 from data_pipeline.tokenizer import Tokenizer
-from data_pipeline.tokenizer.frame import pad_token, whole_frame
+from data_pipeline.tokenizer.frame import whole_frame
 
 NAME = "contrastive"
 """Of the objective and of its head."""
@@ -66,34 +67,21 @@ class ContrastiveObjective(ObjectiveSettings):
         return Contrastive(self, tokenizer, sequence_length)
 
 
-class Contrastive(Objective):
+class Contrastive(ByDocument):
     """Each query is one sample, with its positive and its hard negatives: R texts, one after the other in a row."""
 
     config: ContrastiveObjective
-    unit = "document"
-    length = 0
 
     def __init__(self, config: ContrastiveObjective, tokenizer: Tokenizer, sequence_length: int) -> None:
-        self.config = config
-        self.sequence_length = sequence_length
-        self.eos = tokenizer.special["eos"]
-        self._tokenizer = tokenizer
-        self._pad = pad_token(tokenizer)
+        super().__init__(config, tokenizer, sequence_length)
         self._begin, self._end = (np.array(ids, dtype=np.int32) for ids in whole_frame(tokenizer))
-
-    @property
-    def targets_per_sample(self) -> int:
-        return 1
-
-    def packer(self) -> OpenPacker:
-        return lambda documents, token, _: DocumentPacker(documents, token, self.sample)
 
     def arrays(self, samples: Sequence[Sample], numbers: Sequence[int]) -> Arrays:
         """`inputs` and `encoder_weights` are (C, R * T); `labels.contrastive` (C, R) are equal where texts are."""
         texts = [text for sample in samples for text in self._texts(sample)]
         count = len(samples)
         return {
-            "inputs": stack(texts, self.sequence_length, self._pad).reshape(count, -1),
+            "inputs": stack(texts, self.sequence_length, self.pad).reshape(count, -1),
             "targets": np.zeros((count, 1), dtype=np.int8),
             "weights": np.ones((count, 1), dtype=np.float32),
             "encoder_weights": filled(texts, self.sequence_length).reshape(count, -1),
@@ -114,7 +102,7 @@ class Contrastive(Objective):
         texts = [query, sample.tokens[sample.split :] if pair else query]
         if self.config.negatives:
             hard = self._negatives(value_of(sample.values[0]))
-            texts += [np.array(self._tokenizer.encode(text), dtype=np.int32) for text in hard]
+            texts += [np.array(self.tokenizer.encode(text), dtype=np.int32) for text in hard]
         room = max(0, self.sequence_length - len(self._begin) - len(self._end))
         return [np.concatenate([self._begin, text[:room], self._end]) for text in texts]
 

@@ -14,10 +14,10 @@ from pydantic import Field
 
 from data_pipeline.base.errors import UserError
 from data_pipeline.document import Document
-from data_pipeline.objectives.objective import Objective, ObjectiveSettings
-from data_pipeline.objectives.packing import DocumentPacker, OpenPacker
+from data_pipeline.objectives.by_document import ByDocument
+from data_pipeline.objectives.objective import ObjectiveSettings
 from data_pipeline.tokenizer import Tokenizer
-from data_pipeline.tokenizer.frame import pad_token, text_frame
+from data_pipeline.tokenizer.frame import text_frame
 
 AROUND: dict[str, Literal["cls", "eos", "decoder"]] = {"encoder": "cls", "decoder": "eos", "encoder_decoder": "decoder"}
 """`special_tokens` by `model.architecture`."""
@@ -43,19 +43,13 @@ class FramedSettings(ObjectiveSettings):
         return ("cls", "sep", "pad") if self.special_tokens == "cls" else ("pad",)
 
 
-class Framed(Objective):
+class Framed(ByDocument):
     """Samples with tokens in front of the first text, and behind each."""
 
     config: FramedSettings
-    unit = "document"
-    length = 0
 
     def __init__(self, config: FramedSettings, tokenizer: Tokenizer, sequence_length: int) -> None:
-        self.config = config
-        self.sequence_length = sequence_length
-        self.eos = tokenizer.special["eos"]
-        self.tokenizer = tokenizer
-        self.pad = pad_token(tokenizer)
+        super().__init__(config, tokenizer, sequence_length)
         if config.special_tokens == "cls":
             begin, end = [tokenizer.special["cls"]], [tokenizer.special["sep"]]
         else:
@@ -63,9 +57,6 @@ class Framed(Objective):
         self.begin, self.end = (np.array(ids, dtype=np.int32) for ids in (begin, end))
         decides = [config.model_dump(exclude={"dropout", "transform"}), sequence_length]
         self.form = hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:16]
-
-    def packer(self) -> OpenPacker:
-        return lambda documents, token, _: DocumentPacker(documents, token, self.sample)
 
     def checked(
         self, documents: Iterable[Document], place: Callable[[Document], str], counts: Counter[str] | None = None

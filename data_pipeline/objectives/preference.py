@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from data_pipeline.document import Document
-from data_pipeline.objectives.answers import Answers, AnswersSettings, Pairs, written
+from data_pipeline.objectives.answers import Answers, AnswersSettings, Pairs
+from data_pipeline.objectives.labels import written
 from data_pipeline.objectives.packing import Stored
 from data_pipeline.tokenizer import Tokenizer
 

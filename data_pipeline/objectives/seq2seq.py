@@ -8,11 +8,12 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from data_pipeline.objectives.objective import Arrays, Objective, ObjectiveSettings, decoder_inputs, filled, stack
-from data_pipeline.objectives.packing import DocumentPacker, OpenPacker, Origins, Sample, Stored
-from data_pipeline.objectives.rows import Part, RowPacker, rows_of
+from data_pipeline.objectives.by_document import ByDocument
+from data_pipeline.objectives.objective import Arrays, ObjectiveSettings, decoder_inputs, filled, stack
+from data_pipeline.objectives.packing import Origins, Sample, Stored
+from data_pipeline.objectives.rows import Part, rows_of
 from data_pipeline.tokenizer import Tokenizer
-from data_pipeline.tokenizer.frame import pad_token, start_token, text_frame
+from data_pipeline.tokenizer.frame import start_token, text_frame
 
 
 class Seq2SeqObjective(ObjectiveSettings):
@@ -50,18 +51,13 @@ class Seq2SeqObjective(ObjectiveSettings):
         return Seq2Seq(self, tokenizer, sequence_length)
 
 
-class Seq2Seq(Objective):
+class Seq2Seq(ByDocument):
     """Each pair is one sample. Texts that are too long are cut at their end."""
-
-    unit = "document"
-    length = 0
 
     config: Seq2SeqObjective
 
     def __init__(self, config: Seq2SeqObjective, tokenizer: Tokenizer, sequence_length: int) -> None:
-        self.config = config
-        self.sequence_length = sequence_length
-        self.eos = tokenizer.special["eos"]
+        super().__init__(config, tokenizer, sequence_length)
         begin, end = text_frame(tokenizer, source=True)
         # A target in one sequence with its source is no text of its own, so that nothing begins it.
         first, last = ([], [self.eos]) if config.concatenate else (begin, end)
@@ -70,17 +66,11 @@ class Seq2Seq(Objective):
             for before, behind in ((begin, end), (first, last))
         )
         self.room = sequence_length + config.target_length - 1 if config.pack else 0
-        self._pad = pad_token(tokenizer)
-        self._start = self._pad if config.concatenate else start_token(tokenizer)
+        self._start = self.pad if config.concatenate else start_token(tokenizer)
 
     @property
     def targets_per_sample(self) -> int:
         return self.room or self.config.target_length
-
-    def packer(self) -> OpenPacker:
-        if self.room:
-            return lambda documents, token, _: RowPacker(documents, token, self.sample, self.room, self.positions)
-        return lambda documents, token, _: DocumentPacker(documents, token, self.sample)
 
     def positions(self, lengths: np.ndarray) -> np.ndarray:
         rooms = (self.sequence_length, self.config.target_length)
@@ -111,7 +101,7 @@ class Seq2Seq(Objective):
     def arrays(self, samples: Sequence[Sample], numbers: Sequence[int]) -> Arrays:
         if self.room:
             rows = [[self._part(*pair) for pair in self._texts(sample)] for sample in samples]
-            return rows_of(rows, self.room, self._pad, apart=True)
+            return rows_of(rows, self.room, self.pad, apart=True)
         sources = [_cut(s.tokens[: s.split], self.sequence_length, *self._around_source) for s in samples]
         targets = [_cut(s.tokens[s.split :], self.config.target_length, *self._around_target) for s in samples]
         return self._one_sequence(sources, targets) if self.config.concatenate else self._two(sources, targets)
@@ -131,9 +121,9 @@ class Seq2Seq(Objective):
         return Part(np.concatenate([first, second]), weights)
 
     def _two(self, sources: list[np.ndarray], targets: list[np.ndarray]) -> Arrays:
-        padded = stack(targets, self.config.target_length, self._pad)
+        padded = stack(targets, self.config.target_length, self.pad)
         return {
-            "encoder_inputs": stack(sources, self.sequence_length, self._pad),
+            "encoder_inputs": stack(sources, self.sequence_length, self.pad),
             "encoder_weights": filled(sources, self.sequence_length),
             "inputs": decoder_inputs(padded, self._start),
             "targets": padded,
@@ -147,7 +137,7 @@ class Seq2Seq(Objective):
         starts, ends = np.array([len(s) for s in sources]), np.array([len(row) for row in rows])
         predicted = (place >= starts[:, None]) & (place < ends[:, None])
         return {
-            "tokens": stack(rows, length + 1, self._pad),
+            "tokens": stack(rows, length + 1, self.pad),
             "weights": predicted.astype(np.float32),
         }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -12,6 +11,7 @@ from pydantic import Field
 
 from data_pipeline.document import Document
 from data_pipeline.objectives.framed import Framed, FramedSettings
+from data_pipeline.objectives.labels import written
 from data_pipeline.objectives.objective import LABELS, Arrays, filled, read_twice, stack
 from data_pipeline.objectives.packing import Sample, Stored, value_of
 from data_pipeline.tokenizer import Tokenizer
@@ -103,7 +103,7 @@ class Span(Framed):
         values = document.values or {}
         question = values.get("question")
         if not isinstance(question, str):
-            raise ValueError(f"the question is {_written(question)}, but must be a text; correct the record")
+            raise ValueError(f"the question is {written(question)}, but must be a text; correct the record")
         if not question.strip():
             counts["empty question"] += 1
             return []
@@ -174,7 +174,7 @@ class Span(Framed):
         """
         found = listed(answers)
         if found is None:
-            raise ValueError(f"answers is {_written(answers)}, but must be as in SQuAD; correct the record")
+            raise ValueError(f"answers is {written(answers)}, but must be as in SQuAD; correct the record")
         asked = f"question {question[:_SHOWN]!r}"
         if not found:
             if self.config.unanswerable:
@@ -188,7 +188,7 @@ class Span(Framed):
         for text, start in found:
             if not isinstance(text, str) or not text or type(start) is not int:
                 raise ValueError(
-                    f"{asked} has the answer {_written(text)} at {_written(start)}, but needs a text and the number of"
+                    f"{asked} has the answer {written(text)} at {written(start)}, but needs a text and the number of"
                     f" its first character; correct the record"
                 )
             if start < 0 or passage[start : start + len(text)] != text:
@@ -240,7 +240,3 @@ def within(found: tuple[int, int], window: Window) -> tuple[int, int]:
     """The same by the tokens of a window; -1 where it does not hold all of it."""
     start, end = found[0] - window.first, found[1] - window.first
     return (start, end) if found[0] >= 0 and start >= 0 and end < len(window.tokens) else (NOWHERE, NOWHERE)
-
-
-def _written(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, default=str)[:60]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -13,6 +12,7 @@ from pydantic import field_validator, model_validator
 from data_pipeline.base.tags import Scheme, breaks, is_tag, spelled
 from data_pipeline.document import Document
 from data_pipeline.objectives.framed import Framed, FramedSettings
+from data_pipeline.objectives.labels import output_of, written
 from data_pipeline.objectives.objective import LABELS, Arrays, filled, stack
 from data_pipeline.objectives.packing import Sample, Stored, value_of
 from data_pipeline.tokenizer import Tokenizer
@@ -22,8 +22,6 @@ NAME = "token_classification"
 """Of the objective and of its head."""
 NOTHING = -1
 """In place of a label where nothing is predicted."""
-_SHOWN = 12
-"""Most labels that a message lists."""
 _UNITS = {"words": words, "characters": characters}
 
 
@@ -161,7 +159,7 @@ class TokenClassification(Framed):
         tokens, tags = values.get("tokens"), values.get("tags")
         for name, value in (("tokens", tokens), ("tags", tags)):
             if not isinstance(value, list):
-                raise ValueError(f"{name} is {_written(value)}, but must be a list; correct the record")
+                raise ValueError(f"{name} is {written(value)}, but must be a list; correct the record")
         if len(tokens) != len(tags):  # type: ignore[arg-type]
             raise ValueError(
                 f"there are {len(tokens)} tokens and {len(tags)} tags; give each token one tag"  # type: ignore[arg-type]
@@ -172,7 +170,7 @@ class TokenClassification(Framed):
 
     def _of_spans(self, text: str, spans: Any) -> list[tuple[int, int, int]]:
         if not isinstance(spans, list):
-            raise ValueError(f"spans is {_written(spans)}, but must be a list of entities; correct the record")
+            raise ValueError(f"spans is {written(spans)}, but must be a list of entities; correct the record")
         units = _UNITS[self.config.units](text)
         kinds: list[str | None] = [None] * len(units)
         begins = [False] * len(units)
@@ -202,15 +200,7 @@ class TokenClassification(Framed):
     def _output(self, value: Any) -> int:
         if type(value) is int and 0 <= value < len(self.config.labels):
             return value
-        label = value if isinstance(value, str) else _written(value)
-        if label not in self._outputs:
-            known = ", ".join(map(repr, self.config.labels[:_SHOWN]))
-            more = f" and {len(self._outputs) - _SHOWN} more" if len(self._outputs) > _SHOWN else ""
-            raise ValueError(
-                f"a tag is {label[:60]!r}, but objective.labels has {known}{more}; correct the record, or add it to"
-                f" objective.labels"
-            )
-        return self._outputs[label]
+        return output_of(value, self._outputs, "a tag")
 
 
 def located(text: str, tokens: Sequence[Any]) -> list[tuple[int, int]]:
@@ -222,7 +212,7 @@ def located(text: str, tokens: Sequence[Any]) -> list[tuple[int, int]]:
     places, end = [], 0
     for number, token in enumerate(tokens):
         if not isinstance(token, str):
-            raise ValueError(f"token {number} is {_written(token)}, but must be a text; correct the record")
+            raise ValueError(f"token {number} is {written(token)}, but must be a text; correct the record")
         start = text.find(token, end)
         if start < 0:
             raise ValueError(
@@ -258,14 +248,10 @@ def _entity(span: Any, text: str) -> tuple[int, int, str]:
         and type(found[0]) is type(found[1]) is int
         and isinstance(found[2], str)
     ):
-        raise ValueError(f"an entity is {_written(span)}, but must be [start, end, TYPE]; correct the record")
+        raise ValueError(f"an entity is {written(span)}, but must be [start, end, TYPE]; correct the record")
     start, end, kind = found
     if not 0 <= start < end <= len(text):
         raise ValueError(
             f"an entity is at {start} to {end}, but the text has {len(text)} characters; correct the record"
         )
     return start, end, kind
-
-
-def _written(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, default=str)[:60]
