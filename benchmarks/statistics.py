@@ -18,7 +18,7 @@ import numpy as np
 
 from llmscale.evaluate.statistics import look_level, paired_confidence_sequence, paired_difference
 from llmscale.evaluate.statistics.paired import PairedDifference
-from llmscale.evaluate.statistics.power import flip_error, mcnemar_power, student_power
+from llmscale.evaluate.statistics.power import flip_power, mcnemar_power, student_power
 
 ERROR = 0.05
 CONTESTED = (1, 2, 5, 10, 20, 50, 100, 200)
@@ -112,8 +112,7 @@ def continuous(clusters: int, difference: float, pairs: int, seed: int) -> Setti
         interval = pair.interval()
         rejected += pair.test.p_value <= ERROR
         covered += interval.low <= difference <= interval.high
-    effect = difference * math.sqrt(clusters / (1 + 1 / 3))
-    theory = student_power(effect, clusters - 1, 1 - flip_error(clusters, ERROR))
+    theory = flip_power(difference / math.sqrt(1 + 1 / 3), clusters, ERROR)
     return Setting(
         f"{clusters} clusters, normal", clusters, difference, pairs, rejected / pairs, covered / pairs, theory
     )

@@ -56,7 +56,7 @@ def test_a_score_depends_on_its_item_alone(family: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "family", ["llama", "experts", *(pytest.param(name, marks=pytest.mark.slow) for name in ("bert", "t5"))]
+    "family", ["llama", "experts", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gpt2", "bert", "t5"))]
 )
 def test_a_score_does_not_depend_on_order_and_neighbours(family: str, tmp_path: Path) -> None:
     placed = place_whole(str(write_checkpoint(tmp_path / "model", family)), CPU, torch.float32)
@@ -155,9 +155,13 @@ def test_scores_are_those_of_one_text_at_a_time(family: str, tmp_path: Path) -> 
                         assert record.neutral[place] == pytest.approx(neutral, abs=1e-4)
 
 
-def test_a_killed_evaluation_goes_on_and_ends_with_the_same_bytes(tmp_path: Path) -> None:
-    placed = place_whole(str(write_checkpoint(tmp_path / "model", "llama")), CPU, torch.float32)
-    task = {"choice": write_tasks(tmp_path / "tasks", items=12)["choice"]}
+@pytest.mark.parametrize(
+    "family", ["llama", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gpt2", "bert", "t5", "experts"))]
+)
+def test_a_killed_evaluation_goes_on_and_ends_with_the_same_bytes(family: str, tmp_path: Path) -> None:
+    placed = place_whole(str(write_checkpoint(tmp_path / "model", family)), CPU, torch.float32)
+    items = 12 if placed.config.model.architecture == "decoder" else 4
+    task = {"choice": write_tasks(tmp_path / "tasks", items)["choice"]}
     whole = evaluate(placed, task, tmp_path / "out")["choice"]
     (lines,) = (tmp_path / "out").glob("*/items.jsonl")
     draw = random.Random(2)

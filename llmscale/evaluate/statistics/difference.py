@@ -49,9 +49,9 @@ class Difference(ABC):
     def interval(self, level: float = 0.95) -> Interval:
         """The interval of the difference, which is without 0 where the test rejects at 1 - level, and only there."""
 
-    def attained_error(self, units: int, error: float) -> float:
-        """How often the test of so many units errs, which is allowed to err so often but has few p-values to take."""
-        return error
+    def power_of(self, units: int, effect: float, error: float) -> float:
+        """How often the test of so many units, which may err so often, finds a mean of `effect` deviations."""
+        return power.student_power(effect * math.sqrt(units), units - 1, 1 - error)
 
     def equivalence(self, delta: float) -> float:
         """P-value of two one-sided tests (Schuirmann 1987): the difference lies within +-delta at error rate p where
@@ -69,11 +69,8 @@ class Difference(ABC):
         if self.value == 0 or not self.deviation > 0:
             return None
         effect = abs(self.value) / self.deviation
-
-        def power_of(units: int) -> float:
-            return power.student_power(effect * math.sqrt(units), units - 1, 1 - self.attained_error(units, 1 - level))
-
-        return self._items(power_of, power.normal_number(effect, level))
+        guess = power.normal_number(effect, level)
+        return self._items(lambda units: self.power_of(units, effect, error_rate(level)), guess)
 
     def items_needed_within(self, delta: float, level: float = 0.95) -> int | None:
         """How many items in all would show with power 0.8 that a difference as this one lies within +-delta; None

@@ -83,12 +83,12 @@ class PairedDifference(Difference):
         guess = power.normal_number((better - worse) / spread, level)
         return power.least_number(lambda n: power.mcnemar_power(n, better, worse, level), guess, 1)
 
-    def attained_error(self, units: int, error: float) -> float:
+    def power_of(self, units: int, effect: float, error: float) -> float:
         if not self._alike:
-            return power.flip_error(units, error)
-        # As if contested clusters differed by one size.
+            return power.flip_power(effect, units, error)
+        # As if contested clusters differed by one size: there are few p-values to take.
         half = float((self.differences != 0).mean()) / 2
-        return power.mcnemar_power(units, half, half, 1 - error)
+        return super().power_of(units, effect, power.mcnemar_power(units, half, half, 1 - error))
 
     @cached_property
     def _alike(self) -> bool:

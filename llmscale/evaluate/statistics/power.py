@@ -64,6 +64,18 @@ def flip_error(units: int, error: float) -> float:
     return 2 * math.floor(error / 2 * flips) / flips
 
 
+def flip_power(effect: float, units: int, error: float) -> float:
+    """Of flips of the signs of so many normal differences, with a mean of `effect` standard deviations.
+
+    With as few units as can reject at all, only differences of one sign do: that power is exact. With more it is about
+    that of a t test that errs as often.
+    """
+    attained = flip_error(units, error)
+    if 0 < attained <= 2.0 ** (1 - units):
+        return float(ndtr(effect) ** units + ndtr(-effect) ** units)
+    return student_power(effect * math.sqrt(units), units - 1, 1 - attained)
+
+
 def equivalence_power(difference: float, standard_error: float, delta: float, level: float = 0.95) -> float:
     """Of two one-sided tests within delta, of a true difference (normal approximation)."""
     z = float(ndtri(level))

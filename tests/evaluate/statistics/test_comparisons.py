@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from llmscale.evaluate.statistics import CorpusDifference, holm, paired_difference
-from llmscale.evaluate.statistics.power import flip_error, mcnemar_power, student_power
+from llmscale.evaluate.statistics.power import flip_error, flip_power, mcnemar_power, student_power
 
 
 def draw(seed):
@@ -230,6 +230,18 @@ def test_flips_err_as_often_as_they_have_signs_for():
     assert flip_error(5, 0.05) == 0
     assert flip_error(6, 0.05) == 2 / 64
     assert flip_error(50, 0.05) == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize("units", [6, 9])
+def test_the_power_of_flips_is_what_draws_have(units):
+    draws = draw(4).normal(0.9, 1, (4000, units))
+    signs = np.array(list(itertools.product([1, -1], repeat=units))).T
+    sums = np.abs(draws @ signs)
+    p_values = (sums >= np.abs(draws.sum(axis=1, keepdims=True)) - 1e-12).mean(axis=1)
+    # Two standard errors of 4,000 draws.
+    assert flip_power(0.9, units, 0.05) == pytest.approx((p_values <= 0.05).mean(), abs=0.016)
+    assert flip_power(0.0, units, 0.05) == pytest.approx(flip_error(units, 0.05))
+    assert flip_power(0.9, 5, 0.05) == 0
 
 
 def test_the_items_that_would_tell_do_so_in_four_of_five_cases():
