@@ -71,7 +71,7 @@ def expected(model: str, sgd: bool) -> list[Figures]:
     return plain_torch(case_config(**{**MODELS[model], **(SGD if sgd else {})}))[0]
 
 
-# A start of the ranks for each: what DeepSpeed leaves behind makes every further engine slower.
+# A case for each layout, so that they can be spread over processes.
 @pytest.mark.slow
 @pytest.mark.parametrize(("ranks", "number"), [(ranks, number) for ranks in LAYOUTS for number in range(4)])
 def test_tensor_parallel_ranks_train_as_plain_torch(ranks: int, number: int) -> None:
