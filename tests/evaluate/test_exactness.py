@@ -84,8 +84,7 @@ def request_of(placed: Placed, item: object) -> object:
 
 def brute_causal(placed: Placed, context: str, answer: str) -> list[float]:
     """Log-probabilities of a byte-level decoder, of one text at a time and without padding."""
-    assert placed.trained is not None
-    model, tokenizer = placed.trained.model, placed.tokenizer
+    model, tokenizer = placed.whole, placed.tokenizer
     before = [tokenizer.special["eos"], *tokenizer.encode(context)]
     ids = [*before, *tokenizer.encode(answer)]
     prefix = torch.tensor([len(before)]) if placed.config.objective.name == "prefix" else None
@@ -95,8 +94,7 @@ def brute_causal(placed: Placed, context: str, answer: str) -> list[float]:
 
 def brute_masked(placed: Placed, context: str, answer: str) -> list[float]:
     """Log-probabilities of an encoder's tokens, each hidden in turn."""
-    assert placed.trained is not None
-    model, tokenizer = placed.trained.model, placed.tokenizer
+    model, tokenizer = placed.whole, placed.tokenizer
     special = tokenizer.special
     ids = [special["cls"], *tokenizer.encode(context + answer), special["sep"]]
     found = []
@@ -110,8 +108,7 @@ def brute_masked(placed: Placed, context: str, answer: str) -> list[float]:
 def brute_infill(placed: Placed, context: str, answer: str) -> list[float]:
     """Log-probabilities of an answer that T5's first sentinel stands for; each word in turn where there is no
     context."""
-    assert placed.trained is not None
-    model, tokenizer = placed.trained.model, placed.tokenizer
+    model, tokenizer = placed.whole, placed.tokenizer
     special, encode = tokenizer.special, tokenizer.encode
     words = [answer] if context else split_words(answer)
     found, done = [], 0
