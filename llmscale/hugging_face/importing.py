@@ -72,7 +72,7 @@ def import_directory(
     lacking = ", ".join(source.lacking)
     if lacking and not new_head:
         raise UserError(
-            f"{folder} lacks {lacking} of the model's head; give --new-head to draw anew what is missing, or import a"
+            f"{folder} lacks {lacking} of the model's head; give --new-head to draw what is missing, or import a"
             f" folder that holds all of it"
         )
     if new_head:

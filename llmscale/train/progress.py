@@ -1,7 +1,10 @@
-"""What a person sees of a running training, on stderr of rank 0: a bar on a terminal, plain lines elsewhere."""
+"""What a person sees of a running training, on stderr of rank 0: a bar on a terminal, plain lines elsewhere, and in the
+log of a Slurm job, which may hold several starts on several nodes, lines with their time and node."""
 
 from __future__ import annotations
 
+import os
+import socket
 import sys
 import time
 from types import TracebackType
@@ -83,7 +86,14 @@ class Progress:
         if self._bar is not None:
             self._bar.console.print(visible(text), highlight=False, markup=False)
         else:
-            print(visible(text), file=sys.stderr, flush=True)
+            print(f"{_stamp()}{visible(text)}", file=sys.stderr, flush=True)
+
+
+def _stamp() -> str:
+    """Local time and node, in front of a line of a Slurm job's log."""
+    if "SLURM_PROCID" not in os.environ:
+        return ""
+    return f"{time.strftime('%Y-%m-%d %H:%M:%S')} {os.environ.get('SLURMD_NODENAME') or socket.gethostname()}  "
 
 
 def _duration(seconds: float) -> str:

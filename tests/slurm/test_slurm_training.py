@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -45,6 +46,21 @@ def test_the_losses_are_those_of_one_process(cluster, config):
     assert list(ours) == list(range(1, 7))
     assert_same_start(ours, expected)
     assert (cluster.project / "run/logs/rank-00003.log").exists()
+    assert re.search(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d n1  step 6/6  ", cluster.log(job), re.MULTILINE), cluster.log(job)
+
+
+def test_half_the_ranks_go_on_with_what_four_began(cluster, config):
+    train_alone(cluster, config, "alone", "train.steps=12")
+    first = cluster.launch("--nodes", 2, "--ntasks-per-node", 2, config, "train.steps=6")
+    assert cluster.wait_for_end(first)["JobState"] == "COMPLETED", cluster.log(first)
+    job = cluster.launch("--resume", "run", "--nodes", 1, "--ntasks-per-node", 2, "train.steps=12")
+    record = cluster.wait_for_end(job)
+    assert (record["JobState"], record["NumNodes"]) == ("COMPLETED", "1"), cluster.log(job)
+    ours, expected = losses(cluster.project / "run"), losses(cluster.project / "alone")
+    assert list(ours) == list(range(1, 13))
+    assert ours == pytest.approx(expected, rel=1e-4)
+    ranks = {row["world_size"] for row in read_records(cluster.project / "run/ledger.jsonl") if "world_size" in row}
+    assert ranks <= {4, 2}
 
 
 def test_a_preempted_job_saves_requeues_itself_and_ends_as_if_never_interrupted(cluster, config):
