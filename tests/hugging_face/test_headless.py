@@ -199,7 +199,7 @@ def test_what_is_missing_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[s
     lacking += ["cls.seq_relationship.bias", "cls.seq_relationship.weight"]
     code, said = run("bert")
     assert code == 2
-    assert f"lacks {', '.join(lacking)} of the model's head; give --new-head to draw anew what is missing" in said
+    assert f"lacks {', '.join(lacking)} of the model's head; give --new-head to draw what is missing" in said
 
     # A tensor of the body is never drawn, and is what is said first.
     written("llama", tmp_path / "llama")
