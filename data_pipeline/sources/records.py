@@ -121,7 +121,7 @@ def read_records(
     Args:
         source: paths, kind and how the files are written; kinds text and datasets have no records.
         where: what messages call it.
-        needed: fields that every file must have.
+        needed: fields that every table must have.
         wanted: fields to take where they are. Rows of tables hold these and the needed ones, other records all.
         columns: for csv and tsv, the names of the columns of files without a header row.
         nested: for JSON that is one value and not lines, the path of lists to the records, such as
@@ -135,7 +135,9 @@ def read_records(
         for file in files:
             yield from _nested(file.path, nested, where)
         return
-    names = _Names(needed, wanted, where)
+    # Of tables, columns are known before a record is read; another record without a field is told of by who takes it.
+    is_table = source.about.delimiter is not None or source.about.format is not None
+    names = _Names(needed if is_table else (), [*needed, *wanted], where)
     extractor = _WholeRecords(names, _Refused(where), LONGEST)
     if source.about.is_streamed or not source.about.has_fields:
         raise UserError(f"{where}: files of kind {source.kind} have no records; use jsonl, csv, tsv, parquet or arrow")

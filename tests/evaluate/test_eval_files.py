@@ -282,7 +282,7 @@ MISTAKES: dict[str, tuple[str, str, tuple[str, ...], str]] = {
     "a target too many": ("causal", "plain.jsonl", ("--target-field", "text"), "objective is causal, which reads no"),
     "fields of tokens": ("causal", "odd.idx", ("--field", "text"), "has kind tokens, which has no fields; leave out"),
     "fields of text": ("causal", "a.txt", ("--field", "text"), "has kind text, which has no fields; leave out --field"),
-    "another kind": ("causal", "a.txt", ("--kind", "xml"), "--kind is 'xml', but must be one of text, jsonl"),
+    "another kind": ("causal", "a.txt", ("--kind", "xml"), "--kind is 'xml', but must be one of arrow, conll, csv"),
     "an encoding of tokens": (
         "causal",
         "odd.idx",
