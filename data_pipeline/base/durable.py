@@ -65,17 +65,22 @@ def parse_json(data: bytes | str, unique: bool = False) -> Any:
         ValueError: it is none, is nested too deep, or has an integer of thousands of digits.
     """
     try:
-        return json.loads(data, object_pairs_hook=_unique) if unique else json.loads(data)
+        return json.loads(data, object_pairs_hook=unique_keys) if unique else json.loads(data)
     except RecursionError:
         raise ValueError("it is nested too deep") from None
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+class RepeatedKey(ValueError):
+    """An object has a key twice."""
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; raises RepeatedKey, which says which key it has twice."""
     found = dict(pairs)
     if len(found) < len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"it has {twice!r} twice")
+        raise RepeatedKey(f"it has {twice!r} twice")
     return found
 
 

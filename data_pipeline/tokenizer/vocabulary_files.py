@@ -6,25 +6,19 @@ import json
 from collections.abc import Collection
 from typing import Any
 
+from data_pipeline.base.durable import RepeatedKey, unique_keys
 from data_pipeline.base.errors import UserError, first_line
 from data_pipeline.base.lines import file_lines
 
 
 def read_json(contents: bytes, name: str, fix: str) -> dict[str, Any]:
     """A JSON object; raises UserError for anything else, and for a key that occurs twice."""
-
-    def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            seen: set[str] = set()
-            twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-            raise UserError(f"{name} has {twice!r} twice; {fix}")
-        return found
-
     try:
-        found = json.loads(_text(contents, name, fix), object_pairs_hook=without_duplicates)
+        found = json.loads(_text(contents, name, fix), object_pairs_hook=unique_keys)
     except json.JSONDecodeError as error:
         raise UserError(f"{name} is not JSON ({error.msg} at line {error.lineno}); {fix}") from None
+    except RepeatedKey as error:
+        raise UserError(f"{name}: {error}; {fix}") from None
     except ValueError as error:  # an integer of thousands of digits
         raise UserError(f"{name} is not JSON ({first_line(error)}); {fix}") from None
     except RecursionError:

@@ -16,10 +16,11 @@ from typing import Any, NamedTuple
 
 from data_pipeline.base.errors import UserError
 from data_pipeline.sources.files import FileEntry
-from data_pipeline.sources.readers.bad_records import DAMAGED, EMPTY, REPAIRED, BadRecords, LineNumbers
+from data_pipeline.sources.readers.bad_records import DAMAGED, EMPTY, REPAIRED, BadRecords
 from data_pipeline.sources.readers.base import BLOCK_BYTES, ENDLESS, Block, RecentlyUsed, Span, no_records, unreadable
 from data_pipeline.sources.readers.dialect import Dialect, header_problem
-from data_pipeline.sources.readers.extract import TOO_LONG, Extractor, Note, decode
+from data_pipeline.sources.readers.extract import TOO_LONG, Extractor, decode
+from data_pipeline.sources.readers.line_notes import LineNotes
 from data_pipeline.sources.readers.separated import BOM
 from data_pipeline.sources.readers.storage import ByteSource, ByteSources
 
@@ -27,7 +28,6 @@ SCANNED_BYTES = 1 << 26
 """Quoted files of one source up to this size together are parsed once at the start to cut them at records; where there
 is more, each file is one span."""
 _KNOWN_STARTS = 1 << 16
-_LINE_COUNTERS = 16
 _SOUGHT_BYTES = 1 << 30
 """How far the end of a row is sought that is too long."""
 _CHUNK_BYTES = 1 << 20
@@ -186,7 +186,7 @@ class DelimitedReader:
         self._parser = RowParser(dialect, extractor.max_bytes, sources.encoding, bad)
         self._headers: dict[str, list[str]] = {}
         self._starts: RecentlyUsed[tuple[str, int], bool] = RecentlyUsed(_KNOWN_STARTS)
-        self._lines: RecentlyUsed[str, LineNumbers] = RecentlyUsed(_LINE_COUNTERS)
+        self._notes = LineNotes(self._sources, self._bad)
 
     def spans(self, files: list[FileEntry], limit: int) -> list[Span]:
         """Spans of about `limit` bytes at most where files can be cut, else one span a file.
@@ -224,11 +224,11 @@ class DelimitedReader:
         if next_position is not None:
             self._starts.put((file.path, next_position), True)
         elif source.problem is not None:
-            self._note(file)(start, DAMAGED, source.problem)
+            self._notes.of(file)(start, DAMAGED, source.problem)
         return self._block(file, [row for row in rows if row.start < span.stop], next_position)
 
     def close(self) -> None:
-        self._lines.close()
+        self._notes.close()
         self._sources.close()
 
     def read_header(self, file: FileEntry) -> tuple[int, list[str]]:
@@ -327,7 +327,7 @@ class DelimitedReader:
         return [*edges, file.size]
 
     def _block(self, file: FileEntry, rows: list[Row], next_position: int | None) -> Block:
-        note, header = self._note(file), self._header(file)
+        note, header = self._notes.of(file), self._header(file)
         kept: list[Row] = []
         for row in rows:
             if row.repaired:
@@ -354,15 +354,6 @@ class DelimitedReader:
         if file.path not in self._headers:
             self._headers[file.path] = self.read_header(file)[1]
         return self._headers[file.path]
-
-    def _note(self, file: FileEntry) -> Note:
-        def note(position: int, reason: str, detail: str) -> None:
-            lines = self._lines.get(file.path)
-            if lines is None:
-                lines = self._lines.put(file.path, LineNumbers(self._sources.open(file)))
-            self._bad.note(reason, file.path, position, detail, lines=lines)
-
-        return note
 
 
 def _holds_doubled_quotes(cell: str) -> bool:

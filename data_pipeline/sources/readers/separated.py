@@ -18,14 +18,14 @@ import orjson
 
 from data_pipeline.base.encodings import UTF8, to_utf8
 from data_pipeline.sources.files import FileEntry
-from data_pipeline.sources.readers.bad_records import DAMAGED, EMPTY, SURROGATES, VERSION, BadRecords, LineNumbers
-from data_pipeline.sources.readers.base import BLOCK_BYTES, ENDLESS, Block, RecentlyUsed, Span, no_records
+from data_pipeline.sources.readers.bad_records import DAMAGED, EMPTY, SURROGATES, VERSION, BadRecords
+from data_pipeline.sources.readers.base import BLOCK_BYTES, ENDLESS, Block, Span, no_records
 from data_pipeline.sources.readers.extract import TOO_LONG, Extractor, Note, decode, is_too_long, usable
+from data_pipeline.sources.readers.line_notes import LineNotes
 from data_pipeline.sources.readers.storage import ByteSource, ByteSources
 
 BOM = b"\xef\xbb\xbf"
 NOT_JSON = "not JSON"
-_LINE_COUNTERS = 16
 PASSED_BYTES = 1 << 20
 """Bytes at a time of a record that is passed over."""
 
@@ -271,7 +271,7 @@ class SeparatedReader:
         self._longest = max(max_bytes, BLOCK_BYTES)
         # Such as "\n\n", which can stand twice in "\n\n\n".
         self._overlaps = any(self._separator.startswith(self._separator[i:]) for i in range(1, len(self._separator)))
-        self._lines: RecentlyUsed[str, LineNumbers] = RecentlyUsed(_LINE_COUNTERS)
+        self._notes = LineNotes(self._sources, self._bad)
 
     def read(self, file: FileEntry, span: Span, position: int) -> Block:
         source = self._sources.get(file)
@@ -282,7 +282,7 @@ class SeparatedReader:
         return self._records(file, source, base, begin, data, span.stop)
 
     def close(self) -> None:
-        self._lines.close()
+        self._notes.close()
         self._sources.close()
 
     def _first_record(self, source: ByteSource, span: Span, position: int) -> tuple[int, int | None, bytes]:
@@ -335,12 +335,12 @@ class SeparatedReader:
         pieces = Pieces(data, begin, end, base, self._separator, overlaps=self._overlaps)
         if self._sources.encoding != UTF8:
             pieces = ConvertedPieces(pieces, self._sources.encoding)
-        return self._parser.parse(pieces, self._note(file), next_position)
+        return self._parser.parse(pieces, self._notes.of(file), next_position)
 
     def _pass_over(self, file: FileEntry, source: ByteSource, start: int, place: int, stop: int) -> Block:
         """Note a record that is too long, and go on behind its end, which lies at `place` or later."""
         self._bad.records_read += 1
-        self._note(file)(start, TOO_LONG, f"more than data.max_document_bytes ({self._max_bytes})")
+        self._notes.of(file)(start, TOO_LONG, f"more than data.max_document_bytes ({self._max_bytes})")
         width = len(self._separator)
         while place + width < stop:
             data = source.fetch(place, PASSED_BYTES)
@@ -358,17 +358,8 @@ class SeparatedReader:
         """Whether the file ends because it is damaged, which is noted."""
         if source.problem is None:
             return False
-        self._note(file)(position, DAMAGED, source.problem)
+        self._notes.of(file)(position, DAMAGED, source.problem)
         return True
-
-    def _note(self, file: FileEntry) -> Note:
-        def note(position: int, reason: str, detail: str) -> None:
-            lines = self._lines.get(file.path)
-            if lines is None:
-                lines = self._lines.put(file.path, LineNumbers(self._sources.open(file)))
-            self._bad.note(reason, file.path, position, detail, lines=lines)
-
-        return note
 
 
 def byte_spans(sources: ByteSources, files: list[FileEntry], limit: int) -> list[Span]:
