@@ -46,7 +46,8 @@ def test_the_losses_are_those_of_one_process(cluster, config):
     assert list(ours) == list(range(1, 7))
     assert_same_start(ours, expected)
     assert (cluster.project / "run/logs/rank-00003.log").exists()
-    assert re.search(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d n1  step 6/6  ", cluster.log(job), re.MULTILINE), cluster.log(job)
+    log = cluster.log(job)
+    assert re.search(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d n1  step 6/6  ", log, re.MULTILINE), log
 
 
 def test_half_the_ranks_go_on_with_what_four_began(cluster, config):
