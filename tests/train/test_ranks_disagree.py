@@ -32,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             (("parallel.tensor=2", "parallel.data=2"),) * 2,
         ),
         (r"llmscale: (?=.*2 ranks)(?=.*no multiple of .*parallel\.tensor \(?3)", (("parallel.tensor=3",),) * 2),
-        (r"llmscale: rank 1: config\.yaml: unknown key 'train\.stepz'", ((), ("train.stepz=3",))),
+        (r"llmscale: rank 1 on \S+: config\.yaml: unknown key 'train\.stepz'", ((), ("train.stepz=3",))),
         (r"llmscale: config\.yaml: unknown key 'train\.stepz'", (("train.stepz=3",), ())),
         (r"llmscale: config\.yaml: unknown key 'train\.stepz'", (("train.stepz=3",), ("train.stepz=3",))),
         (
@@ -55,7 +55,7 @@ def test_a_rank_that_lacks_the_files_stops_all(folder: Path, tmp_path: Path) -> 
         (place / "shared.yaml").write_text(yaml.safe_dump(config))
     _assert_one_voice(
         [folder, tmp_path],
-        r"rank 1: .*text-.*\.txt of [\d,]+ bytes is on rank 0's machine but not on this one",
+        r"rank 1 on \S+: .*text-.*\.txt of [\d,]+ bytes is on rank 0's machine but not on this one",
         [[], []],
         "shared.yaml",
     )

@@ -161,7 +161,7 @@ def test_a_run_directory_that_is_not_shared_is_said_to_be_none(tmp_path: Path) -
     with pytest.raises(UserError) as caught:
         run_ranks(2, look_for_the_run, [str(tmp_path / name) for name in ("one", "two")], 0.3)
     assert "two is not shared" in str(caught.value)
-    assert str(caught.value).count(socket.gethostname()) == 2
+    assert str(caught.value).count(f" on {socket.gethostname()}") >= 2, str(caught.value)
     assert not list(tmp_path.rglob(".shared*"))
 
 
