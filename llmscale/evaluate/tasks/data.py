@@ -126,10 +126,10 @@ class TaskSource:
     def _below_root(self, root: str) -> str | None:
         if not os.path.isdir(root):
             raise UserError(f"the data root {root} is no folder; correct it, or leave it out")
-        hub, subset = self._data.hub or "", self._data.subset
-        names = [self._name, hub, hub.rpartition("/")[2], *([subset] if isinstance(subset, str) else [])]
-        folders = {entry.name.lower(): entry.path for entry in os.scandir(root) if entry.is_dir()}
-        for name in filter(None, names):
+        subset = self._data.subset
+        names, entries = self._known_as, list(os.scandir(root))
+        folders = {entry.name.lower(): entry.path for entry in entries if entry.is_dir()}
+        for name in names:
             folder = os.path.join(root, name) if "/" in name else folders.get(name.lower(), "")
             below = [folder]
             if isinstance(subset, str):
@@ -137,8 +137,16 @@ class TaskSource:
             for path in below:
                 if folder and os.path.isdir(path):
                     return path
-        files = local_paths(os.path.join(root.replace("[", "[[]"), f"{self._name}.*"))
-        return min(files) if files else None
+        files = sorted(entry.path for entry in entries if entry.is_file())
+        begun = {path: os.path.basename(path).lower() for path in files}
+        return next((path for name in names for path in files if begun[path].startswith(f"{name.lower()}.")), None)
+
+    @property
+    def _known_as(self) -> list[str]:
+        """What a data root may call the data."""
+        hub, subset = self._data.hub or "", self._data.subset
+        names = [self._name, hub, hub.rpartition("/")[2], *([subset] if isinstance(subset, str) else [])]
+        return list(dict.fromkeys(filter(None, names)))
 
     def _from_files(
         self, path: str, folder: bool, split: str, required: Sequence[str], wanted: Sequence[str]
@@ -171,16 +179,20 @@ class TaskSource:
             if path.is_file() and path.name not in _ABOUT and self._format(str(path)) is not None
         )
         parts = {path: os.path.relpath(path, folder).split(os.sep) for path in files}
-        words = {path: {*parts[path], *re.split(r"[-._]", parts[path][-1])} for path in files}
+
+        def named_by(path: str, name: str) -> bool:
+            in_file = re.search(rf"(^|[-._]){re.escape(name)}($|[-._])", parts[path][-1])
+            return name in parts[path] or in_file is not None
+
         if subset is not None:
             named = [path for path in files if subset in (*parts[path][:-1], _stem(path), _bare(path))]
             files = named if named or isinstance(self._data.subset, list) else files
         for name in (self._data.split_files.get(split, split), *_SAME_SPLIT.get(split, ())):
-            chosen = [path for path in files if name in words[path]]
+            chosen = [path for path in files if named_by(path, name)]
             if chosen:
                 return chosen
         names = {*_SPLITS, *self._data.split_files, *self._data.split_files.values()}
-        divided = split != self._data.split or any(names & words[path] for path in files)
+        divided = split != self._data.split or any(named_by(path, name) for path in files for name in names)
         return [] if divided else files
 
     def _files(
@@ -270,9 +282,11 @@ class TaskSource:
 
                 rows = datasets.load_dataset(data.hub, subset, split=split, revision=data.revision)
             except Exception as error:  # the library raises its own, the file system's and the network's
+                known = " or ".join(self._known_as)
+                looked = f" (the data root {self._root} has no folder or file {known})" if self._root else ""
                 raise UserError(
-                    f"task {self._name}: cannot open data set {name}: {first_line(error)}; give files with --data"
-                    f" {self._name}=PATH, or a folder of data sets with --data-root (or {DATA_ROOT})"
+                    f"task {self._name}: cannot open data set {name}: {first_line(error)}{looked}; give files with"
+                    f" --data {self._name}=PATH, or a folder of data sets with --data-root (or {DATA_ROOT})"
                 ) from None
             missing = sorted(set(required) - set(rows.column_names) - {SUBSET})
             if missing:

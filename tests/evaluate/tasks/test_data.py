@@ -166,6 +166,15 @@ def test_folders_by_subset_and_split(layout: str, tmp_path: Path) -> None:
     ]
 
 
+def test_a_split_of_several_words_is_found_in_names_of_files(tmp_path: Path) -> None:
+    for name in ("train_few_all", "test_public", "data_test_private"):
+        write_lines(tmp_path / f"{name}.jsonl", [{"q": name, "a": "x"}])
+    for split, expected in {"test_public": "test_public", "train_few_all": "train_few_all"}.items():
+        assert asked(tmp_path, {"hub": "someone/things", "split": split}, str(tmp_path)) == [(expected, "x")]
+    with pytest.raises(UserError, match="has no file of split 'public_test'; name"):
+        asked(tmp_path, {"hub": "someone/things", "split": "public_test"}, str(tmp_path))
+
+
 def test_a_subset_is_its_whole_name(tmp_path: Path) -> None:
     for subset in ("law", "college_law"):
         write_lines(tmp_path / "validation" / f"{subset}.jsonl", [{"q": subset, "a": "x"}])
@@ -204,8 +213,14 @@ def test_a_data_root_by_task_by_data_set_and_by_environment(tmp_path: Path, monk
         assert load_task(path, data_root=str(root)).items()[0].contexts == (place,)
     monkeypatch.setenv(DATA_ROOT, str(tmp_path / "things"))
     assert load_task(path).items()[0].contexts == ("things",)
-    write_lines(tmp_path / "file" / "capitals.jsonl", [{"q": "file", "a": "x"}])
-    assert load_task(path, data_root=str(tmp_path / "file")).items()[0].contexts == ("file",)
+    for name in ("capitals.jsonl", "things.jsonl", "Things.test.jsonl", "main.jsonl"):
+        root = tmp_path / f"file-{name}"
+        write_lines(root / name, [{"q": name, "a": "x"}])
+        assert load_task(path, data_root=str(root)).items()[0].contexts == (name,)
+    monkeypatch.setattr("datasets.load_dataset", lambda *given, **options: (tmp_path / "none").read_bytes())
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="empty has no folder or file capitals or someone/things or things or main"):
+        load_task(path, data_root=str(tmp_path / "empty")).items()
 
 
 def test_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
