@@ -167,13 +167,28 @@ def pairs_of(item: Item) -> tuple[Pair, ...]:
 
 
 class Harness:
-    """The harness's own model, in single and in double precision."""
+    """The harness's own model, in single and in double precision.
+
+    Before a continuation without a context it puts the tokenizer's bos, whatever the tokenizer itself puts in front of
+    a text, and the model has seen in training. So it is told what that is.
+    """
 
     def __init__(self, folder: Path, batch: int) -> None:
         from lm_eval.models.huggingface import HFLM
+        from transformers import AutoTokenizer
 
+        framed, bare = (
+            AutoTokenizer.from_pretrained(str(folder))("a", add_special_tokens=special)["input_ids"]
+            for special in (True, False)
+        )
         self._models = {
-            name: HFLM(pretrained=str(folder), device="cpu", dtype=name, batch_size=batch)
+            name: HFLM(
+                pretrained=str(folder),
+                device="cpu",
+                dtype=name,
+                batch_size=batch,
+                prefix_token_id=framed[0] if framed != bare else None,
+            )
             for name in ("float32", "float64")
         }
 
@@ -183,7 +198,9 @@ class Harness:
     def continuation(self, pair: Pair) -> list[int]:
         """The tokens that it scores."""
         model = self._models["float32"]
-        return model._encode_pair(*pair)[1] if pair[0] else model.tok_encode(pair[1])  # type: ignore[no-any-return]
+        if pair[0]:
+            return model._encode_pair(*pair)[1]  # type: ignore[no-any-return]
+        return model.tok_encode(pair[1], add_special_tokens=False)  # type: ignore[no-any-return]
 
 
 def compare_task(name: str, root: Path, model: Path, harness: Harness, items: int, folder: Path) -> list[Compared]:
