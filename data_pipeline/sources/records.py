@@ -135,7 +135,7 @@ def read_records(
         for file in files:
             yield from _nested(file.path, nested, where)
         return
-    # Of tables, columns are known before a record is read; another record without a field is told of by who takes it.
+    # Of tables, columns are known before a record is read; elsewhere the task reports a record without the field.
     is_table = source.about.delimiter is not None or source.about.format is not None
     names = _Names(needed if is_table else (), [*needed, *wanted], where)
     extractor = _WholeRecords(names, _Refused(where), LONGEST)

@@ -1,4 +1,4 @@
-"""What the parent of all ranks imports once, since importing it anew takes every rank seconds."""
+"""What the parent of all ranks imports once, since importing it again in every rank takes seconds."""
 
 import gc
 

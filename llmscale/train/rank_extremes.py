@@ -17,7 +17,7 @@ SLOW_FACTOR = 1.5
 SLOW_SECONDS = 0.05
 """... where it is at least so many seconds more, a step ..."""
 SLOW_ROWS = 3
-"""... and is told of when the same rank has been the slowest in so many rows, one after the other."""
+"""... and a warning comes when the same rank has been the slowest in so many rows, one after the other."""
 _TIMES = {"data_seconds": "waits for data", "forward_seconds": "takes for its forward passes"}
 
 

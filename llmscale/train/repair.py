@@ -52,7 +52,7 @@ def _is(path: Path, entry: FileEntry) -> bool:
 
 
 def _replace(folder: Path, files: list[Path]) -> None:
-    """Fill a folder anew; a kill half-way leaves it missing at most."""
+    """Fill a folder again; a kill half-way leaves it missing at most."""
     temporary = temporary_folder(folder.parent, f".{folder.name}-")
     try:
         with writing(folder):
