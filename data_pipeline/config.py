@@ -256,7 +256,7 @@ class DataConfig(Section):
     """Target tokens per sample."""
     lanes: int = Field(default=960, gt=0)
     """Independent streams that the documents are dealt to. Every data-parallel size that divides it reads the same
-    samples in the same order. Small data needs fewer."""
+    samples in the same order. Text that is too little for them is read as a finite set."""
     span_bytes: int = Field(default=1 << 20, gt=0)
     """Most bytes of a line-oriented file that are dealt to a lane at a time; a small source is cut finer, into about
     four parts a lane. Row groups, record batches, compressed files and whole-file documents are not split."""

@@ -87,11 +87,11 @@ class TrainLoader:
             objective: what is made of the documents.
             seed: decides the order, and what an objective draws.
             dp_rank: this rank's number.
-            dp_size: data-parallel size; must divide `config.lanes`.
+            dp_size: data-parallel size; must divide `config.lanes`, unless the samples are a finite set.
             first_sample: global number of the first sample that any rank reads.
             cursor: a merged cursor at `first_sample`, to start there at once. Without one the samples
                 before `first_sample` are produced and thrown away, which takes as long as training on them waited.
-            cache: where raw text that is read as a finite set is kept as tokens.
+            cache: where raw text that is read as a finite set is kept as tokens; see `open_samples`.
             epochs: passes over a finite set after which only samples of weight 0 follow.
             pin_memory: put batches into page-locked memory, for copies to a GPU.
             surveys: `survey_sources` of the config, where one rank has done that for all.
@@ -100,8 +100,6 @@ class TrainLoader:
             UserError: lanes that dp_size does not divide or that exceed the spans, unusable files, or a cursor of
                 other files or settings.
         """
-        if not config.finite:
-            require_divisible(config.lanes, dp_size)
         self._config = config
         self._rank = dp_rank
         self._dp_size = dp_size
@@ -109,10 +107,12 @@ class TrainLoader:
         self.samples: Samples = open_samples(
             config, tokenizer, objective, seed=seed, cache=cache, epochs=epochs, surveys=surveys
         )
+        if not self.samples.finite:
+            require_divisible(config.lanes, dp_size)
         self._next = first_sample
         own = range(dp_rank, config.lanes, dp_size)
         divisors = (n for n in range(1, min(config.workers, len(own)) + 1) if len(own) % n == 0)
-        self.effective_workers = config.workers if config.finite else max(divisors, default=0)
+        self.effective_workers = config.workers if self.samples.finite else max(divisors, default=0)
         """Worker processes: the largest divisor of this rank's lanes not above `config.workers`, or just that many
         where samples are read by number; 0: in process, as reading ready-made windows always is."""
         if self.samples.immediate:

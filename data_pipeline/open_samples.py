@@ -15,12 +15,16 @@ from data_pipeline.finite.shards import Shards
 from data_pipeline.objectives import Objective, build_objective
 from data_pipeline.objectives.config import ObjectiveConfig
 from data_pipeline.samples import ReadReport
-from data_pipeline.sources.corpus import Corpus
+from data_pipeline.sources.corpus import Corpus, survey_sources
 from data_pipeline.sources.readers import BadRecord
 from data_pipeline.sources.readers.kinds import Survey
+from data_pipeline.stream.lanes import TooFewSpansError
 from data_pipeline.stream.mixture import Mixture
 from data_pipeline.stream.samples import StreamSamples
 from data_pipeline.tokenizer import Tokenizer
+
+SMALL = 1 << 26
+"""Bytes of text that take seconds to tokenise, and are read as a finite set where not every lane would get a part."""
 
 
 def open_samples(
@@ -35,7 +39,8 @@ def open_samples(
     surveys: Sequence[Survey] | None = None,
     met: Callable[[ReadReport], None] | None = None,
 ) -> StreamSamples | IndexedSamples:
-    """The samples of `config.sources`.
+    """The samples of `config.sources`: a stream, or a finite set if the config says so or the text is too little to be
+    dealt to the lanes.
 
     Args:
         config: the data section.
@@ -43,7 +48,7 @@ def open_samples(
         objective: what is made of the documents.
         seed: decides order and random choices.
         cache: where tokenised documents are kept, for raw text that is read as a finite set; several processes may
-            write it at once.
+            write it at once. None: raw text is streamed or refused.
         epochs: see `IndexedSamples`.
         progress: told what takes time.
         surveys: `survey_sources` of the config, where that has been done.
@@ -58,7 +63,14 @@ def open_samples(
             raise UserError(
                 f"train.epochs ({epochs}) needs data that have an end; set data.order=finite, or give train.steps"
             )
-        return StreamSamples(config, tokenizer, made, seed, surveys)
+        surveys = surveys or survey_sources(config)
+        try:
+            return StreamSamples(config, tokenizer, made, seed, surveys)
+        except TooFewSpansError:
+            if cache is None or not is_small(surveys):
+                raise
+            if progress is not None:
+                progress(f"too little text for {config.lanes} lanes (data.lanes): reading it as data.order=finite does")
     made.require(config.sources, "data.sources")
     kinds = {source.about.is_tokenised for source in config.sources}
     if len(kinds) > 1:
@@ -99,6 +111,12 @@ def open_samples(
         for group in range(mixture.groups)
     ]
     return IndexedSamples(groups, mixture, made, seed, tokenizer.vocab_size, epochs)
+
+
+def is_small(surveys: Sequence[Survey]) -> bool:
+    """Whether sources hold so little text that it may be tokenised first; not where a library finds their shards."""
+    known = all(len(survey.spans) for survey in surveys)
+    return known and sum(file.size for survey in surveys for file in survey.files) <= SMALL
 
 
 def _tokenised(

@@ -59,6 +59,8 @@ class Samples(Files, Protocol):
     """What decides the samples besides the files: must be the same when a run goes on."""
     total: int | None
     """Samples in all; None: no end."""
+    finite: bool
+    """Whether they are a finite set, of which any process makes any sample."""
     immediate: bool
     """Whether samples are made faster than they could be passed on by a worker."""
 

@@ -51,6 +51,8 @@ class _Plan(NamedTuple):
 class IndexedSamples:
     """Samples by number alone: of group g, number n is permutation(seed, g, epoch)[n mod N]. Nothing to remember."""
 
+    finite: bool = True
+
     def __init__(
         self,
         groups: Sequence[Shards],

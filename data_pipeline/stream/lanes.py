@@ -17,6 +17,10 @@ from data_pipeline.stream.mixture import Mixture
 from data_pipeline.tokenizer import Tokenizer
 
 
+class TooFewSpansError(UserError):
+    """Not every lane would get a span."""
+
+
 class LaneState(NamedTuple):
     """All that a lane needs to go on, as small integers."""
 
@@ -36,12 +40,12 @@ def deal_spans(spans: list[Span], lanes: int, *key: int, of: str = "the training
     """Indices of the spans of each lane: in seeded random order, each span to the lane with the fewest bytes so far.
 
     Raises:
-        UserError: fewer spans than lanes; `of` names their source.
+        TooFewSpansError: fewer spans than lanes; `of` names their source.
     """
     if len(spans) < lanes:
-        raise UserError(
-            f"data.lanes ({lanes}) exceeds the {len(spans)} spans of {of}; set data.lanes to {len(spans)} or less"
-            f" (or lower data.span_bytes, if the data are line-oriented)"
+        raise TooFewSpansError(
+            f"data.lanes ({lanes}) exceeds the {len(spans)} spans of {of}; set data.lanes to {len(spans)} or less,"
+            f" or data.order=finite, which needs no lanes"
         )
     dealt: list[list[int]] = [[] for _ in range(lanes)]
     load = [(0, lane) for lane in range(lanes)]
@@ -91,8 +95,8 @@ class Lanes:
         """Deals the spans of every group of sources to the lanes.
 
         Raises:
-            UserError: fewer spans than `config.lanes` in a group, weights that make no sense, or sources without the
-                targets that the objective needs.
+            TooFewSpansError: fewer spans than `config.lanes` in a group.
+            UserError: weights that make no sense, or sources without the targets that the objective needs.
         """
         self.mixture = Mixture(config, corpus.source_bytes(), objective.targets_per_sample, seed)
         self._corpus = corpus

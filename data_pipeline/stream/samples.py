@@ -22,6 +22,7 @@ from data_pipeline.tokenizer import Tokenizer
 class StreamSamples:
     """Samples of raw text: the lanes, with an objective."""
 
+    finite: bool = False
     total: int | None = None
     immediate: bool = False
 

@@ -16,7 +16,7 @@ from data_pipeline.base.terminal import tell, warn
 from data_pipeline.finite.heldout import EvaluationSet, build_evaluation_set, open_evaluation_set
 from data_pipeline.loader import TrainLoader
 from data_pipeline.objectives import required_roles
-from data_pipeline.open_samples import open_samples
+from data_pipeline.open_samples import is_small, open_samples
 from data_pipeline.reading.dialogue import keep_turn_end
 from data_pipeline.samples import ReadReport
 from data_pipeline.sources.corpus import survey_sources
@@ -305,12 +305,12 @@ def build_loader(
 ) -> TrainLoader:
     """This rank's share of the training samples, from where the run continues on.
 
-    Rank 0 looks at the files for all; what is read as a finite set it tokenises first, and the others find it there.
+    Rank 0 looks at the files for all, and opens first what is or may be read as a finite set: the others find it there.
     """
     tokenised = any(source.about.is_tokenised for source in config.data.sources)
     surveys = None if tokenised else on_rank_zero(lambda: survey_sources(config.data))
     met: list[ReadReport] = []
-    if config.data.finite:
+    if config.data.finite or (surveys is not None and is_small(surveys)):
         on_rank_zero(
             lambda: (
                 open_samples(

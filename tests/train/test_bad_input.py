@@ -128,10 +128,6 @@ DATA_MISTAKES = {
         "data.sources.0.paths=[small.txt]",
         "data.lanes=1",
     ),
-    "more lanes than spans": (
-        r"data\.lanes \(4000\) exceeds the \d+ spans of the training data; set data\.lanes to \d+ or less",
-        "data.lanes=4000",
-    ),
     "a field that is not there": (
         r"data\.sources\[0\]\.field: bad\.jsonl has no field 'text' but 'body'",
         "data.sources.0={kind: jsonl, paths: [bad.jsonl]}",

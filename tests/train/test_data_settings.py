@@ -75,6 +75,24 @@ def test_epochs_of_a_stream_are_refused(folder: Path) -> None:
     assert "set data.order=finite" in finished.stderr
 
 
+def test_a_single_text_needs_no_settings(folder: Path) -> None:
+    (folder / "novel.txt").write_text("\n".join(TEXTS))
+    configure(folder, data={"sources": [{"paths": ["novel.txt"]}], "lanes": 960})
+    finished = train(folder, "train.steps=6")
+    assert finished.stderr.count("too little text for 960 lanes (data.lanes)") == 1
+    shown = run("data", "ledger", "run", "--step", 6, cwd=folder)
+    assert shown.returncode == 0, shown.stderr
+    # An epoch has each window of the one document once.
+    places = [line.split(":")[1] for line in shown.stdout.splitlines() if "novel.txt" in line]
+    assert len(set(places)) == 8
+    train(folder, "train.steps=6", "run.directory=said", "data.order=finite")
+    assert metrics(folder / "said") == metrics(folder / "run")
+    config = ["config.yaml", "train.steps=6", "run.directory=two"]
+    ranks = run("launch", "local", "--nproc", "2", *config, cwd=folder)
+    assert ranks.returncode == 0, ranks.stderr
+    assert ledger(folder / "two") == ledger(folder / "run")
+
+
 def test_a_growing_batch_reads_the_same_samples_in_order_and_resumes(folder: Path) -> None:
     ramp = ["train.batch_ramp={start: 4, increment: 2, samples: 40}", "train.global_batch=12", "train.steps=9"]
     train(folder, *ramp)
