@@ -24,7 +24,7 @@ from llmscale.engine.deepspeed.experts import experts_of_deepspeed, mark_experts
 from llmscale.engine.deepspeed.settings import deepspeed_config
 from llmscale.engine.deepspeed.weights import held, partition, place
 from llmscale.engine.features import Features
-from llmscale.engine.fingerprints import Fingerprints, fingerprints_of, first_difference
+from llmscale.engine.fingerprints import Fingerprints, fingerprints_of, first_difference, gradients
 from llmscale.engine.forward_timer import ForwardTimer
 from llmscale.engine.optimizers import build_optimizer, set_learning_rate
 from llmscale.engine.schedule import learning_rate
@@ -288,27 +288,29 @@ class Engine:
         """Compute a batch twice, without dropout and without training: where this rank's results differ in a bit first,
         as place in the order of the computation and name; None where they are the same. All ranks call it together.
 
-        The forward pass is compared; up to ZeRO 2 without pipeline also the gradients of what modules give and of
-        weights.
+        What modules give is compared, the gradients of that and those of weights, before ranks add them up.
         """
         self._engine.eval()
-        both = []
-        for _ in range(2):
-            with fingerprints_of(self._engine.module, self.config.engine.compile) as found:
-                self._pass_to_compare(batch, found)
-            both.append(found)
-        return first_difference(*both)
+        first, second = Fingerprints(), Fingerprints()
+        for found in (first, second):
+            with self._watched(found):
+                terms = self._engine.module(batch.to(self.device))
+                found.add("the loss", terms)
+                gradients(terms.sum(), self._objective)
+            shims.release_gathered(self._engine)
+        return first_difference(first, second)
 
-    def _pass_to_compare(self, batch: Batch, found: Fingerprints) -> None:
-        if self.config.engine.zero_stage == 3:
-            self.measure(batch)
-            return
-        with torch.enable_grad(), self._passes():
-            terms = self._engine.module(batch.to(self.device))
-            found.add("the loss", self._engine.module, terms)
-            if terms.requires_grad:
-                trained = [weight for weight in self._engine.module.parameters() if weight.requires_grad]
-                torch.autograd.grad(terms.sum(), trained, allow_unused=True)
+    @contextlib.contextmanager
+    def _watched(self, found: Fingerprints) -> Iterator[None]:
+        """Within the block, what passes compute is noted, gradients included."""
+        noted = fingerprints_of(self._objective, self.config.engine.compile, found)
+        with torch.enable_grad(), self._passes(), noted:
+            yield
+
+    @property
+    def _objective(self) -> ObjectiveModule:
+        """This rank's part of the model, with its loss."""
+        return self._engine.module
 
     @torch.no_grad()
     def score(self, batch: Batch) -> torch.Tensor:

@@ -22,11 +22,11 @@ class Fingerprints:
         """The module that computed it; of a gradient, the module whose output it is of, or the weight."""
         self._sums: list[Tensor] = []
 
-    def add(self, name: str, module: nn.Module, value: Any) -> None:
+    def add(self, name: str, value: Any) -> None:
         """Note what a module gave: a tensor, or tuples and lists of them; what else there is says nothing."""
         if isinstance(value, (tuple, list)):
             for each in value:
-                self.add(name, module, each)
+                self.add(name, each)
         elif isinstance(value, Tensor):
             self.names.append(name)
             self._sums.append(fingerprint(value))
@@ -54,25 +54,45 @@ def fingerprint(value: Tensor) -> Tensor:
 
 
 @contextlib.contextmanager
-def fingerprints_of(module: nn.Module, compiled: bool) -> Iterator[Fingerprints]:
+def fingerprints_of(module: nn.Module, compiled: bool, found: Fingerprints) -> Iterator[None]:
     """Within the block, note what each innermost module gives, in its forward pass and as gradient, and the gradients
     of weights, which torch.autograd.grad returns as zeros.
 
     Args:
         compiled: layers are compiled, so that nothing is noted within them but what they give.
+        found: gets them, also of a computation that goes on in a later block.
     """
-    found = Fingerprints()
     hooks = []
     for name, part in _watched(module, compiled):
-        hooks.append(part.register_forward_hook(lambda part, _, output, name=name: found.add(name, part, output)))
+        hooks.append(part.register_forward_hook(lambda _part, _, output, name=name: found.add(name, output)))
     for name, weight in module.named_parameters():
         if weight.requires_grad:
             hooks.append(weight.register_hook(lambda gradient, name=name: found.note_weight(name, gradient)))
     try:
-        yield found
+        yield
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def gradients(
+    value: Tensor, module: nn.Module, given: Tensor | None = None, gradient: Tensor | None = None
+) -> Tensor | None:
+    """The backward pass of a value through a module, for those who watch it: no weight keeps its gradient.
+
+    Args:
+        given: what the value was computed from.
+        gradient: of the value; None where that is a scalar.
+
+    Returns:
+        The gradient of `given`, where it has one.
+    """
+    trained = [weight for weight in module.parameters() if weight.requires_grad]
+    wanted = trained if given is None else [given, *trained]
+    if not (value.requires_grad and wanted):
+        return None
+    found = torch.autograd.grad(value, wanted, gradient, allow_unused=True)
+    return None if given is None else found[0]
 
 
 def _watched(module: nn.Module, compiled: bool, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from data_pipeline.batch import Batch
 from llmscale.engine.deepspeed import shims, zero_state
 from llmscale.engine.engine import Engine, ObjectiveModule, over_positions
-from llmscale.engine.fingerprints import Fingerprints
+from llmscale.engine.fingerprints import Fingerprints, first_difference, gradients
 from llmscale.engine.settings import EngineSettings
 from llmscale.model import Transformer
 from llmscale.objectives.loss import Loss
@@ -216,8 +216,36 @@ class PipelineEngine(Engine):
         totals = [sum(float(terms[i]) for terms in self._stage.sums) for i in self._measured]
         return [total * self.grid.is_loss_reporter for total in totals]
 
-    def _pass_to_compare(self, batch: Batch, found: Fingerprints) -> None:
-        self.measure(batch)
+    def computed_twice(self, batch: Batch) -> tuple[int, str] | None:
+        """As `Engine.computed_twice`. A stage computes both times from the same hidden states and the same gradient,
+        which its neighbours send once: where its results differ, it is at fault itself."""
+        self._engine.eval()
+        self._stage.expect([batch.to(self.device)] * 2)
+        stages, stage = self.grid.ranks("pipeline"), self.grid.coordinate("pipeline")
+        hidden = _received(stages[stage - 1], self.device) if stage else None
+        noted, passes = [Fingerprints(), Fingerprints()], []
+        for found in noted:
+            with self._watched(found):
+                given = None if hidden is None else hidden.clone().requires_grad_()
+                found.add("what the stage before gave", given)
+                value = self._stage(given)
+                found.add("what the stage gives", value)
+                passes.append((given, value))
+        gradient = None
+        if stage + 1 < len(stages):
+            _send(passes[0][1], stages[stage + 1])
+            gradient = _received(stages[stage + 1], self.device)
+        returned = []
+        for found, (given, value) in zip(noted, passes, strict=True):
+            with self._watched(found):
+                returned.append(gradients(value, self._objective, given, gradient))
+        if stage:
+            _send(returned[0], stages[stage - 1])
+        return first_difference(*noted)
+
+    @property
+    def _objective(self) -> ObjectiveModule:
+        return self._stage.objective
 
     @torch.no_grad()
     def score(self, batch: Batch) -> Tensor:
@@ -266,6 +294,26 @@ _NOTHING = torch.zeros(1, dtype=torch.int64)
 
 def _elsewhere(hidden: Tensor) -> Tensor:
     raise AssertionError("another stage's layers")
+
+
+def _send(value: Tensor, rank: int) -> None:
+    """Send a tensor of three dimensions, of whatever size and dtype, to a rank that calls `_received`."""
+    kind = torch.tensor([_DTYPES.index(value.dtype), *value.shape], device=value.device)
+    dist.send(kind, rank)
+    dist.send(value.detach().contiguous(), rank)
+
+
+def _received(rank: int, device: torch.device) -> Tensor:
+    """What a rank has sent with `_send`."""
+    kind = torch.empty(4, dtype=torch.int64, device=device)
+    dist.recv(kind, rank)
+    dtype, *shape = kind.tolist()
+    value = torch.empty(shape, dtype=_DTYPES[dtype], device=device)
+    dist.recv(value, rank)
+    return value
+
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def _pipeline_settings(settings: dict[str, Any]) -> dict[str, Any]:

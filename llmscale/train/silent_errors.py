@@ -47,12 +47,12 @@ def look_twice(engine: Engine, batch: Batch, step: int) -> None:
     """
     found = engine.computed_twice(batch)
     grid = engine.grid
-    # What one rank of a replica gets wrong its others hear of: of those the first in the order of the computation is
-    # to blame. Replicas hear of each other where experts are spread over them.
-    replica = 0 if grid.expert > 1 else grid.coordinate("data")
-    order = None if found is None else (grid.coordinate("pipeline"), found[0])
-    told = gather_objects((replica, order, socket.gethostname(), found[1] if found else ""))
-    first: dict[int, tuple[int, int]] = {}
+    # What one rank of a stage of a replica gets wrong its others hear of: of those the first in the order of the
+    # computation is to blame. Replicas hear of each other where experts are spread over them.
+    group = (grid.coordinate("pipeline"), 0 if grid.expert > 1 else grid.coordinate("data"))
+    place, where = found or (None, "")
+    told = gather_objects((group, place, socket.gethostname(), where))
+    first: dict[tuple[int, int], int] = {}
     for number, when, _, _ in told:
         if when is not None:
             first[number] = min(first.get(number, when), when)

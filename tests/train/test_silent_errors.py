@@ -131,17 +131,40 @@ LAYOUTS = [
     ("parallel.sequence=2",),
     ("parallel.pipeline=2",),
 ]
+CASES = [("output", layout) for layout in LAYOUTS] + [
+    (what, layout)
+    for what in ("gradient", "weight")
+    for layout in (("engine.zero_stage=3", "engine.activation_checkpointing=block"), ("parallel.pipeline=2",))
+]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", LAYOUTS, ids=" ".join)
+@pytest.mark.parametrize(("what", "layout"), CASES, ids=lambda case: case if isinstance(case, str) else " ".join(case))
 @pytest.mark.parametrize("rank", [0, 1])
-def test_the_rank_is_named(tmp_path: Path, layout: tuple[str, ...], rank: int) -> None:
+def test_the_rank_is_named(tmp_path: Path, what: str, layout: tuple[str, ...], rank: int) -> None:
     write_tiny_run(tmp_path)
-    plant = functools.partial(flip_one_bit, rank, "feed_forward.up", 3)
-    done = start(tmp_path, 2, *layout, prepare=plant)
+    plant = functools.partial(flip_one_bit, rank, "feed_forward.up", 3, what)
+    done = start(tmp_path, 2, *layout, "train.steps=3", prepare=plant)
     assert [each.returncode for each in done] == [75, 75], done
     outcome = json.loads((tmp_path / "run/outcome.json").read_text())
     assert [fault["rank"] for fault in outcome["faulty"]] == [rank], outcome
     assert "Traceback" not in done[0].stderr + done[1].stderr
     assert f"rank {rank} on " in done[0].stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "layout",
+    [
+        ("engine.zero_stage=3", "train.micro_batch=2"),
+        ("parallel.pipeline=2", "engine.dtype=bf16", "model.dropout=0.1"),
+    ],
+    ids=" ".join,
+)
+def test_looking_changes_nothing_for_several_ranks(tmp_path: Path, layout: tuple[str, ...]) -> None:
+    write_tiny_run(tmp_path)
+    for directory, every in (("run", 1), ("without", 0)):
+        more = (f"recovery.check_every={every}", f"run.directory={directory}", "train.steps=4")
+        done = start(tmp_path, 2, *layout, *more)
+        assert [each.returncode for each in done] == [0, 0], done
+    assert metrics(tmp_path / "run") == metrics(tmp_path / "without")

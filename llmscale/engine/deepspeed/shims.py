@@ -121,6 +121,13 @@ def share_masters(engine: Any) -> None:
         masters[place] = weights.requires_grad_()
 
 
+def release_gathered(engine: Any) -> None:
+    """At ZeRO 3, give back the weights that a backward pass of torch.autograd.grad has left gathered; DeepSpeed does
+    it where the backward pass is its own."""
+    if engine.zero_optimization_stage() == 3:
+        engine.optimizer.parameter_offload.release_backward_leftovers()
+
+
 def skip_at_the_smallest_scale(engine: Any) -> None:
     """In fp16, let a step that overflows at a factor of 1 be skipped as others are; DeepSpeed would raise there."""
     if engine.optimizer.loss_scaler.dynamic:
