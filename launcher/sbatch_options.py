@@ -8,6 +8,7 @@ from data_pipeline.base.errors import UserError
 _LETTERS = {
     "a": "array",
     "D": "chdir",
+    "e": "error",
     "G": "gpus",
     "J": "job-name",
     "n": "ntasks",
@@ -29,7 +30,7 @@ _FLAGS = {
 """Long options without a value, or with one that only `=` can give."""
 
 _SHORTENED = {
-    **dict.fromkeys(("array", "chdir", "job-name", "output", "signal", "wrap"), 3),
+    **dict.fromkeys(("array", "chdir", "error", "job-name", "output", "signal", "wrap"), 3),
     **{"gpus-per-node": 10, "ntasks-per-node": 12, "ntasks-per-gpu": 12, "tasks-per-node": 3},
 }
 """Long names that callers ask about and that getopt takes by their beginnings, and of how many letters at least."""

@@ -16,9 +16,10 @@ from launcher.environment import RANK_VARIABLES
 from launcher.forecast import warnings
 from launcher.sbatch_options import given_options, gpus_per_node
 from launcher.snapshot import take_snapshot
-from launcher.time_limit import lead_seconds, limit_seconds, require_lead_below, script_lead
+from launcher.time_limit import lead_seconds, limit_seconds, require_heeded, require_lead_below, script_lead
 from llmscale.config import RunConfig, load_config
 from llmscale.layout import require_legal, require_possible
+from llmscale.train.run_directory import RunDirectory
 
 TEMPLATE = Path(__file__).with_name("train.sbatch")
 """The batch script, in a clone and in an installed package."""
@@ -33,6 +34,9 @@ trap - EXIT
 exec /usr/bin/env -0
 """
 """cluster.env is shell: it holds sbatch's own variables, such as SBATCH_PARTITION, and may load modules."""
+
+_LOGS = ("output", "error")
+"""Options of sbatch that name a log."""
 
 _HEREDOC = "END_OF_BATCH_SCRIPT"
 _SHELL_SNAPSHOT = "SNAPSHOT_FOLDER"
@@ -153,7 +157,9 @@ class Submission:
         except FileNotFoundError:
             raise UserError("sbatch is not on the PATH; submit from a login node of the cluster") from None
         if result.returncode:
-            raise UserError(f"sbatch refused the job: {result.stderr.strip()}; see {CLUSTER} and the options")
+            lines = (line.removeprefix("sbatch: ").removeprefix("error: ") for line in result.stderr.splitlines())
+            said = "; ".join(line.strip() for line in lines if line.strip())
+            raise UserError(f"sbatch refused the job: {said}; see {CLUSTER} and the options")
         sys.stderr.write(result.stderr)
         return result.stdout.strip()
 
@@ -167,8 +173,9 @@ def prepare(request: Request) -> Submission:
     """Check a request, in the working directory from which it is submitted.
 
     Raises:
-        UserError: the config is wrong, or illegal for this number of ranks; the options contradict each other; the time
-            limit is not above the lead of the signal that comes before it; slurm/cluster.env fails.
+        UserError: the config is wrong, or illegal for this number of ranks; the options contradict each other, or name
+            folders that there are not; the time limit is not above the lead of the signal that comes before it, or the
+            ranks do not heed that; the run is finished; slurm/cluster.env fails.
     """
     config = load_config(request.config, request.overrides)
     given = given_options(request.options)
@@ -176,6 +183,9 @@ def prepare(request: Request) -> Submission:
         raise UserError("--wrap gives sbatch another script, but `launch slurm` submits its own; leave --wrap out")
     _require_a_folder_each(config.run.directory, given.get("array"))
     environment = cluster_environment()
+    below = given.get("chdir", "")
+    _require_folders(below, {name: given.get(name) or environment.get(f"SBATCH_{name.upper()}", "") for name in _LOGS})
+    _require_unfinished(config, below)
     layout, ranks = _layout(request, given, config, environment)
     if ranks is None:
         require_possible(config)
@@ -183,6 +193,8 @@ def prepare(request: Request) -> Submission:
         require_legal(config, ranks)
     time_limit = _agreed("time", request.time_limit, given)
     signal = given.get("signal", environment.get("SBATCH_SIGNAL", ""))
+    if signal:
+        require_heeded(signal)
     lead = lead_seconds(signal) if signal else script_lead(TEMPLATE)
     limit = time_limit or environment.get("SBATCH_TIMELIMIT")
     require_lead_below(limit_seconds(limit) if limit else None, lead)
@@ -198,7 +210,6 @@ def prepare(request: Request) -> Submission:
         options.append(f"--output={log}")
     numbers = [f"--lead={lead}"]
     numbers += [f"--restarts={request.restarts}"] if request.restarts else []
-    below = given.get("chdir", "")
     if request.chain > 1:
         if "array" in given:
             raise UserError(f"--chain={request.chain} and --array={given['array']} are both given; use one of them")
@@ -230,6 +241,41 @@ def _require_a_folder_each(directory: str, array: str | None) -> None:
         raise UserError(
             f"run.directory is '{directory}', but {{array_task}} has a value only in a job array; give"
             " `-- --array=0-9`, or leave it out"
+        )
+
+
+def _require_folders(below: str, logs: Mapping[str, str]) -> None:
+    """Slurm makes no folders: a job without a place for its log ends at once, and without a word.
+
+    Args:
+        below: the job's working directory, where it is another one.
+        logs: paths of its logs by option; empty where none is given.
+
+    Raises:
+        UserError: one does not exist.
+    """
+    if below and not os.path.isdir(below):
+        raise UserError(f"--chdir is {below}, which is no folder; make it, or name another one")
+    for name, path in logs.items():
+        folder = os.path.dirname(os.path.join(below, path)) if path else ""
+        if folder and "%" not in folder and not os.path.isdir(folder):
+            raise UserError(
+                f"--{name} is {path}, but {folder} is no folder, and Slurm makes none for a log; make it: mkdir -p"
+                f" {shlex.quote(folder)}"
+            )
+
+
+def _require_unfinished(config: RunConfig, below: str) -> None:
+    """Refuse to wait in a queue for nothing.
+
+    Raises:
+        UserError: the run has made all of its steps.
+    """
+    run = RunDirectory(Path(below) / config.run.directory)
+    if run.is_finished(config):
+        raise UserError(
+            f"{run.path} is finished: all {run.outcome()['step']} steps are done, see {run.summary_file}; to go on,"
+            " give more of them (train.steps, train.epochs), else another run.directory"
         )
 
 

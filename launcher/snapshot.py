@@ -64,8 +64,8 @@ def take_snapshot(config: RunConfig, below: str = "") -> Path:
         if folder.is_dir():  # another submission was first
             return folder
         raise UserError(
-            f"cannot write {error.filename or parent} ({error.strerror}), where code and config of the job are kept;"
-            " make it writable, or submit with --no-snapshot"
+            f"cannot write {parent} ({error.strerror}), where code and config of the job are kept; make it writable, or"
+            " submit with --no-snapshot"
         ) from None
     return folder
 

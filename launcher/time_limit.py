@@ -12,6 +12,10 @@ from data_pipeline.base.errors import UserError
 DEFAULT_LEAD = 60
 """Seconds between signal and limit where `--signal` names none (sbatch's manual)."""
 
+_PASSED_ON = ("USR1", "10")
+_HEEDED = (*_PASSED_ON, "TERM", "15", "HUP", "1")
+"""Signals by name and by Linux's number: those that the batch script passes on, and those at which ranks save."""
+
 
 def limit_seconds(text: str) -> int | None:
     """Seconds of a time limit as sbatch takes and scontrol prints it; None where it sets none.
@@ -44,6 +48,26 @@ def lead_seconds(option: str) -> int:
     """Seconds before the limit at which the signal of `--signal=OPTION` comes: `[{R|B|RB}:]SIGNAL[@SECONDS]`."""
     seconds = option.partition("@")[2]
     return int(seconds) if seconds.isdecimal() else DEFAULT_LEAD
+
+
+def require_heeded(option: str) -> None:
+    """Refuse a `--signal=OPTION` that would end the ranks, or miss them, instead of letting them save.
+
+    Raises:
+        UserError: names it and what to write.
+    """
+    target, _, told = option.rpartition(":")
+    signal = told.partition("@")[0].upper().removeprefix("SIG")
+    lead = lead_seconds(option)
+    if "B" in target.upper() and signal not in _PASSED_ON:
+        raise UserError(
+            f"--signal is {option}, of which the batch script passes on nothing to the ranks; write"
+            f" --signal=USR1@{lead}"
+        )
+    if signal not in _HEEDED:
+        raise UserError(
+            f"--signal is {option}, at which ranks do not save, as they do at USR1 and TERM; write --signal=USR1@{lead}"
+        )
 
 
 def script_lead(script: Path) -> int:

@@ -91,10 +91,7 @@ def open_run(
 
     def claim() -> int | None:
         repaired = run.require_same_run(config)
-        outcome = run.outcome()
-        # With epochs the steps follow from the data, which the identity covers.
-        wanted = 0 if config.train.epochs is not None else config.train.steps
-        if outcome.get("outcome") == "done" and (outcome.get("step", 0) >= wanted or outcome.get("stopped")):
+        if run.is_finished(config):
             return None
         run.saved = run.known_saved(config)
         if not run.candidates() and not from_scratch:

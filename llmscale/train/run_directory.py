@@ -83,6 +83,13 @@ class RunDirectory:
         numbers = all(isinstance(found.get(key, 0), int) for key in ("attempt", "step", "saved"))
         return found if numbers else {}
 
+    def is_finished(self, config: RunConfig) -> bool:
+        """Whether it has made all of a config's steps, or has stopped before for good."""
+        outcome = self.outcome()
+        # With epochs the steps follow from the data, which the identity covers.
+        wanted = 0 if config.train.epochs is not None else config.train.steps
+        return outcome.get("outcome") == "done" and bool(outcome.get("step", 0) >= wanted or outcome.get("stopped"))
+
     def record_outcome(self, outcome: Outcome, **details: Any) -> None:
         """Replace outcome.json atomically. It goes on saying which step was saved last."""
         with self._writing:

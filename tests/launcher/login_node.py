@@ -40,7 +40,7 @@ class LoginNode:
         path.chmod(0o755)
 
     def settings(self, text: str) -> None:
-        (self.folder / "slurm").mkdir()
+        (self.folder / "slurm").mkdir(exist_ok=True)
         (self.folder / "slurm/cluster.env").write_text(text)
 
     def launch(self, *arguments: object) -> str:

@@ -1,5 +1,6 @@
 """`llmscale launch slurm`, with a stand-in for sbatch that writes down what it was given."""
 
+import errno
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ from data_pipeline.base.errors import UserError
 from data_pipeline.base.records import RecordWriter
 from llmscale.config import load_config
 from llmscale.report.goodput import ACTIVITIES
+from llmscale.train.run_directory import RunDirectory
 from tests.launcher.login_node import ROOT, assert_refused, invoke
 
 
@@ -49,11 +51,13 @@ def test_stdout_is_the_number_and_stderr_how_to_go_on(login):
         (["--output=logs/%x-%j.out"], "logs/run-7-4711.out"),
         (["-o", "a b/%A.txt", "-J", "mine"], "'a b/4711.txt'"),
         (["--array=0-3%1"], "slurm-4711_*.log"),
-        (["-D", "/scratch/mine"], "/scratch/mine/slurm-4711.log"),
-        (["--chdir=/scratch/mine", "-o", "/logs/%j"], "/logs/4711"),
+        (["-D", "mine"], "mine/slurm-4711.log"),
+        (["--chdir=mine", "-o", "/tmp/%j"], "/tmp/4711"),
     ],
 )
 def test_the_log_to_follow_is_the_jobs(login, options, log):
+    for folder in ("logs", "a b", "mine"):
+        (login.folder / folder).mkdir()
     assert f"tail -F {log}\n" in invoke("config.yaml", "--", *options).stderr
 
 
@@ -129,6 +133,58 @@ def test_jobs_whose_folders_have_their_numbers_share_a_snapshot_beside_them(logi
 def test_a_snapshot_that_cannot_be_written_is_named(login):
     (login.folder / "runs").write_text("")
     assert_refused(login, "config.yaml", says=["runs", "--no-snapshot"])
+
+
+def test_a_disk_that_is_full_is_named_by_the_run_folder(login, monkeypatch):
+    def full(source, target):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(source))
+
+    monkeypatch.setattr("launcher.snapshot.shutil.copyfile", full)
+    assert_refused(login, "config.yaml", says=[f"cannot write {login.folder}/runs/run-7/snapshots (No space left"])
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--output=logs/%j.out"], "--output is logs/%j.out, but logs is no folder"),
+        (["-e", "logs/a b/%j"], "mkdir -p 'logs/a b'"),
+        (["--chdir=elsewhere"], "--chdir is elsewhere, which is no folder"),
+        (["--chdir=config.yaml"], "--chdir is config.yaml, which is no folder"),
+        (["--signal=USR2@90"], "write --signal=USR1@90"),
+        (["--signal", "sigint"], "--signal is sigint, at which ranks do not save"),
+        (["--signal=B:TERM@90"], "--signal is B:TERM@90, of which the batch script passes on nothing"),
+    ],
+)
+def test_what_would_end_a_job_without_a_word_is_not_submitted(login, options, says):
+    assert_refused(login, "config.yaml", "--", *options, says=[says])
+    assert sorted(path.name for path in login.folder.iterdir()) == ["bin", "config.yaml"]
+
+
+def test_logs_of_the_clusters_settings_count_too(login):
+    login.settings("export SBATCH_OUTPUT=logs/%x/%j\n")
+    login.launch("config.yaml")  # only the job knows the folder
+    login.settings("export SBATCH_ERROR=logs/%j\n")
+    (login.folder / "arguments").unlink()
+    assert_refused(login, "config.yaml", says=["--error is logs/%j"])
+
+
+@pytest.mark.parametrize("signal", ["USR1", "R:10@90", "B:sigusr1@90", "TERM@90", "RB:USR1@90"])
+def test_signals_at_which_ranks_save_are_submitted(login, signal):
+    login.launch("config.yaml", "--", f"--signal={signal}")
+    assert f"--signal={signal}" in login.arguments()
+
+
+def test_a_finished_run_does_not_wait_in_the_queue(login):
+    run = RunDirectory("runs/run-7")
+    run.path.mkdir(parents=True)
+    shutil.copy("config.yaml", run.config_file)
+    run.record_outcome("done", attempt=1, step=80)
+    for words in (["config.yaml"], ["--resume", "runs/run-7"]):
+        assert_refused(login, *words, "train.steps=80", says=["runs/run-7 is finished: all 80 steps are done"])
+    login.launch("config.yaml", "train.steps=81")
+    (login.folder / "arguments").unlink()
+    run.record_outcome("done", attempt=1, step=60, stopped="no gain")
+    assert_refused(login, "config.yaml", "train.steps=81", says=["all 60 steps are done"])
 
 
 def test_a_run_is_continued_on_another_number_of_nodes_by_its_own_config(login):
@@ -257,10 +313,11 @@ def test_another_launch_or_job_in_the_shell_is_not_handed_on(login, monkeypatch)
 
 
 def test_what_sbatch_refuses_is_passed_on(login):
-    login.answers("echo 'sbatch: error: invalid partition specified: big' >&2; exit 1")
+    said = "sbatch: error: invalid partition specified: big\\nsbatch: error: Batch job submission failed\\n"
+    login.answers(f"printf '{said}' >&2; exit 1")
     result = invoke("config.yaml")
     assert isinstance(result.exception, UserError)
-    assert "invalid partition specified: big" in str(result.exception)
+    assert "job: invalid partition specified: big; Batch job submission failed; see" in str(result.exception)
 
 
 def test_a_missing_sbatch_is_named(login, monkeypatch):
