@@ -37,6 +37,10 @@ COMMANDS = {
 class LazyGroup(click.Group):
     """A group that imports its commands when they are used, and explains mistakes."""
 
+    def make_context(self, *arguments: Any, **settings: Any) -> click.Context:
+        with mistakes_explained():
+            return super().make_context(*arguments, **settings)
+
     def invoke(self, context: click.Context) -> Any:
         # Not around the whole of click, which would turn Ctrl-C into its own message and exit code first.
         with mistakes_explained():
@@ -52,7 +56,11 @@ class LazyGroup(click.Group):
         return getattr(importlib.import_module(module), attribute)  # type: ignore[no-any-return]
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    "llmscale",
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.version_option(package_name="llmscale")
 @LOCAL_RANK
 def cli(local_rank: int | None) -> None:

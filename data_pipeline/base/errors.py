@@ -36,6 +36,15 @@ def first_line(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
+def about(what: object) -> Iterator[None]:
+    """Mistakes that are found within the block say what they are about, such as a file."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{what}: {error}") from None
+
+
+@contextlib.contextmanager
 def writing(path: str | Path) -> Iterator[None]:
     """Errors of the operating system within the block, such as a full disk, name `path`, which write() does not."""
     try:

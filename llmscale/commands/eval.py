@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from data_pipeline.base.errors import UserError
 from llmscale.commands.device_options import chosen, device_options, require_device
 from llmscale.commands.local_rank import LOCAL_RANK, adopt
+
+_ALWAYS = ("listed", "as_json", "local_rank", "device", "dtype")
+_OF_TASKS = (
+    *("checkpoint", "overrides", "tasks", "files", "data_root", "few_shot", "limit", "seed", "scorer", "overflow"),
+    *("metrics", "contamination", "before", "output"),
+)
+_OF_FILES = ("checkpoint", "overrides", "tasks", "files", "limit", "kind", "field", "target_field", "encoding", "batch")
 
 
 @click.command("eval")
@@ -25,7 +34,7 @@ from llmscale.commands.local_rank import LOCAL_RANK, adopt
 )
 @click.option("--data-root", help="Folder with the data of tasks.  [default: LLMSCALE_DATA_ROOT]")
 @click.option("--few-shot", type=click.IntRange(min=0), help="Examples before each item.  [default: the task's own]")
-@click.option("--limit", type=click.IntRange(min=1), help="Most items of a task.")
+@click.option("--limit", type=click.IntRange(min=1), help="Most items of a task, or samples of files.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of examples and of sampling.")
 @click.option("--scorer", help="How texts are scored.  [default: as suits the model]")
 @click.option(
@@ -73,16 +82,21 @@ def evaluate(
     if listed:
         from llmscale.evaluate.listing import list_tasks
 
+        _refuse_others({"checkpoint"}, "the list of tasks; leave it out, or leave out --list")
         list_tasks(as_json)
         return
     if checkpoint is None:
         raise UserError("eval needs a checkpoint, a run directory or an artefact; name one")
     metrics = _split(options["metrics"])
-    artefacts = [path.parent for path in (checkpoint / "items.jsonl", *sorted(checkpoint.glob("*/items.jsonl")))]
-    artefacts = [folder for folder in artefacts if (folder / "items.jsonl").is_file()]
+    artefacts = [path.parent for path in sorted(checkpoint.glob("*/items.jsonl")) if path.is_file()]
+    if any((checkpoint / name).is_file() for name in ("items.jsonl", "meta.json")):
+        artefacts = [checkpoint]
     if artefacts:
         from llmscale.evaluate.listing import recompute
 
+        _refuse_others(
+            {"checkpoint", "metrics"}, f"{checkpoint}, which was evaluated already; name a checkpoint or run"
+        )
         recompute(artefacts, metrics, as_json)
         return
     names = _split(tasks)
@@ -94,6 +108,7 @@ def evaluate(
             raise UserError(f"--contamination {contamination} is about items of tasks; give --tasks NAME (see --list)")
         _on_files(checkpoint, overrides, files, as_json, options)
         return
+    _refuse_others(_OF_TASKS, "tasks; leave it out, or evaluate on files, by --data FILE without --tasks")
     from launcher.environment import adopt_slurm_environment
     from llmscale.evaluate.evaluation import Choices
     from llmscale.evaluate.task_commands import Contamination, Where, evaluate_on_tasks
@@ -119,6 +134,7 @@ def _on_files(
 ) -> None:
     if not files:
         raise UserError("eval needs something to evaluate on; give --tasks NAME (see --list) or --data FILE")
+    _refuse_others(_OF_FILES, "an evaluation on files; leave it out, or give --tasks NAME")
     device, dtype = chosen(options["device"], options["dtype"])
     if overrides:
         raise UserError(f"{overrides[0]!r} is a setting for --tasks; leave it out, or give --tasks")
@@ -128,7 +144,22 @@ def _on_files(
     given = Given(**{name: options[name] for name in Given._fields})
     if given.kind not in (None, *KINDS):
         raise UserError(f"--kind is {given.kind!r}, but must be one of {', '.join(KINDS)}")
-    evaluate_files(checkpoint, files, options["batch"], as_json, given, device, dtype)
+    evaluate_files(checkpoint, files, options["batch"], as_json, given, device, dtype, options["limit"])
+
+
+def _refuse_others(taken: Collection[str], use: str) -> None:
+    """Refuse what is given on the command line and changes nothing: all but the options `taken` and `--json`.
+
+    Raises:
+        UserError: names the first, and what it does not change: the `use`, with what to do.
+    """
+    context = click.get_current_context()
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        given = context.get_parameter_source(name) is ParameterSource.COMMANDLINE and context.params[name] != ()
+        if given and name not in (*taken, *_ALWAYS):
+            shown = parameter.opts[0] if isinstance(parameter, click.Option) else context.params[name][0]
+            raise UserError(f"{shown} changes nothing of {use}")
 
 
 def _split(values: tuple[str, ...]) -> list[str]:

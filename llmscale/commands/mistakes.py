@@ -7,6 +7,8 @@ import errno
 import sys
 from collections.abc import Iterator
 
+import click
+
 from data_pipeline.base.errors import FULL, UserError
 from llmscale.commands.speech import complain
 from llmscale.distributed.exit_codes import FAILED, INTERRUPTED, USER_MISTAKE
@@ -26,6 +28,9 @@ def mistakes_explained() -> Iterator[None]:
     except UserError as error:
         if shown_rank() == 0 or not error.everywhere:
             complain(str(error))
+        sys.exit(USER_MISTAKE)
+    except click.UsageError as error:
+        _complain_of_usage(error)
         sys.exit(USER_MISTAKE)
     except OSError as error:
         reason = error.strerror
@@ -47,3 +52,16 @@ def mistakes_explained() -> Iterator[None]:
             # Every rank raises a DivergedError alike.
             complain(str(error))
         sys.exit(FAILED)
+
+
+def _complain_of_usage(error: click.UsageError) -> None:
+    """What click says of an option or argument, as one sentence."""
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        raise error  # which is the help, and no mistake
+    if shown_rank():
+        return  # every rank has the same command line
+    near = getattr(error, "possibilities", None)  # which click would put into a sentence of its own
+    message = " ".join((error.message if near else error.format_message()).split()).removesuffix(".")
+    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    help_ = f" (see {error.ctx.command_path} --help)" if error.ctx is not None else ""
+    complain(f"{message[:1].lower()}{message[1:]}{hint}{help_}")

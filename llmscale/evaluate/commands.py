@@ -33,17 +33,19 @@ def evaluate_files(
     given: Given = Given(),  # noqa: B008
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
+    limit: int | None = None,
 ) -> None:
     """Print the held-out figures of a checkpoint on files: on what `evaluation_sources` takes them for.
 
     Args:
         device, dtype: where the model computes, and as what.
+        limit: most samples, evenly of all that the files are cut into.
 
     Raises:
         UserError: no intact checkpoint, no such file, or files that the model's objective cannot be evaluated on.
     """
     trained = load_model(checkpoint, device, dtype)
-    figures, documents = figures_on(trained, files, batch, given, device)
+    figures, documents = figures_on(trained, files, batch, given, device, limit)
     for warning in documents.met.warnings(trained.config.data.bad_record_warning):
         click.echo(warning, err=True)
     if as_json:
@@ -60,11 +62,13 @@ def figures_on(
     batch: int,
     given: Given = Given(),  # noqa: B008
     device: torch.device | str = "cpu",
+    limit: int | None = None,
 ) -> tuple[dict[str, Any], EvaluationSet]:
     """The held-out figures of a model on files, and what was read of these.
 
     Args:
         device: where the model is.
+        limit: as `evaluate_files`.
 
     Raises:
         UserError: as `evaluate_files`.
@@ -94,6 +98,7 @@ def figures_on(
             lambda part: loss(trained.model, part.to(device))[kept].tolist(),
             documents,
             batch,
+            max_samples=limit,
             measures=loss.measures,
             text=loss.heads[0].per_token,
             shared=loss.shared,

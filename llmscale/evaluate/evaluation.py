@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.base.errors import UserError
+from data_pipeline.base.errors import UserError, about
 from data_pipeline.reading.item import Item
 from data_pipeline.reading.reader import Reader
 from llmscale.distributed.agreement import on_rank_zero, together
@@ -161,10 +161,8 @@ def _scored(
 
 
 def _ask(scorer: Scorer, item: Item, task: Task) -> Asked:
-    try:
+    with about(f"task {task.name}, item {item.number}"):
         return Asked(item, scorer.request(item))
-    except UserError as error:
-        raise UserError(f"task {task.name}, item {item.number}: {error}") from None
 
 
 def _joined(scorer: Scorer, settings: PerplexityTask, items: Sequence[Item], task: Task) -> list[Asked]:
@@ -180,10 +178,8 @@ def _joined(scorer: Scorer, settings: PerplexityTask, items: Sequence[Item], tas
     found: dict[int, Asked] = {}
     for places in groups.values():
         some = [items[place] for place in places]
-        try:
+        with about(f"task {task.name}"):
             requests = scorer.joined(some, settings.separator)
-        except UserError as error:
-            raise UserError(f"task {task.name}: {error}") from None
         found |= {place: Asked(items[place], request) for place, request in zip(places, requests, strict=True)}
     return [found[place] for place in range(len(items))]
 
@@ -198,11 +194,9 @@ def _written(
         stop=tuple(asked.until),  # type: ignore[attr-defined]
         seed=choices.seed,
     )
-    try:
+    with about(f"task {task.name}"):
         writer = ItemWriter(placed, settings, asked.samples)  # type: ignore[attr-defined]
         prompts = writer.prompts(items, _overflow(task, choices))
-    except UserError as error:
-        raise UserError(f"task {task.name}: {error}") from None
     options = {"max_new_tokens": settings.max_new_tokens, "temperature": settings.temperature, "until": asked.until}  # type: ignore[attr-defined]
     grid = placed.scoring.grid
     return "generate", options, lambda done, progress: writer.records(prompts[done:], grid, progress=progress)
@@ -211,10 +205,8 @@ def _written(
 def _labelled(
     placed: Placed, task: Task, items: Sequence[Item], choices: Choices
 ) -> tuple[str, dict[str, Any], _Records]:
-    try:
+    with about(f"task {task.name}"):
         labeller = Labeller(placed, task.settings.labels)  # type: ignore[attr-defined]
-    except UserError as error:
-        raise UserError(f"task {task.name}: {error}") from None
     return "head", {}, lambda done, progress: labeller.records(items[done:], progress)
 
 
@@ -226,12 +218,10 @@ def _overflow(task: Task, choices: Choices) -> Any:
 def _by_head(
     placed: Placed, task: Task, items: Sequence[Item], choices: Choices
 ) -> tuple[str, dict[str, Any], _Records]:
-    try:
+    with about(f"task {task.name}"):
         asker = (
             Tagger(placed, task.settings.labels)
             if isinstance(task.settings, TagTask)
             else SpanFinder(placed, task.settings)  # type: ignore[arg-type]
         )
-    except UserError as error:
-        raise UserError(f"task {task.name}: {error}") from None
     return "head", {}, lambda done, progress: asker.records(items[done:], progress)

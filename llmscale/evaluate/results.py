@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from data_pipeline.base.errors import UserError, about
 from data_pipeline.base.records import strict
 from llmscale.evaluate.artefact import Artefact, Record
 from llmscale.evaluate.compare.models import Model
@@ -69,7 +70,7 @@ def figures_of(artefact: Artefact, metrics: Sequence[str] = (), before: Model | 
         before: an earlier checkpoint, for what it did to items that training has seen them.
 
     Raises:
-        UserError: a metric that is not known or does not fit.
+        UserError: a metric that is not known or does not fit, or an artefact without what it needs; it is named.
     """
     meta = artefact.meta
     names = metrics or meta.metrics
@@ -78,9 +79,13 @@ def figures_of(artefact: Artefact, metrics: Sequence[str] = (), before: Model | 
         return [figure_of(name, records, kind=meta.kind) for name in names]
 
     unseen = [record for record in artefact.records if "seen" not in record.flags]
-    without = figures(unseen) if 0 < len(unseen) < len(artefact.records) else []
+    with about(artefact.path):
+        if not artefact.records:
+            raise UserError("it has no item yet; let its evaluation go on, by the command that began it")
+        without = figures(unseen) if 0 < len(unseen) < len(artefact.records) else []
+        whole = figures(artefact.records)
     effects = effects_of(before, artefact, metrics) if before is not None and artefact.seen is not None else []
-    return TaskFigures(artefact, figures(artefact.records), without, effects)
+    return TaskFigures(artefact, whole, without, effects)
 
 
 def suite_means(suite: Suite, results: Sequence[TaskFigures]) -> dict[str, float]:

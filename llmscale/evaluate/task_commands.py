@@ -12,7 +12,7 @@ from typing import Literal
 import click
 import torch
 
-from data_pipeline.base.errors import UserError
+from data_pipeline.base.errors import UserError, about
 from data_pipeline.base.progress import Progress
 from data_pipeline.base.terminal import tell
 from llmscale.config.system import HELD_OUT, GenerateConfig
@@ -27,6 +27,7 @@ from llmscale.evaluate.contamination.run import TrainedOn, asked_of
 from llmscale.evaluate.contamination.seen_items import write_seen
 from llmscale.evaluate.evaluation import Choices, prepare, run
 from llmscale.evaluate.held_out import held_out_task
+from llmscale.evaluate.metrics import check_metric
 from llmscale.evaluate.placed import Placed, Source, place_on_ranks, place_whole
 from llmscale.evaluate.results import as_json, figures_of, show
 from llmscale.evaluate.tasks import Selection, Task, load_tasks
@@ -102,6 +103,10 @@ def _selected(
     placed: Placed, names: Sequence[str], data: Sequence[str], data_root: str | None, metrics: Sequence[str]
 ) -> Selection:
     selection = load_tasks([name for name in names if name != HELD_OUT], data, data_root)
+    for task in selection.tasks:
+        for metric in metrics:
+            with about(f"task {task.name}"):
+                check_metric(metric, task.kind)
     if HELD_OUT not in names:
         return selection
     asked = placed.config.evaluation.generate or (GenerateConfig(metrics=list(metrics)) if metrics else None)

@@ -223,6 +223,20 @@ def test_other_objectives_read_the_same_texts_from_every_kind_of_file(
         assert by_kind["jsonl"]["loss"] == pytest.approx(nats / (len(stream) - 1), rel=2e-6)
 
 
+def test_a_limit_takes_an_even_sample_of_the_files(
+    trained: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    model = trained("pairs")
+    pairs = [{"question": f"{letter} {letter}?", "answer": letter * (place + 1)} for place, letter in enumerate("abcd")]
+    path = write(tmp_path / "all", "jsonl", pairs)
+    whole = figures(capsys, model.path, "--data", path)
+    assert figures(capsys, model.path, "--data", path, "--limit", 100) == whole
+    half = figures(capsys, model.path, "--data", path, "--limit", 2)
+    alone = figures(capsys, model.path, "--data", write(tmp_path / "some", "jsonl", pairs[::2]))
+    assert half["tokens"] == alone["tokens"] < whole["tokens"]
+    assert half["loss"] == pytest.approx(alone["loss"], rel=1e-6)
+
+
 def test_a_table_is_plain_text_where_neither_the_run_nor_the_command_has_fields(
     trained: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from data_pipeline.base.errors import UserError
+from data_pipeline.base.errors import UserError, about
 from llmscale.evaluate.artefact import Artefact, Record
 
 Places = Sequence[int]
@@ -102,13 +102,15 @@ class ScoredArtefact(Scored):
         from llmscale.evaluate.metrics import metric_of
         from llmscale.evaluate.metrics.base import ItemMean
 
-        chosen, _ = metric_of(metric, kind=self.kind)
+        with about(self.path):
+            chosen, _ = metric_of(metric, kind=self.kind)
         return MetricFacts(metric, chosen.higher_is_better, chosen.bounds, isinstance(chosen, ItemMean))
 
     def item_value(self, metric: str, place: int) -> float | None:
         from llmscale.evaluate.metrics import per_item
 
-        return per_item(metric, self.records[place])
+        with about(self.path):
+            return per_item(metric, self.records[place])
 
     def statistic(self, metric: str, places: Places, other: Scored, other_places: Places) -> Statistic:
         from llmscale.evaluate.metrics import metric_of
@@ -116,9 +118,12 @@ class ScoredArtefact(Scored):
         if not isinstance(other, ScoredArtefact):
             raise UserError(f"{metric} cannot be computed of {other.path}; name another metric by --metric")
         chosen, options = metric_of(metric, kind=self.kind)
-        records = [self.records[place] for place in places] + [other.records[place] for place in other_places]
-        for record in records:
-            chosen.check(record)
+        records = []
+        for scored, some in ((self, places), (other, other_places)):
+            with about(scored.path):
+                for place in some:
+                    chosen.check(scored.records[place])
+            records += [scored.records[place] for place in some]
         return chosen.statistic(records, options)
 
     def describe(self, place: int) -> str:
