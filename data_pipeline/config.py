@@ -163,8 +163,9 @@ class TokenizerTraining(Section):
     """The SentencePiece algorithm."""
     vocab_size: int = Field(default=8192, ge=300)
     """Number of pieces, special tokens and the 256 byte pieces included."""
-    character_coverage: float = Field(default=1.0, gt=0, le=1)
-    """Fraction of characters that get a piece of their own; the rest falls back to bytes. 0.9995 suits Chinese."""
+    character_coverage: float = Field(default=1.0, ge=0.98, le=1)
+    """Fraction of the text whose characters get a piece of their own, 0.98 at least, as SentencePiece has it; the rest
+    falls back to bytes. 0.9995 suits Chinese."""
     max_bytes: int = Field(default=5_000_000, gt=0)
     """Training text, in bytes: an even sample over the training documents up to this size."""
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +30,16 @@ INK, MUTED, GRID, PAPER = "#1f2430", "#667085", "#e4e7ec", "#ffffff"
 _DASHES: tuple[str | tuple[int, tuple[int, ...]], ...] = ("-", (0, (6, 2)), (0, (2, 1)), (0, (6, 2, 2, 2)))
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 SIZE = (5.2, 3.4)
+_CHINESE = (
+    "Noto Sans CJK",
+    "Source Han Sans",
+    "WenQuanYi",
+    "Microsoft YaHei",
+    "SimHei",
+    "PingFang",
+    "Hiragino Sans GB",
+)
+"""How fonts are called that have Chinese characters."""
 NOT_FINITE = "not finite"
 """What a legend calls crosses."""
 
@@ -47,7 +58,7 @@ def style() -> Iterator[None]:
     import matplotlib
 
     settings = {
-        "font.family": "DejaVu Sans",
+        "font.family": ["DejaVu Sans", *_fonts_for_chinese()],
         "font.size": 9.5,
         "text.color": INK,
         "axes.labelcolor": MUTED,
@@ -74,8 +85,17 @@ def style() -> Iterator[None]:
         "lines.solid_capstyle": "round",
         "svg.fonttype": "none",  # text stays text: searchable, in the page's own font
     }
-    with matplotlib.rc_context(settings):
+    with matplotlib.rc_context(settings), warnings.catch_warnings():
+        # The page's pictures have text as text, for which the browser has fonts.
+        warnings.filterwarnings("ignore", message=r"Glyph \d+ .* missing from font")
         yield
+
+
+def _fonts_for_chinese() -> list[str]:
+    """Those there are on this machine, for names of runs and tasks that are Chinese."""
+    from matplotlib.font_manager import fontManager
+
+    return sorted({font.name for font in fontManager.ttflist if font.name.startswith(_CHINESE)})[:1]
 
 
 def loss_figure(runs: list[RunRecord]) -> Figure:

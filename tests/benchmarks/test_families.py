@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.families import LANGUAGES, TWINS, Language, config_of
+from llmscale.config import parse_config
+
 WORDS = [
     "the",
     "cats",
@@ -26,6 +29,12 @@ WORDS = [
     "green",
     "birds",
 ]
+
+
+@pytest.mark.parametrize("language", LANGUAGES.values(), ids=LANGUAGES)
+def test_the_twins_of_each_language_have_valid_configs(language: Language, tmp_path: Path) -> None:
+    for name in TWINS:
+        parse_config(config_of(name, tmp_path, tmp_path, 30, 2, 32, language.vocabulary, language.coverage))
 
 
 @pytest.mark.slow

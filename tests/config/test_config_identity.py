@@ -107,7 +107,7 @@ IDENTITY: dict[str, Any] = {
     "data.tokenizer.chat_template": "t.jinja",
     "data.tokenizer.train.model": "unigram",
     "data.tokenizer.train.vocab_size": 500,
-    "data.tokenizer.train.character_coverage": 0.5,
+    "data.tokenizer.train.character_coverage": 0.99,
     "data.tokenizer.train.max_bytes": 7,
     "data.sequence_length": 7,
     "data.lanes": 7,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -64,6 +65,17 @@ def _texts(page: str) -> list[str]:
     parser = _Text()
     parser.feed(page)
     return parser.texts
+
+
+def test_chinese_names_of_tasks_are_text_of_the_pictures_and_bring_no_warning(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", steps=40)
+    bytes_tokenizer(run)
+    for look, right in enumerate((10, 20), start=1):
+        write(run, _records(right), task="常识", step=10 * look)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        page = write_report([run]).page.read_text(encoding="utf-8")
+    assert re.search(r"<svg[^>]*aria-label=\"常识 accuracy\".*?<text[^>]*>常识</text>", page, re.DOTALL)
 
 
 def test_a_runs_tasks_are_shown_with_their_items(tmp_path: Path) -> None:
