@@ -23,7 +23,7 @@ from llmscale.checkpoint import commit
 from llmscale.checkpoint.commit import MergeCursors, merge_disjoint, rank_name
 from llmscale.checkpoint.errors import CheckpointError, CorruptCheckpoint, NotFiniteError
 from llmscale.checkpoint.fragments import Fragment, Piece
-from llmscale.checkpoint.manifest import MANIFEST, FileEntry, RankRecord, RunState, TensorEntry, read_manifest
+from llmscale.checkpoint.manifest import MANIFEST, FileEntry, RankRecord, RunState, TensorEntry, encode, read_manifest
 from llmscale.checkpoint.members import identity_of, why_stranger
 from llmscale.checkpoint.store import (
     Retention,
@@ -187,6 +187,20 @@ class CheckpointWriter:
         if error is not None:
             raise error
 
+    def correct(self, step: int, progress: Mapping[str, Any]) -> None:
+        """On rank 0: replace a part of `progress` in the manifest of a step that is saved, at one instant, and retain
+        checkpoints by it. What cannot be written is only worth a warning."""
+        folder = self._directory / step_name(step)
+        try:
+            manifest = read_manifest(folder)
+            changed = manifest.model_copy(update={"progress": {**manifest.progress, **progress}})
+            replace_file(folder / MANIFEST, encode(changed), durable=True)
+        except (OSError, CorruptCheckpoint) as error:
+            _log.warning("step %d is saved, but %s could not be replaced: %s", step, folder / MANIFEST, error)
+            return
+        self._written[folder.name] = (folder / MANIFEST).stat().st_ino
+        self._retain(step, changed)
+
     @property
     def pending(self) -> bool:
         """Whether a save is still being written."""
@@ -243,12 +257,15 @@ class CheckpointWriter:
         published = publish(temporary, save.step)
         self._written[published.name] = (published / MANIFEST).stat().st_ino
         self._on_commit(save.step)
+        self._retain(save.step, save.state)
+
+    def _retain(self, step: int, state: RunState) -> None:
         try:
-            best = save.state.progress.get("best") or {}
-            own = partial(self._is_own, state=save.state)
-            apply_retention(self._directory, save.step, self._retention, own, best.get("step"))
+            best = state.progress.get("best") or {}
+            own = partial(self._is_own, state=state)
+            apply_retention(self._directory, step, self._retention, own, best.get("step"))
         except OSError as error:
-            _log.warning("step %d is saved, but older checkpoints could not be deleted: %s", save.step, error)
+            _log.warning("step %d is saved, but older checkpoints could not be deleted: %s", step, error)
 
     def _is_own(self, folder: Path, state: RunState) -> bool | None:
         """Whether a folder is a checkpoint of this run; None where that cannot be told."""

@@ -283,13 +283,18 @@ def build_tasks(config: RunConfig, run: RunDirectory, tokenizer: Tokenizer) -> l
                 f" name"
             )
         tasks.append(held_out_task(config, settings.generate, tokenizer, run.cache))
-    figures = [f"{task.name}/{metric}" for task in tasks for metric in task.metrics]
+    figures = task_figures(tasks)
     if settings.best is not None and "/" in settings.best and settings.best not in figures:
         raise UserError(
             f"evaluation.best is {settings.best!r}, but what is evaluated is {', '.join(['loss', *figures])}; name"
             f" one of them"
         )
     return tasks
+
+
+def task_figures(tasks: list[Task]) -> list[str]:
+    """What is measured of tasks, as `task/metric`."""
+    return [f"{task.name}/{metric}" for task in tasks for metric in task.metrics]
 
 
 def build_loader(

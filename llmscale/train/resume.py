@@ -31,7 +31,9 @@ class Best:
     value: float
     step: int
     since: int = 0
-    """Evaluations since then."""
+    """Evaluations since then, at `evaluation.interval`."""
+    compared: int = 0
+    """The newest step that was compared with it."""
 
 
 @dataclass(frozen=True)

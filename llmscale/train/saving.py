@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from data_pipeline.loader import TrainLoader
 from llmscale.checkpoint.writer import CheckpointWriter
 from llmscale.config import RunConfig, identity
+from llmscale.distributed.agreement import on_rank_zero
 from llmscale.engine.engine import Engine
 from llmscale.train.inherited import drawn_tensors
 from llmscale.train.recoveries import as_progress
@@ -31,7 +33,7 @@ class Saver:
         extra = {
             "samples": state.samples,
             "progress": {"tokens": state.tokens, "skipped_steps": state.skipped_steps, "seconds": state.seconds}
-            | ({"best": asdict(state.best)} if state.best else {})
+            | _best(state)
             | as_progress(state.skips, state.recent),
             "optimizer": self.engine.counters,
             "schedule": {"lr": self.engine.learning_rate(state.step), "step": state.step},
@@ -45,6 +47,14 @@ class Saver:
         tokenizer = {path.name: path for path in sorted(self.run.tokenizer.iterdir())}
         self.writer.save(state.step, self.engine.state(), extra, self.loader.cursor(), tokenizer)
 
+    def correct(self, state: TrainState) -> None:
+        """Have the manifest of this step, which is saved, say what the best step is by now; collective."""
+        on_rank_zero(lambda: self.writer.correct(state.step, _best(state)))
+
     def wait(self) -> None:
         """Until the last checkpoint is on the disk. Raises CheckpointError where it cannot be written."""
         self.writer.wait()
+
+
+def _best(state: TrainState) -> dict[str, Any]:
+    return {"best": asdict(state.best)} if state.best else {}

@@ -23,7 +23,7 @@ from llmscale.objectives.loss import build_loss
 from llmscale.parallel.grid import RankGrid
 from llmscale.train import build
 from llmscale.train.callbacks import Callback
-from llmscale.train.callbacks.best import BestKeeper
+from llmscale.train.callbacks.best import BestKeeper, LastStep
 from llmscale.train.callbacks.checkpoints import Checkpointer
 from llmscale.train.callbacks.data_report import DataReporter
 from llmscale.train.callbacks.divergence import DivergenceWatch
@@ -85,6 +85,8 @@ class Setup:
         """In the order in which they are told of a step."""
         config, run = self.config, self.run
         saver = Saver(config, run, self.engine, self.loader, self.writer, self.resume)
+        figures = ["loss", *self.engine.measures, *build.task_figures(self.tasks)]
+        best = BestKeeper(config.evaluation, figures, shown=self.leads)
         return [
             LedgerRecorder(ledger, self.loader, config.logging.ledger_snapshot_interval),
             MetricsLogger(
@@ -105,10 +107,11 @@ class Setup:
                 attempt=self.attempt,
                 leads=self.grid.is_sample_leader,
             ),
+            LastStep(best, saver),
             Evaluator(config.evaluation, self.engine, self.evaluation_set, outputs, run.metrics, self.flag),
             TaskEvaluator(config, self.engine, self.tokenizer, self.tasks, run, outputs),
             ForgettingMeter(self.engine, self.forgetting, config.evaluation.batch, outputs, run.metrics, self.flag),
-            BestKeeper(config.evaluation, shown=self.leads),
+            best,
             Checkpointer(saver, config.checkpoint.interval),
             Profiler(
                 run.path / "profile", config.logging.profile_start, config.logging.profile_steps, active=self.leads

@@ -125,17 +125,18 @@ class Task:
             raise UserError(
                 f"few-shot is {count}, but task {self.name} is of kind {self.kind}, which shows no examples; give 0"
             )
-        numbers = self._chosen(limit)
+        numbers = self.chosen(limit)
         if not count:
             return self.settings.together([self._drafts[number].item(number) for number in numbers])
         return [self._drafts[number].item(number, self._shown(self._drafts[number], count, seed)) for number in numbers]
 
     def bare_items(self, limit: int | None = None) -> list[Item]:
         """What `items` asks, without what comes before every item: examples and preamble."""
-        drafts = [self._drafts[number] for number in self._chosen(limit)]
+        drafts = [self._drafts[number] for number in self.chosen(limit)]
         return [replace(draft.item(number), contexts=draft.question.contexts) for number, draft in enumerate(drafts)]
 
-    def _chosen(self, limit: int | None) -> list[int]:
+    def chosen(self, limit: int | None) -> list[int]:
+        """Numbers of the items that `items` gives."""
         if limit is None or limit >= len(self._drafts):
             return list(range(len(self._drafts)))
         if limit < 1:

@@ -42,6 +42,8 @@ class Evaluator(Callback):
         self._outputs = outputs
         self._metrics = metrics
         self._flag = flag
+        self._names = {"loss": False, **engine.measures}
+        """Of the figures, and whether more is better."""
         self._done: dict[str, Any] | None = None
         """The evaluation of the step that this attempt continues from, where it is in the records."""
 
@@ -63,13 +65,35 @@ class Evaluator(Callback):
             state.evaluation = self._done  # a start that was ended after it
         else:
             state.evaluation = self._evaluate(state, None)
+        self._compare(state)
 
     def _evaluate_if_due(self, state: TrainState) -> None:
         interval = self._config.interval
         if interval and state.step % interval == 0 and not state.finished:
-            self._evaluate(state, self._config.max_samples)
+            self._note(state, self._evaluate(state, self._config.max_samples))
+
+    def _compare(self, state: TrainState) -> None:
+        """Note the finished model's figures over the samples of the evaluations during training: those of all samples
+        cannot be set beside theirs."""
+        figures, most = state.evaluation, self._config.max_samples
+        if self._config.best not in self._names:
+            return
+        if figures is not None and most is not None and self._documents is not None and most < len(self._documents):
+            figures = self._measure(state, most)
+        self._note(state, figures)
+
+    def _note(self, state: TrainState, figures: dict[str, Any] | None) -> None:
+        if figures is not None:
+            state.figures |= {name: Figure(figures[name], higher) for name, higher in self._names.items()}
 
     def _evaluate(self, state: TrainState, max_samples: int | None) -> dict[str, Any] | None:
+        """Measured and written; None as `_measure`."""
+        figures = self._measure(state, max_samples)
+        if figures is not None:
+            self._outputs.evaluation(state.step, figures)
+        return figures
+
+    def _measure(self, state: TrainState, max_samples: int | None) -> dict[str, Any] | None:
         """Figures over all ranks; None when a preemption signal came first, which ends the training too."""
         if self._documents is None:
             return None
@@ -93,8 +117,4 @@ class Evaluator(Callback):
         )
         if figures is None:
             state.preempted = True
-            return None
-        self._outputs.evaluation(state.step, figures)
-        for name, higher in {"loss": False, **self._engine.measures}.items():
-            state.figures[name] = Figure(figures[name], higher)
         return figures

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
+from typing import NamedTuple
 
 from data_pipeline.base.errors import UserError
 from data_pipeline.tokenizer import Tokenizer
@@ -19,6 +21,15 @@ from llmscale.train.callbacks.base import Callback
 from llmscale.train.outputs import Outputs
 from llmscale.train.run_directory import RunDirectory
 from llmscale.train.state import Figure, StepResult, TrainState
+
+
+class _Measured(NamedTuple):
+    """A figure of a task."""
+
+    row: dict[str, float]
+    """Its value, interval and items, for the records."""
+    compared: Figure
+    """Over the items of the evaluations during training, which are not more at the end."""
 
 
 class TaskEvaluator(Callback):
@@ -52,7 +63,7 @@ class TaskEvaluator(Callback):
             ours = "; in a config --data is evaluation.task_data, and --overflow evaluation.task_overflow"
             raise UserError(f"evaluation.tasks: {error}{ours if ' --' in str(error) else ''}") from None
         if self._config.finetune is not None and not state.step:
-            self._outputs.tasks(0, {name: row for name, (row, _) in self._measure(state, None).items()})
+            self._outputs.tasks(0, {name: each.row for name, each in self._measure(state, None).items()})
 
     def on_step(self, state: TrainState, result: StepResult) -> None:
         interval = self._config.evaluation.interval
@@ -65,14 +76,32 @@ class TaskEvaluator(Callback):
 
     def _evaluate(self, state: TrainState) -> None:
         figures = self._measure(state, None if state.finished else self._config.evaluation.task_limit)
-        self._outputs.tasks(state.step, {name: row for name, (row, _) in figures.items()})
-        for name, (row, higher) in figures.items():
-            state.figures[name] = Figure(row["value"], higher)
+        self._outputs.tasks(state.step, {name: each.row for name, each in figures.items()})
+        state.figures |= {name: each.compared for name, each in figures.items()}
 
-    def _measure(self, state: TrainState, limit: int | None) -> dict[str, tuple[dict[str, float], bool]]:
+    def _measure(self, state: TrainState, limit: int | None) -> dict[str, _Measured]:
         prepared = self._prepare(state, limit)
         run(prepared, lambda task, done, items: state.beat())
-        return on_rank_zero(lambda: _figures(prepared))
+        return on_rank_zero(lambda: self._figures(prepared))
+
+    def _figures(self, prepared: list[Prepared]) -> dict[str, _Measured]:
+        """By `task/metric`."""
+        found: dict[str, _Measured] = {}
+        for each in prepared:
+            artefact = load_artefact(each.folder)
+            numbers = set(each.task.chosen(self._most(each.task)))
+            common = [record for record in artefact.records if record.number in numbers]
+            figures = compared = figures_of(artefact).figures
+            if len(common) < len(artefact.records):
+                compared = figures_of(replace(artefact, records=common)).figures
+            for figure, other in zip(figures, compared, strict=True):
+                row = {"value": figure.value, "low": figure.low, "high": figure.high, "items": figure.n}
+                found[f"{each.task.name}/{figure.name}"] = _Measured(row, Figure(other.value, figure.higher_is_better))
+        return found
+
+    def _most(self, task: Task) -> int | None:
+        """Most items of a task during training; of the run's own one as many as evaluation.generate says."""
+        return None if task.name == HELD_OUT else self._config.evaluation.task_limit
 
     def _prepare(self, state: TrainState, limit: int | None) -> list[Prepared]:
         placed = Placed(
@@ -84,8 +113,7 @@ class TaskEvaluator(Callback):
         )
         prepared: list[Prepared] = []
         for task in self._tasks:
-            most = None if task.name == HELD_OUT else limit  # which has as many as evaluation.generate says
-            choices = Choices(limit=most, overflow=self._config.evaluation.task_overflow)
+            choices = Choices(limit=limit and self._most(task), overflow=self._config.evaluation.task_overflow)
             prepared += prepare(placed, [task], choices)
         return prepared
 
@@ -95,13 +123,3 @@ def source_of(config: RunConfig, directory: RunDirectory, step: int) -> Source:
     layout = f"{config.parallel.model_dump()} {config.engine.model_dump()}"
     digest = hashlib.sha256(f"{identity_digest(config)} {layout} {step}".encode()).hexdigest()[:16]
     return Source(str(directory.path), step, digest, directory.path / "evaluations")
-
-
-def _figures(prepared: list[Prepared]) -> dict[str, tuple[dict[str, float], bool]]:
-    """Value, interval and items by `task/metric`, and whether more is better."""
-    rows: dict[str, tuple[dict[str, float], bool]] = {}
-    for each in prepared:
-        for figure in figures_of(load_artefact(each.folder)).figures:
-            row = {"value": figure.value, "low": figure.low, "high": figure.high, "items": figure.n}
-            rows[f"{each.task.name}/{figure.name}"] = row, figure.higher_is_better
-    return rows
