@@ -72,6 +72,7 @@ class Labeller:
     ) -> Iterator[list[Record]]:
         """Records of items, some at a time and in their order; on rank 0, while the others get empty lists."""
         for first in range(0, len(items), WINDOW):
+            self._placed.leave_if_asked()
             some = items[first : first + WINDOW]
             texts = [self._read(item) for item in some]
             mine = self._probabilities(texts, self._placed.own_items(len(some)))

@@ -68,7 +68,11 @@ def prepare(placed: Placed, tasks: Sequence[Task], choices: Choices) -> list[Pre
 
 
 def run(prepared: Sequence[Prepared], progress: Callable[[str, int, int], None]) -> None:
-    """Evaluate what is not done yet; collective. `progress` is told the task, the items done and all of its items."""
+    """Evaluate what is not done yet; collective. `progress` is told the task, the items done and all of its items.
+
+    Raises:
+        Interrupted: a rank wants to leave; what is done until then is kept.
+    """
     for each in prepared:
         writer = None
 
@@ -80,11 +84,13 @@ def run(prepared: Sequence[Prepared], progress: Callable[[str, int, int], None])
 
         writer, done = _on_rank_zero(begin)
         counter = _Counter(each, done, progress)
-        for records in each.records(done, counter):
+        try:
+            for records in each.records(done, counter):
+                if writer is not None:
+                    writer.append(records)
+        finally:
             if writer is not None:
-                writer.append(records)
-        if writer is not None:
-            writer.close()
+                writer.close()
 
 
 class _Counter:
@@ -155,7 +161,7 @@ def _scored(
         asked = _joined(scorer, settings, items, task)
     else:
         asked = [_ask(scorer, item, task) for item in items]
-    rows = RowScorer(placed.scoring, model, placed.tokenizer, choices.batch_tokens)
+    rows = RowScorer(placed.scoring, model, placed.tokenizer, choices.batch_tokens, placed.leave_if_asked)
     options = {"overflow": length.overflow, "window": length.window, "stride": length.stride}
     return scorer.name, options, lambda done, progress: records_of(asked[done:], rows, progress=progress)
 

@@ -118,6 +118,7 @@ class ItemWriter:
             some = prompts[first : first + window]
             mine = {number: some[number].context for number in range(grid.rank, len(some), grid.world_size)}
             texts = self._write(mine)
+            self._placed.leave_if_asked()
             gathered = [texts] if grid.world_size == 1 else gather_to_lead(texts)
             if gathered is None:
                 progress(0)
@@ -133,7 +134,13 @@ class ItemWriter:
         generator = self._generator  # on each rank, whatever its share
         unique = {_key(context): context for context in contexts.values()}
         copies = [context for context in unique.values() for _ in range(self._samples)]
-        written = iter(generator.complete(copies, self._settings) if copies else [])
+        done: dict[int, Completion] = {}
+        for piece in generator.stream_contexts(copies, self._settings) if copies else ():
+            if self._placed.stop():
+                return {}  # all ranks leave after it
+            if piece.completion is not None:
+                done[piece.prompt] = piece.completion
+        written = iter([completion for _, completion in sorted(done.items())])
         by_key = {key: [next(written) for _ in range(self._samples)] for key in unique}
         return {number: by_key[_key(context)] for number, context in contexts.items()}
 

@@ -20,7 +20,7 @@ from llmscale.checkpoint.model import TrainedModel, load_model, model_of, weight
 from llmscale.checkpoint.reader import Checkpoint, newest_intact
 from llmscale.config import RunConfig, parse_config
 from llmscale.distributed.agreement import on_rank_zero
-from llmscale.distributed.process_group import World
+from llmscale.distributed.process_group import World, all_reduce_sum
 from llmscale.engine.engine import Engine, ObjectiveModule, resolve_dtype
 from llmscale.engine.pipeline import make_engine
 from llmscale.engine.settings import EngineSettings
@@ -44,6 +44,10 @@ EVALUATION = (
 
 BOUND = "2e-5 nats a token"
 """Within which scores of layouts that cut sums differ from those of one process."""
+
+
+class Interrupted(Exception):
+    """A rank was asked to leave in the middle of an evaluation; all leave at the same place."""
 
 
 class Scoring(Protocol):
@@ -101,6 +105,17 @@ class Placed:
     exactness: str
     """`exact`: scores are the same to the bit as those of one process; else within what they are."""
     close: Callable[[], None] = lambda: None
+    stop: Callable[[], bool] = lambda: False
+    """Whether this rank wants to leave in the middle."""
+
+    def leave_if_asked(self) -> None:
+        """Collective where the model is cut, as during training.
+
+        Raises:
+            Interrupted: on every rank, where any wants to leave.
+        """
+        if self.cut and all_reduce_sum([float(self.stop())])[0]:
+            raise Interrupted
 
     @property
     def cut(self) -> bool:

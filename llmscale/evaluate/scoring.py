@@ -37,9 +37,21 @@ class Asked:
 class RowScorer:
     """Scores rows on all ranks of a layout. All must call it together, with the same rows."""
 
-    def __init__(self, scoring: Scoring, model: ModelConfig, tokenizer: Tokenizer, tokens: int = BATCH_TOKENS) -> None:
-        """`tokens`: of a forward pass, about; no score depends on it."""
+    def __init__(
+        self,
+        scoring: Scoring,
+        model: ModelConfig,
+        tokenizer: Tokenizer,
+        tokens: int = BATCH_TOKENS,
+        before: Callable[[], None] = lambda: None,
+    ) -> None:
+        """
+        Args:
+            tokens: of a forward pass, about; no score depends on it.
+            before: called ahead of each forward pass, equally often on all ranks.
+        """
         self._scoring = scoring
+        self._before = before
         self._model = model
         self._pad = pad_token(tokenizer)
         self._tokens = tokens
@@ -51,6 +63,7 @@ class RowScorer:
         mine: dict[int, torch.Tensor] = {}
         batches = list(batches_of(rows, self._model, self._pad, self._tokens))
         for first in range(0, len(batches), grid.data):
+            self._before()
             # Ranks that share weights wait for each other: where there is no batch left, one scores the first again.
             place = first + grid.coordinate("data")
             each = batches[place] if place < len(batches) else batches[0]

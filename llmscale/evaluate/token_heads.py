@@ -66,6 +66,7 @@ class TokenHeadAsker(ABC):
     ) -> Iterator[list[Record]]:
         """Records of items, some at a time and in their order; on rank 0, while the others get empty lists."""
         for first in range(0, len(items), ITEMS):
+            self._placed.leave_if_asked()
             some = items[first : first + ITEMS]
             own = self.found([some[place] for place in self._placed.own_items(len(some))])
             shares = [own] if self._grid.world_size == 1 else gather_to_lead(own)

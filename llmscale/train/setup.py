@@ -109,10 +109,10 @@ class Setup:
             ),
             LastStep(best, saver),
             Evaluator(config.evaluation, self.engine, self.evaluation_set, outputs, run.metrics, self.flag),
-            TaskEvaluator(config, self.engine, self.tokenizer, self.tasks, run, outputs),
+            TaskEvaluator(config, self.engine, self.tokenizer, self.tasks, run, outputs, self.flag),
             ForgettingMeter(self.engine, self.forgetting, config.evaluation.batch, outputs, run.metrics, self.flag),
             best,
-            Checkpointer(saver, config.checkpoint.interval),
+            Checkpointer(saver, config.checkpoint.interval, self.flag),
             Profiler(
                 run.path / "profile", config.logging.profile_start, config.logging.profile_steps, active=self.leads
             ),

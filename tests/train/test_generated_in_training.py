@@ -118,7 +118,7 @@ def test_sources_are_read_as_in_training_and_figures_are_sacrebleus(folder: Path
 
 
 def test_the_best_step_is_that_of_the_figure(folder: Path) -> None:
-    figures = {step: row["held-out/f1"]["value"] for step, row in rows_of(folder / "t5").items() if step < 6}
+    figures = {step: row["held-out/f1"]["value"] for step, row in rows_of(folder / "t5").items()}
     best = best_of(folder / "t5")
     assert best["metric"] == "held-out/f1"
     assert best["step"] == max(figures, key=lambda step: (figures[step], -step))

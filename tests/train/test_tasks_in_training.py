@@ -103,7 +103,7 @@ def test_the_best_checkpoint_stays_and_patience_ends_the_run(config: Path, tmp_p
     newest = read_manifest(tmp_path / "run" / "checkpoints" / kept[-1])
     best = newest.progress["best"]
     first = min(range(outcome["step"]), key=lambda place: values[place])
-    assert best == {"metric": "loss", "value": values[first], "step": first + 1, "since": 2}
+    assert best == {"metric": "loss", "value": values[first], "step": first + 1, "since": 2, "compared": first + 3}
     assert outcome["step"] == best["step"] + 2
     assert f"step-{best['step']:08d}" in kept
     assert "has not improved in 2 evaluations" in ended.stderr

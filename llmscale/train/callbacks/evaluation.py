@@ -13,7 +13,7 @@ from llmscale.engine.engine import Engine
 from llmscale.evaluate.heldout import evaluate
 from llmscale.train.callbacks.base import Callback
 from llmscale.train.outputs import Outputs
-from llmscale.train.signals import Phase, PreemptionFlag
+from llmscale.train.signals import PreemptionFlag
 from llmscale.train.state import Figure, StepResult, TrainState
 
 
@@ -97,8 +97,6 @@ class Evaluator(Callback):
         """Figures over all ranks; None when a preemption signal came first, which ends the training too."""
         if self._documents is None:
             return None
-        if state.finished:
-            self._flag.enter(Phase.TRAINING)  # the last step is saved, so that a second signal may end this
         grid = self._engine.grid
         figures = evaluate(
             self._engine.measure,

@@ -7,19 +7,22 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from data_pipeline.base.errors import UserError
+from data_pipeline.base.records import read_records
 from data_pipeline.tokenizer import Tokenizer
 from llmscale.config import RunConfig, identity_digest
 from llmscale.config.system import HELD_OUT
 from llmscale.distributed.agreement import on_rank_zero
+from llmscale.distributed.process_group import broadcast_object
 from llmscale.engine.engine import Engine
 from llmscale.evaluate.artefact_files import load_artefact
 from llmscale.evaluate.evaluation import Choices, Prepared, prepare, run
-from llmscale.evaluate.placed import Placed, Source, exactness
+from llmscale.evaluate.placed import Interrupted, Placed, Source, exactness
 from llmscale.evaluate.results import figures_of
 from llmscale.evaluate.tasks import Task
 from llmscale.train.callbacks.base import Callback
 from llmscale.train.outputs import Outputs
 from llmscale.train.run_directory import RunDirectory
+from llmscale.train.signals import PreemptionFlag
 from llmscale.train.state import Figure, StepResult, TrainState
 
 
@@ -45,6 +48,7 @@ class TaskEvaluator(Callback):
         tasks: list[Task],
         directory: RunDirectory,
         outputs: Outputs,
+        flag: PreemptionFlag,
     ) -> None:
         """`tasks`: to evaluate; nothing is done without any."""
         self._config = config
@@ -53,6 +57,7 @@ class TaskEvaluator(Callback):
         self._tasks = tasks
         self._directory = directory
         self._outputs = outputs
+        self._flag = flag
 
     def on_start(self, state: TrainState) -> None:
         if not self._tasks:
@@ -62,27 +67,43 @@ class TaskEvaluator(Callback):
         except UserError as error:
             ours = "; in a config --data is evaluation.task_data, and --overflow evaluation.task_overflow"
             raise UserError(f"evaluation.tasks: {error}{ours if ' --' in str(error) else ''}") from None
-        if self._config.finetune is not None and not state.step:
-            self._outputs.tasks(0, {name: each.row for name, each in self._measure(state, None).items()})
+        if not state.step:
+            if self._config.finetune is not None:
+                self._measure(state, None)
+            return
+        # A preemption signal may have cut the evaluation of the step short that the run continues from.
+        rows = (row for row in read_records(self._directory.metrics) if row["step"] == state.step)
+        if not broadcast_object(any("tasks" in row for row in rows)):
+            self._evaluate_if_due(state)
 
     def on_step(self, state: TrainState, result: StepResult) -> None:
-        interval = self._config.evaluation.interval
-        if self._tasks and interval and state.step % interval == 0 and not state.finished:
-            self._evaluate(state)
+        self._evaluate_if_due(state)
 
     def on_end(self, state: TrainState) -> None:
-        if self._tasks and state.finished:
-            self._evaluate(state)
+        if self._tasks and state.finished and not state.preempted:
+            self._evaluate(state, None)
 
-    def _evaluate(self, state: TrainState) -> None:
-        figures = self._measure(state, None if state.finished else self._config.evaluation.task_limit)
-        self._outputs.tasks(state.step, {name: each.row for name, each in figures.items()})
-        state.figures |= {name: each.compared for name, each in figures.items()}
+    def _evaluate_if_due(self, state: TrainState) -> None:
+        interval = self._config.evaluation.interval
+        due = interval and state.step % interval == 0
+        if self._tasks and due and not state.finished and not state.preempted:
+            self._evaluate(state, self._config.evaluation.task_limit)
+
+    def _evaluate(self, state: TrainState, limit: int | None) -> None:
+        state.figures |= {name: each.compared for name, each in self._measure(state, limit).items()}
 
     def _measure(self, state: TrainState, limit: int | None) -> dict[str, _Measured]:
+        """Measured and written; nothing where a preemption signal came first, which ends the training too. What is
+        done of it until then is in the artefacts, where the next start goes on."""
         prepared = self._prepare(state, limit)
-        run(prepared, lambda task, done, items: state.beat())
-        return on_rank_zero(lambda: self._figures(prepared))
+        try:
+            run(prepared, lambda task, done, items: state.beat())
+        except Interrupted:
+            state.preempted = True
+            return {}
+        figures = on_rank_zero(lambda: self._figures(prepared))
+        self._outputs.tasks(state.step, {name: each.row for name, each in figures.items()})
+        return figures
 
     def _figures(self, prepared: list[Prepared]) -> dict[str, _Measured]:
         """By `task/metric`."""
@@ -110,6 +131,7 @@ class TaskEvaluator(Callback):
             self._config,
             source_of(self._config, self._directory, state.step),
             exactness(self._engine.device, self._engine.dtype, self._engine.grid),
+            stop=self._flag.poll,
         )
         prepared: list[Prepared] = []
         for task in self._tasks:
