@@ -25,7 +25,7 @@ from launcher.nodes import Exclusions, faulty_nodes, node_names, sick_nodes
 from launcher.restarts import Restarts
 from launcher.sbatch_options import gpu_count
 from launcher.snapshot import module_command
-from launcher.time_limit import require_room, submitted
+from launcher.time_limit import require_room, submitted, tasks
 from llmscale.config import load_config, resolve_directory
 from llmscale.distributed.exit_codes import PREEMPTED, USER_MISTAKE
 from llmscale.distributed.meeting import rendezvous_seconds
@@ -77,9 +77,9 @@ def run_job(script: Path, arguments: Sequence[str]) -> int:
         raise UserError("no CONFIG was given; submit with `sbatch slurm/train.sbatch CONFIG [key=value ...]`")
     config, *overrides = arguments
     resolved = resolve_directory(load_config(config, overrides))
-    ranks, words = layout(os.environ, on_gpu=resolved.run.device != "cpu")
-    require_legal(resolved, ranks)
     job = os.environ["SLURM_JOB_ID"]
+    ranks, words = layout(os.environ, on_gpu=resolved.run.device != "cpu", tasks=tasks(job))
+    require_legal(resolved, ranks)
     require_room(job, script, os.environ, lead)
     run = RunDirectory(resolved.run.directory)
     before = _checkpoints(run)
@@ -138,14 +138,17 @@ def _introduce(job: str, ranks: int, run: RunDirectory) -> None:
     print(f"llmscale: job {job} (requeued {restart} times) {place} with {ranks} rank(s) on {nodes}", flush=True)
 
 
-def layout(environment: Mapping[str, str], on_gpu: bool) -> tuple[int, list[str]]:
+def layout(environment: Mapping[str, str], on_gpu: bool, tasks: int | None = None) -> tuple[int, list[str]]:
     """Number of ranks, and what srun must be told for it: one per GPU or per node, where nobody has said.
 
+    Args:
+        tasks: of the job, as Slurm knows them now.
+
     Raises:
-        UserError: the GPUs are not the same number on each node, or a node has too few CPUs for its ranks.
+        UserError: the GPUs are not the same number on each node, or there are too few CPUs for the ranks.
     """
     if environment.get("SLURM_NTASKS", ""):
-        return int(environment["SLURM_NTASKS"]), []
+        return _given_layout(environment, tasks)
     nodes = int(environment["SLURM_JOB_NUM_NODES"])
     gpus = int(environment.get("SLURM_GPUS_ON_NODE") or 0) if on_gpu else 0
     per_node = int(environment.get("SLURM_NTASKS_PER_NODE") or gpus or 1)
@@ -164,6 +167,30 @@ def layout(environment: Mapping[str, str], on_gpu: bool) -> tuple[int, list[str]
         )
     print(f"llmscale: {per_node} rank(s) on each of {nodes} node(s), since no --ntasks-per-node was given", flush=True)
     return nodes * per_node, [f"--ntasks={nodes * per_node}", f"--ntasks-per-node={per_node}"]
+
+
+def _given_layout(environment: Mapping[str, str], tasks: int | None) -> tuple[int, list[str]]:
+    """As `layout`, where the number of ranks was given to sbatch. What that has put into the environment stays as it
+    was when somebody changes the job that is queued, and srun would be refused."""
+    given, nodes = int(environment["SLURM_NTASKS"]), int(environment.get("SLURM_JOB_NUM_NODES") or 1)
+    per_node = int(environment.get("SLURM_NTASKS_PER_NODE") or 0)
+    ranks = given if tasks is None else tasks
+    ranks = min(ranks, per_node * nodes) if per_node else ranks
+    listed = re.findall(r"(\d+)(?:\(x(\d+)\))?", environment.get("SLURM_JOB_CPUS_PER_NODE", ""))
+    cpus = sum(int(count) * int(repeated or 1) for count, repeated in listed)
+    needed = ranks * int(environment.get("SLURM_CPUS_PER_TASK") or 1)
+    if cpus and needed > cpus and not environment.get("SLURM_OVERCOMMIT"):
+        raise UserError(
+            f"{ranks} rank(s) take {needed} CPUs, but the job has been given {cpus}; change both, by `scontrol update"
+            f" JobId={environment['SLURM_JOB_ID']} NumTasks=... NumCPUs=...`, or submit it again"
+        )
+    if ranks == given:
+        return ranks, []
+    print(
+        f"llmscale: {ranks} rank(s) on {nodes} node(s), since the job was submitted with {given} and changed",
+        flush=True,
+    )
+    return ranks, [f"--ntasks={ranks}"]
 
 
 def _start_ranks(command: Sequence[str], since: float | None = None) -> tuple[int, list[int]]:

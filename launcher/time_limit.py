@@ -125,6 +125,12 @@ def submitted(job: str) -> float | None:
     return None
 
 
+def tasks(job: str) -> int | None:
+    """How many tasks a job has by now, whatever it was submitted with; None where Slurm does not say."""
+    found = re.search(r"\sNumTasks=(\d+)\s", _answer("scontrol", "--oneliner", "show", "job", job))
+    return int(found[1]) if found else None
+
+
 def _answer(*command: str) -> str:
     """Stdout of one of Slurm's commands; empty where it is missing, as it is in containers, or fails."""
     try:

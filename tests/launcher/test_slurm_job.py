@@ -185,6 +185,38 @@ def test_one_rank_for_each_gpu_or_node_where_nobody_has_said(given, ranks, optio
     assert layout(environment, on_gpu=True) == (ranks, options)
 
 
+@pytest.mark.parametrize(
+    ("tasks", "nodes", "cpus", "per_node", "ranks"),
+    [
+        (None, "2", "2(x2)", "2", 4),  # Slurm does not say
+        (4, "2", "2(x2)", "2", 4),
+        (2, "1", "2", "2", 2),
+        (2, "1", "2", "", 2),
+        (4, "1", "8", "2", 2),  # fewer nodes only: as many ranks on each as was asked for
+        (3, "2", "2,1", "2", 3),
+        (6, "3", "2(x3)", "", 6),
+    ],
+)
+def test_ranks_of_a_job_that_was_changed_in_the_queue(tasks, nodes, cpus, per_node, ranks):
+    """sbatch's own variables stay those of its submission."""
+    environment = {"SLURM_NTASKS": "4", "SLURM_NTASKS_PER_NODE": per_node}
+    environment |= {"SLURM_JOB_NUM_NODES": nodes, "SLURM_JOB_CPUS_PER_NODE": cpus, "SLURM_JOB_ID": "12"}
+    options = [] if ranks == 4 else [f"--ntasks={ranks}"]
+    assert layout(environment, on_gpu=False, tasks=tasks) == (ranks, options)
+
+
+def test_fewer_cpus_than_ranks_are_refused_unless_they_may_share_them():
+    environment = {
+        "SLURM_NTASKS": "4",
+        "SLURM_JOB_NUM_NODES": "1",
+        "SLURM_JOB_CPUS_PER_NODE": "3",
+        "SLURM_JOB_ID": "12",
+    }
+    with pytest.raises(UserError, match=r"4 rank\(s\) take 4 CPUs, but the job has been given 3; .* JobId=12 NumTasks"):
+        layout(environment, on_gpu=False, tasks=4)
+    assert layout({**environment, "SLURM_OVERCOMMIT": "1"}, on_gpu=False, tasks=4) == (4, [])
+
+
 def test_a_run_on_the_cpu_takes_no_rank_for_each_gpu():
     environment = {"SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_CPUS_PER_NODE": "1(x2)", "SLURM_GPUS_ON_NODE": "8"}
     assert layout(environment, on_gpu=False)[0] == 2

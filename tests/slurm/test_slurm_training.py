@@ -63,6 +63,21 @@ def test_half_the_ranks_go_on_with_what_four_began(cluster, config):
     assert_same_start(ours, expected)
 
 
+def test_a_job_whose_tasks_were_changed_in_the_queue_goes_on_with_as_many(cluster, config):
+    constant = ("schedule.name=constant", "schedule.warmup_steps=0", "checkpoint.interval=2", "train.steps=150")
+    job = cluster.submit(config, *constant)
+    cluster.wait_until(lambda: len(losses(cluster.project / "run")) >= 5, job)
+    cluster.run("scontrol", "requeuehold", job)
+    cluster.wait_until(lambda: "held" in cluster.job(job)["Reason"], job)
+    cluster.run("scontrol", "update", f"JobId={job}", "NumTasks=2", "NumCPUs=2", "NumNodes=1")
+    cluster.run("scontrol", "release", job)
+    record = cluster.wait_for_end(job)
+    assert (record["JobState"], record["Restarts"], record["NumNodes"]) == ("COMPLETED", "1", "1"), cluster.log(job)
+    assert "2 rank(s) on 1 node(s), since the job was submitted with 4 and changed" in cluster.log(job)
+    assert "srun: warning" not in cluster.log(job)
+    assert list(losses(cluster.project / "run")) == list(range(1, 151))
+
+
 def test_a_preempted_job_saves_requeues_itself_and_ends_as_if_never_interrupted(cluster, config):
     steps = 150
     train_alone(cluster, config, "alone", f"train.steps={steps}")
