@@ -31,7 +31,9 @@ def _all() -> tuple[type[ObjectiveSettings], ...]:
     )
 
 
+OBJECTIVES = {settings.model_fields["name"].default: settings for settings in _all()}
+"""The settings of each objective, by name."""
 if TYPE_CHECKING:
     ObjectiveConfig = ObjectiveSettings
 else:
-    ObjectiveConfig = Annotated[Union[_all()], Field(discriminator="name")]  # noqa: UP007
+    ObjectiveConfig = Annotated[Union[tuple(OBJECTIVES.values())], Field(discriminator="name")]  # noqa: UP007

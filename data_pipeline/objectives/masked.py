@@ -19,6 +19,7 @@ ROLES = ("cls", "sep", "mask", "pad")
 class MaskedObjective(ObjectiveSettings):
     """Hidden tokens from both sides (BERT; Devlin et al. 2019, section 3.1)."""
 
+    decides = ("next_sentence",)
     name: Literal["masked"] = "masked"
     """Hidden tokens."""
     rate: Annotated[float, Field(gt=0, lt=1)] = 0.15

@@ -35,6 +35,8 @@ class ObjectiveSettings(Section, ABC):
     """The objective."""
     later: ClassVar[tuple[str, ...]] = ()
     """Settings that came after runs had been made: with their defaults, such runs go on."""
+    decides: ClassVar[tuple[str, ...]] = ()
+    """Settings that the model section has by the same names, and takes from here before its family's preset."""
     reads_dialogues: ClassVar[bool] = False
     """Whether the tokenizer needs a chat template; it gets one where it has none."""
 

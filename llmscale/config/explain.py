@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator
 from typing import Any, Literal, get_args, get_origin
 
@@ -38,7 +39,24 @@ def _sentence(problem: Any, path: list[str], section: type[BaseModel] | None, ro
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "value_error":
         return f"{dotted + ': ' if dotted else ''}{message}"
-    return f"'{dotted}' is {cut(repr(problem['input']))}, but {message[0].lower()}{message[1:]}"
+    return f"'{dotted}' is {cut(repr(problem['input']))}, {_explain_value(dotted, problem)}"
+
+
+def _explain_value(dotted: str, problem: Any) -> str:
+    """What is wrong with a value, and what to write."""
+    if problem["type"] == "literal_error" and isinstance(problem["input"], str):
+        return f"which is not known; {_hint(problem['input'], problem['ctx']['expected'])}"
+    if problem["type"] in ("model_type", "model_attributes_type", "dict_type"):
+        return f"but it must be a mapping of settings; write {dotted}.NAME=VALUE, or lines below {dotted}:"
+    message = problem["msg"].replace("Input should", "it must", 1)
+    return f"but {message[0].lower()}{message[1:]}"
+
+
+def _hint(value: str, known: str) -> str:
+    """What to write instead of a value; `known` lists the right ones as pydantic does, in quotes."""
+    names = re.findall("'([^']*)'", known)
+    near = difflib.get_close_matches(value.lower(), names, n=1, cutoff=0.6)
+    return f"did you mean '{near[0]}'?" if near else f"use one of {', '.join(map(repr, names))}"
 
 
 def cut(text: str) -> str:
@@ -52,9 +70,7 @@ def _explain_tag(dotted: str, problem: Any) -> str:
     if problem["type"] == "union_tag_not_found":
         return f"'{dotted}.{key}' is missing; it says which kind of {dotted} is meant"
     tag, known = problem["ctx"]["tag"], problem["ctx"]["expected_tags"]
-    near = difflib.get_close_matches(tag, known.replace("'", "").split(", "), n=1, cutoff=0.6)
-    hint = f"did you mean '{near[0]}'?" if near else f"use one of {known}"
-    return f"'{dotted}.{key}' is '{tag}', which is not known; {hint}"
+    return f"'{dotted}.{key}' is '{tag}', which is not known; {_hint(tag, known)}"
 
 
 def _resolve(loc: list[str], root: type[BaseModel]) -> tuple[list[str], type[BaseModel] | None]:

@@ -1,11 +1,13 @@
 """The whole config of a run."""
 
+from typing import Any
+
 from pydantic import model_validator
 
 from data_pipeline.base.section import Section
 from data_pipeline.config import DataConfig
 from data_pipeline.objectives.causal import CausalObjective
-from data_pipeline.objectives.config import ObjectiveConfig
+from data_pipeline.objectives.config import OBJECTIVES, ObjectiveConfig
 from llmscale import families
 from llmscale.config.finetune import FinetuneConfig
 from llmscale.config.model import HeadConfig, ModelConfig
@@ -57,6 +59,19 @@ class RunConfig(LearningChecks, Section):
     """What to report."""
     recovery: RecoveryConfig = RecoveryConfig()
     """What to do about ranks that hang, losses that jump and silent errors."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _objective_before_preset(cls, given: Any) -> Any:
+        """What an objective decides, the model's family need not be told: BERT's preset has next_sentence."""
+        model, objective = (given.get(name) for name in ("model", "objective")) if isinstance(given, dict) else (0, 0)
+        if not isinstance(model, dict) or not isinstance(objective, dict):
+            return given
+        settings = OBJECTIVES.get(str(objective.get("name")))
+        if settings is None or "family" not in model:
+            return given
+        decided = {name: objective.get(name, settings.model_fields[name].default) for name in settings.decides}
+        return {**given, "model": {**decided, **model}}
 
     @model_validator(mode="after")
     def _finetunes_something(self) -> "RunConfig":

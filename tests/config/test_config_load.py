@@ -99,6 +99,11 @@ def test_bad_overrides(override, message):
         (["model.bias=perhaps"], ["'model.bias' is 'perhaps'", "boolean"]),
         (["run=5"], ["'run' is 5"]),
         (["run={}"], ["'run.directory' is missing"]),
+        (["model.family=llama3"], ["'model.family' is 'llama3', which is not known; did you mean 'llama'?"]),
+        (["model.family=GPT2"], ["did you mean 'gpt2'?"]),
+        (["data.order=other"], ["'data.order' is 'other', which is not known; use one of 'stream', 'finite'"]),
+        (["objective=mlm"], ["'objective' is 'mlm', but it must be a mapping of settings; write objective.NAME=VALUE"]),
+        (["train=5"], ["'train' is 5, but it must be a mapping of settings"]),
         (["data.sources=[]"], ["'data.sources' is []", "at least 1"]),
         (["model.heads=5"], ["hidden_size (768)", "heads (5)"]),
         (
@@ -118,6 +123,18 @@ def test_mistakes_are_one_sentence_with_the_key_and_the_value(changes, expected)
     assert message.startswith("run.yaml: ")
     assert "\n" not in message
     assert [part for part in expected if part not in message] == [], message
+
+
+def test_an_objective_counts_for_more_than_a_preset() -> None:
+    """BERT's preset has next sentence prediction; who asks for hidden tokens alone need not say so twice."""
+    for model, objective, expected in (
+        ({}, {}, False),
+        ({}, {"next_sentence": True}, True),
+        ({"next_sentence": True}, {}, True),
+    ):
+        sections = {"model": {"family": "bert", **model}, "objective": {"name": "masked", **objective}}
+        config = parse_config({**minimal(), **sections}, [], origin="run.yaml")
+        assert config.model.next_sentence == expected
 
 
 def test_several_mistakes_are_counted():

@@ -113,7 +113,7 @@ def test_every_integer_has_an_upper_bound(schema: dict[str, Any]) -> None:
             "evaluation": {"generate": {"metrics": ["bleu"]}},
         }
         for beyond in (most + 1, 10**23):
-            with pytest.raises(UserError, match=rf"^config: '{key}' is {beyond}, but input should be less than .*$"):
+            with pytest.raises(UserError, match=rf"^config: '{key}' is {beyond}, but it must be less than .*$"):
                 parse_config(given, [f"{key}={beyond}"])
 
 

@@ -73,7 +73,10 @@ FILES: dict[str, tuple[dict[str, Any], str]] = {
         "context names 'q', but data.fields are question, options, right; name one of them, or add it to data.fields",
     ),
     "value's name": ({"let": {"a-b": "x"}}, "let: 'a-b' is no name for a value; use letters, digits and underscores"),
-    "overflow": ({"overflow": "cut"}, "'overflow' is 'cut', but input should be 'refuse', 'window' or 'truncate-left'"),
+    "overflow": (
+        {"overflow": "cut"},
+        "'overflow' is 'cut', which is not known; use one of 'refuse', 'window', 'truncate-left'",
+    ),
     "metric twice": ({"metrics": ["accuracy", "accuracy"]}, "metrics: 'accuracy' is there 2 times; name it once"),
     "unknown metric": (
         {"metrics": ["accuracy", "acuracy"]},
@@ -81,7 +84,7 @@ FILES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "metric of another kind": ({"metrics": ["bleu"]}, "metric bleu does not fit tasks of kind choice; these do: acc"),
     "metric's option": ({"metrics": ["f1:lang=zh"], **GENERATE}, "metric f1 has no option lang; its options are"),
-    "few-shot": ({"few_shot": {"count": -1}}, "'few_shot.count' is -1, but input should be greater than or equal to 0"),
+    "few-shot": ({"few_shot": {"count": -1}}, "'few_shot.count' is -1, but it must be greater than or equal to 0"),
     "examples of a kind without": (
         {**PERPLEXITY, "few_shot": {"count": 2}},
         "few_shot.count is 2, but this kind has no examples; leave it out",
