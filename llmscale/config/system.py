@@ -121,8 +121,10 @@ class GenerateConfig(Section):
 class EvaluationConfig(Section):
     """When and how the held-out loss is measured."""
 
-    interval: Count = Field(default=0, ge=0)
-    """Steps between evaluations; 0: only at the end."""
+    interval: Count | None = Field(default=None, ge=0)
+    """Steps between evaluations; 0: only at the end. Where not given, what is held out is looked at so often that it
+    takes a small share of the steps' time, by counting samples and not by a clock; tasks, and runs with `finetune`, are
+    evaluated at the end."""
     batch: Count = Field(default=8, ge=1)
     """Samples of one forward pass of one rank."""
     max_samples: Count | None = Field(default=None, ge=1)
@@ -149,7 +151,10 @@ class EvaluationConfig(Section):
         if self.patience is not None and self.best is None:
             raise ValueError(f"patience is {self.patience}, but best names no figure; set best, such as best: loss")
         if self.best is not None and not self.interval:
-            raise ValueError(f"best is {self.best!r}, but interval is 0, so that nothing is compared; set interval")
+            interval = "not given" if self.interval is None else self.interval
+            raise ValueError(
+                f"best is {self.best!r}, but interval is {interval}, so that nothing is compared; set interval"
+            )
         return self
 
 

@@ -108,7 +108,7 @@ class Setup:
                 leads=self.grid.is_sample_leader,
             ),
             LastStep(best, saver),
-            Evaluator(config.evaluation, self.engine, self.evaluation_set, outputs, run.metrics, self.flag),
+            Evaluator(config, self.engine, self.evaluation_set, outputs, run.metrics, self.flag),
             TaskEvaluator(config, self.engine, self.tokenizer, self.tasks, run, outputs, self.flag),
             ForgettingMeter(self.engine, self.forgetting, config.evaluation.batch, outputs, run.metrics, self.flag),
             best,

@@ -58,7 +58,8 @@ class BestKeeper(Callback):
             state.best = Best(name, value, state.step, compared=state.step)
         elif best is not None:
             # The end is looked at wherever it is; patience counts the interval.
-            due = state.step % self._config.interval == 0
+            interval = self._config.interval
+            due = not interval or state.step % interval == 0
             state.best = replace(best, since=best.since + due, compared=state.step)
 
     def _stop_if_over(self, state: TrainState) -> None:

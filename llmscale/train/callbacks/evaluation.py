@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.base.records import read_records
 from data_pipeline.finite.heldout import EvaluationSet
-from llmscale.config.system import EvaluationConfig
+from llmscale.config import RunConfig
 from llmscale.distributed.process_group import all_reduce_sum, broadcast_object
 from llmscale.engine.engine import Engine
 from llmscale.evaluate.heldout import evaluate
@@ -15,6 +16,12 @@ from llmscale.train.callbacks.base import Callback
 from llmscale.train.outputs import Outputs
 from llmscale.train.signals import PreemptionFlag
 from llmscale.train.state import Figure, StepResult, TrainState
+
+_MOST = 1 / 40
+"""Share of the steps' time for evaluations whose interval is not given: half of what they may take, for what is not
+counted, such as batches that are not full."""
+_LEAST_INTERVAL = 100
+"""Steps between such evaluations at the least, so that small sets are not looked at all the time."""
 
 
 class Evaluator(Callback):
@@ -24,7 +31,7 @@ class Evaluator(Callback):
 
     def __init__(
         self,
-        config: EvaluationConfig,
+        config: RunConfig,
         engine: Engine,
         documents: EvaluationSet | None,
         outputs: Outputs,
@@ -36,9 +43,10 @@ class Evaluator(Callback):
             documents: what is held out; None: nothing is, and nothing is done.
             metrics: the records of the run so far.
         """
-        self._config = config
+        self._config = config.evaluation
         self._engine = engine
         self._documents = documents
+        self._interval = _interval(config, documents, passes=1 if engine.shared is None else 2)
         self._outputs = outputs
         self._metrics = metrics
         self._flag = flag
@@ -48,6 +56,10 @@ class Evaluator(Callback):
         """The evaluation of the step that this attempt continues from, where it is in the records."""
 
     def on_start(self, state: TrainState) -> None:
+        if self._config.interval is None and 0 < self._interval < state.steps:
+            self._outputs.progress.say(
+                f"held-out loss every {self._interval} steps, since evaluation.interval is not given"
+            )
         # A preemption signal may have cut the evaluation of the step short that the run continues from.
         rows = [row for row in read_records(self._metrics) if row["step"] == state.step]
         held = (row["evaluation"] for row in rows if isinstance(row.get("evaluation"), dict))
@@ -68,8 +80,7 @@ class Evaluator(Callback):
         self._compare(state)
 
     def _evaluate_if_due(self, state: TrainState) -> None:
-        interval = self._config.interval
-        if interval and state.step % interval == 0 and not state.finished:
+        if self._interval and state.step % self._interval == 0 and not state.finished:
             self._note(state, self._evaluate(state, self._config.max_samples))
 
     def _compare(self, state: TrainState) -> None:
@@ -116,3 +127,22 @@ class Evaluator(Callback):
         if figures is None:
             state.preempted = True
         return figures
+
+
+def _interval(config: RunConfig, documents: EvaluationSet | None, passes: int) -> int:
+    """Steps between evaluations; 0 for none before the end.
+
+    What is not given is counted: a forward pass costs a third of training on the sample where all weights are trained
+    (Kaplan et al. 2020, section 2.1). So a run stays a function of its config on machines of any speed.
+
+    Args:
+        documents: what is held out.
+        passes: forward passes of each sample.
+    """
+    asked = config.evaluation
+    if asked.interval is not None or documents is None or config.finetune is not None:
+        return asked.interval or 0
+    samples = len(documents) if asked.max_samples is None else min(len(documents), asked.max_samples)
+    ramp = config.train.batch_ramp
+    batch = config.train.global_batch if ramp is None else ramp.start
+    return max(_LEAST_INTERVAL, math.ceil(samples * passes / 3 / (_MOST * batch)))
