@@ -210,6 +210,13 @@ def heldout_pairs(config: DataConfig, tokenizer: Tokenizer) -> Iterator[tuple[st
         yield from part.pairs(tokenizer)
 
 
+def heldout_values(config: DataConfig, tokenizer: Tokenizer) -> Iterator[Mapping[str, Any]]:
+    """The values of every held-out document that is a record, in the order of `heldout_documents`."""
+    for part in _heldout_parts(config, tokenizer, "data.evaluation"):
+        if isinstance(part, _Text):
+            yield from part.values()
+
+
 def heldout_digest(config: DataConfig, tokenizer: Tokenizer) -> str:
     """16 hexadecimal digits of which documents are held out and how they are read, without reading them."""
     parts = _heldout_parts(config, tokenizer, "data.evaluation")
@@ -237,6 +244,9 @@ class _Text:
 
     def pairs(self, tokenizer: Tokenizer) -> Iterator[tuple[str, str]]:
         return ((document.text, document.target or "") for document in self._documents())
+
+    def values(self) -> Iterator[Mapping[str, Any]]:
+        return (document.values or {} for document in self._documents())
 
     def tokens(self, tokenizer: Tokenizer, made: Objective, frame: Frame) -> Iterator[_Stored]:
         """The arrays of each document, and the bytes of its text, or of its target."""

@@ -87,7 +87,19 @@ class ChatTemplate:
         Raises:
             TemplateFault: the template gives no text of the dialogue.
         """
-        return self._reader.read(self.render(_plain(messages)))
+        return self.tokens(self.render(_plain(messages)))
+
+    def prompt(self, messages: Sequence[Message]) -> str:
+        """The text of what `context` gives the tokens of, on the day of training.
+
+        Raises:
+            TemplateFault: as `context`.
+        """
+        return self.render(_plain(messages), date=TRAINING_DATE)
+
+    def tokens(self, text: str) -> list[int]:
+        """Token ids of a text that the template has made."""
+        return self._reader.read(text)
 
     def read(self, messages: Sequence[Message], weights: Mapping[str, float]) -> ReadDialogue:
         """A dialogue to train on.

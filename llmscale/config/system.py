@@ -104,18 +104,23 @@ class EngineConfig(Section):
 
 HELD_OUT = "held-out"
 """What the task of `evaluation.generate` is called."""
+ANSWER_TOKENS = 128
+"""Longest answer to a dialogue where it does not say."""
 
 
 class GenerateConfig(Section):
-    """A task that the run makes of its own held-out pairs (objective seq2seq): the model writes a text of each source,
-    which is measured beside the target. Its figures are `held-out/METRIC`."""
+    """A task that the run makes of what it holds out. Of pairs (objective seq2seq) the model writes a text of each
+    source, which is measured beside the target; of dialogues (objective chat) the assistant's last turn. Its figures
+    are `held-out/METRIC`."""
 
     metrics: list[str] = Field(min_length=1)
     """Such as bleu, chrf, rougeL, exact_match or f1, with options as in `rougeL:language=zh`; the main one first."""
     examples: Count | None = Field(default=200, ge=1)
-    """Most pairs, the same at every evaluation; None: all. A smaller number takes some of those of a larger one."""
+    """Most pairs or dialogues, the same at every evaluation; None: all. A smaller number takes some of those of a
+    larger one."""
     max_new_tokens: Count | None = Field(default=None, ge=1)
-    """Tokens after which a text ends at the latest; None: objective.target_length."""
+    """Tokens after which a text ends at the latest; None: objective.target_length, or 128 of an answer to a dialogue,
+    which is left out where its prompt leaves no room for so many in the model's context."""
 
 
 class EvaluationConfig(Section):

@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from data_pipeline.base.errors import UserError
+from data_pipeline.objectives.chat import ChatObjective
 from data_pipeline.objectives.seq2seq import Seq2SeqObjective
 from data_pipeline.reading.item import Item
 from data_pipeline.tokenizer.frame import text_frame
+from data_pipeline.tokenizer.spelled import SpelledReader
 from llmscale.distributed.process_group import gather_to_lead
 from llmscale.evaluate.artefact import Record
 from llmscale.evaluate.placed import Placed
@@ -66,6 +68,9 @@ class ItemWriter:
                 not trained on sources.
         """
         texts = [item.contexts[0] for item in items]
+        if overflow == "as-trained" and isinstance(self._placed.config.objective, ChatObjective):
+            reader = SpelledReader(self._placed.tokenizer)
+            return [Prompt(item, Context(reader.read(text))) for item, text in zip(items, texts, strict=True)]
         contexts = contexts_of(texts, self._placed.tokenizer, self._model, self._reading)
         if overflow == "as-trained":
             return [self._as_trained(item, context) for item, context in zip(items, contexts, strict=True)]

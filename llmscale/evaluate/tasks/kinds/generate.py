@@ -38,7 +38,7 @@ class GenerateTask(TaskSettings):
     """Of sampling; 0 is greedy."""
     overflow: Literal["refuse", "window", "truncate-left"] | AsTrained = "truncate-left"  # type: ignore[assignment]
     """As of any task; there is nothing to window. as-trained: a source loses its end from data.sequence_length on, as
-    in training by the objective seq2seq."""
+    in training by the objective seq2seq; a context of objective chat is a dialogue that its template has made."""
 
     @field_validator("until")
     @classmethod
