@@ -155,6 +155,11 @@ class HuggingFace:
     needs: Callable[[Mapping[str, Any]], str | None] | None = None
     """Why their class cannot hold a model that its config can describe, or None."""
 
+    @property
+    def headless(self) -> str:
+        """Their class without any head, which `AutoModel` opens."""
+        return self.classes[-1]
+
 
 def heads_of_tokens(
     name: str,

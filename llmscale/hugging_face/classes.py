@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from data_pipeline.base.errors import UserError
+from data_pipeline.objectives.contrastive import ContrastiveObjective
 from llmscale import families
 from llmscale.config import ModelConfig
 from llmscale.config.function import function_of, resolved
@@ -63,8 +64,11 @@ class Recognised:
     """What is not carried over, in sentences."""
 
 
-def recognise(values: dict[str, Any], path: Path) -> Recognised:
+def recognise(values: dict[str, Any], path: Path, embedding: ContrastiveObjective | None = None) -> Recognised:
     """The model that a config.json describes.
+
+    Args:
+        embedding: how a model without a head makes vectors, as other files say; None: they say nothing.
 
     Raises:
         UserError: an unknown model_type or class, an option that our model does not have, or a size that cannot be.
@@ -81,6 +85,8 @@ def recognise(values: dict[str, Any], path: Path) -> Recognised:
     settings = Settings(values)
     try:
         head = _head_of(table, classes if isinstance(classes, list) else [], settings)
+        if embedding is not None and classes == [table.headless] and table.architecture != "encoder_decoder":
+            head = embedding.head(table.architecture), embedding.model_dump(mode="json")
     except Unsupported as error:
         raise UserError(f"{path}: {error}") from None
     if not isinstance(classes, list) or (classes and not head and not any(name in table.classes for name in classes)):
@@ -182,7 +188,8 @@ def _differences(model: ModelConfig, table: HuggingFace, name: str, written: dic
         if class_name is None:
             return [f"model.head is {model.head.name}, which none of its classes has", *far]
         ours = {key: value for key, value in ours.items() if key not in OF_HEADS} | _parts(model.head.model_dump())
-        theirs = {**theirs, **_parts(HeadConfig.model_validate(head[0]).model_dump() if head else {})}
+        told = model.head.model_dump() if heads_of(model)[0].told_beside else head[0] if head else None
+        theirs = {**theirs, **_parts(HeadConfig.model_validate(told).model_dump() if told else {})}
     differing = [key for key in ours if ours[key] != theirs.get(key)]
     return [
         f"model.{key} is {_shown(ours[key])}, where {written['architectures'][0]} has {_shown(theirs.get(key))}"

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from data_pipeline.base.errors import UserError
 from data_pipeline.tokenizer.base import StoredTokenizer
 from data_pipeline.tokenizer.conventions import Conventions
-from data_pipeline.tokenizer.frame import text_frame
 from llmscale.config.generation import IDS, KEYS, TOKENS, read_defaults, token_ids, unmet
 from llmscale.hugging_face.files import CONFIG, GENERATION, read_json
 
@@ -153,15 +152,12 @@ def template_of(backend: tokenizers.Tokenizer) -> tuple[tuple[int, ...], tuple[i
     return tuple(encoding.ids[: text[0]]), tuple(encoding.ids[text[-1] + 1 :])
 
 
-def with_template(backend: tokenizers.Tokenizer, tokenizer: StoredTokenizer, *, source: bool) -> tokenizers.Tokenizer:
-    """The library's tokenizer such that it puts around a text what our model is given with one.
-
-    Args:
-        source: another text follows from the one; else the model continues it.
-    """
+def with_template(
+    backend: tokenizers.Tokenizer, tokenizer: StoredTokenizer, begin: list[int], end: list[int]
+) -> tokenizers.Tokenizer:
+    """The library's tokenizer such that it puts these tokens in front of a text and behind it."""
     import tokenizers
 
-    begin, end = text_frame(tokenizer, source=source)
     if template_of(backend) == (tuple(begin), tuple(end)):
         return backend
     state = json.loads(backend.to_str())

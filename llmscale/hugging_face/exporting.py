@@ -11,6 +11,7 @@ from torch import Tensor
 
 from data_pipeline.base.durable import write_json
 from data_pipeline.base.errors import UserError, writing
+from data_pipeline.objectives.contrastive import NAME as CONTRASTIVE
 from data_pipeline.tokenizer import Tokenizer, load_tokenizer
 from data_pipeline.tokenizer.chat_files import carry_chat
 from data_pipeline.tokenizer.frame import conventions_of, turn_end
@@ -22,6 +23,7 @@ from llmscale.families.hugging_face import HuggingFace
 from llmscale.hugging_face.chat import export_chat
 from llmscale.hugging_face.classes import OWN, Misfit, fit
 from llmscale.hugging_face.files import CONFIG, GENERATION, new_folder, require_free
+from llmscale.hugging_face.sentence_transformers import write_layout
 from llmscale.hugging_face.tensors import DTYPES, parse_size, write_tensors
 from llmscale.hugging_face.tokenizers import OWN_FOLDER, export_tokenizer, token_ids
 from llmscale.hugging_face.weights import Move, Shapes, plan, shapes_of
@@ -92,6 +94,8 @@ def export_checkpoint(
             carry_chat(checkpoint.tokenizer, temporary / OWN_FOLDER)
         else:
             _write_generation(temporary, model, tokenizer)
+            if model.head is not None and model.head.name == CONTRASTIVE:
+                write_layout(temporary, model)
             if with_tokenizer:
                 source = model_side(config.objective).reading == "source"
                 export_tokenizer(tokenizer, temporary, model, source=source)

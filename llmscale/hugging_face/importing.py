@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from data_pipeline.base.errors import UserError, writing
+from data_pipeline.objectives.contrastive import ContrastiveObjective
 from data_pipeline.tokenizer.base import StoredTokenizer
 from llmscale.checkpoint.manifest import TOKENIZER, RunState
 from llmscale.checkpoint.whole import write_whole
@@ -24,6 +25,7 @@ from llmscale.hugging_face.chat import keep_chat
 from llmscale.hugging_face.classes import OWN, recognise
 from llmscale.hugging_face.conventions import read_conventions
 from llmscale.hugging_face.files import CONFIG, new_folder, read_json, require_free
+from llmscale.hugging_face.sentence_transformers import read_layout
 from llmscale.hugging_face.tensors import TensorFolder
 from llmscale.hugging_face.tokenizers import import_tokenizer
 from llmscale.hugging_face.weights import VOCABULARY, Move, Shapes, padded, plan, shapes_of
@@ -68,7 +70,10 @@ def import_directory(
     own = values.get("model_type") == OWN
     # What older files say of generation says nothing of the model.
     described = {key: value for key, value in values.items() if key not in KEYS}
-    source, notes = _own_source(values, path, tensors) if own else _source(described, path, tensors)
+    # A head that is to be drawn takes the place of what makes vectors.
+    embedding, beside = (None, []) if own or new_head else read_layout(folder)
+    source, notes = _own_source(values, path, tensors) if own else _source(described, path, tensors, embedding)
+    notes += beside
     lacking = ", ".join(source.lacking)
     if lacking and not new_head:
         raise UserError(
@@ -148,8 +153,10 @@ class _Source:
                 yield move.ours, move.to_ours([self.folder.read(self.names[name]) for name in move.theirs])
 
 
-def _source(values: dict[str, Any], path: Path, folder: TensorFolder) -> tuple[_Source, list[str]]:
-    found = recognise(values, path)
+def _source(
+    values: dict[str, Any], path: Path, folder: TensorFolder, embedding: ContrastiveObjective | None
+) -> tuple[_Source, list[str]]:
+    found = recognise(values, path, embedding)
     table, model = found.table, dict(found.model)
     body = heads_of(_config(model))[0].body(table)
     names = _known_names(table, folder, body)
@@ -251,9 +258,11 @@ def _known_names(table: HuggingFace, folder: TensorFolder, body: str) -> dict[st
     """Names in the files by those of today's transformers, in the class whose body's names begin with `body`."""
     found = {}
     tops = {row.theirs.partition(".")[0] for row in table.weights}
-    headless = bool(table.prefix) and not any(name.startswith((table.prefix, body)) for name in folder.names)
+    prefixed = any(name.startswith(table.prefix) for name in folder.names)
+    headless = bool(table.prefix and body) and not prefixed and not any(name.startswith(body) for name in folder.names)
     for name in folder.names:
         today = table.prefix + name if headless and name.partition(".")[0] not in tops else name
+        today = today if body else today.removeprefix(table.prefix)
         for pattern, replacement in table.renames:
             today = re.sub(pattern, replacement, today)
         found[today] = name

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 from data_pipeline.base.durable import write_json
 from data_pipeline.base.errors import UserError
 from data_pipeline.config import DataConfig, TokenizerConfig
+from data_pipeline.objectives.contrastive import NAME as CONTRASTIVE
 from data_pipeline.tokenizer import Tokenizer, load_tokenizer, prepare_tokenizer
 from data_pipeline.tokenizer.base import META_FILE, StoredTokenizer
 from data_pipeline.tokenizer.bytes_tokenizer import FIRST
+from data_pipeline.tokenizer.frame import text_frame, whole_frame
 from data_pipeline.tokenizer.recognition import what_it_is
 from data_pipeline.tokenizer.roles import role_text
 from data_pipeline.tokenizer.store import open_tokenizer
@@ -220,10 +222,13 @@ def export_tokenizer(tokenizer: Tokenizer, folder: Path, model: ModelConfig, *, 
     assert isinstance(tokenizer, StoredTokenizer)
     backend = _backend(tokenizer)
     _add_roles(backend, tokenizer)
-    if model.architecture == "encoder":
+    if model.head is not None and model.head.name == CONTRASTIVE:
+        backend = with_template(backend, tokenizer, *whole_frame(tokenizer))
+    elif model.architecture == "encoder":
         backend.post_processor = _ends(backend, tokenizer)
     else:
-        backend = with_template(backend, tokenizer, source=source or model.architecture == "encoder_decoder")
+        source = source or model.architecture == "encoder_decoder"
+        backend = with_template(backend, tokenizer, *text_frame(tokenizer, source=source))
     _require_same(backend, tokenizer)
     for name, contents in tokenizer.files.items():
         (folder / name).write_bytes(contents)

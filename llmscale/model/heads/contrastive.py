@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from llmscale.config.model import HeadConfig, ModelConfig
+from llmscale.families.hugging_face import HuggingFace
 from llmscale.model.heads.head import Head, Memory, Sizes
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ class ContrastiveHead(Head):
     higher_is_better = frozenset(measures)
     reads = "whole"
     whole_batch = True
+    told_beside = True
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
@@ -89,6 +91,15 @@ class ContrastiveHead(Head):
         vectors = self.represent(module, hidden, batch)
         places, known = positions_of_positives(vectors, keys), keys[:, 0] >= 0
         return [((places == 1) & known).sum().to(vectors.dtype), (known / places).sum().to(vectors.dtype)]
+
+    def class_name(self, table: HuggingFace) -> str | None:
+        return None if table.architecture == "encoder_decoder" else table.headless
+
+    def body(self, table: HuggingFace) -> str:
+        return ""
+
+    def dropped(self, table: HuggingFace) -> tuple[str, ...]:
+        return (r"pooler\.dense\.(weight|bias)",)
 
     def parameters(self, vocab_size: int, *, tensor: int = 1, ties: bool = True) -> int:
         return 0

@@ -76,6 +76,8 @@ class Head(ABC):
     `condensed` makes, or the hidden state of each token. None: rows change."""
     whole_batch: ClassVar[bool] = False
     """Whether the loss of a sample depends on the others of its global batch, by what `represent` makes of them."""
+    told_beside: ClassVar[bool] = False
+    """Whether other files than config.json say what the head is."""
     sharding: ClassVar[tuple[tuple[str, Cut], ...]] = ()
     """(module below the head, or "" for itself; how tensor-parallel ranks share it). All else is whole on each rank."""
     stage: ClassVar[int] = -1
