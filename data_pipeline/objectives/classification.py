@@ -17,7 +17,7 @@ from data_pipeline.objectives.labels import output_of, written
 from data_pipeline.objectives.objective import LABELS, Arrays, ObjectiveSettings, filled, read_twice, stack
 from data_pipeline.objectives.packing import Sample, Stored, value_of
 from data_pipeline.tokenizer import Tokenizer
-from data_pipeline.tokenizer.frame import text_frame
+from data_pipeline.tokenizer.frame import pair_frame
 
 NAME = "classification"
 """Of the objective and of its head."""
@@ -119,11 +119,8 @@ class Classification(ByDocument):
 
     def __init__(self, config: ClassificationObjective, tokenizer: Tokenizer, sequence_length: int) -> None:
         super().__init__(config, tokenizer, sequence_length)
-        if config.pooling == "first":
-            begin, end = [tokenizer.special["cls"]], [tokenizer.special["sep"]]
-        else:
-            begin, end = text_frame(tokenizer, source=True)
-        self._begin, self._end = (np.array(ids, dtype=np.int32) for ids in (begin, end))
+        frame = pair_frame(tokenizer, cls=config.pooling == "first")
+        self._begin, self._between, self._end = (np.array(ids, dtype=np.int32) for ids in frame)
         self._outputs = {label: output for output, label in enumerate(config.labels)}
 
     def arrays(self, samples: Sequence[Sample], numbers: Sequence[int]) -> Arrays:
@@ -160,18 +157,20 @@ class Classification(ByDocument):
         return None
 
     def is_cut(self, sample: Sample) -> bool:
-        ends = 1 + (sample.split < len(sample.tokens))
-        return len(self._begin) + len(sample.tokens) + ends * len(self._end) > self.sequence_length
+        return len(sample.tokens) > self._room(pair=sample.split < len(sample.tokens))
 
     def _row(self, sample: Sample) -> tuple[np.ndarray, int]:
         """The tokens of a sample, and the place of the first one of the second text."""
         texts = [sample.tokens[: sample.split], sample.tokens[sample.split :]]
         pair = len(texts[1]) > 0
-        room = self.sequence_length - len(self._begin) - (1 + pair) * len(self._end)
-        sizes = _shortened([len(text) for text in texts], room)
+        sizes = _shortened([len(text) for text in texts], self._room(pair))
         first, second = (text[:size] for text, size in zip(texts, sizes, strict=True))
-        begun = np.concatenate([self._begin, first, self._end])
+        begun = np.concatenate([self._begin, first, self._between if pair else self._end])
         return (np.concatenate([begun, second, self._end]) if pair else begun), len(begun)
+
+    def _room(self, pair: bool) -> int:
+        """Tokens of its texts that a row has room for."""
+        return self.sequence_length - len(self._begin) - pair * len(self._between) - len(self._end)
 
     def _label(self, value: Any) -> np.ndarray:
         """A record's label as the head's loss takes it: a class, or a number for each output.

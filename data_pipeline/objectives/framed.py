@@ -17,7 +17,7 @@ from data_pipeline.document import Document
 from data_pipeline.objectives.by_document import ByDocument
 from data_pipeline.objectives.objective import ObjectiveSettings
 from data_pipeline.tokenizer import Tokenizer
-from data_pipeline.tokenizer.frame import text_frame
+from data_pipeline.tokenizer.frame import pair_frame
 
 AROUND: dict[str, Literal["cls", "eos", "decoder"]] = {"encoder": "cls", "decoder": "eos", "encoder_decoder": "decoder"}
 """`special_tokens` by `model.architecture`."""
@@ -50,12 +50,10 @@ class Framed(ByDocument):
 
     def __init__(self, config: FramedSettings, tokenizer: Tokenizer, sequence_length: int) -> None:
         super().__init__(config, tokenizer, sequence_length)
-        if config.special_tokens == "cls":
-            begin, end = [tokenizer.special["cls"]], [tokenizer.special["sep"]]
-        else:
-            begin, end = text_frame(tokenizer, source=True)
-        self.begin, self.end = (np.array(ids, dtype=np.int32) for ids in (begin, end))
+        frame = pair_frame(tokenizer, cls=config.special_tokens == "cls")
+        self.begin, self.between, self.end = (np.array(ids, dtype=np.int32) for ids in frame)
         decides = [config.model_dump(exclude={"dropout", "transform"}), sequence_length]
+        decides += [frame.between] if frame.between != frame.end else []
         self.form = hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:16]
 
     def checked(

@@ -77,7 +77,7 @@ class Span(Framed):
 
     def __init__(self, config: SpanObjective, tokenizer: Tokenizer, sequence_length: int) -> None:
         super().__init__(config, tokenizer, sequence_length)
-        self._size = sequence_length - len(self.begin) - 2 * len(self.end)
+        self._size = sequence_length - len(self.begin) - len(self.between) - len(self.end)
 
     @property
     def targets_per_sample(self) -> int:
@@ -95,7 +95,7 @@ class Span(Framed):
 
     def row(self, question: np.ndarray, passage: np.ndarray) -> tuple[np.ndarray, int, int]:
         """The tokens of a sample, the place of the passage's first one, and the place that stands for no answer."""
-        begun = np.concatenate([self.begin, question, self.end])
+        begun = np.concatenate([self.begin, question, self.between])
         row = np.concatenate([begun, passage, self.end])
         return row, len(begun), 0 if self.config.special_tokens == "cls" else len(row) - 1
 

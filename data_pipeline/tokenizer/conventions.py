@@ -18,6 +18,8 @@ class Conventions:
     """Tokens in front of a text, such as Llama's `<s>`; None: as this project has it."""
     end: tuple[int, ...] = ()
     """Tokens behind a text that the model is given, such as T5's `</s>`; of no use where `begin` is None."""
+    between: tuple[int, ...] = ()
+    """Tokens between two texts that are read as one, such as RoBERTa's `</s></s>`; none: what ends the first."""
     start: int | None = None
     """The token that the decoder of an encoder-decoder starts from; None: pad."""
     stop: tuple[int, ...] = ()
@@ -46,6 +48,7 @@ class Conventions:
         return cls(
             begin=None if begin is None else tuple(map(index, begin)),
             end=tuple(map(index, kept["end"])),
+            between=tuple(map(index, kept.get("between", ()))),  # which earlier versions did not keep
             start=None if start is None else index(start),
             stop=tuple(map(index, kept["stop"])),
             generation=kept["generation"],

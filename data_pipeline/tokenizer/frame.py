@@ -68,6 +68,32 @@ def whole_frame(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
     return text_frame(tokenizer, source=True)
 
 
+class PairFrame(NamedTuple):
+    """The special tokens of a text, or of two that are read as one, of which an encoder predicts."""
+
+    begin: list[int]
+    """In front of the first."""
+    between: list[int]
+    """Behind the first where there is a second."""
+    end: list[int]
+    """Behind the last."""
+
+
+def pair_frame(tokenizer: Tokenizer, *, cls: bool) -> PairFrame:
+    """`[CLS] a [SEP]` and `[CLS] a [SEP] b [SEP]`, where an imported model may have more between them; or what stands
+    around sources.
+
+    Args:
+        cls: the former.
+    """
+    if not cls:
+        begin, end = text_frame(tokenizer, source=True)
+        return PairFrame(begin, end, end)
+    kept, end = conventions_of(tokenizer), [tokenizer.special["sep"]]
+    between = list(kept.between) if kept is not None else []
+    return PairFrame([tokenizer.special["cls"]], between or end, end)
+
+
 def start_token(tokenizer: Tokenizer) -> int:
     """The token that the decoder of an encoder-decoder starts from.
 

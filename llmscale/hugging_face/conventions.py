@@ -69,6 +69,7 @@ def read_conventions(
     return Conventions(
         begin=begin,
         end=end,
+        between=_between(place, values, tokenizer) if architecture == "encoder" else (),
         start=start,
         stop=tuple(token for token in token_ids(generation, "eos_token_id") if token < vocab_size),
         generation=generation,
@@ -129,6 +130,20 @@ def _frame(
     return begin, end
 
 
+def _between(place: Path, values: Mapping[str, Any], tokenizer: StoredTokenizer) -> tuple[int, ...]:
+    """Tokens that transformers puts between two texts, where they are others than stand behind a text."""
+    if tokenizer.kind == "huggingface" and (place / "tokenizer.json").is_file():
+        backend = _library(tokenizer)
+        found, end = between_texts(backend), template_of(backend)[1]
+        return () if found == end else found
+    path = place / _SETTINGS
+    settings = read_json(path, "repair it or remove it") if path.is_file() else {}
+    name = str(settings.get("tokenizer_class") or "").removesuffix("Fast")
+    roberta = name == "RobertaTokenizer" or (not name and values.get("model_type") == "roberta")
+    sep = tokenizer.special.get("sep")
+    return (sep, sep) if roberta and tokenizer.kind != "wordpiece" and sep is not None else ()
+
+
 def _flag(settings: Mapping[str, Any], key: str, default: bool) -> bool:
     value = settings.get(key)
     return value if isinstance(value, bool) else default
@@ -150,6 +165,16 @@ def template_of(backend: tokenizers.Tokenizer) -> tuple[tuple[int, ...], tuple[i
     if not text:
         return (), ()
     return tuple(encoding.ids[: text[0]]), tuple(encoding.ids[text[-1] + 1 :])
+
+
+def between_texts(backend: tokenizers.Tokenizer) -> tuple[int, ...]:
+    """The tokens that the library's post-processor puts between two texts."""
+    backend.no_truncation()
+    backend.no_padding()
+    encoding = backend.encode("a", "a", add_special_tokens=True)
+    text = [place for place, special in enumerate(encoding.special_tokens_mask) if not special]
+    inner = [place for place in range(text[0], text[-1]) if encoding.special_tokens_mask[place]] if text else []
+    return tuple(encoding.ids[place] for place in inner)
 
 
 def with_template(

@@ -125,7 +125,7 @@ def _ids(model_type: str, tokenizer: Tokenizer) -> dict[str, Any]:
     found: dict[str, Any] = {f"{role}_token_id": ids.get(role) for role in ("bos", "eos", "pad")}
     if model_type == "modernbert":
         found |= {f"{role}_token_id": ids.get(role) for role in ("cls", "sep")}
-    if model_type == "t5":
+    if model_type in ("t5", "mt5"):
         found["decoder_start_token_id"] = ids.get("pad")
     return found
 
