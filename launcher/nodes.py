@@ -65,7 +65,11 @@ def sick_nodes(run: RunDirectory, nodes: Sequence[str], gpus: int, seconds: floa
     check = ["bash", "-c", _CHECK, *module_command("launcher.node_check"), json.dumps(asdict(wanted))]
     began = time.time()
     try:
-        done = subprocess.run([*srun, *check], stdout=subprocess.PIPE, text=True, timeout=seconds, check=False)
+        # `sbatch --export=NONE` is about what the job gets; srun would read it as what the check gets.
+        environment = {**os.environ, "SLURM_EXPORT_ENV": "ALL"}
+        done = subprocess.run(
+            [*srun, *check], env=environment, stdout=subprocess.PIPE, text=True, timeout=seconds, check=False
+        )
         output = done.stdout
     except subprocess.TimeoutExpired as late:
         output = late.stdout.decode(errors="replace") if isinstance(late.stdout, bytes) else late.stdout or ""

@@ -127,6 +127,18 @@ def test_answers_are_judged(capsys: pytest.CaptureFixture[str]) -> None:
     assert "says nothing of them" in capsys.readouterr().err
 
 
+def test_the_check_has_the_jobs_environment_though_sbatch_was_told_to_export_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """srun takes SLURM_EXPORT_ENV for its own; without a PATH it would find no bash to start."""
+    (tmp_path / "srun").write_text(f'#!/bin/sh\necho "$SLURM_EXPORT_ENV" > {tmp_path}/exported\n')
+    (tmp_path / "srun").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_EXPORT_ENV", "NONE")
+    assert sick_nodes(RunDirectory(tmp_path / "run"), ["n1"], 0) == {}
+    assert (tmp_path / "exported").read_text() == "ALL\n"
+
+
 def test_a_job_goes_back_so_often(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

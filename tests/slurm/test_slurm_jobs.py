@@ -124,6 +124,7 @@ def test_a_run_launched_from_a_messy_shell_is_the_run(cluster, config):
     assert summary["samples"][0]["prompt"] == "$(touch pwned)'ü你\n"
     assert list(losses(cluster.project / "run")) == [1, 2, 3]
     assert not (cluster.project / "pwned").exists()
+    assert "no node has answered" not in cluster.log(job)
 
 
 def test_a_signal_while_the_nodes_are_checked_brings_the_job_back(cluster, config):
