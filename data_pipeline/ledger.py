@@ -24,15 +24,13 @@ from data_pipeline.tokenizer import Tokenizer
 class LedgerWriter:
     """Appends a row per step to `ledger.jsonl` and keeps cursor snapshots under `ledger/`. Rank 0 writes."""
 
-    def __init__(self, run_dir: str | Path, attempt: int, snapshot_interval: int, continues: int | None = None) -> None:
+    def __init__(self, run_dir: str | Path, attempt: int, continues: int | None = None) -> None:
         """
         Args:
-            snapshot_interval: steps between snapshots, the most that `replay` has to go through again.
             continues: the step that this attempt continues from.
         """
         self._rows = RecordWriter(Path(run_dir) / "ledger.jsonl", attempt, continues)
         self._snapshots = Path(run_dir) / "ledger"
-        self._interval = snapshot_interval
 
     def write(
         self,
@@ -52,12 +50,8 @@ class LedgerWriter:
         row = {"step": step, **row}
         self._rows.write(row)
 
-    def wants_snapshot(self, step: int) -> bool:
-        """Whether `snapshot` should be called after this step."""
-        return step % self._interval == 0
-
     def snapshot(self, cursor: dict[str, Any]) -> None:
-        """Keep a merged cursor. The file appears whole or not at all."""
+        """Keep a merged cursor, from which `replay` can begin. The file appears whole or not at all."""
         self._snapshots.mkdir(exist_ok=True)
         path = self._snapshots / f"cursor-{cursor['next_sample']:012d}.json"
         replace_file(path, json.dumps({**cursor, "check": _check_of(cursor)}, separators=(",", ":")).encode())

@@ -138,9 +138,9 @@ def json_bytes(value: Any, indent: int | None = 2) -> bytes:
     return (text + "\n").encode(errors="backslashreplace")
 
 
-def write_json(path: Path, value: Any, indent: int | None = 2) -> None:
+def write_json(path: Path, value: Any) -> None:
     """Replace a JSON file durably; raises OSError that names it."""
-    replace_file(path, json_bytes(value, indent), durable=True)
+    replace_file(path, json_bytes(value), durable=True)
 
 
 def read_json(path: Path) -> Any:

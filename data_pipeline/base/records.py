@@ -89,32 +89,32 @@ def strict(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def read_records(path: str | Path, key: str = "step") -> list[dict[str, Any]]:
-    """The rows that count, in the order of `key` (rows of one step in the order they were written).
+def read_records(path: str | Path) -> list[dict[str, Any]]:
+    """The rows that count, in the order of steps (rows of one step in the order they were written).
 
     A run that resumes writes again what came after its checkpoint. So earlier attempts' rows of steps beyond the one
     that a later attempt continued from are left out, even those the later attempt has not reached yet. An attempt
     that did not say where it continued from replaces all from its first row's step on.
     Several rows of one step by one attempt (training and evaluation) are all kept. Lines that are torn, damaged, not
-    JSON, or without `key` and `attempt` are left out. A missing file has no rows.
+    JSON, or without `step` and `attempt` are left out. A missing file has no rows.
     """
-    return read_counted_records(path, key)[0]
+    return read_counted_records(path)[0]
 
 
-def read_counted_records(path: str | Path, key: str = "step") -> tuple[list[dict[str, Any]], int]:
+def read_counted_records(path: str | Path) -> tuple[list[dict[str, Any]], int]:
     """`read_records`, and how many lines were left out as damaged or of another kind; a line that is still being
     written does not count."""
-    rows, damaged = _whole_rows(path, key)
-    return _counted(rows, key), damaged
+    rows, damaged = _whole_rows(path)
+    return _counted(rows), damaged
 
 
-def read_every_record(path: str | Path, key: str = "step") -> list[dict[str, Any]]:
+def read_every_record(path: str | Path) -> list[dict[str, Any]]:
     """Every intact row as it was written and in that order, those that later attempts have replaced too; a row of
     "continues" is one of them. A missing file has none."""
-    return _whole_rows(path, key)[0]
+    return _whole_rows(path)[0]
 
 
-def newest_record(path: str | Path, having: str, key: str = "step", window: int = 1 << 16) -> dict[str, Any] | None:
+def newest_record(path: str | Path, having: str, window: int = 1 << 16) -> dict[str, Any] | None:
     """The last intact row that has `having`, from the end of the file, however long it is; None without one.
 
     Args:
@@ -127,7 +127,7 @@ def newest_record(path: str | Path, having: str, key: str = "step", window: int 
             file.seek(start)
             lines = file.read().split(b"\n")
             for row in map(_parse, reversed(lines[1:] if start else lines)):
-                if row is not None and having in row and _counts(row, key) and _is_intact(row):
+                if row is not None and having in row and _counts(row) and _is_intact(row):
                     return {name: value for name, value in row.items() if name != _CHECK}
     return None
 
@@ -142,19 +142,19 @@ def _readable(path: str | Path, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
-def _counted(rows: list[dict[str, Any]], key: str) -> list[dict[str, Any]]:
+def _counted(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     kept_until: dict[int, float] = {}
-    said = {row["attempt"]: row[key] for row in rows if _START in row}
+    said = {row["attempt"]: row["step"] for row in rows if _START in row}
     for row in rows:
-        until = said.get(row["attempt"], row[key] - 1)
+        until = said.get(row["attempt"], row["step"] - 1)
         kept_until[row["attempt"]] = min(kept_until.get(row["attempt"], until), until)
     ends: dict[int, float] = {}
     end = float("inf")
     for attempt in sorted(kept_until, reverse=True):
         ends[attempt] = end
         end = min(end, kept_until[attempt])
-    counted = (row for row in rows if _START not in row and row[key] <= ends[row["attempt"]])
-    return sorted(counted, key=lambda row: row[key])
+    counted = (row for row in rows if _START not in row and row["step"] <= ends[row["attempt"]])
+    return sorted(counted, key=lambda row: row["step"])
 
 
 class Extent(NamedTuple):
@@ -172,16 +172,16 @@ class Extent(NamedTuple):
 
 def extent_of(path: str | Path) -> Extent:
     """How far the records of a run go. A missing file has none."""
-    rows, damaged = _whole_rows(path, "step")
+    rows, damaged = _whole_rows(path)
     return Extent(
-        max((row["step"] for row in _counted(rows, "step")), default=0),
+        max((row["step"] for row in _counted(rows)), default=0),
         max((row["attempt"] for row in rows), default=0),
         max((row["step"] for row in rows if _START in row), default=0),
         damaged,
     )
 
 
-def _whole_rows(path: str | Path, key: str) -> tuple[list[dict[str, Any]], int]:
+def _whole_rows(path: str | Path) -> tuple[list[dict[str, Any]], int]:
     """The rows of a file, as they were written and in that order, but for those that cannot be right, and how many
     lines are none."""
     try:
@@ -191,7 +191,7 @@ def _whole_rows(path: str | Path, key: str) -> tuple[list[dict[str, Any]], int]:
     rows: list[dict[str, Any]] = []
     checked: list[bool] = []
     for row in map(_parse, lines):
-        if row is None or not _counts(row, key):
+        if row is None or not _counts(row):
             continue
         check = row.pop(_CHECK, None)
         if check is None or check == _checksum(row):
@@ -240,5 +240,5 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     return row if isinstance(row, dict) else None
 
 
-def _counts(row: dict[str, Any], key: str) -> bool:
-    return all(type(row.get(name)) is int and 0 <= row[name] < 2**53 for name in (key, "attempt"))
+def _counts(row: dict[str, Any]) -> bool:
+    return all(type(row.get(name)) is int and 0 <= row[name] < 2**53 for name in ("step", "attempt"))

@@ -33,7 +33,7 @@ class _Rules(NamedTuple):
     change: Callable[[str], str] | None = None
 
 
-def build_cleaner(steps: Sequence[CleaningStep], dropped: Counter[str], where: str = "data.cleaning") -> Cleaner:
+def build_cleaner(steps: Sequence[CleaningStep], dropped: Counter[str]) -> Cleaner:
     """The steps, one after the other, as a function from documents to documents.
 
     A document keeps its id, file and position. Steps that change text also change the target of a pair; steps that
@@ -42,7 +42,6 @@ def build_cleaner(steps: Sequence[CleaningStep], dropped: Counter[str], where: s
     Args:
         steps: `DataConfig.cleaning`.
         dropped: gets one count per dropped document under "STEP: RULE"; what is read twice counts twice.
-        where: the steps' place in the config, for messages.
 
     Returns:
         A function that may be called any number of times; it keeps no state between documents.
@@ -51,7 +50,8 @@ def build_cleaner(steps: Sequence[CleaningStep], dropped: Counter[str], where: s
         UserError: a step needs a library that is not installed, or names a language that is not known.
     """
     stages = [
-        _stage(step.step, _BUILDERS[step.step](step, f"{where}[{index}]"), dropped) for index, step in enumerate(steps)
+        _stage(step.step, _BUILDERS[step.step](step, f"data.cleaning[{index}]"), dropped)
+        for index, step in enumerate(steps)
     ]
 
     def clean(documents: Iterable[Document]) -> Iterator[Document]:

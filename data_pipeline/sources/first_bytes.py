@@ -77,7 +77,7 @@ def require_contents(path: str | Path, head: bytes, where: str = "") -> None:
         raise UserError(f"{where}{path} {found}, not the file itself; download it again")
 
 
-def require_contents_at(path: str | Path, where: str = "") -> None:
+def require_contents_at(path: str | Path) -> None:
     """The same for a local file; one that cannot be read is left to whoever reads it."""
     try:
         if not Path(path).is_file():
@@ -86,4 +86,4 @@ def require_contents_at(path: str | Path, where: str = "") -> None:
             head = file.read(LOOKED_AT)
     except OSError:
         return
-    require_contents(path, head, where)
+    require_contents(path, head)

@@ -30,20 +30,29 @@ class TrainedModel:
 
 
 def load_model(
-    path: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    path: str | Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    tokenizer: Tokenizer | None = None,
 ) -> TrainedModel:
     """The model of a checkpoint (or the newest intact one of a run directory), in evaluation mode.
+
+    Args:
+        tokenizer: the checkpoint's, where it has been loaded already.
 
     Raises:
         UserError: no such directory, no intact checkpoint, or a checkpoint that does not fit its own config.
     """
-    return model_of(newest_intact(path), device, dtype)
+    return model_of(newest_intact(path), device, dtype, tokenizer)
 
 
 def model_of(
-    checkpoint: Checkpoint, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    checkpoint: Checkpoint,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    tokenizer: Tokenizer | None = None,
 ) -> TrainedModel:
-    """The model of a checkpoint that has been verified, in evaluation mode.
+    """The model of a checkpoint that has been verified, in evaluation mode; `tokenizer` as in `load_model`.
 
     Raises:
         UserError: a checkpoint that does not fit its own config.
@@ -55,7 +64,7 @@ def model_of(
             checkpoint.path,
         )
     config = parse_config(dict(checkpoint.manifest.config), origin=str(checkpoint.path))
-    tokenizer = load_tokenizer(checkpoint.tokenizer)
+    tokenizer = tokenizer or load_tokenizer(checkpoint.tokenizer)
     with torch.device("meta"):
         model = Transformer(config.model, config.model.vocabulary(tokenizer.vocab_size))
     require_tensors(checkpoint, {name: tuple(parameter.shape) for name, parameter in model.named_parameters()})

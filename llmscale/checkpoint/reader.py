@@ -252,14 +252,11 @@ class Checkpoint:
         return data.reshape(-1)
 
 
-def newest_intact(
-    directory: str | Path, progress: Progress | None = None, warn: Callable[[str], None] = _log.warning
-) -> Checkpoint:
+def newest_intact(directory: str | Path, warn: Callable[[str], None] = _log.warning) -> Checkpoint:
     """The newest checkpoint whose files all match its manifest, and which is the run's (see `why_stranger`).
 
     Args:
         directory: a run directory, its `checkpoints` folder, or one checkpoint, which may have any name.
-        progress: called as files are read.
         warn: called with a sentence for each checkpoint that is skipped.
 
     Raises:
@@ -275,7 +272,7 @@ def newest_intact(
             checkpoint = Checkpoint(path)
             if listed and (stranger := why_stranger(path, checkpoint.manifest, run)):
                 raise CorruptCheckpoint(stranger)
-            checkpoint.verify(progress=progress)
+            checkpoint.verify()
             return checkpoint
         except CorruptCheckpoint as error:
             reasons.append(str(error))

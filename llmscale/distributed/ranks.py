@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from data_pipeline.base.errors import UserError
@@ -33,22 +32,19 @@ class Place:
 ALONE = Place(0, 1, 0, 1, "", 0)
 
 
-def read_place(environment: Mapping[str, str] | None = None) -> Place:
+def read_place() -> Place:
     """This process's place by RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT.
 
     Without RANK, and with a WORLD_SIZE of 1 or none, it is a lone process, which needs none of the others.
-
-    Args:
-        environment: the variables; this process's own when not given.
 
     Raises:
         UserError: names a variable that is missing, no whole number, or not below its number of ranks. On this rank
             only.
     """
-    environment = os.environ if environment is None else environment
-    number = {name: _number(environment, name) for name in (*_PLACE, "LOCAL_RANK", "MASTER_PORT")}
+    environment = os.environ
+    number = {name: _number(name) for name in (*_PLACE, "LOCAL_RANK", "MASTER_PORT")}
     # DeepSpeed's launcher has a name of its own for it.
-    local_size = _number(environment, "LOCAL_WORLD_SIZE") or _number(environment, "LOCAL_SIZE") or 1
+    local_size = _number("LOCAL_WORLD_SIZE") or _number("LOCAL_SIZE") or 1
     if number["RANK"] is None and number["WORLD_SIZE"] in (None, 1):
         return ALONE
     names = _PLACE if number["WORLD_SIZE"] == 1 else (*_PLACE, *_ADDRESS)
@@ -69,22 +65,21 @@ def read_place(environment: Mapping[str, str] | None = None) -> Place:
     return Place(rank, size, local_rank, local_size, environment.get("MASTER_ADDR", ""), port)
 
 
-def planned_ranks(environment: Mapping[str, str] | None = None) -> int | None:
+def planned_ranks() -> int | None:
     """WORLD_SIZE, where it is set: how many ranks a check without ranks is for.
 
     Raises:
         UserError: it is no whole number above 0.
     """
-    return _number(os.environ if environment is None else environment, "WORLD_SIZE")
+    return _number("WORLD_SIZE")
 
 
-def shown_rank(environment: Mapping[str, str] | None = None) -> int:
+def shown_rank() -> int:
     """The rank that messages name, whatever else is wrong with the variables; 0 without one.
 
     Of Slurm's tasks without a rank it is the number on their node: one of each node speaks.
     """
-    environment = os.environ if environment is None else environment
-    text = environment.get("RANK") or (environment.get("SLURM_LOCALID", "0") if "SLURM_STEP_ID" in environment else "0")
+    text = os.environ.get("RANK") or (os.environ.get("SLURM_LOCALID", "0") if "SLURM_STEP_ID" in os.environ else "0")
     return int(text) if text.isdecimal() else 0
 
 
@@ -99,8 +94,8 @@ def adopt_local_rank(local_rank: int) -> None:
         raise _refused(f"--local_rank is {local_rank}, but LOCAL_RANK is {known}; leave one of them out")
 
 
-def _number(environment: Mapping[str, str], name: str) -> int | None:
-    text = environment.get(name)
+def _number(name: str) -> int | None:
+    text = os.environ.get(name)
     if text is None:
         return None
     if not (text.isascii() and text.isdecimal()) or len(text) > 9:

@@ -26,6 +26,7 @@ _SLOW_DISK = 50e6
 _LITTLE_SPACE = 10 << 30
 _SHARED_MEMORY = Path("/dev/shm")
 _LITTLE_SHARED_MEMORY = 1 << 30
+_IMPORT_SECONDS = 180
 _USED_GPU = 0.1
 """Share of a GPU's memory that may be in use before a run starts."""
 
@@ -60,7 +61,7 @@ def examine_packages() -> Iterator[Finding]:
         yield Finding("pass", "packages", f"{shown}; all {len(versions)} that llmscale needs fit")
 
 
-def examine_deepspeed(seconds: float = 180) -> Iterator[Finding]:
+def examine_deepspeed() -> Iterator[Finding]:
     """Whether DeepSpeed can be imported, in a process of its own."""
     started = time.monotonic()
     try:
@@ -69,11 +70,12 @@ def examine_deepspeed(seconds: float = 180) -> Iterator[Finding]:
             capture_output=True,
             text=True,
             errors="replace",
-            timeout=seconds,
+            timeout=_IMPORT_SECONDS,
             check=False,
         )
     except subprocess.TimeoutExpired:
-        yield Finding("fail", "DeepSpeed", f"its import does not end within {seconds:g} s", "look at the file system")
+        late = f"its import does not end within {_IMPORT_SECONDS} s"
+        yield Finding("fail", "DeepSpeed", late, "look at the file system")
         return
     took = time.monotonic() - started
     if result.returncode:
@@ -90,7 +92,7 @@ def examine_gpus() -> Iterator[Finding]:
     """The GPUs that torch sees, and their driver."""
     import torch
 
-    driver = _nvidia_smi("driver_version")
+    driver = _drivers()
     if not torch.cuda.is_available():
         if driver:
             fix = "install a torch that is built for this driver, and look at CUDA_VISIBLE_DEVICES"
@@ -111,10 +113,10 @@ def examine_gpus() -> Iterator[Finding]:
             yield Finding("pass", name, text)
 
 
-def _nvidia_smi(field: str) -> list[str]:
-    """One value for each GPU; none without the driver."""
+def _drivers() -> list[str]:
+    """The version of the driver for each GPU; none without one."""
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        command = ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader"]
+        command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
         result = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
         return result.stdout.split("\n")[:-1]
     return []

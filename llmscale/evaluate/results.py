@@ -45,7 +45,7 @@ class TaskFigures:
                 "few_shot": meta.few_shot,
                 "scorer": meta.scorer,
                 "exactness": meta.exactness,
-                "windowed": _flagged(self.artefact.records, "windowed"),
+                "windowed": _windowed(self.artefact.records),
                 "checkpoint": meta.checkpoint,
                 "artefact": self.artefact.path,
                 "metrics": {figure.name: asdict(figure) for figure in self.figures},
@@ -150,7 +150,7 @@ def as_json(results: Sequence[TaskFigures], suites: Sequence[Suite] = ()) -> str
 
 def _notes(each: TaskFigures) -> str:
     meta = each.artefact.meta
-    windowed = _flagged(each.artefact.records, "windowed")
+    windowed = _windowed(each.artefact.records)
     notes = [
         f"{meta.few_shot} examples" if meta.few_shot else "",
         f"{windowed} items cut to the context" if windowed else "",
@@ -170,8 +170,8 @@ def _seen_note(seen: Seen | None) -> str:
     return f"{len(seen.items):,} items seen in {seen.steps:,} steps, {answered:,} with answer ({chance}){short}"
 
 
-def _flagged(records: Sequence[Record], flag: str) -> int:
-    return sum(flag in record.flags for record in records)
+def _windowed(records: Sequence[Record]) -> int:
+    return sum("windowed" in record.flags for record in records)
 
 
 def _number(value: float) -> str:

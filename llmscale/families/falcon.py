@@ -129,7 +129,7 @@ HUGGING_FACE = HuggingFace(
     weights=(
         *renamed({"embedding": "word_embeddings", "norm": "ln_f"}, theirs="transformer."),
         Weight(("head.weight",), "lm_head.weight"),
-        qkv("blocks.{layer}.attention", "transformer.h.{layer}.self_attention.query_key_value", interleaved=True),
+        qkv("transformer.h.{layer}.self_attention.query_key_value", interleaved=True),
         *renamed(
             {
                 "attention.output": "self_attention.dense",

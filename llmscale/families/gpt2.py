@@ -65,7 +65,7 @@ HUGGING_FACE = HuggingFace(
         *renamed({"embedding": "wte", "positions": "wpe", "norm": "ln_f"}, theirs="transformer."),
         Weight(("head.weight",), "lm_head.weight"),
         *renamed({"attention_norm": "ln_1", "feed_forward_norm": "ln_2"}, "blocks.{layer}.", "transformer.h.{layer}."),
-        qkv("blocks.{layer}.attention", "transformer.h.{layer}.attn.c_attn", transposed=True),
+        qkv("transformer.h.{layer}.attn.c_attn", transposed=True),
         *renamed(
             {"attention.output": "attn.c_proj", "feed_forward.up": "mlp.c_fc", "feed_forward.down": "mlp.c_proj"},
             "blocks.{layer}.",

@@ -34,7 +34,7 @@ def _read(settings: Settings) -> dict[str, Any]:
         "attention_output_bias": bias,
         "activation": settings.choose("hidden_act", PLAIN, "gelu"),
         **read_partial_rope(
-            settings, 10000.0, "rotary_emb_base", 0.25, "rotary_pct", settings.take("max_position_embeddings", 2048)
+            settings, "rotary_emb_base", 0.25, "rotary_pct", settings.take("max_position_embeddings", 2048)
         ),
     }
 
@@ -75,7 +75,7 @@ HUGGING_FACE = HuggingFace(
     weights=(
         *renamed({"embedding": "embed_in", "norm": "final_layer_norm"}, theirs="gpt_neox."),
         Weight(("head.weight",), "embed_out.weight"),
-        qkv("blocks.{layer}.attention", "gpt_neox.layers.{layer}.attention.query_key_value", interleaved=True),
+        qkv("gpt_neox.layers.{layer}.attention.query_key_value", interleaved=True),
         *renamed(
             {
                 "attention_norm": "input_layernorm",

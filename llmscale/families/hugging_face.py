@@ -364,9 +364,10 @@ def renamed(pairs: Mapping[str, str], ours: str = "", theirs: str = "", **how: A
     return tuple(Weight((f"{ours}{a}.{{kind}}",), f"{theirs}{b}.{{kind}}", **how) for a, b in pairs.items())
 
 
-def qkv(ours: str, theirs: str, **how: Any) -> Weight:
+def qkv(theirs: str, **how: Any) -> Weight:
     """The row of a tensor that holds queries, keys and values."""
-    return Weight(tuple(f"{ours}.{part}.{{kind}}" for part in ("query", "key", "value")), f"{theirs}.{{kind}}", **how)
+    ours = tuple(f"blocks.{{layer}}.attention.{part}.{{kind}}" for part in ("query", "key", "value"))
+    return Weight(ours, f"{theirs}.{{kind}}", **how)
 
 
 def written_activation(activation: str, table: Mapping[str, str], default: str) -> str:

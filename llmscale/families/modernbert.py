@@ -146,7 +146,7 @@ HUGGING_FACE = HuggingFace(
     weights=(
         *renamed({"embedding": "tok_embeddings", "embedding_norm": "norm"}, theirs="model.embeddings."),
         *renamed({"norm": "model.final_norm", "head.dense": "head.dense", "head.norm": "head.norm", "head": "decoder"}),
-        qkv("blocks.{layer}.attention", "model.layers.{layer}.attn.Wqkv"),
+        qkv("model.layers.{layer}.attn.Wqkv"),
         # The first half of Wi goes through the activation.
         Weight(
             ("blocks.{layer}.feed_forward.gate.{kind}", "blocks.{layer}.feed_forward.up.{kind}"),

@@ -28,7 +28,7 @@ def _read(settings: Settings) -> dict[str, Any]:
     return {
         "activation": settings.choose("hidden_act", GATED, "silu"),
         "bias": False,
-        **read_partial_rope(settings, 10000.0, "rope_theta", 1.0, "partial_rotary_factor", positions),
+        **read_partial_rope(settings, "rope_theta", 1.0, "partial_rotary_factor", positions),
         **mistral.read_window(settings, None),
     }
 
@@ -58,7 +58,7 @@ HUGGING_FACE = HuggingFace(
     weights=(
         *llama.EMBEDDINGS,
         *llama.NORMS,
-        qkv("blocks.{layer}.attention", "model.layers.{layer}.self_attn.qkv_proj"),
+        qkv("model.layers.{layer}.self_attn.qkv_proj"),
         Weight(
             ("blocks.{layer}.feed_forward.gate.{kind}", "blocks.{layer}.feed_forward.up.{kind}"),
             "model.layers.{layer}.mlp.gate_up_proj.{kind}",

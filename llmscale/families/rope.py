@@ -36,7 +36,7 @@ def read_rope(settings: Settings, base: float, positions: int) -> dict[str, Any]
 
 
 def read_partial_rope(
-    settings: Settings, base: float, base_key: str, share: float, share_key: str, positions: int
+    settings: Settings, base_key: str, share: float, share_key: str, positions: int
 ) -> dict[str, Any]:
     """As `read_rope`, with rotary_fraction, for a class that has names of its own for both (GPT-NeoX).
 
@@ -46,7 +46,7 @@ def read_partial_rope(
         share_key: the key of config.json that had it before transformers 5.
     """
     given = given_rope(settings)
-    found: dict[str, Any] = {"rotary_base": _base(settings, given, base_key, base)}
+    found: dict[str, Any] = {"rotary_base": _base(settings, given, base_key, 10000.0)}
     settings.pass_over([share_key])
     default = share if "partial_rotary_factor" in given.values else settings.take(share_key, share)
     found["rotary_fraction"] = given.take("partial_rotary_factor", default)

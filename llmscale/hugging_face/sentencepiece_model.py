@@ -115,7 +115,7 @@ def as_library_tokenizer(contents: bytes, name: str, special: Collection[str] = 
     if model.algorithm == _UNIGRAM:
         _require_unchanged([text for text in symbols if text not in special], normalizers.Sequence(steps), name)
         made = Tokenizer(models.Unigram(_scores(model), unk_id=model.unknown, byte_fallback=model.byte_fallback))
-        if model.byte_fallback and (never := _in_no_piece(model, "<0123456789ABCDEFx>")):
+        if model.byte_fallback and (never := _in_no_piece(model)):
             # A byte piece that a text spells would win over unknown characters; no other piece reaches over these.
             made.pre_tokenizer = pre_tokenizers.Split(Regex(f"[{never}]"), "isolated")
     elif model.algorithm == _BPE:
@@ -180,10 +180,10 @@ def _scores(model: Model) -> list[tuple[str, float]]:
     return found
 
 
-def _in_no_piece(model: Model, characters: str) -> str:
-    """Those characters that no piece contains."""
+def _in_no_piece(model: Model) -> str:
+    """The characters of byte pieces that no piece contains."""
     used = set("".join(_used(model)))
-    return "".join(character for character in characters if character not in used)
+    return "".join(character for character in "<0123456789ABCDEFx>" if character not in used)
 
 
 def _used(model: Model) -> set[str]:

@@ -178,15 +178,16 @@ class Forecaster:
             self._layers[key] = timed.forward_and_backward(layer, length, memory, causal, self.work.masked)
         return self._layers[key]
 
-    def _elements(self, layout: Layout, stage: int = 0) -> Counts:
-        key = (layout.tensor, layout.pipeline, stage, layout.expert)
+    def _elements(self, layout: Layout) -> Counts:
+        """Of the first stage."""
+        key = (layout.tensor, layout.pipeline, layout.expert)
         if key not in self._counts:
             self._counts[key] = parameters(
                 self.model,
                 self.work.vocab_size,
                 tensor=layout.tensor,
                 pipeline=layout.pipeline,
-                stage=stage,
+                stage=0,
                 expert=layout.expert,
             )
         return self._counts[key]

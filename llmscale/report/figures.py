@@ -42,6 +42,8 @@ _CHINESE = (
 """How fonts are called that have Chinese characters."""
 NOT_FINITE = "not finite"
 """What a legend calls crosses."""
+_NAME = 28
+"""Most characters of a name in a legend, about."""
 
 
 def require_matplotlib() -> None:
@@ -319,16 +321,16 @@ class _Canvas:
         return self.figure
 
 
-def short_names(names: list[str], length: int = 28) -> list[str]:
-    """Names of at most about `length` characters for a legend, shortened in the middle; other names stay others.
+def short_names(names: list[str]) -> list[str]:
+    """Names of at most about `_NAME` characters for a legend, shortened in the middle; other names stay others.
 
     Long names that would come out the same have their place in the list at the end: the full ones are in the page.
     """
-    half = (length - 1) // 2
-    short = [name if len(name) <= length else f"{name[:half]}…{name[-half:]}" for name in names]
+    half = (_NAME - 1) // 2
+    short = [name if len(name) <= _NAME else f"{name[:half]}…{name[-half:]}" for name in names]
     again = {text for text in short if short.count(text) > 1}
     return [
-        f"{text[: half - 2]}…{text[-half:]} ({place})" if text in again and len(name) > length else text
+        f"{text[: half - 2]}…{text[-half:]} ({place})" if text in again and len(name) > _NAME else text
         for place, (name, text) in enumerate(zip(names, short, strict=True), start=1)
     ]
 

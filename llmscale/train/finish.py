@@ -103,7 +103,7 @@ def _samples(setup: Setup) -> list[dict[str, str]]:
     prompts = setup.config.logging.sample_prompts
     if not prompts:
         return []
-    trained = load_model(setup.run.path)
+    trained = load_model(setup.run.path, tokenizer=setup.tokenizer)
     generator = Generator(trained.model, trained.tokenizer, reading_of(setup.config.objective))
     settings = Settings(SAMPLE_TOKENS, temperature=0.8, top_p=0.95, seed=setup.config.run.seed)
     samples = []

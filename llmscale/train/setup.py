@@ -124,12 +124,7 @@ class Setup:
         outputs, ledger, times = Outputs(self._progress(stack)), None, None
         if self.leads:
             times = stack.enter_context(RecordWriter(self.run.time, self.attempt))
-            ledger = LedgerWriter(
-                self.run.path,
-                self.attempt,
-                self.config.logging.ledger_snapshot_interval,
-                continues=self.state.first,
-            )
+            ledger = LedgerWriter(self.run.path, self.attempt, continues=self.state.first)
             outputs.records = stack.enter_context(
                 RecordWriter(self.run.metrics, self.attempt, continues=self.state.first)
             )

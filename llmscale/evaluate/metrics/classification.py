@@ -26,13 +26,8 @@ def right_and_predicted(record: Record) -> tuple[int, int]:
     return (predicted if predicted in record.gold else record.gold[0]), predicted
 
 
-def confusion(records: Sequence[Record]) -> np.ndarray:
-    """Counts [right label, predicted label], as many as a record has labels."""
-    labels = max(len(scores(record)) for record in records)
-    return _counts(np.array([right_and_predicted(record) for record in records]), labels)
-
-
 def _counts(pairs: np.ndarray, labels: int) -> np.ndarray:
+    """Counts [right label, predicted label]."""
     cells = np.bincount(pairs[:, 0] * labels + pairs[:, 1], minlength=labels * labels)
     return cells.reshape(labels, labels)
 

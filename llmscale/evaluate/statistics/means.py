@@ -101,7 +101,6 @@ def groups_difference(
     values: Sequence[float],
     chosen: Sequence[bool],
     clusters: Sequence[str] | None = None,
-    level: float = 0.95,
     bounds: Bounds | None = None,
 ) -> Interval:
     """The mean of the chosen values less the mean of the others, with Welch's degrees of freedom; a cluster may have
@@ -126,7 +125,7 @@ def groups_difference(
     width = None if bounds is None else bounds[1] - bounds[0]
     limits = None if width is None else (-width, width)
     units = len(array) if clusters is None else len(set(clusters))
-    return _student_interval(twice, len(array), units, level, "difference of two means, Welch's t", limits)
+    return _student_interval(twice, len(array), units, 0.95, "difference of two means, Welch's t", limits)
 
 
 def is_binary(values: Floats) -> bool:

@@ -83,31 +83,31 @@ def equivalence_power(difference: float, standard_error: float, delta: float, le
     return max(0.0, float(ndtr(above) + ndtr(below) - 1))
 
 
-def normal_number(effect: float, level: float, power: float = POWER) -> float:
+def normal_number(effect: float, level: float) -> float:
     """How many units find a mean of `effect` standard deviations, by the normal approximation."""
-    return ((ndtri(1 - error_rate(level) / 2) + ndtri(power)) / effect) ** 2
+    return ((ndtri(1 - error_rate(level) / 2) + ndtri(POWER)) / effect) ** 2
 
 
-def least_number(power_of: Callable[[int], float], guess: float, least: int, power: float = POWER) -> int | None:
-    """The least number from `least` on with which the power is reached, to half a percent; None beyond `MOST_ITEMS`.
+def least_number(power_of: Callable[[int], float], guess: float, least: int) -> int | None:
+    """The least number from `least` on with which `POWER` is reached, to half a percent; None beyond `MOST_ITEMS`.
 
     It is looked for around a guess.
     """
     if not guess < MOST_ITEMS:
         return None
     high = max(math.ceil(guess), least)
-    while power_of(high) < power:
+    while power_of(high) < POWER:
         high = math.ceil(1.3 * high)
         if high > MOST_ITEMS:
             return None
     low = high
-    while low > least and power_of(low) >= power:
+    while low > least and power_of(low) >= POWER:
         low, high = max(least, math.floor(low / 1.3)), low
-    if power_of(low) >= power:
+    if power_of(low) >= POWER:
         return low
     while high - low > max(1, low // 200):
         middle = (low + high) // 2
-        low, high = (low, middle) if power_of(middle) >= power else (middle, high)
+        low, high = (low, middle) if power_of(middle) >= POWER else (middle, high)
     return high
 
 
