@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "data_pipeline.document": set(),
     "data_pipeline.cleaning": _pipeline("base document"),
     "data_pipeline.layouts": _pipeline("base"),
-    "data_pipeline.kinds": set(),
+    "data_pipeline.kinds": _pipeline("base"),
     "data_pipeline.config": _pipeline("base cleaning kinds layouts"),
     "data_pipeline.sources": _pipeline("base document cleaning config kinds layouts"),
     "data_pipeline.tokenizer": _pipeline("base document config sources"),
@@ -54,7 +54,7 @@ MAY_IMPORT = {
     },
     "llmscale.distributed": {"data_pipeline"},
     "llmscale.doctor": {"launcher", "llmscale.distributed", "data_pipeline.base"},
-    "llmscale.families": set(),
+    "llmscale.families": {"data_pipeline.base"},
     "llmscale.config": {"llmscale.families", "data_pipeline"},
     "llmscale.layout": {"llmscale.config", "llmscale.objectives", "llmscale.model.heads", "data_pipeline"},
     "llmscale.plan": {

@@ -7,14 +7,14 @@ with a KIND is a kind, by its name; no other file knows of it.
 from __future__ import annotations
 
 import importlib
-import pkgutil
 from functools import cache
 from typing import TYPE_CHECKING, Literal
 
+from data_pipeline.base.modules import module_names
 from data_pipeline.kinds.kind import SourceKind
 
 __all__ = ["NAMES", "KindName", "SourceKind", "description", "kinds_by_ending", "source_kind"]
-NAMES = tuple(sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != "kind"))
+NAMES = module_names(__name__, besides=("kind",))
 if TYPE_CHECKING:
     KindName = str
 else:

@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Collection
 from functools import cache
 
+from data_pipeline.base.modules import classes_of
 from data_pipeline.layouts.layout import TARGET, TEXT, AutoLayout, Layout
 
 __all__ = ["AUTO", "TARGET", "TEXT", "Layout", "known_layouts", "layout_of"]
 AUTO = "auto"
-_TOOLS = ("layout",)
 
 
 @cache
 def known_layouts() -> dict[str, Layout]:
     """All layouts by name."""
-    names = sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name not in _TOOLS)
-    modules = [importlib.import_module(f"{__name__}.{name}") for name in names]
-    found = [
-        value()
-        for module in modules
-        for value in vars(module).values()
-        if isinstance(value, type) and issubclass(value, Layout) and value.__module__ == module.__name__
-    ]
+    found = [layout() for layout in classes_of(__name__, Layout, besides=("layout",))]
     dialogues = [layout for layout in found if layout.gives - {TARGET} == {"messages"}]
     return {**{layout.name: layout for layout in found}, AUTO: AutoLayout(dialogues)}
 

@@ -7,14 +7,15 @@ other file knows of it.
 from __future__ import annotations
 
 import importlib
-import pkgutil
 from functools import cache
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
+from data_pipeline.base.modules import module_names
+
 _TOOLS = ("hugging_face", "rope")
 """Modules that families are written with."""
-NAMES = tuple(sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name not in _TOOLS))
+NAMES = module_names(__name__, besides=_TOOLS)
 if TYPE_CHECKING:
     Family = str
 else:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Container
 from functools import cache
 from typing import Any
 
+from data_pipeline.base.modules import classes_of
 from data_pipeline.objectives import ObjectiveSettings
 from llmscale.config import ModelConfig
 from llmscale.objectives.objective import ModelSide, Reading, Shape
@@ -19,14 +18,7 @@ _TOOLS = ("framed", "loss", "objective", "preference_loss", "reward_loss", "scor
 
 @cache
 def _all() -> dict[type[ObjectiveSettings], type[ModelSide[Any]]]:
-    names = sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name not in _TOOLS)
-    modules = [importlib.import_module(f"{__name__}.{name}") for name in names]
-    return {
-        value.settings: value
-        for module in modules
-        for value in vars(module).values()
-        if isinstance(value, type) and issubclass(value, ModelSide) and value.__module__ == module.__name__
-    }
+    return {side.settings: side for side in classes_of(__name__, ModelSide, besides=_TOOLS)}
 
 
 def model_side(config: ObjectiveSettings) -> ModelSide[Any]:

@@ -7,13 +7,13 @@ an optimizer, by its name; no other file knows of it.
 from __future__ import annotations
 
 import importlib
-import pkgutil
 from functools import cache
 from typing import TYPE_CHECKING, Literal
 
+from data_pipeline.base.modules import module_names
 from llmscale.config.optimizers.kind import OptimizerKind
 
-NAMES = tuple(sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != "kind"))
+NAMES = module_names(__name__, besides=("kind",))
 if TYPE_CHECKING:
     OptimizerName = str
 else:

@@ -6,12 +6,11 @@ by its name, and its options follow there: "f1", "f1:language=zh", "pass_at_k:k=
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from data_pipeline.base.errors import UserError
+from data_pipeline.base.modules import modules_of
 from llmscale.evaluate.artefact import Record
 from llmscale.evaluate.metrics.base import KINDS, Figure, Metric
 
@@ -20,8 +19,8 @@ __all__ = ["METRICS", "Figure", "Metric", "check_metric", "figure_of", "fitting"
 
 def _listed() -> dict[str, Metric]:
     metrics: dict[str, Metric] = {}
-    for module in pkgutil.iter_modules(__path__):
-        for metric in getattr(importlib.import_module(f"{__name__}.{module.name}"), "METRICS", ()):
+    for module in modules_of(__name__):
+        for metric in getattr(module, "METRICS", ()):
             assert metric.name not in metrics, f"two metrics are named {metric.name}"
             metrics[metric.name] = metric
     return dict(sorted(metrics.items()))

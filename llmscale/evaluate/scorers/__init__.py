@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from functools import cache
-from typing import Any
 
 from data_pipeline.base.errors import UserError
+from data_pipeline.base.modules import classes_of
 from data_pipeline.objectives.config import ObjectiveConfig
 from llmscale.config import ModelConfig
 from llmscale.evaluate.scorers.scorer import Length, Overflow, Scorer
@@ -18,12 +16,7 @@ __all__ = ["Length", "Overflow", "Scorer", "scorer_for", "scorers"]
 @cache
 def scorers() -> dict[str, type[Scorer]]:
     """All scorers by name: those of the files of this folder."""
-    for module in pkgutil.iter_modules(__path__):
-        importlib.import_module(f"{__name__}.{module.name}")
-    known: list[Any] = [Scorer]
-    for kind in known:
-        known += kind.__subclasses__()
-    return {kind.name: kind for kind in known[1:]}
+    return {kind.name: kind for kind in classes_of(__name__, Scorer, besides=("scorer",))}
 
 
 def scorer_for(model: ModelConfig, objective: ObjectiveConfig, name: str | None = None) -> type[Scorer]:

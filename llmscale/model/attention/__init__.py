@@ -8,10 +8,10 @@ Tables only: nothing here imports torch before a model is built. A kind's module
 from __future__ import annotations
 
 import importlib
-import pkgutil
 from functools import cache
 from typing import TYPE_CHECKING
 
+from data_pipeline.base.modules import modules_of
 from llmscale.config.model import ModelConfig
 from llmscale.model.attention.multi_head import KIND as DEFAULT
 from llmscale.model.attention.multi_head import cross_table
@@ -20,13 +20,12 @@ from llmscale.model.attention.table import AttentionKind, AttentionTable
 if TYPE_CHECKING:
     from torch import nn
 
-_OTHER_FILES = {"table", "modules", DEFAULT.name}
+_OTHER_FILES = ("table", "modules", DEFAULT.name)
 
 
 @cache
 def _others() -> tuple[AttentionKind, ...]:
-    names = sorted({module.name for module in pkgutil.iter_modules(__path__)} - _OTHER_FILES)
-    return tuple(importlib.import_module(f"{__name__}.{name}").KIND for name in names)
+    return tuple(module.KIND for module in modules_of(__name__, besides=_OTHER_FILES))
 
 
 def kind_of(config: ModelConfig) -> AttentionKind:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from functools import cache
 
 from data_pipeline.base.errors import UserError
+from data_pipeline.base.modules import classes_of
 from llmscale.config.model import ModelConfig
 from llmscale.model.heads.head import Head
 
@@ -16,14 +15,7 @@ __all__ = ["Head", "all_heads", "heads_of"]
 @cache
 def all_heads() -> tuple[type[Head], ...]:
     """Every kind of head, in the order of the files' names."""
-    names = sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != "head")
-    modules = [importlib.import_module(f"{__name__}.{name}") for name in names]
-    return tuple(
-        value
-        for module in modules
-        for value in vars(module).values()
-        if isinstance(value, type) and issubclass(value, Head) and value.__module__ == module.__name__
-    )
+    return classes_of(__name__, Head, besides=("head",))
 
 
 def heads_of(config: ModelConfig) -> tuple[Head, ...]:
