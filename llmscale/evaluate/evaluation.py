@@ -14,17 +14,14 @@ from data_pipeline.reading.reader import Reader
 from llmscale.distributed.agreement import on_rank_zero, together
 from llmscale.evaluate.artefact import Meta, Record
 from llmscale.evaluate.artefact_writer import FORMAT, ArtefactWriter, folder_name
-from llmscale.evaluate.classification import Labeller
 from llmscale.evaluate.generation import ItemWriter
+from llmscale.evaluate.heads import head_asker
 from llmscale.evaluate.placed import Placed
 from llmscale.evaluate.scorers import Length, Overflow, Scorer, scorer_for
 from llmscale.evaluate.scorers.causal import Causal
 from llmscale.evaluate.scoring import BATCH_TOKENS, Asked, RowScorer, records_of
-from llmscale.evaluate.spans import SpanFinder
-from llmscale.evaluate.tags import Tagger
 from llmscale.evaluate.tasks import Task
 from llmscale.evaluate.tasks.kinds.perplexity import PerplexityTask
-from llmscale.evaluate.tasks.kinds.tag import TagTask
 from llmscale.generate.prompts import reading_of
 from llmscale.generate.settings import Settings
 
@@ -120,8 +117,8 @@ def _on_rank_zero(begin: Callable[[], tuple[ArtefactWriter, int]]) -> tuple[Arte
 
 def _prepare(placed: Placed, task: Task, choices: Choices) -> Prepared:
     items = task.items(choices.limit, choices.few_shot, choices.seed)
-    asks = {"generate": _written, "classify": _labelled, "span": _by_head, "tag": _by_head}.get(task.kind, _scored)
-    scorer, options, records = asks(placed, task, items, choices)
+    asks = _written if task.settings.WRITTEN else _scored
+    scorer, options, records = _by_head(placed, task, items) or asks(placed, task, items, choices)
     reader = _reader(placed)
     meta = Meta(
         format=FORMAT,
@@ -136,7 +133,7 @@ def _prepare(placed: Placed, task: Task, choices: Choices) -> Prepared:
         model=placed.source.digest,
         reading=hashlib.sha256(reader.digest.encode()).hexdigest()[:16],
         scorer=scorer,
-        exactness=placed.whole_exactness if task.kind == "generate" else placed.exactness,
+        exactness=placed.whole_exactness if task.settings.WRITTEN else placed.exactness,
         options={**options, "seed": choices.seed, "language": task.settings.language},
     )
     folder = (choices.output or placed.source.evaluations) / folder_name(meta, placed.source.step)
@@ -208,26 +205,15 @@ def _written(
     return "generate", options, lambda done, progress: writer.records(prompts[done:], grid, progress=progress)
 
 
-def _labelled(
-    placed: Placed, task: Task, items: Sequence[Item], choices: Choices
-) -> tuple[str, dict[str, Any], _Records]:
-    with about(f"task {task.name}"):
-        labeller = Labeller(placed, task.settings.labels)  # type: ignore[attr-defined]
-    return "head", {}, lambda done, progress: labeller.records(items[done:], progress)
-
-
 def _overflow(task: Task, choices: Choices) -> Any:
     refused = task.settings.overflow == "refuse" and choices.overflow is not None
     return choices.overflow if refused and choices.overflow else task.settings.overflow
 
 
-def _by_head(
-    placed: Placed, task: Task, items: Sequence[Item], choices: Choices
-) -> tuple[str, dict[str, Any], _Records]:
+def _by_head(placed: Placed, task: Task, items: Sequence[Item]) -> tuple[str, dict[str, Any], _Records] | None:
+    """None where no head answers tasks of that kind."""
     with about(f"task {task.name}"):
-        asker = (
-            Tagger(placed, task.settings.labels)
-            if isinstance(task.settings, TagTask)
-            else SpanFinder(placed, task.settings)  # type: ignore[arg-type]
-        )
+        asker = head_asker(placed, task)
+    if asker is None:
+        return None
     return "head", {}, lambda done, progress: asker.records(items[done:], progress)

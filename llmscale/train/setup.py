@@ -186,7 +186,7 @@ def set_up(
         attempt=attempt,
         resume=resume,
     )
-    writes = any(task.kind == "generate" for task in tasks)
+    writes = any(task.settings.WRITTEN for task in tasks)
     model, weights = build.build_model(config, tokenizer, grid, world, resume.checkpoint is not None, writes)
     loss = build_loss(config.objective, config.model)
     engine = make_engine(model, loss, EngineSettings.of(config), grid, world.device, weights)

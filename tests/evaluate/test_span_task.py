@@ -13,9 +13,9 @@ import yaml
 from data_pipeline.base.errors import UserError
 from llmscale.evaluate.artefact_files import load_artefact
 from llmscale.evaluate.evaluation import Choices, prepare, run
+from llmscale.evaluate.heads.span import best_span
 from llmscale.evaluate.placed import place_whole
 from llmscale.evaluate.results import figures_of
-from llmscale.evaluate.spans import best_span
 from llmscale.evaluate.tasks import load_tasks
 from llmscale.hugging_face.exporting import export_checkpoint
 from tests.evaluate.test_classify_task import write_checkpoint, write_classifier

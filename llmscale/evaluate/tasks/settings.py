@@ -137,6 +137,8 @@ class TaskSettings(Section):
     """Of the kind."""
     SHOWS_EXAMPLES: ClassVar[bool] = True
     """Whether items of the kind can have examples before them."""
+    WRITTEN: ClassVar[bool] = False
+    """Whether the model writes its answers."""
 
     name: str = Field(default="", pattern=r"^[\w.\-]*$")
     """What it is called; the file's name where not given."""

@@ -18,6 +18,7 @@ class GenerateTask(TaskSettings):
     """A task of kind generate."""
 
     DEFAULT_METRICS: ClassVar = ("exact_match",)
+    WRITTEN: ClassVar = True
 
     kind: Literal["generate"]
     context: Text

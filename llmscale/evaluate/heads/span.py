@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data_pipeline.objectives.span import NAME, Span
+from data_pipeline.objectives.span import Span, SpanObjective
 from data_pipeline.reading.item import Item
 from llmscale.evaluate.artefact import Record
+from llmscale.evaluate.heads.tokens import TokenHeadAsker, TokenRow
 from llmscale.evaluate.placed import Placed
 from llmscale.evaluate.scorers.scorer import WINDOWED
 from llmscale.evaluate.tasks.kinds.span import SpanTask
-from llmscale.evaluate.token_heads import TokenHeadAsker, TokenRow
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,13 @@ class _Row(TokenRow):
     """(P, 2) bytes of the passage's tokens."""
 
 
-class SpanFinder(TokenHeadAsker):
+class Asker(TokenHeadAsker):
     """Asks the head that objective span has trained."""
 
-    name = NAME
+    trained_by = SpanObjective
 
     def __init__(self, placed: Placed, settings: SpanTask) -> None:
-        super().__init__(placed)
+        super().__init__(placed, settings)
         self._settings = settings
         self._made = Span(self.objective, placed.tokenizer, placed.config.data.sequence_length)
 

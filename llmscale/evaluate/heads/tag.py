@@ -6,38 +6,32 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from data_pipeline.base.errors import UserError
-from data_pipeline.objectives.token_classification import NAME, TokenClassification, located, windows
+from data_pipeline.objectives.token_classification import (
+    TokenClassification,
+    TokenClassificationObjective,
+    located,
+    windows,
+)
 from data_pipeline.reading.item import Item
 from data_pipeline.tokenizer.units import encode_units
 from llmscale.evaluate.artefact import Record
+from llmscale.evaluate.heads.tokens import TokenHeadAsker, TokenRow
 from llmscale.evaluate.placed import Placed
 from llmscale.evaluate.scorers.scorer import WINDOWED
-from llmscale.evaluate.token_heads import TokenHeadAsker, TokenRow
+from llmscale.evaluate.tasks.kinds.tag import TagTask
 
 _NONE = "O"
 """The tag of a word that becomes no token, where the model knows it."""
 
 
-class Tagger(TokenHeadAsker):
+class Asker(TokenHeadAsker):
     """Asks the head that objective token_classification has trained: the label of a word is that of its first token."""
 
-    name = NAME
+    trained_by = TokenClassificationObjective
 
-    def __init__(self, placed: Placed, labels: Sequence[str]) -> None:
-        """
-        Args:
-            labels: of the task.
-
-        Raises:
-            UserError: the model has no such head, has other labels, or is cut over ranks.
-        """
-        super().__init__(placed)
-        if set(self.objective.labels) != set(labels):
-            raise UserError(
-                f"its labels are {', '.join(labels)}, but those of {placed.source.path} are"
-                f" {', '.join(self.objective.labels)}; give a model with the same labels"
-            )
+    def __init__(self, placed: Placed, settings: TagTask) -> None:
+        super().__init__(placed, settings)
+        self.require_labels(settings.labels)
         self._made = TokenClassification(self.objective, placed.tokenizer, placed.config.data.sequence_length)
 
     def found(self, items: Sequence[Item]) -> list[Record]:
