@@ -25,6 +25,8 @@ class DenoisingObjective(ObjectiveSettings):
     mean_span: Annotated[float, Field(ge=1)] = 3.0
     """Mean length of a cut span, in tokens."""
 
+    fills_gaps = True
+
     @property
     def least_length(self) -> int:
         return 3

@@ -39,6 +39,8 @@ class ObjectiveSettings(Section, ABC):
     """Settings that the model section has by the same names, and takes from here before its family's preset."""
     reads_dialogues: ClassVar[bool] = False
     """Whether the tokenizer needs a chat template; it gets one where it has none."""
+    fills_gaps: ClassVar[bool] = False
+    """Whether models learn to write what a sentinel stands for."""
 
     @property
     def least_length(self) -> int:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from data_pipeline.base.errors import UserError
 from llmscale.config import RunConfig, parse_config
+from llmscale.config.optimizers import optimizer_kind
 from llmscale.parity.job import Figures, run_layout
 from llmscale.parity.layouts import Layout, parse_layout
 from llmscale.parity.ranks import run_ranks
@@ -154,7 +155,7 @@ def _judge(layout: Layout, optimizer: Optimizer, expected: Figures, found: Figur
     norm = max(_relative(mine, theirs) for mine, theirs in zip(found.norms, expected.norms, strict=True))
     same = found.samples == expected.samples
     first, last = found.gradients[0], found.gradients[-1]
-    held = max(first[0], last[0]) if optimizer == "sgd" else first[0]
+    held = max(first[0], last[0]) if optimizer_kind(optimizer).proportional else first[0]
     within = same and max(loss, norm) <= TOLERANCE[arithmetic] and held <= GRADIENT_TOLERANCE[arithmetic]
     return Verdict(layout.text, layout.ranks, optimizer, loss, norm, *first, *last, same, within)
 

@@ -20,6 +20,8 @@ class OptimizerKind:
     """Settings that its paper takes otherwise than the `optimizer` section does."""
     whole_tensors: bool = False
     """Whether the update of an element of a matrix depends on all of the matrix."""
+    proportional: bool = False
+    """Whether an update grows with the gradient, so that rounding of the one is no more than rounding of the other."""
     hidden_apart: bool = False
     """Whether it updates the matrices that map hidden states to hidden states in a way of their own; `lr` is theirs and
     `adamw_lr` that of everything else."""

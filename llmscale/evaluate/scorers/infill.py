@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from data_pipeline.objectives.config import ObjectiveConfig
-from data_pipeline.objectives.denoising import DenoisingObjective
 from data_pipeline.reading.item import Item
 from data_pipeline.reading.reader import ReadAnswer
 from data_pipeline.tokenizer import frame
@@ -25,8 +24,7 @@ class Infill(Seq2Seq):
 
     @staticmethod
     def fits(model: ModelConfig, objective: ObjectiveConfig) -> int:
-        trained = isinstance(objective, DenoisingObjective)
-        return (3 if trained else 1) if model.architecture == "encoder_decoder" else 0
+        return (3 if objective.fills_gaps else 1) if model.architecture == "encoder_decoder" else 0
 
     def request(self, item: Item) -> Request:
         request = Request()

@@ -16,6 +16,7 @@ from data_pipeline.base.durable import read_file
 from data_pipeline.base.encodings import UTF8
 from data_pipeline.base.errors import UserError, first_line
 from data_pipeline.config import SourceConfig
+from data_pipeline.kinds import kinds_by_ending, source_kind
 from data_pipeline.reading.rendering import RENDERER
 from data_pipeline.sources.files import local_paths
 from data_pipeline.sources.records import SourceRecord, read_records
@@ -23,15 +24,14 @@ from llmscale.evaluate.tasks.settings import SUBSET, TaskData
 
 DATA_ROOT = "LLMSCALE_DATA_ROOT"
 """Environment variable: a folder with a folder or file for each data set."""
+_LINES, _WHOLE = "jsonl", "json"
+"""The kinds of sources that a `.json` file can be."""
 _ENDINGS = {
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "json",
-    ".csv": "csv",
-    ".tsv": "tsv",
-    ".parquet": "parquet",
-    ".arrow": "arrow",
+    **{ending: name for ending, name in kinds_by_ending().items() if source_kind(name).has_fields},
+    ".json": _WHOLE,
+    ".txt": "text",
 }
+"""Kinds by the ends of files' names; `text` counts where the task file says nothing else."""
 _COMPRESSED = (".gz", ".zst")
 _ABOUT = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 """What the datasets library saves beside data."""
@@ -211,22 +211,24 @@ class TaskSource:
         for ending in _COMPRESSED:
             name = name.removesuffix(ending)
         ending = os.path.splitext(name)[1]
-        kind = _ENDINGS.get(ending) or self._data.format or ("text" if ending == ".txt" else None)
-        return "jsonl" if kind == "json" and _is_json_lines(path) else kind
+        kind = _ENDINGS.get(ending)
+        if kind is None or not source_kind(kind).has_fields:
+            kind = self._data.format or kind
+        return _LINES if kind == _WHOLE and _is_json_lines(path) else kind
 
     def _file(self, path: str, kind: str, required: Sequence[str], wanted: Sequence[str]) -> Iterator[SourceRecord]:
-        data, where = self._data, str(self._path)
-        if kind == "text":
+        data, where, about = self._data, str(self._path), source_kind(kind)
+        if about.is_plain:
             yield from self._text(path)
             return
-        settings: dict[str, Any] = {"kind": "jsonl" if kind == "json" else kind, "paths": [path]}
-        if kind in ("csv", "tsv"):
+        settings: dict[str, Any] = {"kind": kind, "paths": [path]}
+        if about.delimiter is not None:
             given = {"quote": data.quote, "delimiter": data.delimiter}
             settings |= {name: value for name, value in given.items() if value is not None}
-        if kind in ("csv", "tsv", "jsonl"):
+        if about.is_text:
             settings["encoding"] = data.encoding
         source = SourceConfig.model_validate(settings)
-        nested = data.records if kind == "json" else None
+        nested = data.records if about.is_nested else None
         yield from read_records(source, where, required, wanted, columns=data.columns, nested=nested)
 
     def _text(self, path: str) -> Iterator[SourceRecord]:
