@@ -10,6 +10,7 @@ from data_pipeline.base.section import Section
 from data_pipeline.cleaning.config import CleaningStep, DeduplicationConfig
 from data_pipeline.kinds import KindName, SourceKind, description, source_kind
 from data_pipeline.layouts import layout_of
+from data_pipeline.tokenizer_kinds import TOKENIZER_KINDS, TokenizerKind
 
 
 class SourceConfig(Section):
@@ -193,6 +194,11 @@ class TokenizerConfig(Section):
     train: TokenizerTraining = TokenizerTraining()
     """How to train the tokenizer when no `path` is given."""
 
+    @property
+    def about(self) -> TokenizerKind:
+        """What its kind declares."""
+        return TOKENIZER_KINDS[self.kind]
+
     @field_validator("special")
     @classmethod
     def _known_roles(cls, special: dict[str, str]) -> dict[str, str]:
@@ -203,10 +209,11 @@ class TokenizerConfig(Section):
 
     @model_validator(mode="after")
     def _path_as_the_kind_needs(self) -> "TokenizerConfig":
-        if self.path is None and self.kind in ("huggingface", "gpt2", "wordpiece"):
-            raise ValueError(f"kind {self.kind} needs a path, since only sentencepiece can be trained; name the file")
-        if self.path is not None and self.kind == "bytes":
-            raise ValueError(f"kind bytes has no file, but path is {self.path}; leave path out or name its kind")
+        if self.path is None and self.about.files and not self.about.trained:
+            trained = " and ".join(name for name, kind in TOKENIZER_KINDS.items() if kind.trained)
+            raise ValueError(f"kind {self.kind} needs a path, since only {trained} can be trained; name the file")
+        if self.path is not None and not self.about.files:
+            raise ValueError(f"kind {self.kind} has no file, but path is {self.path}; leave path out or name its kind")
         return self
 
 

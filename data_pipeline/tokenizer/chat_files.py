@@ -10,13 +10,13 @@ from typing import Any
 
 from data_pipeline.base.durable import parse_json, read_text, replace_file
 from data_pipeline.base.errors import UserError, writing
+from data_pipeline.tokenizer_kinds import TOKENIZER_FILE
 
 TEMPLATE_FILE = "chat_template.jinja"
 KEPT_FILE = "chat.json"
 """Beside it in our own copies: templates of other names, and the special tokens that templates see."""
 ADDITIONAL_FOLDER = "additional_chat_templates"
 SETTINGS_FILE = "tokenizer_config.json"
-TOKENIZER_FILE = "tokenizer.json"
 LEGACY_FILE = "chat_template.json"
 """Of processors: its `chat_template` is the last place to look at."""
 DEFAULT = "default"

@@ -23,14 +23,11 @@ from data_pipeline.tokenizer.byte_pairs import (
 from data_pipeline.tokenizer.roles import known_roles
 from data_pipeline.tokenizer.spans import spans_by_characters
 from data_pipeline.tokenizer.vocabulary_files import read_json, read_merges, read_vocabulary, read_wordpieces
+from data_pipeline.tokenizer_kinds import MERGES_FILE, TOKENIZER_FILE, VOCABULARY_FILE, WORDPIECE_FILE
 
 if TYPE_CHECKING:
     import tokenizers
 
-TOKENIZER_FILE = "tokenizer.json"
-VOCABULARY_FILE = "vocab.json"
-MERGES_FILE = "merges.txt"
-WORDPIECE_FILE = "vocab.txt"
 CACHED_WORDS = 100_000
 """Words whose tokens a BPE model remembers; the library's 10,000 are soon full, which makes it a fifth slower."""
 RARE_LETTER = "\ua66e"

@@ -10,11 +10,11 @@ import numpy as np
 from data_pipeline.base.errors import UserError
 from data_pipeline.tokenizer.base import StoredTokenizer
 from data_pipeline.tokenizer.roles import known_roles
+from data_pipeline.tokenizer_kinds import MODEL_FILE
 
 if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor
 
-MODEL_FILE = "tokenizer.model"
 SPACE_MARK = "\u2581"
 """What SentencePiece writes for a space, so it cannot tell the two apart in a text."""
 STAND_INS = "".join(map(chr, (*range(0xFDD0, 0xFDF0), *range(0xE000, 0xF900))))

@@ -17,29 +17,18 @@ from data_pipeline.tokenizer.base import META_FILE, RULES, StoredTokenizer, Toke
 from data_pipeline.tokenizer.bytes_tokenizer import BytesTokenizer
 from data_pipeline.tokenizer.chat_files import read_chat
 from data_pipeline.tokenizer.conventions import Conventions
-from data_pipeline.tokenizer.hugging_face import (
-    MERGES_FILE,
-    TOKENIZER_FILE,
-    VOCABULARY_FILE,
-    WORDPIECE_FILE,
-    GPT2Tokenizer,
-    HuggingFaceTokenizer,
-    WordPieceTokenizer,
-)
+from data_pipeline.tokenizer.hugging_face import GPT2Tokenizer, HuggingFaceTokenizer, WordPieceTokenizer
 from data_pipeline.tokenizer.inherited import inherit
 from data_pipeline.tokenizer.recognition import what_it_is
 from data_pipeline.tokenizer.roles import appending_order
-from data_pipeline.tokenizer.sentence_piece import MODEL_FILE, SentencePieceTokenizer
+from data_pipeline.tokenizer.sentence_piece import SentencePieceTokenizer
 from data_pipeline.tokenizer.training import train_sentencepiece
+from data_pipeline.tokenizer_kinds import TOKENIZER_KINDS
 
-FILES: dict[str, tuple[str, ...]] = {
-    "sentencepiece": (MODEL_FILE,),
-    "huggingface": (TOKENIZER_FILE,),
-    "gpt2": (VOCABULARY_FILE, MERGES_FILE),
-    "wordpiece": (WORDPIECE_FILE,),
-    "bytes": (),
+_CLASSES: dict[str, Callable[..., StoredTokenizer]] = {
+    each.kind: each
+    for each in (SentencePieceTokenizer, HuggingFaceTokenizer, GPT2Tokenizer, WordPieceTokenizer, BytesTokenizer)
 }
-"""The files of each kind in a saved copy; `data.tokenizer.path` names the first."""
 MERGES_NAMES = ("merges.txt", "vocab.bpe")
 SETTINGS_BESIDE = "tokenizer_config.json"
 """The file in which Hugging Face directories name the special tokens."""
@@ -132,7 +121,7 @@ def interchangeable(first: Tokenizer, second: Tokenizer) -> bool:
 def _open_given(settings: TokenizerConfig, given: Mapping[str, bytes]) -> StoredTokenizer:
     """Raises UserError that says what the file is, where it is something else."""
     try:
-        return _open(settings.kind, given, settings.path or settings.kind, settings.lower_case)
+        return _open(settings.kind, given, settings.path or settings.kind, settings.model_dump())
     except UserError:
         path = Path(settings.path or "")
         found = what_it_is(next(iter(given.values())), path)
@@ -141,24 +130,19 @@ def _open_given(settings: TokenizerConfig, given: Mapping[str, bytes]) -> Stored
         raise UserError(f"{path} {found}") from None
 
 
-def _open(kind: str, files: Mapping[str, bytes], name: str, lower_case: bool) -> StoredTokenizer:
-    if kind == "sentencepiece":
-        return SentencePieceTokenizer(files[MODEL_FILE], name)
-    if kind == "huggingface":
-        return HuggingFaceTokenizer(files[TOKENIZER_FILE], name)
-    if kind == "gpt2":
-        return GPT2Tokenizer(files[VOCABULARY_FILE], files[MERGES_FILE], name)
-    if kind == "wordpiece":
-        return WordPieceTokenizer(files[WORDPIECE_FILE], name, lower_case=lower_case)
-    return BytesTokenizer()
+def _open(kind: str, files: Mapping[str, bytes], name: str, settings: Mapping[str, Any]) -> StoredTokenizer:
+    """A tokenizer of the contents of its files, called `name`; `settings` has the options of its kind."""
+    about = TOKENIZER_KINDS[kind]
+    options = {option: settings.get(option, False) for option in about.options}
+    return _CLASSES[kind](*(files[each] for each in about.files), *([name] if files else []), **options)
 
 
 def _load(directory: Path, meta: dict[str, Any]) -> StoredTokenizer:
     try:
         kind, written = meta["kind"], meta["digest"]
-        files = {name: _read(directory / name, f"restore {directory}") for name in FILES[kind]}
-        name = str(directory / FILES[kind][0]) if FILES[kind] else str(directory)
-        tokenizer = _open(kind, files, name, meta["options"].get("lower_case", False))
+        files = {name: _read(directory / name, f"restore {directory}") for name in TOKENIZER_KINDS[kind].files}
+        name = str(directory / next(iter(files), ""))
+        tokenizer = _open(kind, files, name, meta["options"])
         appended = meta["appended"]
         own = {role: token for role, token in meta["special"].items() if role not in appended}
         tokenizer.assign_roles(own, appended)
@@ -257,8 +241,8 @@ def _check(
     had: dict[str, Any] = {f"train.{key}": value for key, value in (tokenizer.trained or {}).items()}
     if given is not None or not had:
         wanted, had = {}, {}
-    if settings.kind == "wordpiece":
-        wanted["lower_case"], had["lower_case"] = settings.lower_case, tokenizer.options["lower_case"]
+    for option in settings.about.options:
+        wanted[option], had[option] = getattr(settings, option), tokenizer.options[option]
     texts = {role: tokenizer.token_text(token) for role, token in tokenizer.special.items()}
     shared = "unk" not in texts and _shares_unknown({**texts, **settings.special})
     for role, text in settings.special.items():
@@ -282,12 +266,12 @@ def _check(
 
 def _read_given(settings: TokenizerConfig) -> dict[str, bytes] | None:
     """The files that the config names, by the names of a saved copy; None where one is to be trained."""
-    if settings.kind == "bytes":
+    if not settings.about.files:
         return {}
     if settings.path is None:
         return None
     path = Path(settings.path)
-    first, *others = FILES[settings.kind]
+    first, *others = settings.about.files
     if path.is_dir():
         raise UserError(f"data.tokenizer.path: {path} is a folder; name the file in it, such as {path / first}")
     found = {first: _read(path, "name a readable file", "data.tokenizer.path: ")}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.base.errors import UserError
+from data_pipeline.tokenizer_kinds import TOKENIZER_KINDS
 from llmscale.config.yaml_files import read_yaml
 
 _SHAPE = ("family", "layers", "hidden_size")
@@ -80,15 +81,15 @@ def _config_of(path: Path) -> dict[str, Any] | None:
 def _tokenizer_of(source: str) -> dict[str, Any] | None:
     """The tokenizer section that names the files of a checkpoint's tokenizer."""
     from data_pipeline.tokenizer.inherited import tokenizer_of
-    from data_pipeline.tokenizer.store import FILES
 
     folder, meta = tokenizer_of(source)
     kind = (meta or {}).get("kind")
-    if meta is None or kind not in FILES:
+    if meta is None or kind not in TOKENIZER_KINDS:
         return None
-    files = [str(folder / name) for name in FILES[kind]]
+    about = TOKENIZER_KINDS[kind]
+    files = [str(folder / name) for name in about.files]
     section: dict[str, Any] = {"kind": kind, **dict(zip(("path", "merges"), files, strict=False))}
     options = meta.get("options")
-    if kind == "wordpiece" and isinstance(options, dict):
-        section["lower_case"] = options.get("lower_case", True)
+    if isinstance(options, dict):
+        section |= {option: options.get(option, True) for option in about.options}
     return section

@@ -104,7 +104,7 @@ def _frame(
     place: Path, values: Mapping[str, Any], tokenizer: StoredTokenizer
 ) -> tuple[tuple[int, ...] | None, tuple[int, ...]]:
     """Tokens that transformers puts in front of and behind a text; None for a tokenizer that it does not have."""
-    if tokenizer.kind == "bytes":
+    if not tokenizer.files:
         return None, ()
     path = place / _SETTINGS
     settings = read_json(path, "repair it or remove it") if path.is_file() else {}
@@ -112,7 +112,7 @@ def _frame(
     if tokenizer.kind == "wordpiece":
         # BERT's tokenizer, whatever the model.
         return tuple(special[role] for role in ("cls",) if role in special), (special.get("sep", special["eos"]),)
-    if tokenizer.kind == "huggingface" and (place / "tokenizer.json").is_file():
+    if "tokenizer.json" in tokenizer.files and (place / "tokenizer.json").is_file():
         begin, end = template_of(_library(tokenizer))
         # Earlier versions of transformers put the begin token there by this flag, whatever the template. An end token
         # would close a prompt that is to be continued: only a template is believed to want that.

@@ -19,6 +19,7 @@ from data_pipeline.tokenizer.frame import text_frame, whole_frame
 from data_pipeline.tokenizer.recognition import what_it_is
 from data_pipeline.tokenizer.roles import role_text
 from data_pipeline.tokenizer.store import open_tokenizer
+from data_pipeline.tokenizer_kinds import TOKENIZER_KINDS
 from llmscale.config import ModelConfig
 from llmscale.hugging_face.added_tokens import add_tokens, cut_as, read_added
 from llmscale.hugging_face.conventions import template_of, with_template, written_flags
@@ -33,12 +34,15 @@ OWN_FOLDER = "tokenizer"
 NAMED_ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 """Roles that transformers has a name for."""
 _KINDS = (
-    ("huggingface", "tokenizer.json"),
-    ("gpt2", "vocab.json"),
-    ("wordpiece", "vocab.txt"),
-    ("sentencepiece", "spiece.model"),
-    ("sentencepiece", "tokenizer.model"),
+    ("huggingface", ("tokenizer.json",)),
+    ("gpt2", ("vocab.json", "merges.txt")),
+    ("wordpiece", ("vocab.txt",)),
+    ("sentencepiece", ("spiece.model",)),
+    ("sentencepiece", ("tokenizer.model",)),
 )
+"""Kinds by the files that a directory has of one; the first that is complete counts."""
+_OPTIONS = {"lower_case": ("do_lower_case", True)}
+"""What tokenizer_config.json calls our options, and what holds where it does not have them."""
 _SETTINGS = "tokenizer_config.json"
 _CLASSES = {**dict.fromkeys(("qwen3", "qwen3_moe"), "Qwen2Tokenizer"), "gpt_neox": "GPTNeoXTokenizer"}
 """What reads the vocab.json of a directory that names no class, by model_type, where that is not GPT-2's."""
@@ -112,30 +116,30 @@ def _kept_settings(tokenizer: StoredTokenizer, final: Path) -> dict[str, Any]:
         "kind": tokenizer.kind,
         "special": {r: names[r] for r in names if not r.startswith("sentinel")},
     }
-    if tokenizer.kind == "bytes":
-        return {"kind": "bytes"}
+    if not tokenizer.files:
+        return {"kind": tokenizer.kind}
     first = next(iter(tokenizer.files))
     settings["path"] = str(final / first)
-    if tokenizer.kind == "wordpiece":
-        settings["lower_case"] = tokenizer.options["lower_case"]
-    return settings
+    return settings | tokenizer.options
 
 
 def _settings_of(place: Path) -> dict[str, Any]:
     """Kind and files of the tokenizer in a folder."""
-    if str(place) == "bytes":
-        return {"kind": "bytes"}
-    for kind, file in _KINDS:
-        if not (place / file).is_file() or (kind == "gpt2" and not (place / "merges.txt").is_file()):
+    kind = str(place)
+    if kind in TOKENIZER_KINDS and not TOKENIZER_KINDS[kind].files:
+        return {"kind": kind}
+    for kind, files in _KINDS:
+        if not all((place / file).is_file() for file in files):
             continue
-        settings: dict[str, Any] = {"kind": kind, "path": str(place / file)}
-        if kind == "wordpiece":
-            settings["lower_case"] = bool(_named(place / _SETTINGS).get("do_lower_case", True))
+        settings: dict[str, Any] = {"kind": kind, "path": str(place / files[0])}
+        for option in TOKENIZER_KINDS[kind].options:
+            theirs, default = _OPTIONS[option]
+            settings[option] = bool(_named(place / _SETTINGS).get(theirs, default))
         return settings
     for path in (place / "tekken.json", *sorted(place.glob("*.tiktoken"))):
         if path.is_file() and (found := what_it_is(path.read_bytes(), path)) is not None:
             raise UserError(f"{path} {found}")
-    names = ", ".join(file if kind != "gpt2" else "vocab.json with merges.txt" for kind, file in _KINDS)
+    names = ", ".join(" with ".join(files) for _, files in _KINDS)
     raise UserError(f"{place} holds no tokenizer ({names}); give its folder by --tokenizer")
 
 
@@ -150,19 +154,19 @@ def _with_added(place: Path, values: Mapping[str, Any], made: StoredTokenizer) -
     Raises:
         UserError: no tokenizer.json splits text as the files do, or the tokens do not follow the vocabulary.
     """
-    if made.kind == "bytes":
+    if not made.files:
         return None, []
     backend = _backend(made)
     sentinels = {role_text(role) for role in _appended(place, values, made)}
     listed = read_added(place, backend.get_vocab())
     rows = values.get("vocab_size")
     added = [token for token in listed if not isinstance(rows, int) or token[0] < rows]
-    if made.kind == "huggingface" and any(number != made.vocab_size + i for i, (number, _, _) in enumerate(added)):
+    if "tokenizer.json" in made.files and any(number != made.vocab_size + i for i, (number, _, _) in enumerate(added)):
         added = []  # transformers goes by tokenizer.json for ids
     left = ", ".join(repr(text) for _, text, _ in listed[len(added) :])
     notes = [f"{place} lists added tokens for which its model or vocabulary has no place: {left:.200}"] if left else []
     name = str(_named(place / _SETTINGS).get("tokenizer_class") or _CLASSES.get(str(values.get("model_type")), ""))
-    own = made.kind == "gpt2" and cut_as(backend, name.removesuffix("Fast"))
+    own = "vocab.json" in made.files and cut_as(backend, name.removesuffix("Fast"))
     if not own and all(text in sentinels for _, text, _ in added):
         return None, notes
     _add_roles(backend, made)
@@ -173,7 +177,7 @@ def _with_added(place: Path, values: Mapping[str, Any], made: StoredTokenizer) -
 
 def _special(place: Path, values: Mapping[str, Any], made: StoredTokenizer) -> dict[str, str]:
     """Special tokens by role: as the tokenizer's settings name them, else by the ids in config.json."""
-    if made.kind == "bytes":
+    if not made.files:
         return {}
     given = {**_named(place / "special_tokens_map.json"), **_named(place / _SETTINGS)}
     found: dict[str, str] = {}
@@ -245,8 +249,7 @@ def export_tokenizer(tokenizer: Tokenizer, folder: Path, model: ModelConfig, *, 
     }
     if others:
         settings["additional_special_tokens"] = [backend.id_to_token(token) for token in others]
-    if "lower_case" in tokenizer.options:
-        settings["do_lower_case"] = tokenizer.options["lower_case"]
+    settings |= {_OPTIONS[option][0]: value for option, value in tokenizer.options.items()}
     write_json(folder / _SETTINGS, settings)
 
 
@@ -257,12 +260,12 @@ def _backend(tokenizer: StoredTokenizer) -> tokenizers.Tokenizer:
     files = tokenizer.files
     if tokenizer.kind == "sentencepiece":
         return as_library_tokenizer(next(iter(files.values())), tokenizer.name, tokenizer.spellings())
-    if tokenizer.kind == "bytes":
+    if not files:
         vocabulary = {tokenizer.token_text(token): token for token in range(FIRST + 256)}
         made = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, [], byte_fallback=True))
         made.decoder = tokenizers.decoders.Sequence([tokenizers.decoders.ByteFallback(), tokenizers.decoders.Fuse()])
         return made
-    if tokenizer.kind == "huggingface":
+    if "tokenizer.json" in files:
         made = tokenizers.Tokenizer.from_str(files["tokenizer.json"].decode())
         # Those of a pipeline of transformers: they cut texts, or fill them up.
         made.no_truncation()

@@ -10,9 +10,6 @@ from data_pipeline.base.errors import UserError
 from llmscale.config import RunConfig
 from llmscale.objectives import model_side
 
-_BYTES = 259
-"""Tokens of the bytes tokenizer: pad, bos, eos and the 256 bytes."""
-
 
 @dataclass(frozen=True)
 class Workload:
@@ -50,17 +47,13 @@ def vocabulary(config: RunConfig) -> int:
     if config.model.vocab_size is not None:
         return config.model.vocab_size
     tokenizer = config.data.tokenizer
-    if tokenizer.path is None and tokenizer.kind != "bytes":
+    if tokenizer.path is None and tokenizer.about.trained:
         return tokenizer.train.vocab_size
-    from data_pipeline.objectives import required_roles
-
-    roles = required_roles(config.objective, config.data.sequence_length)
-    if tokenizer.kind == "bytes":
-        return _BYTES + len(set(roles) - {"pad", "bos", "eos"})
-    assert tokenizer.path is not None
-    if Path(tokenizer.path).is_file():
+    if tokenizer.path is None or Path(tokenizer.path).is_file():
+        from data_pipeline.objectives import required_roles
         from data_pipeline.tokenizer import prepare_tokenizer
 
+        roles = required_roles(config.objective, config.data.sequence_length)
         with tempfile.TemporaryDirectory() as folder:
             return prepare_tokenizer(config.data, Path(folder) / "tokenizer", roles=roles).vocab_size
     raise UserError(
