@@ -125,17 +125,17 @@ class Classification(ByDocument):
 
     def arrays(self, samples: Sequence[Sample], numbers: Sequence[int]) -> Arrays:
         rows, firsts = zip(*map(self._row, samples), strict=True)
-        real = filled(rows, self.sequence_length)
+        padding_mask = filled(rows, self.sequence_length)
         arrays = {
             "inputs": stack(rows, self.sequence_length, self.pad),
             "targets": np.zeros((len(rows), 1), dtype=np.int8),
             "weights": np.ones((len(rows), 1), dtype=np.float32),
-            "encoder_weights": real,
+            "encoder_weights": padding_mask,
             f"{LABELS}{NAME}": np.stack([self._label(value_of(sample.values[0])) for sample in samples]),
         }
         if self.config.pooling == "first":
             second = np.arange(self.sequence_length) >= np.array(firsts)[:, None]
-            arrays["segment_ids"] = (second & (real > 0)).astype(np.int8)
+            arrays["segment_ids"] = (second & (padding_mask > 0)).astype(np.int8)
         if self.config.pooling == "decoder":
             arrays |= read_twice(arrays["inputs"], self.tokenizer)
         return arrays

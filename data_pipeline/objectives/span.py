@@ -139,19 +139,19 @@ class Span(Framed):
             rows.append(row)
             passages.append(first)
             labels.append([nowhere] * 2 if start < 0 else [first + start, first + end])
-        real = filled(rows, self.sequence_length)
+        padding_mask = filled(rows, self.sequence_length)
         arrays = {
             "inputs": stack(rows, self.sequence_length, self.pad),
             "targets": np.zeros((len(rows), 1), dtype=np.int8),
             "weights": np.ones((len(rows), 1), dtype=np.float32),
-            "encoder_weights": real,
+            "encoder_weights": padding_mask,
             f"{LABELS}{NAME}": np.array(labels, dtype=np.int64),
         }
         if self.config.special_tokens == "decoder":
             arrays |= read_twice(arrays["inputs"], self.tokenizer)
         if self.config.special_tokens == "cls":
             second = np.arange(self.sequence_length) >= np.array(passages)[:, None]
-            arrays["segment_ids"] = (second & (real > 0)).astype(np.int8)
+            arrays["segment_ids"] = (second & (padding_mask > 0)).astype(np.int8)
         return arrays
 
     def _within_rule(self, windows: list[Window], size: int, counts: Counter[str]) -> list[Window]:

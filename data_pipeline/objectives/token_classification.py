@@ -132,20 +132,20 @@ class TokenClassification(Framed):
 
     def arrays(self, samples: Sequence[Sample], numbers: Sequence[int]) -> Arrays:
         rows = [np.concatenate([self.begin, sample.tokens[: self.size], self.end]) for sample in samples]
-        real = filled(rows, self.sequence_length)
-        labels = np.full(real.shape, NOTHING, dtype=np.int64)
+        padding_mask = filled(rows, self.sequence_length)
+        labels = np.full(padding_mask.shape, NOTHING, dtype=np.int64)
         for row, sample in zip(labels, samples, strict=True):
             own = value_of(sample.values[0])[: self.size]
             row[len(self.begin) : len(self.begin) + len(own)] = own
         arrays = {
             "inputs": stack(rows, self.sequence_length, self.pad),
-            "targets": np.zeros(real.shape, dtype=np.int8),
+            "targets": np.zeros(padding_mask.shape, dtype=np.int8),
             "weights": (labels >= 0).astype(np.float32),
-            "encoder_weights": real,
+            "encoder_weights": padding_mask,
             f"{LABELS}{NAME}": labels,
         }
         if self.config.special_tokens == "cls":
-            arrays["segment_ids"] = np.zeros(real.shape, dtype=np.int8)
+            arrays["segment_ids"] = np.zeros(padding_mask.shape, dtype=np.int8)
         return arrays
 
     def _units(self, text: str, values: Mapping[str, Any]) -> list[tuple[int, int, int]]:

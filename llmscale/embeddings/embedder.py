@@ -113,18 +113,18 @@ class Embedder:
         device = next(self._model.parameters()).device
         inputs = torch.tensor([row + [self._pad] * (length - len(row)) for row in rows], device=device)
         sizes = torch.tensor([len(row) for row in rows], device=device)
-        real = torch.arange(length, device=device) < sizes[:, None]
+        mask = torch.arange(length, device=device) < sizes[:, None]
         with filled_experts(self._model, MULTIPLE), self._watched() as seen:
-            last = self._hidden(inputs, None if full else real)
+            last = self._hidden(inputs, None if full else mask)
         states = {**seen, self._stack.depth: last}
-        vectors = torch.stack([pooled(states[layer].float(), real, self.pooling) for layer in self._layers]).mean(0)
+        vectors = torch.stack([pooled(states[layer].float(), mask, self.pooling) for layer in self._layers]).mean(0)
         return (torch.nn.functional.normalize(vectors, dim=-1) if self.normalize else vectors).cpu().numpy()
 
-    def _hidden(self, inputs: Tensor, real: Tensor | None) -> Tensor:
+    def _hidden(self, inputs: Tensor, padding_mask: Tensor | None) -> Tensor:
         if self._stack is not self._model:
-            return self._model.encode(inputs, real)[0]
+            return self._model.encode(inputs, padding_mask)[0]
         # A decoder sees nothing of the padding, which comes after its text.
-        return self._model(inputs, real=None if self._model.causal else real).hidden  # type: ignore[no-any-return]
+        return self._model(inputs, padding_mask=None if self._model.causal else padding_mask).hidden  # type: ignore[no-any-return]
 
     @contextlib.contextmanager
     def _watched(self) -> Iterator[dict[int, Tensor]]:

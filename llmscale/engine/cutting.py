@@ -42,11 +42,11 @@ class Cutting:
 
     def _lengths(self, batch: Batch) -> Tensor:
         """(2, B): how much of `inputs` and of `encoder_inputs` each sample needs."""
-        real = batch.encoder_weights
+        padding_mask = batch.encoder_weights
         if self._two:
-            assert real is not None
-            return torch.stack([_reach(batch.weights if self._by_targets else real), _reach(real)])
-        read = batch.weights if self._by_targets else real
+            assert padding_mask is not None
+            return torch.stack([_reach(batch.weights if self._by_targets else padding_mask), _reach(padding_mask)])
+        read = batch.weights if self._by_targets else padding_mask
         if read is None or read.shape != batch.inputs.shape:
             read = torch.ones(batch.inputs.shape)
         return torch.stack([_reach(read), torch.zeros(batch.size, dtype=torch.int64)])

@@ -49,7 +49,7 @@ class Features:
         vectors = self._compute(batch.to(self._device)).float().cpu()
         lengths = row_lengths(batch) if self._tokens else [1] * batch.size
         if self._tokens:
-            vectors = vectors[_real(batch)]
+            vectors = vectors[_padding_mask(batch)]
         self._store.add(keys, vectors, lengths)
         kept = self._store.get(keys)
         return vectors if kept is None else kept
@@ -58,7 +58,7 @@ class Features:
         if not self._tokens:
             return _condensed(batch, vectors)
         features = vectors.new_zeros(*batch.inputs.shape, vectors.shape[1])
-        features[_real(batch)] = vectors
+        features[_padding_mask(batch)] = vectors
         return replace(batch, features=features)
 
     def flush(self) -> None:
@@ -69,7 +69,7 @@ class Features:
             warn(f"what the body makes of rows could not be kept: {error.strerror} ({error.filename})")
 
 
-def _real(batch: Batch) -> Tensor:
+def _padding_mask(batch: Batch) -> Tensor:
     """(B, T) booleans, False for padding."""
     return torch.arange(batch.inputs.shape[1]) < torch.tensor(row_lengths(batch))[:, None]
 

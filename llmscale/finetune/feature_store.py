@@ -25,8 +25,8 @@ _NAME_DIGITS = 32
 
 def row_lengths(batch: Batch) -> list[int]:
     """Tokens of each row of a batch on the CPU, without padding."""
-    real = batch.encoder_weights
-    return [batch.inputs.shape[1]] * batch.size if real is None else (real > 0).sum(1).tolist()
+    padding_mask = batch.encoder_weights
+    return [batch.inputs.shape[1]] * batch.size if padding_mask is None else (padding_mask > 0).sum(1).tolist()
 
 
 def row_keys(batch: Batch) -> list[bytes]:

@@ -36,29 +36,29 @@ class State:
         parameter = next(model.parameters())
         self.device = parameter.device
         rows = [context.tokens for context in contexts]
-        self._inputs, real = _filled(rows, self.device, left=True, padded=padded)
+        self._inputs, padding_mask = _filled(rows, self.device, left=True, padded=padded)
         length = self._inputs.shape[1]
         # More than max_positions where a context with much room is padded to one with little.
         capacity = length + room - 1
         self._cache = KeyValueCache(model.config, len(rows), capacity, parameter.dtype, self.device)
         self._positions: Tensor | None = None
-        self._real: Tensor | None = None
-        if padded or not bool(real.all()):
-            self._positions = (real.cumsum(1) - 1).clamp(min=0)
-            self._real = torch.ones(len(rows), capacity, dtype=torch.bool, device=self.device)
-            self._real[:, :length] = real
+        self._padding_mask: Tensor | None = None
+        if padded or not bool(padding_mask.all()):
+            self._positions = (padding_mask.cumsum(1) - 1).clamp(min=0)
+            self._padding_mask = torch.ones(len(rows), capacity, dtype=torch.bool, device=self.device)
+            self._padding_mask[:, :length] = padding_mask
         self._prefix: Tensor | None = None
         if contexts[0].prefix:
             self._prefix = torch.full((len(rows),), length, device=self.device)
         self._memory: Tensor | None = None
-        self._memory_real: Tensor | None = None
+        self._memory_padding_mask: Tensor | None = None
         if contexts[0].source is not None:
             sources = [context.source or [] for context in contexts]
-            source, source_real = _filled(sources, self.device, left=False, padded=padded)
+            source, source_mask = _filled(sources, self.device, left=False, padded=padded)
             if source.shape[1] > model.config.max_positions:  # all of them are shorter
-                source, source_real = (part[:, : model.config.max_positions] for part in (source, source_real))
-            self._memory_real = None if not padded and bool(source_real.all()) else source_real
-            self._memory = model.encode(source, self._memory_real).hidden
+                source, source_mask = (part[:, : model.config.max_positions] for part in (source, source_mask))
+            self._memory_padding_mask = None if not padded and bool(source_mask.all()) else source_mask
+            self._memory = model.encode(source, self._memory_padding_mask).hidden
         self._copies = copies
 
     def read(self) -> Tensor:
@@ -79,8 +79,8 @@ class State:
             self._inputs,
             self._positions,
             prefix_lengths=self._prefix,
-            real=None if self._real is None else self._real[:, :end],
-            encoder_real=self._memory_real,
+            padding_mask=None if self._padding_mask is None else self._padding_mask[:, :end],
+            encoder_padding_mask=self._memory_padding_mask,
             memory=self._memory,
             cache=self._cache,
         ).hidden[:, -1]
@@ -109,8 +109,8 @@ class State:
             return
         self._inputs = self._inputs[rows]
         self._positions = None if self._positions is None else self._positions[rows]
-        self._real = None if self._real is None else self._real[rows]
-        self._memory_real = None if self._memory_real is None else self._memory_real[rows]
+        self._padding_mask = None if self._padding_mask is None else self._padding_mask[rows]
+        self._memory_padding_mask = None if self._memory_padding_mask is None else self._memory_padding_mask[rows]
 
 
 class ExactState(State):
@@ -144,11 +144,11 @@ class ExactState(State):
         self._cache.repeat_first(count)
         lengths = torch.tensor([len(contexts[row].tokens) for row in rows], device=self.device)[:, None]
         self._positions = lengths - 1
-        self._real = torch.arange(length + room - 1, device=self.device) >= length - lengths
-        self._prefix = self._memory = self._memory_real = None
+        self._padding_mask = torch.arange(length + room - 1, device=self.device) >= length - lengths
+        self._prefix = self._memory = self._memory_padding_mask = None
         if contexts[0].source is not None:
             sources = torch.tensor([len(contexts[row].source or ()) for row in rows], device=self.device)[:, None]
-            self._memory_real = torch.arange(source_length, device=self.device) < sources
+            self._memory_padding_mask = torch.arange(source_length, device=self.device) < sources
 
     def read(self) -> Tensor:
         """As of `State`."""
@@ -204,5 +204,5 @@ def _filled(
     tokens = [fill + row if left else row + fill for fill, row in zip(filling, rows, strict=True)]
     counts = torch.tensor([len(row) for row in rows])[:, None]
     place = torch.arange(longest)
-    real = place >= longest - counts if left else place < counts
-    return torch.tensor(tokens, device=device), real.to(device)
+    padding_mask = place >= longest - counts if left else place < counts
+    return torch.tensor(tokens, device=device), padding_mask.to(device)

@@ -77,7 +77,7 @@ class Block(nn.Module):
     def _feed_forward(self, hidden: Tensor, context: Context) -> tuple[Tensor, Tensor | None]:
         loss = None
         if isinstance(self.feed_forward, Experts):
-            changed, loss = self.feed_forward(hidden, context.real, context.segment_ids)
+            changed, loss = self.feed_forward(hidden, context.padding_mask, context.segment_ids)
             if self.shared_feed_forward is not None:
                 changed = changed + self.shared_feed_forward(hidden, context.dropout)
         else:

@@ -20,8 +20,8 @@ class Context:
     masks: dict[str, Tensor | None]
     """By kind of layer: booleans (B or 1, 1, T, S), or biases (B or 1, heads, T, S) with -inf where nothing is seen;
     None: causal in a decoder, everything in an encoder."""
-    real: Tensor | None = None
-    """(B, T) booleans: False for padding tokens. None: all are real."""
+    padding_mask: Tensor | None = None
+    """(B, T) booleans: False for padding tokens. None: there is no padding."""
     segment_ids: Tensor | None = None
     """(B, T) number of each token's document, where documents are separate."""
     memory: Tensor | None = None

@@ -64,13 +64,13 @@ class Experts(nn.Module):
         self.down = ExpertLinear(count, inner, config.hidden_size, config.bias)
 
     def forward(
-        self, hidden: Tensor, real: Tensor | None = None, segment_ids: Tensor | None = None
+        self, hidden: Tensor, padding_mask: Tensor | None = None, segment_ids: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Mix the experts of each token.
 
         Args:
             hidden: (B, T, hidden_size).
-            real: (B, T) booleans, False for padding, which takes no room and does not count.
+            padding_mask: (B, T) booleans, False for padding, which takes no room and does not count.
             segment_ids: (B, T) number of the document that a token is part of; the tokens of a document are side by
                 side, and each document has a capacity of its own. None: the sequence is one document.
 
@@ -89,7 +89,7 @@ class Experts(nn.Module):
             weights = weights / weights.sum(dim=-1, keepdim=True)
         if self.settings.scale != 1:
             weights = weights * self.settings.scale
-        counted = torch.ones(hidden.shape[:2], device=hidden.device) if real is None else real.float()
+        counted = torch.ones(hidden.shape[:2], device=hidden.device) if padding_mask is None else padding_mask.float()
         if self.training and self.settings.capacity_factor is not None:
             weights = weights * self._within_capacity(chosen, counted, segment_ids)
         mixed = self._mix(hidden.flatten(0, 1), chosen.flatten(0, 1), weights.flatten(0, 1).to(hidden.dtype))

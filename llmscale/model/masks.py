@@ -20,7 +20,7 @@ class AttentionMask:
     """(B, T) numbers of the document: tokens see their own document only."""
     prefix_lengths: Tensor | None = None
     """(B,) tokens from the start that all see each other."""
-    real: Tensor | None = None
+    padding_mask: Tensor | None = None
     """(B, past + T) booleans: False for padding tokens, which nobody sees but themselves."""
     shared_lengths: Tensor | None = None
     """(B,) tokens from the start that the tokens of every document see."""
@@ -30,6 +30,11 @@ class AttentionMask:
         keys = torch.arange(self.past + self.length, device=device)
         return keys[self.past :, None], keys
 
+    @property
+    def new_tokens(self) -> Tensor | None:
+        """(B, length) of `padding_mask`."""
+        return None if self.padding_mask is None else self.padding_mask[:, self.past :]
+
     def mask(self, *, causal: bool, window: int | None, device: torch.device) -> Tensor | None:
         """(B or 1, 1, T, S) booleans, True where a query may see a key.
 
@@ -37,7 +42,8 @@ class AttentionMask:
         """
         total = self.past + self.length
         windowed = window is not None and total > (window if causal else window // 2 + 1)
-        limited = any(part is not None for part in (self.segment_ids, self.prefix_lengths, self.real)) or windowed
+        parts = (self.segment_ids, self.prefix_lengths, self.padding_mask)
+        limited = any(part is not None for part in parts) or windowed
         if not limited and (not causal or self.past == 0 or self.length == 1):
             return None
         queries, keys = self.places(device)
@@ -53,14 +59,14 @@ class AttentionMask:
             if self.shared_lengths is not None:
                 together = together | (keys < self.shared_lengths[:, None, None, None])
             allowed = allowed & together
-        if self.real is not None:
+        if self.padding_mask is not None:
             # A padding token sees itself, since the softmax of nothing is not a number.
-            allowed = (allowed & self.real[:, None, None, :]) | (queries == keys)
+            allowed = (allowed & self.padding_mask[:, None, None, :]) | (queries == keys)
         return allowed
 
 
-def cross_mask(real: Tensor | None) -> Tensor | None:
-    """Who sees which token of the encoder: (B, S) booleans to (B, 1, 1, S); all of them where none is real."""
-    if real is None:
+def cross_mask(padding_mask: Tensor | None) -> Tensor | None:
+    """Who sees which token of the encoder: (B, S) booleans to (B, 1, 1, S); all of them where there is only padding."""
+    if padding_mask is None:
         return None
-    return (real | ~real.any(dim=1, keepdim=True))[:, None, None, :]
+    return (padding_mask | ~padding_mask.any(dim=1, keepdim=True))[:, None, None, :]

@@ -53,7 +53,7 @@ class Stack(nn.Module):
         attention_mask: AttentionMask,
         *,
         memory: Tensor | None = None,
-        memory_real: Tensor | None = None,
+        memory_padding_mask: Tensor | None = None,
         cache: KeyValueCache | None = None,
         dropout: Dropout | None = None,
     ) -> tuple[Tensor, Tensor | None]:
@@ -64,7 +64,7 @@ class Stack(nn.Module):
             positions: (B or 1, T) int64.
             attention_mask: who sees whom.
             memory: (B, S, hidden_size), the encoder's result.
-            memory_real: (B, S) booleans, False for padding.
+            memory_padding_mask: (B, S) booleans, False for padding.
             cache: keys and values of earlier tokens.
             dropout: what is dropped; None: nothing.
 
@@ -74,10 +74,10 @@ class Stack(nn.Module):
         context = Context(
             rotary={kind: self._rotary(kind, positions) for kind in self.kinds},
             masks=self._masks(attention_mask, hidden),
-            real=None if attention_mask.real is None else attention_mask.real[:, attention_mask.past :],
+            padding_mask=attention_mask.new_tokens,
             segment_ids=attention_mask.segment_ids,
             memory=memory,
-            memory_mask=cross_mask(memory_real),
+            memory_mask=cross_mask(memory_padding_mask),
             cache=cache,
         )
         contexts = [context] * self.depth

@@ -64,10 +64,10 @@ class Transformer(Stack):
         prefix_lengths: Tensor | None = None,
         *,
         shared_lengths: Tensor | None = None,
-        real: Tensor | None = None,
+        padding_mask: Tensor | None = None,
         token_types: Tensor | None = None,
         encoder_inputs: Tensor | None = None,
-        encoder_real: Tensor | None = None,
+        encoder_padding_mask: Tensor | None = None,
         memory: Tensor | None = None,
         cache: KeyValueCache | None = None,
         dropout: Dropout | None = None,
@@ -83,10 +83,10 @@ class Transformer(Stack):
             prefix_lengths: (B,) int64, how many tokens from the start all see each other.
             shared_lengths: (B,) int64, how many tokens from the start the tokens of all documents see; of use with
                 segment_ids alone.
-            real: (B, T) booleans, False for padding tokens; with a cache (B, length + T).
+            padding_mask: (B, T) booleans, False for padding tokens; with a cache (B, length + T).
             token_types: (B, T) int64, below `model.token_types`; None: 0.
             encoder_inputs: (B, S) int64, what the encoder of an encoder-decoder reads.
-            encoder_real: (B, S) booleans, False for padding.
+            encoder_padding_mask: (B, S) booleans, False for padding.
             memory: (B, S, hidden_size), the result of `encode`, in place of `encoder_inputs`.
             cache: keys and values of earlier tokens; the new ones are added. Not together with segment_ids or dropout;
                 with prefix_lengths only while it is empty.
@@ -112,15 +112,15 @@ class Transformer(Stack):
         if self.encoder is not None and memory is None and not (cache and past):
             if encoder_inputs is None:
                 raise ValueError("an encoder-decoder needs encoder_inputs or memory")
-            memory, router_loss = self.encode(encoder_inputs, encoder_real, dropout)
+            memory, router_loss = self.encode(encoder_inputs, encoder_padding_mask, dropout)
         if positions is None:
             positions = torch.arange(past, past + length, device=inputs.device)[None]
         hidden, own_loss = self.run(
             self._embed(inputs, positions, token_types) if hidden is None else hidden,
             positions,
-            AttentionMask(past, length, segment_ids, prefix_lengths, real, shared_lengths),
+            AttentionMask(past, length, segment_ids, prefix_lengths, padding_mask, shared_lengths),
             memory=memory,
-            memory_real=encoder_real,
+            memory_padding_mask=encoder_padding_mask,
             cache=cache,
             dropout=dropout,
         )
@@ -130,11 +130,11 @@ class Transformer(Stack):
             own_loss = own_loss + router_loss
         return Output(hidden, own_loss)
 
-    def encode(self, inputs: Tensor, real: Tensor | None = None, dropout: Dropout | None = None) -> Output:
+    def encode(self, inputs: Tensor, padding_mask: Tensor | None = None, dropout: Dropout | None = None) -> Output:
         """What the encoder of an encoder-decoder makes of (B, S) tokens: (B, S, hidden_size) as the hidden states."""
         assert self.encoder is not None
         positions = torch.arange(inputs.shape[1], device=inputs.device)[None]
-        attention_mask = AttentionMask(0, inputs.shape[1], real=real)
+        attention_mask = AttentionMask(0, inputs.shape[1], padding_mask=padding_mask)
         return Output(*self.encoder.run(self._embed(inputs, positions), positions, attention_mask, dropout=dropout))
 
     def _embed(self, inputs: Tensor, positions: Tensor, token_types: Tensor | None = None) -> Tensor:

@@ -84,12 +84,13 @@ class Loss:
                     dropout=dropout,
                 )
             case "encoder":
-                real = real_tokens(batch.encoder_weights)
                 types = batch.segment_ids if self._segments else None
-                return model(batch.inputs, token_types=types, real=real, dropout=dropout)
+                mask = padding_mask_of(batch.encoder_weights)
+                return model(batch.inputs, token_types=types, padding_mask=mask, dropout=dropout)
             case _:
-                real = real_tokens(batch.encoder_weights)
-                return model(batch.inputs, encoder_inputs=batch.encoder_inputs, encoder_real=real, dropout=dropout)
+                mask = padding_mask_of(batch.encoder_weights)
+                encoder = {"encoder_inputs": batch.encoder_inputs, "encoder_padding_mask": mask}
+                return model(batch.inputs, **encoder, dropout=dropout)
 
     def represent(self, model: Transformer, batch: Batch, dropout: Dropout | None = None) -> Tensor:
         """(B, ...) what the losses of other samples take of each."""
@@ -140,7 +141,7 @@ def texts_of(batch: Batch, texts: int) -> Batch:
     return replace(batch, inputs=batch.inputs.reshape(count, -1), encoder_weights=weights)
 
 
-def real_tokens(weights: Tensor | None) -> Tensor | None:
+def padding_mask_of(weights: Tensor | None) -> Tensor | None:
     """(B, S) weights, 0 for padding, to booleans; None where there is none, which is faster."""
     if weights is None or bool((weights > 0).all()):
         return None

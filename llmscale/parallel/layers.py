@@ -213,11 +213,11 @@ class ShardedExperts(Experts):
     ranks: TensorRanks
 
     def forward(
-        self, hidden: Tensor, real: Tensor | None = None, segment_ids: Tensor | None = None
+        self, hidden: Tensor, padding_mask: Tensor | None = None, segment_ids: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         if not self.ranks.sequence_parallel:
-            return super().forward(hidden, real, segment_ids)
-        mixed, loss = super().forward(collectives.join(hidden, self.ranks.group), real, segment_ids)
+            return super().forward(hidden, padding_mask, segment_ids)
+        mixed, loss = super().forward(collectives.join(hidden, self.ranks.group), padding_mask, segment_ids)
         return collectives.split(mixed, self.ranks.group), loss
 
     def _mix(self, tokens: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:

@@ -103,7 +103,7 @@ def mean_loss(model: nn.Module, config: RunConfig, batch: Batch, dropout: Dropou
         case "encoder":
             options = {"token_types": batch.segment_ids, "real": seen}
         case "encoder_decoder":
-            options = {"encoder_inputs": batch.encoder_inputs, "encoder_real": seen}
+            options = {"encoder_inputs": batch.encoder_inputs, "encoder_padding_mask": seen}
     output = model(batch.inputs, dropout=dropout, **options)
     logits = model.head(output.hidden)[..., :VOCAB]
     losses = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), reduction="none").view_as(batch.weights)

@@ -82,19 +82,19 @@ def both_logits(name: str, ours: Transformer, theirs: nn.Module, mask: Tensor | 
     ids = tokens()
     if name in T5:
         decoder = tokens(length=9, seed=3)
-        hidden = ours(decoder, encoder_inputs=ids, encoder_real=mask).hidden
+        hidden = ours(decoder, encoder_inputs=ids, encoder_padding_mask=mask).hidden
         attention = None if mask is None else mask.long()
         return ours.head(hidden), theirs(input_ids=ids, attention_mask=attention, decoder_input_ids=decoder).logits
     if name in ENCODERS:
         # Absolute positions count from the first place, as transformers has it.
-        hidden = ours(ids, token_types=types(name), real=mask).hidden
+        hidden = ours(ids, token_types=types(name), padding_mask=mask).hidden
         extra = {} if types(name) is None else {"token_type_ids": types(name)}
         output = theirs(input_ids=ids, attention_mask=None if mask is None else mask.long(), **extra)
         return ours.head(hidden), output.logits if "logits" in output else output.prediction_logits
     if mask is None:
         return ours.head(ours(ids).hidden), theirs(input_ids=ids, use_cache=False).logits
     positions = (mask.long().cumsum(1) - 1).clamp(min=0)
-    hidden = ours(ids, positions, real=mask).hidden
+    hidden = ours(ids, positions, padding_mask=mask).hidden
     given = {"attention_mask": mask.long(), "position_ids": positions}
     return ours.head(hidden), theirs(input_ids=ids, use_cache=False, **given).logits
 
@@ -103,7 +103,7 @@ def test_the_next_sentence_head_is_equal(tmp_path: Path) -> None:
     ours, theirs = pair("bert", tmp_path)
     ids, mask = tokens(), real()
     with torch.no_grad():
-        hidden = ours(ids, token_types=types("bert"), real=mask).hidden
+        hidden = ours(ids, token_types=types("bert"), padding_mask=mask).hidden
         expected = theirs(input_ids=ids, attention_mask=mask.long(), token_type_ids=types("bert"))
         logits = ours.next_sentence(hidden[:, 0])
         torch.testing.assert_close(logits, expected.seq_relationship_logits, rtol=1e-5, atol=1e-5)
@@ -120,7 +120,7 @@ def test_positions_behind_the_padding_token(pad: int, tmp_path: Path) -> None:
     assert ours.config.max_positions == CONTEXT
     ids = torch.where(mask, tokens().clamp(min=pad + 1), pad)
     with torch.no_grad():
-        mine = ours.head(ours(ids, real=mask).hidden)
+        mine = ours.head(ours(ids, padding_mask=mask).hidden)
         close(mine[mask], theirs(input_ids=ids, attention_mask=mask.long()).logits[mask])
     export_checkpoint(tmp_path / "ours", tmp_path / "back")
     _, info = transformers.RobertaForMaskedLM.from_pretrained(tmp_path / "back", output_loading_info=True)
@@ -133,12 +133,12 @@ def both_losses(name: str, ours: Transformer, theirs: nn.Module, seed: int) -> t
     weights = torch.ones(ids.shape)
     if name in T5:
         encoder, mask = tokens(seed=seed + 100), real()
-        hidden = ours(ids[:, :-1], encoder_inputs=encoder, encoder_real=mask).hidden
+        hidden = ours(ids[:, :-1], encoder_inputs=encoder, encoder_padding_mask=mask).hidden
         logits = theirs(input_ids=encoder, attention_mask=mask.long(), decoder_input_ids=ids[:, :-1]).logits
         targets = ids[:, 1:]
     elif name in ENCODERS:
         mask, targets = real(), tokens(seed=seed + 100)
-        hidden = ours(ids, token_types=types(name), real=mask).hidden
+        hidden = ours(ids, token_types=types(name), padding_mask=mask).hidden
         extra = {} if types(name) is None else {"token_type_ids": types(name)}
         output = theirs(input_ids=ids, attention_mask=mask.long(), **extra)
         logits, weights = output.logits if "logits" in output else output.prediction_logits, mask.float()

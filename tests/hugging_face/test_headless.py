@@ -70,15 +70,15 @@ def hidden_states(name: str, ours: Transformer, theirs: nn.Module, mask: Tensor)
     ids, attention = tokens(), mask.long()
     if name in T5:
         decoder = tokens(length=9, seed=3)
-        own = ours(decoder, encoder_inputs=ids, encoder_real=mask).hidden
+        own = ours(decoder, encoder_inputs=ids, encoder_padding_mask=mask).hidden
         given = {"attention_mask": attention, "decoder_input_ids": decoder}
         return own, theirs(input_ids=ids, **given).last_hidden_state
     if name in ENCODERS:
-        own = ours(ids, token_types=types(name), real=mask).hidden
+        own = ours(ids, token_types=types(name), padding_mask=mask).hidden
         extra = {} if types(name) is None else {"token_type_ids": types(name)}
         return own[mask], theirs(input_ids=ids, attention_mask=attention, **extra).last_hidden_state[mask]
     positions = (attention.cumsum(1) - 1).clamp(min=0)
-    own = ours(ids, positions, real=mask).hidden
+    own = ours(ids, positions, padding_mask=mask).hidden
     output = theirs(input_ids=ids, attention_mask=attention, position_ids=positions, use_cache=False)
     return own[mask], output.last_hidden_state[mask]
 

@@ -62,9 +62,9 @@ def loss_of(model: Transformer, padded: bool = False) -> Tensor:
         case "decoder":
             output = model(ids, segment_ids=(torch.arange(LENGTH) // 5).expand(3, -1) if padded else None)
         case "encoder":
-            output = model(ids, real=real)
+            output = model(ids, padding_mask=real)
         case _:
-            output = model(ids, encoder_inputs=draw(3, 3, LENGTH), encoder_real=real)
+            output = model(ids, encoder_inputs=draw(3, 3, LENGTH), encoder_padding_mask=real)
     loss = model.head(output.hidden, targets)
     return loss if output.router_loss is None else loss + output.router_loss.sum()
 

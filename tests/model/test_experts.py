@@ -166,11 +166,11 @@ def test_a_sequence_does_not_feel_its_batch(capacity: float | None) -> None:
     ids = torch.randint(50, (4, 12), generator=torch.Generator().manual_seed(0))
     real = torch.arange(12) < torch.tensor([12, 7, 10, 3])[:, None]
     with torch.no_grad():
-        together = model(ids, real=real)
+        together = model(ids, padding_mask=real)
         order = torch.tensor([2, 0, 3, 1])
-        shuffled = model(ids[order], real=real[order])
+        shuffled = model(ids[order], padding_mask=real[order])
         for row, length in enumerate([12, 7, 10, 3]):
-            alone = model(ids[row : row + 1], real=real[row : row + 1])
+            alone = model(ids[row : row + 1], padding_mask=real[row : row + 1])
             without = model(ids[row : row + 1, :length])
             place = int((order == row).nonzero())
             for other in (alone, without):

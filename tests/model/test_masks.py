@@ -110,8 +110,8 @@ def test_windows_and_biases_with_a_cache(name: str, parts: list[int]) -> None:
 def padded_output(name: str, ids: Tensor, real: Tensor) -> tuple[Any, Tensor]:
     model = build(small(name, layers=2, init_std=0.2, init_scheme="normal"), VOCAB, seed=1)
     if model.encoder is not None:
-        return model, model(draw(9, *ids.shape), encoder_inputs=ids, encoder_real=real).hidden
-    return model, model(ids, real=real).hidden
+        return model, model(draw(9, *ids.shape), encoder_inputs=ids, encoder_padding_mask=real).hidden
+    return model, model(ids, padding_mask=real).hidden
 
 
 @pytest.mark.parametrize("name", ["bert", "modernbert", "gpt2", "gpt3", "mistral", "mixtral", "t5", "gptj"])

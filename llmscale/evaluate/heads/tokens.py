@@ -46,17 +46,17 @@ class TokenHeadAsker(HeadAsker):
     def _batch(self, rows: Sequence[TokenRow], length: int) -> Batch:
         architecture = self._placed.config.model.architecture
         inputs = torch.full((len(rows), length), pad_token(self.tokenizer))
-        real, types = torch.zeros(len(rows), length), torch.zeros(len(rows), length, dtype=torch.int64)
+        padding_mask, types = torch.zeros(len(rows), length), torch.zeros(len(rows), length, dtype=torch.int64)
         for number, row in enumerate(rows):
             inputs[number, : len(row.tokens)] = torch.from_numpy(row.tokens.astype(np.int64))
-            real[number, : len(row.tokens)] = 1
+            padding_mask[number, : len(row.tokens)] = 1
             types[number, row.second : len(row.tokens)] = 1
         batch = Batch(
             inputs,
             torch.zeros(len(rows), 1, dtype=torch.int64),
             torch.ones(len(rows), 1),
             torch.full((len(rows),), -1),
-            encoder_weights=real,
+            encoder_weights=padding_mask,
             segment_ids=types if architecture == "encoder" else None,
         )
         if architecture != "encoder_decoder":

@@ -49,8 +49,8 @@ class ContrastiveHead(Head):
         from llmscale.model.pooling import pooled
 
         assert batch.encoder_weights is not None
-        real = batch.encoder_weights.reshape(len(hidden), -1) > 0
-        vectors = pooled(hidden.to(torch.promote_types(hidden.dtype, torch.float32)), real, self._head.pooling)
+        padding_mask = batch.encoder_weights.reshape(len(hidden), -1) > 0
+        vectors = pooled(hidden.to(torch.promote_types(hidden.dtype, torch.float32)), padding_mask, self._head.pooling)
         vectors = F.normalize(vectors, dim=-1) if self._head.normalize else vectors
         return vectors.view(batch.size, -1, vectors.shape[-1])
 
