@@ -17,7 +17,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +75,8 @@ def compare(
     model, tokenizer = _loaded(folder / "exported")
     rows = list(rows_of_steps(run, pairs, steps))
     rate = config["optimizer"]["lr"]
-    theirs = plain_loop(model, tokenizer, rows, rate)
-    again = plain_loop(_loaded(folder / "exported")[0], tokenizer, [each[::-1] for each in rows], rate)
+    theirs = plain_loop(model, (batch_of(tokenizer, each) for each in rows), rate)
+    again = plain_loop(_loaded(folder / "exported")[0], (batch_of(tokenizer, each[::-1]) for each in rows), rate)
     export_checkpoint(folder / "tuned", folder / "tuned-exported")
     answers = [next_tokens(each, tokenizer, heldout) for each in (model, _loaded(folder / "tuned-exported")[0])]
     return {
@@ -120,20 +120,28 @@ def batch_of(tokenizer: Any, pairs: Pairs) -> dict[str, torch.Tensor]:
     return {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"], "labels": labels}
 
 
-def plain_loop(model: nn.Module, tokenizer: Any, steps: Sequence[Pairs], rate: float) -> list[float]:
-    """Losses of forward, backward, clip and AdamW."""
+def plain_loop(
+    model: nn.Module,
+    batches: Iterable[dict[str, torch.Tensor]],
+    rate: float,
+    clip: float = CLIP,
+    frozen: tuple[str, ...] = (),
+) -> list[float]:
+    """Losses of forward, backward, clip and AdamW; `frozen`: how the names begin of what is not trained."""
     model.train()
-    parameters = list(model.parameters())
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not name.startswith(frozen))
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
-        {"params": [each for each in parameters if each.dim() > 1], "weight_decay": DECAY},
-        {"params": [each for each in parameters if each.dim() == 1], "weight_decay": 0.0},
+        {"params": [each for each in trained if each.dim() > 1], "weight_decay": DECAY},
+        {"params": [each for each in trained if each.dim() == 1], "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.AdamW(groups, lr=rate, betas=BETAS, eps=1e-8)
+    optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=rate, betas=BETAS, eps=1e-8)
     losses = []
-    for pairs in steps:
-        loss = model(**batch_of(tokenizer, pairs)).loss
+    for batch in batches:
+        loss = model(**batch).loss
         loss.backward()
-        nn.utils.clip_grad_norm_(parameters, CLIP)
+        nn.utils.clip_grad_norm_(trained, clip)
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
