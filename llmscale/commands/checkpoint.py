@@ -35,7 +35,7 @@ def checkpoint_verify(path: Path, layout: str | None) -> None:
 
     echo(verify(path))
     if layout is not None:
-        from llmscale.parity.layouts import parse_layout
+        from llmscale.layout.text import parse_layout
         from llmscale.parity.reload import reload
 
         click.echo(reload(path, parse_layout(layout)))

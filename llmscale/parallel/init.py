@@ -177,7 +177,7 @@ def _rectangles(values: Callable[[str, int, int], Tensor]) -> Weights:
 def _draw_rectangle(values: Callable[[str, int, int], Tensor], name: str, part: Shard, start: int, end: int) -> Tensor:
     """Draw whole rows of the global tensor, some at a time, and keep what lies in the rectangle."""
     inner, row = math.prod(part.shape[1:]), math.prod(part.sizes[1:])
-    kept = slice(None), *(slice(low, low + size) for low, size in zip(part.offsets[1:], part.sizes[1:], strict=True))
+    kept = slice(None), *part.slices[1:]
     at_once = max(1, BLOCK // inner)
     top, bottom = start // row, -(-end // row)
     pieces = [torch.empty(0)]

@@ -36,6 +36,11 @@ class Shard:
         """Whether it is not the whole tensor."""
         return self.sizes != self.shape
 
+    @property
+    def slices(self) -> tuple[slice, ...]:
+        """The rectangle as an index of the global tensor."""
+        return tuple(slice(low, low + size) for low, size in zip(self.offsets, self.sizes, strict=True))
+
     def narrowed(self, dim: int, part: int, parts: int, first: bool = True) -> Shard:
         """The `part`-th of `parts` equal parts of this rectangle along `dim`."""
         assert self.sizes[dim] % parts == 0, f"{self.sizes} cannot be cut into {parts} along dim {dim}"

@@ -15,8 +15,8 @@ from rich.table import Table
 from data_pipeline.base.errors import UserError
 from data_pipeline.base.terminal import tell, warn
 from llmscale.config import load_config
+from llmscale.layout.text import parse_layout
 from llmscale.parity.compare import OPTIMIZERS, Optimizer, Verdict, compare, prepared
-from llmscale.parity.layouts import parse_layout
 
 
 def parity(

@@ -12,8 +12,8 @@ from typing import Any, Literal
 from data_pipeline.base.errors import UserError
 from llmscale.config import RunConfig, parse_config
 from llmscale.config.optimizers import optimizer_kind
+from llmscale.layout.text import LayoutText, parse_layout
 from llmscale.parity.job import Figures, run_layout
-from llmscale.parity.layouts import Layout, parse_layout
 from llmscale.parity.ranks import run_ranks
 
 Optimizer = Literal["sgd", "adamw"]
@@ -62,7 +62,7 @@ class Verdict:
 
 def compare(
     config: RunConfig,
-    layouts: Sequence[Layout],
+    layouts: Sequence[LayoutText],
     *,
     steps: int = 5,
     optimizers: Sequence[Optimizer] = OPTIMIZERS,
@@ -124,7 +124,7 @@ def _adopt(done: Path, new: Path) -> None:
             shutil.copytree(done / name, new / name)
 
 
-def prepared(config: RunConfig, layout: Layout, optimizer: Optimizer, directory: Path, clip: float) -> RunConfig:
+def prepared(config: RunConfig, layout: LayoutText, optimizer: Optimizer, directory: Path, clip: float) -> RunConfig:
     """The config as it is run in a layout: on the CPU, with one thread a rank, without evaluation and checkpoints.
 
     Raises:
@@ -146,7 +146,7 @@ def _arithmetic(config: RunConfig) -> str:
     return "fp32" if config.engine.dtype == "auto" else config.engine.dtype
 
 
-def _judge(layout: Layout, optimizer: Optimizer, expected: Figures, found: Figures, arithmetic: str) -> Verdict:
+def _judge(layout: LayoutText, optimizer: Optimizer, expected: Figures, found: Figures, arithmetic: str) -> Verdict:
     loss = max(
         _relative(mine[term], theirs[term])
         for mine, theirs in zip(found.losses, expected.losses, strict=True)

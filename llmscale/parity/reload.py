@@ -15,15 +15,15 @@ from llmscale.config import RunConfig, parse_config
 from llmscale.distributed.process_group import all_reduce_sum, gather_objects, join, leave, read_world
 from llmscale.engine.pipeline import make_engine
 from llmscale.engine.settings import EngineSettings
+from llmscale.layout.text import LayoutText
 from llmscale.objectives.loss import build_loss
 from llmscale.parallel import init
-from llmscale.parity.layouts import Layout
 from llmscale.parity.ranks import run_ranks
 from llmscale.train.build import build_grid
 from llmscale.train.resume import restore
 
 
-def reload(path: str | Path, layout: Layout) -> str:
+def reload(path: str | Path, layout: LayoutText) -> str:
     """Load a checkpoint (the newest intact one of a run directory) on CPU ranks of this machine, and compare.
 
     Returns:

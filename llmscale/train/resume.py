@@ -162,8 +162,7 @@ def restore(engine: Engine, checkpoint: Checkpoint) -> None:
             # Until version 0.1 the biases of experts, a stack, were kept as if they were a matrix.
             rows, columns = (checkpoint.full(name, statistic) for statistic in (adafactor.ROWS, adafactor.COLUMNS))
             whole = adafactor.second_moments(rows, columns)
-            own = whole[tuple(slice(low, low + size) for low, size in zip(part.offsets, part.sizes, strict=True))]
-            return own.reshape(-1)[start:end]
+            return whole[part.slices].reshape(-1)[start:end]
         return checkpoint.read(name, kind, part.offsets, part.sizes, start, end, shape=part.shape)
 
     engine.load_state(read, checkpoint.manifest.optimizer)

@@ -10,7 +10,7 @@ import pytest
 from llmscale.checkpoint import newest_intact
 from llmscale.config import RunConfig
 from llmscale.distributed.process_group import join, leave, read_world
-from llmscale.parity.layouts import parse_layout
+from llmscale.layout.text import parse_layout
 from llmscale.parity.ranks import run_ranks
 from llmscale.train.resume import restore
 from tests.engine.cases import Figures, case_config, one_step, open_engine, plain_torch, save_on_rank

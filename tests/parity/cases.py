@@ -9,7 +9,7 @@ from functools import cache
 from llmscale.config import RunConfig, load_config, parse_config
 from llmscale.layout import Layout as Shape
 from llmscale.layout import legal_layouts
-from llmscale.parity.layouts import Layout, parse_layout
+from llmscale.layout.text import LayoutText, parse_layout
 from tests.systems.published import TWINS
 
 SIZES = (2, 4, 8)
@@ -66,7 +66,7 @@ def text_of(shape: Shape) -> str:
     return ",".join([*parts, *(["sequence_parallel=true"] if shape.sequence_parallel else [])]) or "dp=1"
 
 
-def layout_of(case: Case) -> Layout:
+def layout_of(case: Case) -> LayoutText:
     """What a case is run in."""
     return parse_layout(case[1])
 

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import torch
 
+from llmscale.layout.text import parse_layout
 from llmscale.parity.compare import GRADIENT_TOLERANCE, OPTIMIZERS, TOLERANCE, Optimizer, Verdict, compare
-from llmscale.parity.layouts import parse_layout
 from tests.parity.cases import Case, covering_cases, every_case, family
 
 PAGE = Path(__file__).parents[2] / "docs" / "parity.md"

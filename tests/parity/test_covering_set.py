@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from llmscale.config import RunConfig
+from llmscale.layout.text import LayoutText
 from llmscale.parity.compare import Optimizer, Verdict, compare
-from llmscale.parity.layouts import Layout
 from tests.parity.cases import DISTINCT, covering_cases, family, layout_of
 
 MOST = 40
@@ -34,7 +34,7 @@ def test_layouts_compute_what_one_process_does(name: str) -> None:
     assert [verdict for verdict in verdicts if not verdict.within] == []
 
 
-def verdicts_of(config: RunConfig, layouts: list[Layout], optimizer: Optimizer) -> list[Verdict]:
+def verdicts_of(config: RunConfig, layouts: list[LayoutText], optimizer: Optimizer) -> list[Verdict]:
     """What `compare` says. Where there are experts, a layout that differs has another try with other weights: rounding
     may decide which of two experts a token goes to, but hardly twice, and a real difference stays."""
     verdicts = list(compare(config, layouts, optimizers=[optimizer]))

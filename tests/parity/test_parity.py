@@ -11,11 +11,11 @@ import torch
 from click.testing import CliRunner
 
 from llmscale.cli import cli
+from llmscale.layout.text import parse_layout
 from llmscale.parallel import layers
 from llmscale.parity import compare as comparing
 from llmscale.parity.compare import ALONE, prepared
 from llmscale.parity.job import Figures, gradient_difference, run_layout
-from llmscale.parity.layouts import parse_layout
 from llmscale.parity.ranks import run_ranks
 from tests.parity.cases import family
 from tests.systems.published import TWINS

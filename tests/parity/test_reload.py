@@ -11,8 +11,8 @@ from click.testing import CliRunner
 from llmscale.checkpoint.reader import newest_intact
 from llmscale.cli import cli
 from llmscale.config import RunConfig, parse_config
+from llmscale.layout.text import parse_layout
 from llmscale.parity import reload as reloading
-from llmscale.parity.layouts import parse_layout
 from llmscale.parity.ranks import run_ranks
 from tests.distributed.cases import Case, case_config, run_cases, write_corpus
 

@@ -41,8 +41,8 @@ class TaskData(Section):
     """Text files that belong together line by line, by the name of the field that each becomes, such as `{de: test.de,
     en: test.en}`; relative likewise, or to the folder that is given. `{split}` in a name stands for the split."""
     format: Literal["jsonl", "json", "csv", "tsv", "parquet", "arrow", "text"] | None = None
-    """How files are written whose name does not end in `.jsonl`, `.json`, `.csv`, `.tsv`, `.parquet` or `.arrow`. json:
-    one value. text: the field is `text`."""
+    """How files are written whose name does not say it: `.jsonl`, `.ndjson`, `.json`, `.csv`, `.tsv`, `.parquet`,
+    `.arrow` or `.feather`. json: one value. text: the field is `text`."""
     records: str = ""
     """For json: the lists on the way to the records, such as `data.paragraphs.qas`; a record has the fields of what it
     lies in, too. Empty where the file is a list of records."""

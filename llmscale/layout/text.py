@@ -27,8 +27,8 @@ _FREE = ("parallel.", "engine.", "train.micro_batch", "data.workers", "data.pref
 
 
 @dataclass(frozen=True)
-class Layout:
-    """A layout and the ranks that it takes."""
+class LayoutText:
+    """A layout by the settings that it gives, and the ranks that it takes."""
 
     text: str
     overrides: tuple[str, ...]
@@ -48,7 +48,7 @@ class Layout:
         return found
 
 
-def parse_layout(text: str) -> Layout:
+def parse_layout(text: str) -> LayoutText:
     """A layout such as `tp=2,zero=3,dp=2`; sizes that are not given are 1.
 
     Raises:
@@ -68,4 +68,4 @@ def parse_layout(text: str) -> Layout:
         if not value.isdigit() or not int(value):
             raise UserError(f"layout '{text}': {key} is '{value}', but it is a number of ranks, at least 1")
         sizes.append(int(value))
-    return Layout(text, tuple(f"{key}={value}" for key, value in overrides.items()), math.prod(sizes))
+    return LayoutText(text, tuple(f"{key}={value}" for key, value in overrides.items()), math.prod(sizes))
