@@ -54,6 +54,7 @@ def _write(model: Mapping[str, Any]) -> dict[str, Any]:
 HUGGING_FACE = HuggingFace(
     model_type="gpt_neox",
     classes=("GPTNeoXForCausalLM", "GPTNeoXModel"),
+    tokenizer="GPTNeoXTokenizer",
     heads=decoder_heads("GPTNeoX", "classifier"),
     fields=(
         ("vocab_size", "vocab_size", 50432),

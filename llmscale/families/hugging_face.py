@@ -148,6 +148,10 @@ class HuggingFace:
     """Settings (booleans) that are true where a tensor is stored, whatever config.json says of the class."""
     architecture: str = "decoder"
     """`model.architecture` of its models."""
+    tokenizer: str = ""
+    """transformers' class that reads the tokenizer of directories that name none."""
+    token_ids: Mapping[str, str] | None = None
+    """Roles of tokens by the keys of config.json that have their ids, besides bos, eos and pad."""
     heads: Mapping[str, HeadClass] = field(default_factory=dict)
     """Classes with another head than the language model's, by the name of the head (`llmscale.model.heads`)."""
     repeats: str | None = None

@@ -145,6 +145,7 @@ HUGGING_FACE = table(
     "Llama",
     fields(32, 4096, 32, None, 11008, 2048, 1e-6, 32000),
     unused=("pretraining_tp",),
+    tokenizer="LlamaTokenizer",
     heads=decoder_heads("Llama", "score", body="transformer."),
     read=_read,
     write=_write,

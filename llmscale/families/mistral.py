@@ -33,6 +33,7 @@ def _write(model: Mapping[str, Any]) -> dict[str, Any]:
 HUGGING_FACE = llama.table(
     "Mistral",
     llama.fields(32, 4096, 32, 8, 14336, 131072, 1e-6, 32000),
+    tokenizer="LlamaTokenizer",
     heads=decoder_heads("Mistral", "score"),
     read=_read,
     write=_write,

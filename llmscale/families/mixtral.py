@@ -43,6 +43,7 @@ _EXPERTS = "model.layers.{layer}.block_sparse_moe.experts.{expert}."
 HUGGING_FACE = HuggingFace(
     model_type="mixtral",
     classes=("MixtralForCausalLM", "MixtralModel"),
+    tokenizer="LlamaTokenizer",
     heads=decoder_heads("Mixtral", "score"),
     fields=llama.fields(32, 4096, 32, 8, 14336, 131072, 1e-5, 32000),
     fixed={"router_jitter_noise": 0.0},

@@ -100,6 +100,7 @@ def _write(model: Mapping[str, Any]) -> dict[str, Any]:
 _TRANSFORM = {"dense": "head.dense", "norm": "head.norm"}
 HUGGING_FACE = HuggingFace(
     model_type="modernbert",
+    token_ids={"cls_token_id": "cls", "sep_token_id": "sep"},
     classes=("ModernBertForMaskedLM", "ModernBertModel"),
     heads={
         "classification": HeadClass(

@@ -84,6 +84,7 @@ HUGGING_FACE = llama.table(
     "Qwen3",
     llama.fields(32, 4096, 32, 32, 22016, 32768, 1e-6, 151936),
     nulls={"num_key_value_heads": None},
+    tokenizer="Qwen2Tokenizer",
     heads=decoder_heads("Qwen3", "score", body="transformer."),
     read=_read,
     write=_write,

@@ -62,6 +62,7 @@ _EXPERTS = "model.layers.{layer}.mlp.experts.{expert}."
 HUGGING_FACE = HuggingFace(
     model_type="qwen3_moe",
     classes=("Qwen3MoeForCausalLM", "Qwen3MoeModel"),
+    tokenizer="Qwen2Tokenizer",
     heads=decoder_heads("Qwen3Moe", "score", body="transformer."),
     fields=llama.fields(24, 2048, 32, 4, 6144, 32768, 1e-6, 151936),
     attention_dropout=("attention_dropout",),

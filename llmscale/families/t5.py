@@ -144,6 +144,8 @@ def table(gated: bool, multilingual: bool = False) -> HuggingFace:
             "span": HeadClass(f"{name}ForQuestionAnswering", "qa_outputs", rate=None),
         },
         architecture="encoder_decoder",
+        tokenizer="" if multilingual else "T5Tokenizer",
+        token_ids={"decoder_start_token_id": "pad"},
         fields=(
             ("vocab_size", "vocab_size", vocabulary),
             ("num_layers", "encoder_layers", layers),

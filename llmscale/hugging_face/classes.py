@@ -51,6 +51,22 @@ def table_of(family: str) -> HuggingFace:
     return families.family(family).HUGGING_FACE  # type: ignore[no-any-return]
 
 
+def tables() -> dict[str, HuggingFace]:
+    """The tables of all families that have one, by model_type."""
+    return {table.model_type: table for table in map(table_of, families.with_class())}
+
+
+def tokenizer_class(settings: Mapping[str, Any], values: Mapping[str, Any]) -> str:
+    """transformers' class of a directory's tokenizer, without "Fast"; "" where nothing says it.
+
+    Args:
+        settings: tokenizer_config.json.
+        values: config.json.
+    """
+    table = tables().get(str(values.get("model_type")))
+    return str(settings.get("tokenizer_class") or (table.tokenizer if table else "")).removesuffix("Fast")
+
+
 @dataclass(frozen=True)
 class Recognised:
     """What a config.json describes."""
@@ -73,7 +89,7 @@ def recognise(values: dict[str, Any], path: Path, embedding: ContrastiveObjectiv
     Raises:
         UserError: an unknown model_type or class, an option that our model does not have, or a size that cannot be.
     """
-    known = {table.model_type: table for table in map(table_of, families.with_class())}
+    known = tables()
     kind = values.get("model_type")
     if not isinstance(kind, str) or kind not in known:
         raise UserError(
@@ -144,7 +160,7 @@ class Misfit:
 def fit(
     model: ModelConfig,
     vocab_size: int,
-    token_ids: Callable[[str], dict[str, Any]],
+    token_ids: Callable[[HuggingFace], dict[str, Any]],
     objective: Mapping[str, Any] | None = None,
 ) -> tuple[HuggingFace, dict[str, Any]] | Misfit:
     """The class that computes what a model computes, with its config.json, or what stands in the way.
@@ -153,7 +169,7 @@ def fit(
     before classes that only repeat an older one those of that.
 
     Args:
-        token_ids: the keys of special tokens, by model_type.
+        token_ids: the keys of special tokens of a class.
         objective: the section that the model was trained by, of which heads tell more than the model does.
     """
     order = sorted(families.with_class(), key=lambda name: (name != model.family, table_of(name).repeats is not None))
@@ -161,7 +177,7 @@ def fit(
     whole = resolved(model)
     for name in order:
         table = table_of(name)
-        written = write_settings(table, whole, vocab_size) | token_ids(table.model_type)
+        written = write_settings(table, whole, vocab_size) | token_ids(table)
         written |= _written_head(model, table, objective or {})
         reasons = _differences(model, table, name, written)
         if not reasons and (need := table.needs and table.needs(whole)):

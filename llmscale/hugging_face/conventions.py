@@ -12,6 +12,7 @@ from data_pipeline.base.errors import UserError
 from data_pipeline.tokenizer.base import StoredTokenizer
 from data_pipeline.tokenizer.conventions import Conventions
 from llmscale.config.generation import IDS, KEYS, TOKENS, read_defaults, token_ids, unmet
+from llmscale.hugging_face.classes import tokenizer_class
 from llmscale.hugging_face.files import CONFIG, GENERATION, read_json
 
 if TYPE_CHECKING:
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
 _SETTINGS = "tokenizer_config.json"
 _BEGINNING = ("LlamaTokenizer", "CodeLlamaTokenizer", "GemmaTokenizer", "CohereTokenizer")
 """transformers' tokenizers that put the begin token in front of a text unless `add_bos_token` says otherwise."""
-_CLASSES = {"llama": "LlamaTokenizer", "mistral": "LlamaTokenizer", "mixtral": "LlamaTokenizer", "t5": "T5Tokenizer"}
-"""What reads the SentencePiece model of a directory that names no class, by model_type."""
 _FROM_CONFIG = "_from_model_config"
 """The key by which transformers marks what it took from config.json, defaults of its classes included."""
 
@@ -118,8 +117,7 @@ def _frame(
         # would close a prompt that is to be continued: only a template is believed to want that.
         adds_bos, adds_eos = settings.get("add_bos_token") is True, False
     else:
-        name = str(settings.get("tokenizer_class") or _CLASSES.get(str(values.get("model_type")), ""))
-        name = name.removesuffix("Fast")
+        name = tokenizer_class(settings, values)
         begin, end = (), ((special["eos"],) if name == "T5Tokenizer" else ())
         adds_bos = _flag(settings, "add_bos_token", name in _BEGINNING)
         adds_eos = _flag(settings, "add_eos_token", False)

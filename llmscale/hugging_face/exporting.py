@@ -112,22 +112,18 @@ def fitting_class(config: RunConfig, tokenizer: Tokenizer) -> tuple[HuggingFace,
     """`fit` of a run's model without low-rank factors."""
     vocab_size = config.model.vocabulary(tokenizer.vocab_size)
     objective = config.objective.model_dump(mode="json")
-    return fit(config.model.plain, vocab_size, lambda model_type: _ids(model_type, tokenizer), objective)
+    return fit(config.model.plain, vocab_size, lambda table: _ids(table, tokenizer), objective)
 
 
-def _ids(model_type: str, tokenizer: Tokenizer) -> dict[str, Any]:
+def _ids(table: HuggingFace, tokenizer: Tokenizer) -> dict[str, Any]:
     """Token ids for config.json, as they were read; of our own models null where there is none, since classes have
     defaults of their own."""
     kept = conventions_of(tokenizer)
     if kept is not None:
         return kept.config
     ids = token_ids(tokenizer)
-    found: dict[str, Any] = {f"{role}_token_id": ids.get(role) for role in ("bos", "eos", "pad")}
-    if model_type == "modernbert":
-        found |= {f"{role}_token_id": ids.get(role) for role in ("cls", "sep")}
-    if model_type in ("t5", "mt5"):
-        found["decoder_start_token_id"] = ids.get("pad")
-    return found
+    keys = {**{f"{role}_token_id": role for role in ("bos", "eos", "pad")}, **(table.token_ids or {})}
+    return {key: ids.get(role) for key, role in keys.items()}
 
 
 def _write_generation(folder: Path, model: ModelConfig, tokenizer: Tokenizer) -> None:

@@ -22,6 +22,7 @@ from data_pipeline.tokenizer.store import open_tokenizer
 from data_pipeline.tokenizer_kinds import TOKENIZER_KINDS
 from llmscale.config import ModelConfig
 from llmscale.hugging_face.added_tokens import add_tokens, cut_as, read_added
+from llmscale.hugging_face.classes import tokenizer_class
 from llmscale.hugging_face.conventions import template_of, with_template, written_flags
 from llmscale.hugging_face.files import read_json
 from llmscale.hugging_face.sentencepiece_model import SPACE, as_library_tokenizer, user_symbols
@@ -44,8 +45,6 @@ _KINDS = (
 _OPTIONS = {"lower_case": ("do_lower_case", True)}
 """What tokenizer_config.json calls our options, and what holds where it does not have them."""
 _SETTINGS = "tokenizer_config.json"
-_CLASSES = {**dict.fromkeys(("qwen3", "qwen3_moe"), "Qwen2Tokenizer"), "gpt_neox": "GPTNeoXTokenizer"}
-"""What reads the vocab.json of a directory that names no class, by model_type, where that is not GPT-2's."""
 _PROBES = (
     "The quick brown fox jumps over the lazy dog.",
     " Two  spaces, a tab\tand\nnew lines\n\n    def main(argument: int = 10) -> None:\n",
@@ -165,8 +164,8 @@ def _with_added(place: Path, values: Mapping[str, Any], made: StoredTokenizer) -
         added = []  # transformers goes by tokenizer.json for ids
     left = ", ".join(repr(text) for _, text, _ in listed[len(added) :])
     notes = [f"{place} lists added tokens for which its model or vocabulary has no place: {left:.200}"] if left else []
-    name = str(_named(place / _SETTINGS).get("tokenizer_class") or _CLASSES.get(str(values.get("model_type")), ""))
-    own = "vocab.json" in made.files and cut_as(backend, name.removesuffix("Fast"))
+    name = tokenizer_class(_named(place / _SETTINGS), values)
+    own = "vocab.json" in made.files and cut_as(backend, name)
     if not own and all(text in sentinels for _, text, _ in added):
         return None, notes
     _add_roles(backend, made)
