@@ -20,7 +20,6 @@ import xxhash
 from data_pipeline.config import DataConfig
 from data_pipeline.finite.format import token_dtype
 from data_pipeline.finite.writer import IndexedWriter
-from data_pipeline.objectives import required_roles
 from data_pipeline.objectives.causal import CausalObjective
 from data_pipeline.objectives.config import ObjectiveConfig
 from data_pipeline.objectives.denoising import DenoisingObjective
@@ -158,7 +157,7 @@ def prepare_setup(scratch: Path, size: float, texts: list[str], gpt2: str | None
         "t5": {"kind": "sentencepiece", "path": t5 or _trained_unigram(cache, documents)},
         "bytes": {"kind": "bytes"},
     }
-    roles = {role for made in OBJECTIVES.values() for role in required_roles(made, setup.sequence)}
+    roles = {role for made in OBJECTIVES.values() for role in made.roles(setup.sequence)}
     for tokenizer in setup.tokenizers:
         config = setup.data([setup.text], tokenizer)
         prepare_tokenizer(config, setup.tokenizer_dir(tokenizer), roles=sorted(roles))

@@ -27,14 +27,13 @@ Step = Callable[[], float]
 
 def prepare(kind: str, corpora: Path, folder: Path, rows: int | None) -> None:
     """Write rows, the tokenizer of both sides and, where a head is to be trained alone, a body to start from."""
-    from data_pipeline.objectives import required_roles
     from data_pipeline.tokenizer import prepare_tokenizer
 
     with open(folder / "rows.jsonl", "w", encoding="utf-8") as file:
         for row in itertools.islice(_rows(kind, corpora), rows):
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
     config = _config(kind, folder)
-    roles = required_roles(config.objective, LENGTH)
+    roles = config.objective.roles(LENGTH)
     prepare_tokenizer(config.data, folder / "tokenizer", lambda text: None, roles, None)
     if kind in SECTIONS:
         # One step of a language model: what the body has learned changes no speed.

@@ -16,7 +16,6 @@ from data_pipeline.base.records import read_records
 from data_pipeline.base.terminal import warn
 from data_pipeline.ledger import SeenPiece, replay
 from data_pipeline.loader import TrainLoader
-from data_pipeline.objectives import required_roles
 from data_pipeline.tokenizer import Tokenizer, prepare_tokenizer
 from data_pipeline.tokenizer.frame import text_frame
 from llmscale.checkpoint.model import TrainedModel, load_model
@@ -219,7 +218,7 @@ class Run:
     @property
     def tokenizer(self) -> Tokenizer:
         """The run's own, which is made now where the run has none yet."""
-        roles = required_roles(self.config.objective, self.config.data.sequence_length)
+        roles = self.config.objective.roles(self.config.data.sequence_length)
         begins_from = self.config.train.init_from
         return prepare_tokenizer(self.config.data, self.directory.tokenizer, roles=roles, begins_from=begins_from)
 

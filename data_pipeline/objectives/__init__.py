@@ -6,11 +6,11 @@ from data_pipeline.base.errors import UserError
 from data_pipeline.objectives.objective import Arrays, Objective, ObjectiveSettings
 from data_pipeline.tokenizer import Tokenizer
 
-__all__ = ["Arrays", "Objective", "ObjectiveSettings", "build_objective", "required_roles"]
+__all__ = ["Arrays", "Objective", "ObjectiveSettings", "build_objective"]
 
 
 def build_objective(config: ObjectiveSettings, tokenizer: Tokenizer, sequence_length: int, seed: int) -> Objective:
-    """The objective that a config names, over a tokenizer that has the roles of `required_roles`.
+    """The objective that a config names, over a tokenizer that has the roles that the config needs.
 
     Raises:
         UserError: `sequence_length` has no room for a text beside the objective's own tokens.
@@ -22,8 +22,3 @@ def build_objective(config: ObjectiveSettings, tokenizer: Tokenizer, sequence_le
             f" tokens and some text; raise it"
         )
     return config.build(tokenizer, sequence_length, seed)
-
-
-def required_roles(config: ObjectiveSettings, sequence_length: int) -> tuple[str, ...]:
-    """Tokens that an objective needs, by role, besides eos: what `prepare_tokenizer` adds where they are missing."""
-    return config.roles(sequence_length)

@@ -48,7 +48,7 @@ class ObjectiveSettings(Section, ABC):
         return 1
 
     def roles(self, sequence_length: int) -> tuple[str, ...]:
-        """Tokens that the tokenizer must have, besides eos."""
+        """Tokens that the tokenizer must have, by role, besides eos; `prepare_tokenizer` adds what is missing."""
         return ()
 
     @abstractmethod

@@ -10,7 +10,6 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from data_pipeline.objectives import required_roles
 from data_pipeline.prepare.prepare import Watcher, prepare
 from data_pipeline.prepare.workers import Report
 from llmscale.config import load_config
@@ -35,7 +34,7 @@ def prepare_data(
         UserError: see `data_pipeline.prepare.prepare.prepare`.
     """
     config = load_config(path, overrides)
-    roles = required_roles(config.objective, config.data.sequence_length)
+    roles = config.objective.roles(config.data.sequence_length)
     with _Shown() as shown:
         outcome = prepare(
             config.data,

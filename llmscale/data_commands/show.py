@@ -14,7 +14,7 @@ from data_pipeline.base.terminal import tell, visible
 from data_pipeline.batch import Batch, make_batch
 from data_pipeline.finite.heldout import EvaluationSet, build_evaluation_set
 from data_pipeline.finite.samples import IndexedSamples
-from data_pipeline.objectives import Objective, build_objective, required_roles
+from data_pipeline.objectives import Objective, build_objective
 from data_pipeline.objectives.packing import Sample
 from data_pipeline.open_samples import open_samples
 from data_pipeline.reading.dialogue import keep_turn_end
@@ -241,7 +241,7 @@ def _summary(objective: Objective, samples: Sequence[Sample], batch: Batch, drop
 
 def _tokenizer(config: RunConfig, folder: Path) -> Tokenizer:
     """The run's tokenizer where there is one that fits, else one made for the occasion."""
-    roles = required_roles(config.objective, config.data.sequence_length)
+    roles = config.objective.roles(config.data.sequence_length)
     own = Path(config.run.directory) / "tokenizer"
     kept = folder / "tokenizer"
     if own.is_dir():

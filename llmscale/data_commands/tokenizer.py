@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data_pipeline.base.terminal import tell
-from data_pipeline.objectives import required_roles
 from data_pipeline.sources.corpus import Corpus
 from data_pipeline.tokenizer import Tokenizer, prepare_tokenizer
 from data_pipeline.tokenizer.frame import conventions_of
@@ -31,7 +30,7 @@ def make_tokenizer(path: Path, overrides: tuple[str, ...], output: Path | None) 
     sources = [source for source in config.data.sources if not source.about.is_tokenised]
     corpus = Corpus.training(config.data.model_copy(update={"sources": sources})) if sources else None
     folder = output or Path(resolve_directory(config).run.directory) / "tokenizer"
-    roles = required_roles(config.objective, config.data.sequence_length)
+    roles = config.objective.roles(config.data.sequence_length)
     tokenizer = prepare_tokenizer(config.data, folder, tell, roles, config.train.init_from)
     yield f"kind    {tokenizer.kind}"
     yield f"size    {tokenizer.vocab_size:,} tokens"

@@ -11,9 +11,11 @@ killed at any instant goes on behind the last whole line and ends with the same 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from data_pipeline.reading.item import Item
 from llmscale.evaluate.contamination.seen_items import Seen
 
 META_FILE = "meta.json"
@@ -74,6 +76,22 @@ class Record:
     flags: list[str] = field(default_factory=list)
     """`windowed`: longer than the model's context, read in windows. From `seen.json`, of what was found of it in what a
     run was trained on: `seen`, and `seen with answer`."""
+
+    @classmethod
+    def of(cls, item: Item, flags: Iterable[str], **found: Any) -> Record:
+        """What was found of an item, with what is kept of the item itself."""
+        return cls(
+            number=item.number,
+            item=item.digest,
+            gold=list(item.gold),
+            references=list(item.references),
+            cluster=item.cluster,
+            group=item.group,
+            scored_bytes=item.scored_bytes,
+            scored_words=item.scored_words,
+            flags=list(flags),
+            **found,
+        )
 
 
 @dataclass(frozen=True)

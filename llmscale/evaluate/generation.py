@@ -131,7 +131,10 @@ class ItemWriter:
                 continue
             written = {number: found for share in gathered for number, found in share.items()}
             progress(len(some))
-            yield [_record(prompt, written[number]) for number, prompt in enumerate(some)]
+            yield [
+                Record.of(prompt.item, prompt.flags, generated=[completion.text for completion in written[number]])
+                for number, prompt in enumerate(some)
+            ]
 
     def _write(self, contexts: dict[int, Context]) -> dict[int, list[Completion]]:
         """What is written after each context. Equal ones are continued once, so that what is drawn for an item does not
@@ -157,18 +160,3 @@ def _with_key(context: Context, tokens: list[int]) -> Context:
 
 def _key(context: Context) -> tuple[object, ...]:
     return tuple(context.tokens), None if context.source is None else tuple(context.source)
-
-
-def _record(prompt: Prompt, written: Sequence[Completion]) -> Record:
-    item = prompt.item
-    return Record(
-        number=item.number,
-        item=item.digest,
-        references=list(item.references),
-        generated=[completion.text for completion in written],
-        cluster=item.cluster,
-        group=item.group,
-        scored_bytes=item.scored_bytes,
-        scored_words=item.scored_words,
-        flags=list(prompt.flags),
-    )

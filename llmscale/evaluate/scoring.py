@@ -139,19 +139,8 @@ def _record(asked: Asked, scores: Sequence[torch.Tensor]) -> Record:
                 characters=len(read.text),
             )
         )
-    return Record(
-        number=item.number,
-        item=item.digest,
-        answers=answers,
-        neutral=[sum(_at(places, scores, item)[0]) for places in request.neutral],
-        gold=list(item.gold),
-        references=list(item.references),
-        cluster=item.cluster,
-        group=item.group,
-        scored_bytes=item.scored_bytes,
-        scored_words=item.scored_words,
-        flags=list(request.flags),
-    )
+    neutral = [sum(_at(places, scores, item)[0]) for places in request.neutral]
+    return Record.of(item, request.flags, answers=answers, neutral=neutral)
 
 
 def _at(places: Sequence[Place], scores: Sequence[torch.Tensor], item: Item) -> tuple[list[float], list[float]]:

@@ -50,10 +50,9 @@ def vocabulary(config: RunConfig) -> int:
     if tokenizer.path is None and tokenizer.about.trained:
         return tokenizer.train.vocab_size
     if tokenizer.path is None or Path(tokenizer.path).is_file():
-        from data_pipeline.objectives import required_roles
         from data_pipeline.tokenizer import prepare_tokenizer
 
-        roles = required_roles(config.objective, config.data.sequence_length)
+        roles = config.objective.roles(config.data.sequence_length)
         with tempfile.TemporaryDirectory() as folder:
             return prepare_tokenizer(config.data, Path(folder) / "tokenizer", roles=roles).vocab_size
     raise UserError(

@@ -15,7 +15,6 @@ from data_pipeline.base.errors import FULL, UserError
 from data_pipeline.base.terminal import tell, warn
 from data_pipeline.finite.heldout import EvaluationSet, build_evaluation_set, open_evaluation_set
 from data_pipeline.loader import TrainLoader
-from data_pipeline.objectives import required_roles
 from data_pipeline.open_samples import is_small, open_samples
 from data_pipeline.reading.dialogue import keep_turn_end
 from data_pipeline.samples import ReadReport
@@ -175,7 +174,7 @@ def require_shared(run: RunDirectory, world: World, seconds: float = SHARED_SECO
 
 def build_tokenizer(config: RunConfig, run: RunDirectory) -> Tokenizer:
     """The run's own tokenizer: copied or trained by rank 0, loaded by all."""
-    roles = required_roles(config.objective, config.data.sequence_length)
+    roles = config.objective.roles(config.data.sequence_length)
     roles = tuple(dict.fromkeys((*roles, *appended_roles(config.train.init_from))))
 
     def prepare() -> None:

@@ -14,7 +14,6 @@ import pytest
 
 from data_pipeline.config import DataConfig
 from data_pipeline.loader import TrainLoader
-from data_pipeline.objectives import required_roles
 from data_pipeline.objectives.causal import CausalObjective
 from data_pipeline.objectives.config import ObjectiveConfig
 from data_pipeline.objectives.denoising import DenoisingObjective
@@ -60,7 +59,7 @@ class Reader:
         self.objective = objective
         self.tokenizer = folder / "tokenizer"
         self.cache = folder / "cache"
-        prepare_tokenizer(self.data, self.tokenizer, roles=required_roles(objective, 32))
+        prepare_tokenizer(self.data, self.tokenizer, roles=objective.roles(32))
 
     def read(
         self, steps: int, dp: int, workers: int, first: int, cursor: dict[str, Any] | None

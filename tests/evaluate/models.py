@@ -8,7 +8,6 @@ from typing import Any
 import torch
 import yaml
 
-from data_pipeline.objectives import required_roles
 from data_pipeline.tokenizer import prepare_tokenizer
 from llmscale.checkpoint.manifest import RunState
 from llmscale.checkpoint.whole import write_whole
@@ -47,7 +46,7 @@ def write_checkpoint(folder: Path, name: str, init_std: float = 0.3) -> Path:
         }
     )
     kept = folder.with_name(f"{folder.name}-tokenizer")
-    tokenizer = prepare_tokenizer(config.data, kept, roles=required_roles(config.objective, 64))
+    tokenizer = prepare_tokenizer(config.data, kept, roles=config.objective.roles(64))
     files = {file.name: file.read_bytes() for file in kept.iterdir()}
     built = build(config.model, config.model.vocabulary(tokenizer.vocab_size), seed=3)
     folder.mkdir(parents=True)

@@ -10,7 +10,6 @@ import torch
 import yaml
 
 from data_pipeline.base.errors import UserError
-from data_pipeline.objectives import required_roles
 from data_pipeline.tokenizer import prepare_tokenizer
 from llmscale.checkpoint.manifest import RunState
 from llmscale.checkpoint.whole import write_whole
@@ -45,7 +44,7 @@ def write_checkpoint(folder: Path, family: str, objective: dict[str, Any], field
             "objective": objective,
         }
     )
-    tokenizer = prepare_tokenizer(config.data, folder / "tokenizer", roles=required_roles(config.objective, 32))
+    tokenizer = prepare_tokenizer(config.data, folder / "tokenizer", roles=config.objective.roles(32))
     files = {file.name: file.read_bytes() for file in (folder / "tokenizer").iterdir()}
     model = build(config.model, config.model.vocabulary(tokenizer.vocab_size), seed=5)
     (folder / "model").mkdir()

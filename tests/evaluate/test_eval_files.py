@@ -19,7 +19,6 @@ from torch import nn
 from data_pipeline.config import DataConfig
 from data_pipeline.document import Document
 from data_pipeline.finite.cache import materialise
-from data_pipeline.objectives import required_roles
 from data_pipeline.objectives.packing import Stored
 from data_pipeline.tokenizer import load_tokenizer, prepare_tokenizer
 from llmscale.checkpoint.manifest import RunState
@@ -74,7 +73,7 @@ def checkpoint(imported: Path, out: Path, objective: dict[str, Any], sources: li
     raw = json.loads(json.dumps(trained.config.model_dump(mode="json")))
     raw |= {"objective": objective, "data": {**raw["data"], "sources": sources, "sequence_length": SOURCES}}
     config = parse_config(raw)
-    roles = required_roles(config.objective, SOURCES)
+    roles = config.objective.roles(SOURCES)
     data = DataConfig.model_validate(raw["data"])
     prepare_tokenizer(data, out.parent / f"{out.name}-tokenizer", roles=roles)
     files = {file.name: file.read_bytes() for file in (out.parent / f"{out.name}-tokenizer").iterdir()}

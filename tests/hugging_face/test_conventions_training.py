@@ -16,7 +16,6 @@ import transformers
 from data_pipeline.base.errors import UserError
 from data_pipeline.config import DataConfig
 from data_pipeline.loader import TrainLoader
-from data_pipeline.objectives import required_roles
 from data_pipeline.objectives.causal import CausalObjective
 from data_pipeline.objectives.config import ObjectiveConfig
 from data_pipeline.objectives.seq2seq import Seq2SeqObjective
@@ -59,7 +58,7 @@ def batches(
     data: DataConfig, folder: Path, objective: ObjectiveConfig, start: Path | None, count: int = 40
 ) -> Iterator[Any]:
     """Of one sample each."""
-    roles = required_roles(objective, data.sequence_length)
+    roles = objective.roles(data.sequence_length)
     prepare_tokenizer(data, folder / "tokenizer", roles=roles, begins_from=str(start) if start else None)
     loader = TrainLoader(
         data,

@@ -12,7 +12,6 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from data_pipeline.base.errors import UserError
 from data_pipeline.config import DataConfig
-from data_pipeline.objectives import required_roles
 from data_pipeline.tokenizer import load_tokenizer, prepare_tokenizer
 from data_pipeline.tokenizer.training import train_sentencepiece
 from llmscale.checkpoint.model import load_model
@@ -120,9 +119,7 @@ def rebuilt(checkpoint: Path, folder: Path) -> str:
     """Digest of the tokenizer that a run with the config of a checkpoint would have, which `train.init_from` wants to
     be that of the checkpoint."""
     config = load_model(checkpoint).config
-    return prepare_tokenizer(
-        config.data, folder, roles=required_roles(config.objective, config.data.sequence_length)
-    ).digest
+    return prepare_tokenizer(config.data, folder, roles=config.objective.roles(config.data.sequence_length)).digest
 
 
 def published(folder: Path, kind: str) -> None:

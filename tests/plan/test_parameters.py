@@ -158,7 +158,6 @@ def test_expert_parallel_ranks_share_the_experts_and_nothing_else() -> None:
 
 
 def test_the_bytes_tokenizer_has_the_vocabulary_that_the_config_alone_tells() -> None:
-    from data_pipeline.objectives import required_roles
     from data_pipeline.tokenizer import BytesTokenizer
 
     for objective in ("{name: causal}", "{name: denoising}", "{name: masked}"):
@@ -166,6 +165,6 @@ def test_the_bytes_tokenizer_has_the_vocabulary_that_the_config_alone_tells() ->
             ROOT / "configs/quickstart.yaml", ["data.tokenizer={kind: bytes}", f"objective={objective}"]
         )
         tokenizer = BytesTokenizer()
-        roles = required_roles(config.objective, config.data.sequence_length)
+        roles = config.objective.roles(config.data.sequence_length)
         missing = [role for role in roles if role not in tokenizer.special]
         assert vocabulary(config) == tokenizer.vocab_size + len(missing)

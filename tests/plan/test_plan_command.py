@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from data_pipeline.objectives import required_roles
 from data_pipeline.tokenizer import prepare_tokenizer
 from llmscale.cli import cli
 from llmscale.config import load_config
@@ -133,7 +132,7 @@ def test_a_tokenizer_s_file_tells_the_vocabulary(tmp_path: Path) -> None:
         f"model: {{family: t5, architecture: encoder_decoder, {sizes}}}\n"
     )
     loaded = load_config(config, ())
-    tokenizer = prepare_tokenizer(loaded.data, tmp_path / "own", roles=required_roles(loaded.objective, 64))
+    tokenizer = prepare_tokenizer(loaded.data, tmp_path / "own", roles=loaded.objective.roles(64))
     assert "sentinel_0" in tokenizer.special
     assert found(str(config))["parameters"]["embedding"] == 64 * tokenizer.vocab_size
 

@@ -51,7 +51,10 @@ class Asker(HeadAsker):
     def found(self, items: Sequence[Item]) -> list[Record]:
         texts = [self._read(item) for item in items]
         probabilities = self._probabilities(texts)
-        return [_record(item, texts[number], probabilities[number]) for number, item in enumerate(items)]
+        return [
+            Record.of(item, text.flags, probabilities=probabilities[number])
+            for number, (item, text) in enumerate(zip(items, texts, strict=True))
+        ]
 
     def _read(self, item: Item) -> _Text:
         first, *rest = (self.tokenizer.encode(text) for text in item.contexts)
@@ -83,15 +86,3 @@ class Asker(HeadAsker):
                 probabilities = logits.softmax(-1)[:, self._order].tolist()
                 found |= dict(zip(some, probabilities[: len(some)], strict=True))
         return found
-
-
-def _record(item: Item, text: _Text, probabilities: list[float]) -> Record:
-    return Record(
-        number=item.number,
-        item=item.digest,
-        gold=list(item.gold),
-        probabilities=probabilities,
-        cluster=item.cluster,
-        group=item.group,
-        flags=list(text.flags),
-    )

@@ -44,17 +44,7 @@ class Asker(TokenHeadAsker):
         records = []
         for item, rows in zip(items, read, strict=True):
             text = self._answer(item.contexts[1], rows, [next(scores) for _ in rows])
-            records.append(
-                Record(
-                    number=item.number,
-                    item=item.digest,
-                    references=list(item.references),
-                    generated=[text],
-                    cluster=item.cluster,
-                    group=item.group,
-                    flags=[WINDOWED] if len(rows) > 1 else [],
-                )
-            )
+            records.append(Record.of(item, [WINDOWED] if len(rows) > 1 else [], generated=[text]))
         return records
 
     def _rows(self, item: Item) -> list[_Row]:

@@ -41,17 +41,8 @@ class Asker(TokenHeadAsker):
         for item, (rows, firsts) in zip(items, texts, strict=True):
             begin, end = len(self._made.begin), len(self._made.end)
             logits = [next(scores)[begin : len(row.tokens) - end] for row in rows]
-            records.append(
-                Record(
-                    number=item.number,
-                    item=item.digest,
-                    references=list(item.references),
-                    generated=self._tags(np.concatenate(logits), firsts),
-                    cluster=item.cluster,
-                    group=item.group,
-                    flags=[WINDOWED] if len(rows) > 1 else [],
-                )
-            )
+            tags = self._tags(np.concatenate(logits), firsts)
+            records.append(Record.of(item, [WINDOWED] if len(rows) > 1 else [], generated=tags))
         return records
 
     def _read(self, item: Item) -> tuple[list[TokenRow], np.ndarray]:

@@ -20,7 +20,7 @@ from data_pipeline.batch import make_batch
 from data_pipeline.finite.samples import make_view
 from data_pipeline.finite.shards import Shards
 from data_pipeline.finite.writer import IndexedWriter
-from data_pipeline.objectives import Objective, build_objective, required_roles
+from data_pipeline.objectives import Objective, build_objective
 from data_pipeline.objectives.causal import CausalObjective
 from data_pipeline.objectives.config import ObjectiveConfig
 from data_pipeline.objectives.denoising import DenoisingObjective
@@ -49,7 +49,7 @@ class ByteTokens:
 
 
 def make(config: ObjectiveConfig, length: int, seed: int = 0) -> tuple[Objective, ByteTokens]:
-    tokenizer = ByteTokens(required_roles(config, length))
+    tokenizer = ByteTokens(config.roles(length))
     return build_objective(config, tokenizer, length, seed), tokenizer  # type: ignore[arg-type]
 
 
@@ -321,7 +321,7 @@ def test_samples_of_few_tokens_or_a_refusal(tmp_path: Path, objective: Objective
     source = write_jsonl(tmp_path / "data", texts(60))
     for length in range(1, 8):
         data = config(source, sequence_length=length, order=order)
-        tokenizer = prepare_tokenizer(data, tmp_path / str(length), roles=required_roles(objective, length))
+        tokenizer = prepare_tokenizer(data, tmp_path / str(length), roles=objective.roles(length))
         if length < least:
             with pytest.raises(UserError, match=rf"sequence_length is {length}, but objective .* needs {least} at"):
                 open_samples(data, tokenizer, objective, seed=1, cache=tmp_path / "cache")

@@ -14,7 +14,6 @@ from pydantic import TypeAdapter
 from data_pipeline.base.errors import UserError
 from data_pipeline.config import SourceConfig
 from data_pipeline.finite.heldout import build_evaluation_set, heldout_documents
-from data_pipeline.objectives import required_roles
 from data_pipeline.objectives.config import ObjectiveConfig
 from data_pipeline.open_samples import open_samples
 from data_pipeline.tokenizer import BytesTokenizer, Tokenizer, load_tokenizer, prepare_tokenizer
@@ -61,7 +60,7 @@ def documents_with(value: int | None, place: int, size: int = 40, count: int = 1
 
 def tokenizer_for(objective: Any, folder: Path) -> Tokenizer:
     settings = config({"kind": "tokens", "paths": ["-"]}, tokenizer={"kind": "bytes"})
-    return prepare_tokenizer(settings, folder, roles=required_roles(objective, settings.sequence_length))
+    return prepare_tokenizer(settings, folder, roles=objective.roles(settings.sequence_length))
 
 
 def read_all(prefix: Path, objective: Any, tokenizer: Tokenizer) -> None:
