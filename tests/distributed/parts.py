@@ -101,7 +101,7 @@ def mean_loss(model: nn.Module, config: RunConfig, batch: Batch, dropout: Dropou
                 "positions": batch.positions, "segment_ids": batch.segment_ids, "prefix_lengths": batch.prefix_lengths
             }  # fmt: skip
         case "encoder":
-            options = {"token_types": batch.segment_ids, "real": seen}
+            options = {"token_types": batch.segment_ids, "padding_mask": seen}
         case "encoder_decoder":
             options = {"encoder_inputs": batch.encoder_inputs, "encoder_padding_mask": seen}
     output = model(batch.inputs, dropout=dropout, **options)

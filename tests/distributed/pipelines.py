@@ -107,7 +107,7 @@ def plain(config: RunConfig) -> Found:
 def _plain_losses(model: Any, batch: Batch, dropout: Dropout | None = None) -> list[torch.Tensor]:
     """The mean of each term over a batch, from logits of all tokens."""
     encodes = model.config.architecture == "encoder"
-    lengths = {"token_types": batch.segment_ids, "real": batch.encoder_weights > 0} if encodes else {}
+    lengths = {"token_types": batch.segment_ids, "padding_mask": batch.encoder_weights > 0} if encodes else {}
     hidden = model(batch.inputs, dropout=dropout, **lengths).hidden
     logits = model.head(hidden)[..., : cases.VOCAB]
     losses = nn.functional.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), reduction="none")

@@ -68,7 +68,7 @@ def batch_of(config: RunConfig, step: int) -> Batch:
 
 def plain_logits(model: Any, batch: Batch, dropout: Dropout | None) -> Tensor:
     head, real = model.config.head, batch.encoder_weights > 0
-    others = {"token_types": batch.segment_ids, "real": real} if model.config.architecture == "encoder" else {}
+    others = {"token_types": batch.segment_ids, "padding_mask": real} if model.config.architecture == "encoder" else {}
     hidden = model(batch.inputs, dropout=dropout, **others).hidden
     rows = torch.arange(len(hidden))
     vectors = {

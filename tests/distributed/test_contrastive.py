@@ -81,7 +81,7 @@ def plain_vectors(model: Any, config: RunConfig, batch: Batch, dropout: Dropout 
     """(N, R, channels), and the routers' loss."""
     count, texts = batch.labels["contrastive"].shape
     real = batch.encoder_weights.view(count * texts, LENGTH) > 0  # type: ignore[union-attr]
-    others = {"real": real} if config.model.architecture == "encoder" else {}
+    others = {"padding_mask": real} if config.model.architecture == "encoder" else {}
     if dropout is not None:
         keys = torch.stack([fold(dropout.keys, number) for number in range(texts)], dim=1)
         dropout = Dropout(keys.view(-1, 2))

@@ -79,7 +79,7 @@ def batch_of(config: RunConfig, step: int) -> Batch:
 def plain_loss(model: Any, batch: Batch, name: str, dropout: Dropout | None) -> tuple[Tensor, Tensor]:
     """The mean loss, and the mean of the measure."""
     real = batch.encoder_weights > 0
-    others = {"token_types": batch.segment_ids, "real": real} if model.config.architecture == "encoder" else {}
+    others = {"token_types": batch.segment_ids, "padding_mask": real} if model.config.architecture == "encoder" else {}
     hidden = model(batch.inputs, dropout=dropout, **others).hidden
     head, keys = getattr(model, name), None if dropout is None else dropout.for_head()
     logits, labels = head(hidden, keys), batch.labels[name]
