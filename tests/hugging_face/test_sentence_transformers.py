@@ -103,6 +103,7 @@ def test_vectors_are_the_same_and_come_back(name: str, tmp_path: Path) -> None:
     assert np.array_equal(ours(tmp_path / "back"), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["bert", "llama", "qwen3"])
 def test_sentence_transformers_gives_them(name: str, tmp_path: Path) -> None:
     library = pytest.importorskip("sentence_transformers")
