@@ -12,7 +12,6 @@ import tokenizers
 import torch
 import transformers
 
-from data_pipeline.objectives import required_roles
 from data_pipeline.objectives.classification import Classification, ClassificationObjective
 from data_pipeline.objectives.packing import Sample, stored_value
 from data_pipeline.objectives.span import Span, SpanObjective
@@ -144,7 +143,7 @@ def test_the_decoder_starts_from_the_padding_token(family: str, tmp_path: Path) 
         }
     )
     kept = tmp_path / "tokenizer"
-    tokenizer = prepare_tokenizer(config.data, kept, roles=required_roles(config.objective, 32))
+    tokenizer = prepare_tokenizer(config.data, kept, roles=config.objective.roles(32))
     built = build(config.model, config.model.vocabulary(tokenizer.vocab_size), seed=3)
     (tmp_path / "ours").mkdir()
     tensors = ((key, value.detach()) for key, value in built.named_parameters())

@@ -13,7 +13,6 @@ import torch
 import transformers
 
 from data_pipeline.base.errors import UserError
-from data_pipeline.objectives import required_roles
 from data_pipeline.tokenizer import prepare_tokenizer
 from llmscale.checkpoint.manifest import RunState
 from llmscale.checkpoint.model import load_model
@@ -50,7 +49,7 @@ def write_checkpoint(folder: Path, name: str) -> Path:
         }
     )
     kept = folder.with_name(f"{folder.name}-tokenizer")
-    roles = dict.fromkeys((*required_roles(config.objective, 32), *(("cls", "sep") if "bert" in name else ())))
+    roles = dict.fromkeys((*config.objective.roles(32), *(("cls", "sep") if "bert" in name else ())))
     tokenizer = prepare_tokenizer(config.data, kept, roles=tuple(roles))
     files = {file.name: file.read_bytes() for file in kept.iterdir()}
     built = build(config.model, config.model.vocabulary(tokenizer.vocab_size), seed=3)
