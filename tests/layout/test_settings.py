@@ -210,7 +210,7 @@ WRONG_OBJECTIVES = [
         [("objective={name: masked}",), ("model.architecture=decoder",)],
     ),
     (
-        ("objective={name: masked}", *BERT),
+        ("objective={name: masked}", "model.next_sentence=true", *BERT),
         "objective.next_sentence is false, but model.next_sentence is true;",
         [("objective.next_sentence=true",), ("model.next_sentence=false",)],
     ),
