@@ -8,6 +8,12 @@ from data_pipeline.base.errors import UserError
 from llmscale.config import RunConfig, parse_config
 from llmscale.finetune.trained import Training, names_of, training_of
 
+OBJECTIVES = {
+    "gpt2": {"name": "causal"},
+    "bert": {"name": "masked", "next_sentence": True},
+    "t5": {"name": "denoising"},
+}
+
 
 def config(family: str, objective: Any = None, **finetune: Any) -> RunConfig:
     return parse_config(
@@ -15,7 +21,7 @@ def config(family: str, objective: Any = None, **finetune: Any) -> RunConfig:
             "run": {"directory": "runs/a"},
             "data": {"sources": [{"paths": ["a.txt"]}]},
             "model": {"family": family, "layers": 12, "hidden_size": 8, "heads": 2, "max_positions": 16},
-            "objective": objective or {"name": {"gpt2": "causal", "bert": "masked", "t5": "denoising"}[family]},
+            "objective": objective or OBJECTIVES[family],
             "train": {"init_from": "other"},
             "finetune": finetune,
         }
