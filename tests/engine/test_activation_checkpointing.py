@@ -163,7 +163,7 @@ def layouts(mode: str, stage: int) -> list[RunConfig]:
     ]
 
 
-@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize("stage", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_training_stays_to_the_bit(stage: int) -> None:
     plain, *others = (run_ranks(2, train_on_rank, layouts(mode, stage)) for mode in ["none", *MODES])
     for found in others:

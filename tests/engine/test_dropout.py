@@ -35,7 +35,7 @@ def config(model: str, **changes: Any) -> RunConfig:
     return case_config(**MODELS[model], **RATES, **SGD, **changes)
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 4])
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow), 4])
 def test_losses_and_norms_are_those_of_any_other_layout(ranks: int) -> None:
     """Beside a plain loop, which gives the model the whole batch; clipping is active."""
     cuts = {1: (8, 3), 2: (1, 4), 4: (1, 2)}[ranks]

@@ -75,9 +75,14 @@ def test_epochs_of_a_stream_are_refused(folder: Path) -> None:
     assert "set data.order=finite" in finished.stderr
 
 
-def test_a_single_text_needs_no_settings(folder: Path) -> None:
+def write_novel(folder: Path) -> None:
+    """One text in one file, which cannot be cut, and as many lanes as there are by default."""
     (folder / "novel.txt").write_text("\n".join(TEXTS))
     configure(folder, data={"sources": [{"paths": ["novel.txt"]}], "lanes": 960})
+
+
+def test_a_single_text_needs_no_settings(folder: Path) -> None:
+    write_novel(folder)
     finished = train(folder, "train.steps=6")
     assert finished.stderr.count("too little text for 960 lanes (data.lanes)") == 1
     shown = run("data", "ledger", "run", "--step", 6, cwd=folder)
@@ -85,6 +90,12 @@ def test_a_single_text_needs_no_settings(folder: Path) -> None:
     # An epoch has each window of the one document once.
     places = [line.split(":")[1] for line in shown.stdout.splitlines() if "novel.txt" in line]
     assert len(set(places)) == 8
+
+
+@pytest.mark.slow
+def test_a_single_text_is_the_same_on_two_ranks_and_as_a_finite_set(folder: Path) -> None:
+    write_novel(folder)
+    train(folder, "train.steps=6")
     train(folder, "train.steps=6", "run.directory=said", "data.order=finite")
     assert metrics(folder / "said") == metrics(folder / "run")
     config = ["config.yaml", "train.steps=6", "run.directory=two"]

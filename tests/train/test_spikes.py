@@ -65,7 +65,7 @@ def ranges(run: Path) -> list[tuple[int, int]]:
     return [(row["first_sample"], row["last_sample"]) for row in decisions(run)]
 
 
-@pytest.fixture(scope="module", params=["stream", "finite"])
+@pytest.fixture(scope="module", params=[pytest.param("stream", marks=pytest.mark.slow), "finite"])
 def recovered(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, tuple[str, ...]]:
     """A folder whose `run` met garbage and left it out, and the settings besides `SETTINGS`."""
     folder = tmp_path_factory.mktemp(request.param)
