@@ -85,7 +85,7 @@ def test_ranks_that_share_sequences_train_as_one_process(layout: tuple[int, int,
 @pytest.mark.slow
 def test_compiled_layers_exchange_too() -> None:
     compiled = model_config("llama", engine__compile=True, parallel__context=2)
-    require_equal("compiled", model_config("llama"), run_ranks(2, train_on_rank, [compiled])[0][0])
+    require_equal("compiled", model_config("llama"), run_ranks(2, train_on_rank, [compiled], timeout=500)[0][0])
 
 
 def test_checkpoints_move_between_one_process_and_ranks_that_share_sequences(tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ def test_a_run_moves_from_one_process_to_ranks_that_share_experts_and_back(tmp_p
 @pytest.mark.slow
 def test_compiled_layers_do_not_compile_the_exchange() -> None:
     compiled = model_config("mixtral", engine__compile=True, parallel__expert=2)
-    require_equal("compiled", model_config("mixtral"), run_ranks(2, train_on_rank, [compiled])[0][0])
+    require_equal("compiled", model_config("mixtral"), run_ranks(2, train_on_rank, [compiled], timeout=500)[0][0])
 
 
 def test_bf16_passes_and_offloaded_states() -> None:

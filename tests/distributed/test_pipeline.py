@@ -187,7 +187,7 @@ def with_stages(config: RunConfig) -> RunConfig:
 def test_compiled_layers_train_as_plain_ones() -> None:
     rows: list[Row] = [("gpt2", "sgd", {}), ("llama", "adamw", {})]
     configs = [config_of(*row[:2], parallel__pipeline=2, engine__compile=True) for row in rows]
-    for figures, compiled in run_ranks(2, train_compiled_on_rank, configs):
+    for figures, compiled in run_ranks(2, train_compiled_on_rank, configs, timeout=500):
         assert compiled, "nothing was compiled"
         for found, row in zip(figures, rows, strict=True):
             assert found.steps == [pytest.approx(figures, rel=TOLERANCE) for figures in reference(row).steps], row
