@@ -135,9 +135,8 @@ class Exclusions:
     def requeue_without(self, sick: dict[str, str]) -> bool:
         """Put the job back into the queue, not to run on these nodes again; False, and why, where it does not go back.
 
-        Slurm takes the list of a job that is pending only: the job is held as it goes back, told, and released, or
-        cancelled where no partition that it may run in has nodes enough. Slurm ends this process meanwhile, by SIGTERM
-        and after the cluster's KillWait for good.
+        Slurm takes the list of a job that is pending only: the job is held as it goes back, told, and released. It
+        ends this process meanwhile, by SIGTERM and after the cluster's KillWait for good.
         """
         for node, why in sick.items():
             tell(f"llmscale: node {node} is not fit: {why}")
@@ -156,54 +155,35 @@ class Exclusions:
         excluded = f"ExcNodeList={','.join(sorted(self.nodes))}"
         if not _scontrol("requeuehold", self._job):
             return False
-        if shortage := self._shortage():
-            tell(f"llmscale: job {self._job} {shortage}")
-            _output("scancel", self._job)
-            return False
         told = _scontrol("update", f"JobId={self._job}", excluded)
         return _scontrol("release", self._job) and told
 
     def _obstacle(self) -> str:
-        """Why the job may not run again without these nodes, and what to do; empty without a reason."""
+        """Why the job would not run again without these nodes, and what to do; empty without a reason."""
         without = ",".join(sorted(self.nodes))
         if self._times >= self._most:
             return (
                 f"has gone back {self._times} times without a sick node (recovery.node_exclusions is {self._most}), so"
                 " it ends here; mend the nodes, or raise that"
             )
-        record = self._record()
-        if record.get("Requeue") == "0":
+        record = _output("scontrol", "--oneliner", "show", "job", self._job)
+        if re.search(r"\bRequeue=0\b", record):
             return f"may not be requeued, so it ends here; mend the node, or submit again with --exclude={without}"
-        wanted = record.get("ReqNodeList", "(null)")
-        named = set(node_names({"SLURM_JOB_NODELIST": wanted})) if wanted != "(null)" else set()
+        wanted = re.search(r"\bReqNodeList=(\S+)", record)
+        named = set(node_names({"SLURM_JOB_NODELIST": wanted[1]})) if wanted and wanted[1] != "(null)" else set()
         if named & self.nodes.keys():
             return f"was told by --nodelist to run on {', '.join(sorted(named & self.nodes.keys()))}, so it ends here"
-        return ""
-
-    def _shortage(self) -> str:
-        """Why Slurm would let the job wait for ever, and what to do; empty where one of its partitions has nodes
-        enough, and where Slurm does not say. Of a job that runs Slurm tells neither the other partitions that it may
-        run in nor the least number of nodes that it takes."""
-        record, without = self._record(), ",".join(sorted(self.nodes))
-        allowed = record.get("Partition", "").split(",")
-        least = re.match(r"\d+", record.get("NumNodes", ""))
-        others: dict[str, set[str]] = {}
-        for line in _output("sinfo", "--all", "--noheader", "--Node", "--format=%R %N").splitlines():
-            partition, _, node = line.partition(" ")
-            others.setdefault(partition, set()).add(node)
-        have = {name: len(others[name] - self.nodes.keys()) for name in allowed if name in others}
-        if least is None or len(have) < len(allowed) or max(have.values()) >= int(least[0]):
-            return ""
-        told = " and ".join(f"partition {name} has {count}" for name, count in have.items())
-        return (
-            f"needs {least[0]} nodes, but {told} without {without}, so it is cancelled; mend the node and submit"
-            " again, or continue on fewer: llmscale launch slurm --resume RUN --nodes N"
+        partition, needed = os.environ.get("SLURM_JOB_PARTITION"), os.environ.get("SLURM_JOB_NUM_NODES", "")
+        listed = (
+            _output("sinfo", "--noheader", "--Node", f"--partition={partition}", "--format=%N") if partition else ""
         )
-
-    def _record(self) -> dict[str, str]:
-        """What Slurm knows of the job; empty where it does not answer."""
-        words = _output("scontrol", "--oneliner", "show", "job", self._job).split()
-        return dict(word.split("=", 1) for word in words if "=" in word)
+        others = len(set(listed.split()) - self.nodes.keys())
+        if listed and needed.isdecimal() and others < int(needed):
+            return (
+                f"needs {needed} nodes, but partition {partition} has {others} without {without}, so it ends here; mend"
+                " the node and submit again, or continue on fewer: llmscale launch slurm --resume RUN --nodes N"
+            )
+        return ""
 
 
 def _output(*command: str) -> str:

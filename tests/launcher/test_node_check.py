@@ -163,8 +163,13 @@ def test_a_job_goes_back_so_often(
     # Another job begins to count anew.
     assert Exclusions(run, "8", 2).requeue_without({"n3": "why"})
     assert calls.read_text().splitlines()[-2] == "update JobId=8 ExcNodeList=n3"
-    # What Slurm would refuse is not asked of it.
+    # What Slurm would let wait for ever, or refuses, is not asked of it.
     asked = calls.read_text()
+    monkeypatch.setenv("SLURM_JOB_PARTITION", "main")
+    monkeypatch.setenv("SLURM_JOB_NUM_NODES", "4")
+    assert not Exclusions(run, "9", 2).requeue_without({"n3": "why"})
+    assert "job 9 needs 4 nodes, but partition main has 3 without n3" in capsys.readouterr().err
+    monkeypatch.setenv("SLURM_JOB_NUM_NODES", "3")
     record.write_text("JobId=9 Requeue=1 ReqNodeList=n3 ExcNodeList=(null)")
     assert not Exclusions(run, "9", 2).requeue_without({"n3": "why"})
     assert "job 9 was told by --nodelist to run on n3" in capsys.readouterr().err
@@ -172,54 +177,6 @@ def test_a_job_goes_back_so_often(
     assert not Exclusions(run, "9", 2).requeue_without({"n3": "why"})
     assert "submit again with --exclude=n3" in capsys.readouterr().err
     assert calls.read_text() == asked
-
-
-@pytest.mark.parametrize(
-    ("partition", "nodes", "goes_back"),
-    [
-        ("main", "3", True),
-        ("main", "4", False),  # Slurm would let it wait for ever
-        ("main", "2-4", True),  # by sbatch's `--nodes=2-4`
-        ("small", "2", False),
-        ("small,main", "2", True),
-        ("small,main", "4-4", False),
-        ("gone,small", "2", True),  # of which nobody knows
-    ],
-)
-def test_a_job_goes_back_where_a_partition_that_it_asked_for_has_nodes_enough(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    partition: str,
-    nodes: str,
-    goes_back: bool,
-) -> None:
-    """Slurm tells of all partitions and of the range of nodes once the job is pending."""
-    calls, held = tmp_path / "calls", tmp_path / "held"
-    first = partition.partition(",")[0]
-    running, pending = f"Partition={first} NumNodes=4", f"Partition={partition} NumNodes={nodes}"
-    for name, does in (
-        (
-            "scontrol",
-            f'case $1 in -*) [ -e {held} ] && echo "{pending}" || echo "{running}" ;;'
-            f' requeuehold) touch {held} ;; *) echo "$@" >> {calls} ;; esac',
-        ),
-        ("scancel", f'echo scancel "$@" >> {calls}'),
-        ("sinfo", "for n in 1 2 3 4; do echo main n$n; done; echo small n3; echo small n4"),
-    ):
-        program = tmp_path / name
-        program.write_text(f"#!/bin/sh\n{does}\n")
-        program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    monkeypatch.setenv("SLURM_JOB_PARTITION", first)
-    monkeypatch.setattr("launcher.nodes.signal.signal", lambda *_: None)
-    assert Exclusions(RunDirectory(tmp_path / "run"), "7", 2).requeue_without({"n3": "why"}) is goes_back
-    assert calls.read_text().splitlines() == (
-        ["update JobId=7 ExcNodeList=n3", "release 7"] if goes_back else ["scancel 7"]
-    )
-    told = capsys.readouterr().err
-    assert (f"job 7 needs {nodes[0]} nodes, but partition " in told) is not goes_back
-    assert ("and partition main has 3 without n3" in told) is (partition == "small,main" and not goes_back)
 
 
 def test_a_silent_error_names_its_node(tmp_path: Path) -> None:
