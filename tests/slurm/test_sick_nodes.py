@@ -36,27 +36,6 @@ def test_a_full_disk_on_one_node_sends_the_job_to_another(cluster: Cluster, smal
     assert "Traceback" not in cluster.log(job)
 
 
-@pytest.mark.parametrize(("partitions", "state"), [("one,main", "RUNNING"), ("one", "CANCELLED")])
-def test_a_job_goes_back_where_another_partition_that_it_asked_for_has_nodes(
-    cluster: Cluster, small_disk: Path, partitions: str, state: str
-) -> None:
-    config = write_tiny_run(cluster.project).name
-    cluster.run("scontrol", "create", "PartitionName=one", "Nodes=n2", "PriorityTier=9")
-    try:
-        options = (f"--partition={partitions}", "--nodes=1", "--ntasks=1")
-        job = cluster.run("sbatch", "--parsable", *options, "slurm/train.sbatch", config, "train.steps=1").strip()
-        cluster.wait_until(lambda: (cluster.job(job)["JobState"], cluster.job(job)["Restarts"]) == (state, "1"), job)
-        record = cluster.job(job)
-        cluster.run("scancel", job)
-        cluster.wait_for_end(job)
-    finally:
-        cluster.run("scontrol", "delete", "PartitionName=one")
-    told = "needs 1 nodes, but partition one has 0 without n2, so it is cancelled"
-    assert (told in cluster.log(job)) is (state == "CANCELLED"), cluster.log(job)
-    if state == "RUNNING":
-        assert (record["Partition"], record["NodeList"]) == ("main", "n1")
-
-
 def test_a_job_ends_where_too_many_nodes_are_sick(cluster: Cluster, small_disk: Path) -> None:
     """The settings bound how often it goes back; the message says what to do."""
     config = write_tiny_run(cluster.project).name
