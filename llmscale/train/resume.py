@@ -86,13 +86,13 @@ def find_resume(run: RunDirectory, config: RunConfig, from_scratch: bool = False
             return replace(found, skips=sorted({*found.skips, *decided}))
         skipped.append(problem)
 
-    def begin_anew() -> list[str]:
+    def start_from_scratch() -> list[str]:
         if not from_scratch:
             run.require_checkpoint(skipped)
         return [f"what there was of {run.path} is now in {run.set_aside()}"] if run.saved else []
 
-    anew = on_rank_zero(begin_anew)
-    return Resume(skips=[] if anew else decided, skipped=skipped + anew)
+    set_aside = on_rank_zero(start_from_scratch)
+    return Resume(skips=[] if set_aside else decided, skipped=skipped + set_aside)
 
 
 def resume_from(checkpoint: Checkpoint, skipped: list[str]) -> Resume:

@@ -98,7 +98,7 @@ class RunDirectory:
             write_json(self.outcome_file, {**value, "check": _checksum(value)})
 
     def note_saved(self, step: int) -> None:
-        """Remember that a step has become a checkpoint, without which a later start would begin anew in silence."""
+        """Remember that a step has become a checkpoint: a later start that finds none does not begin at step 0."""
         self.saved = step
         if self._recorded is not None and self._recorded[0] == "running":
             with contextlib.suppress(OSError):  # the checkpoint is what counts
@@ -141,7 +141,7 @@ class RunDirectory:
             elif theirs:
                 require_same_identity(config, dict(theirs[0][0]), str(self.path))
             else:
-                repaired.append(f"{self.config_file} is {problem}; it is written anew")
+                repaired.append(f"{self.config_file} is {problem}; it is written again from the config given")
         self._require_extensible(config, recorded)
         return repaired
 
@@ -228,7 +228,7 @@ class RunDirectory:
         return 0
 
     def require_checkpoint(self, reasons: list[str]) -> None:
-        """Refuse to begin anew where a step was saved once, since a run that is lost is not to be overwritten.
+        """Refuse to start from scratch where a step was saved once, since a run that is lost is not to be overwritten.
 
         Args:
             reasons: why no checkpoint that is there can be used.
