@@ -6,12 +6,11 @@ import contextlib
 import errno
 import json
 import os
-import re
 import secrets
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import asdict
 from typing import Any
 
@@ -28,6 +27,7 @@ _OF_A_NODE = {errno.EROFS, errno.EIO, errno.ESTALE, errno.ENOSPC, errno.ENOTCONN
 """How writing fails where a file system is not well on this node alone."""
 LEAST_FREE = 64 << 20
 """Bytes that a run folder needs where no checkpoint tells how large the next will be."""
+_ADVICE = "mend the node and submit again, or continue on fewer: llmscale launch slurm --resume RUN --nodes N"
 _CHECK = """
 words=$("$0" "$@" 2>&1) && { printf '%s\\n' "$words"; exit; }
 [ -x "$0" ] || words="there is no $0; name in slurm/cluster.env an environment that every node has"
@@ -135,13 +135,17 @@ class Exclusions:
     def requeue_without(self, sick: dict[str, str]) -> bool:
         """Put the job back into the queue, not to run on these nodes again; False, and why, where it does not go back.
 
-        Slurm takes the list of a job that is pending only: the job is held as it goes back, told, and released. It
-        ends this process meanwhile, by SIGTERM and after the cluster's KillWait for good.
+        Slurm takes the list of a job that is pending only, and ends this process once it is: by SIGTERM, and after the
+        cluster's KillWait for good. A job that is not told in time starts again with the node, where the next check
+        finds it anew; it is neither held nor given a list that would let it wait for ever.
         """
         for node, why in sick.items():
             tell(f"llmscale: node {node} is not fit: {why}")
         self.nodes.update(sick)
-        if obstacle := self._obstacle():
+        record = self._record()
+        excluded = self.nodes.keys() | _names(record.get("ExcNodeList", ""))  # by sbatch's --exclude, too
+        without, left = ",".join(sorted(excluded)), _nodes_left(excluded)
+        if obstacle := self._obstacle(record, without, left):
             tell(f"llmscale: job {self._job} {obstacle}")
             return False
         try:
@@ -151,39 +155,71 @@ class Exclusions:
             tell(f"llmscale: cannot write {self._path} ({error.strerror}), so job {self._job} ends here")
             return False
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        tell(f"llmscale: job {self._job} goes back into the queue without {', '.join(sorted(self.nodes))}")
-        excluded = f"ExcNodeList={','.join(sorted(self.nodes))}"
-        if not _scontrol("requeuehold", self._job):
+        if not _scontrol("requeue", self._job):
             return False
-        told = _scontrol("update", f"JobId={self._job}", excluded)
-        return _scontrol("release", self._job) and told
+        # Only now Slurm tells of all partitions that the job may run in; where it does not, the next start looks again.
+        partitions = self._record().get("Partition", "").split(",")
+        if partitions == [""]:
+            return True
+        if _too_few(partitions, left):
+            tell(f"llmscale: job {self._job} {_shortage(partitions, left, without)}, so it is cancelled; {_ADVICE}")
+            _output("scancel", self._job)
+            return False
+        tell(f"llmscale: job {self._job} goes back into the queue without {without}")
+        return _scontrol("update", f"JobId={self._job}", f"ExcNodeList={without}")
 
-    def _obstacle(self) -> str:
-        """Why the job would not run again without these nodes, and what to do; empty without a reason."""
-        without = ",".join(sorted(self.nodes))
+    def _obstacle(self, record: dict[str, str], without: str, left: dict[str, int]) -> str:
+        """Why the job would not run again without these nodes, and what to do; empty without a reason.
+
+        Args:
+            record: what Slurm knows of the job.
+            without: names of the nodes.
+            left: number of the others, by partition.
+        """
         if self._times >= self._most:
             return (
                 f"has gone back {self._times} times without a sick node (recovery.node_exclusions is {self._most}), so"
                 " it ends here; mend the nodes, or raise that"
             )
-        record = _output("scontrol", "--oneliner", "show", "job", self._job)
-        if re.search(r"\bRequeue=0\b", record):
+        if record.get("Requeue") == "0":
             return f"may not be requeued, so it ends here; mend the node, or submit again with --exclude={without}"
-        wanted = re.search(r"\bReqNodeList=(\S+)", record)
-        named = set(node_names({"SLURM_JOB_NODELIST": wanted[1]})) if wanted and wanted[1] != "(null)" else set()
-        if named & self.nodes.keys():
-            return f"was told by --nodelist to run on {', '.join(sorted(named & self.nodes.keys()))}, so it ends here"
-        partition, needed = os.environ.get("SLURM_JOB_PARTITION"), os.environ.get("SLURM_JOB_NUM_NODES", "")
-        listed = (
-            _output("sinfo", "--noheader", "--Node", f"--partition={partition}", "--format=%N") if partition else ""
-        )
-        others = len(set(listed.split()) - self.nodes.keys())
-        if listed and needed.isdecimal() and others < int(needed):
-            return (
-                f"needs {needed} nodes, but partition {partition} has {others} without {without}, so it ends here; mend"
-                " the node and submit again, or continue on fewer: llmscale launch slurm --resume RUN --nodes N"
-            )
+        if named := sorted(_names(record.get("ReqNodeList", "")) & self.nodes.keys()):
+            return f"was told by --nodelist to run on {', '.join(named)}, so it ends here"
+        partition = os.environ.get("SLURM_JOB_PARTITION", "")
+        if _too_few([partition], left) and _too_few(list(left), left):
+            others = " and no other one has enough" if len(left) > 1 else ""
+            return f"{_shortage([partition], left, without)}{others}, so it ends here; {_ADVICE}"
         return ""
+
+    def _record(self) -> dict[str, str]:
+        """What Slurm knows of the job; empty where it does not answer."""
+        words = _output("scontrol", "--oneliner", "show", "job", self._job).split()
+        return dict(word.split("=", 1) for word in words if "=" in word)
+
+
+def _names(listed: str) -> set[str]:
+    """The nodes of a list in a job's record."""
+    return set(node_names({"SLURM_JOB_NODELIST": listed})) if listed != "(null)" else set()
+
+
+def _nodes_left(excluded: Set[str]) -> dict[str, int]:
+    """How many other nodes each partition of the cluster has; empty where Slurm does not say."""
+    left: dict[str, int] = {}
+    for line in _output("sinfo", "--all", "--noheader", "--Node", "--format=%R %N").splitlines():
+        partition, _, node = line.partition(" ")
+        left[partition] = left.get(partition, 0) + (node.strip() not in excluded)
+    return left
+
+
+def _too_few(partitions: Sequence[str], left: dict[str, int]) -> bool:
+    """Whether none of these partitions has nodes enough for this job; False where that is not known."""
+    needed = os.environ.get("SLURM_JOB_NUM_NODES", "")
+    return needed.isdecimal() and all(left.get(partition, int(needed)) < int(needed) for partition in partitions)
+
+
+def _shortage(partitions: Sequence[str], left: dict[str, int], without: str) -> str:
+    have = " and ".join(f"partition {partition} has {left[partition]}" for partition in partitions)
+    return f"needs {os.environ['SLURM_JOB_NUM_NODES']} nodes, but {have} without {without}"
 
 
 def _output(*command: str) -> str:

@@ -144,10 +144,10 @@ def test_a_job_goes_back_so_often(
 ) -> None:
     calls = tmp_path / "calls"
     record = tmp_path / "record"
-    record.write_text("JobId=7 Requeue=1 ReqNodeList=(null) ExcNodeList=(null)")
+    record.write_text("JobId=7 Requeue=1 Partition=main ReqNodeList=(null) ExcNodeList=(null)")
     for name, does in (
         ("scontrol", f'case $1 in -*) cat {record} ;; show) echo n3 ;; *) echo "$@" >> {calls} ;; esac'),
-        ("sinfo", "echo n1; echo n2; echo n3; echo n4"),
+        ("sinfo", "for n in 1 2 3 4; do echo main n$n; done; echo small n4"),
     ):
         program = tmp_path / name
         program.write_text(f"#!/bin/sh\n{does}\n")
@@ -156,19 +156,26 @@ def test_a_job_goes_back_so_often(
     monkeypatch.setattr("launcher.nodes.signal.signal", lambda *_: None)
     run = RunDirectory(tmp_path / "run")
     assert Exclusions(run, "7", 2).requeue_without({"n2": "why"})
-    assert calls.read_text().splitlines() == ["requeuehold 7", "update JobId=7 ExcNodeList=n2", "release 7"]
+    assert calls.read_text().splitlines() == ["requeue 7", "update JobId=7 ExcNodeList=n2"]
     assert Exclusions(run, "7", 2).requeue_without({"n1": "why"})
-    assert calls.read_text().splitlines()[-2] == "update JobId=7 ExcNodeList=n1,n2"
+    assert calls.read_text().splitlines()[-1] == "update JobId=7 ExcNodeList=n1,n2"
     assert not Exclusions(run, "7", 2).requeue_without({"n3": "why"})
     # Another job begins to count anew.
     assert Exclusions(run, "8", 2).requeue_without({"n3": "why"})
-    assert calls.read_text().splitlines()[-2] == "update JobId=8 ExcNodeList=n3"
+    assert calls.read_text().splitlines()[-1] == "update JobId=8 ExcNodeList=n3"
+    # What sbatch was told to leave out stays out.
+    record.write_text(record.read_text().replace("ExcNodeList=(null)", "ExcNodeList=n3"))
+    assert Exclusions(run, "6", 2).requeue_without({"n2": "why"})
+    assert calls.read_text().splitlines()[-1] == "update JobId=6 ExcNodeList=n2,n3"
     # What Slurm would let wait for ever, or refuses, is not asked of it.
     asked = calls.read_text()
     monkeypatch.setenv("SLURM_JOB_PARTITION", "main")
     monkeypatch.setenv("SLURM_JOB_NUM_NODES", "4")
     assert not Exclusions(run, "9", 2).requeue_without({"n3": "why"})
-    assert "job 9 needs 4 nodes, but partition main has 3 without n3" in capsys.readouterr().err
+    assert (
+        "job 9 needs 4 nodes, but partition main has 3 without n3 and no other one has enough"
+        in capsys.readouterr().err
+    )
     monkeypatch.setenv("SLURM_JOB_NUM_NODES", "3")
     record.write_text("JobId=9 Requeue=1 ReqNodeList=n3 ExcNodeList=(null)")
     assert not Exclusions(run, "9", 2).requeue_without({"n3": "why"})
