@@ -17,7 +17,6 @@ from typing import Any
 
 from data_pipeline.base.durable import replace_file, sync_folder
 from llmscale.checkpoint.errors import CheckpointError
-from llmscale.checkpoint.geometry import boxes, take
 from llmscale.checkpoint.manifest import (
     CURSOR,
     FORMAT_VERSION,
@@ -31,6 +30,7 @@ from llmscale.checkpoint.manifest import (
     encode,
 )
 from llmscale.checkpoint.store import discard, poll, write_durably
+from llmscale.slices.boxes import boxes, take
 
 MergeCursors = Callable[[Sequence[dict[str, Any]]], dict[str, Any]]
 

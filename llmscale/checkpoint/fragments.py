@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from llmscale.checkpoint.geometry import check_range
+from llmscale.slices.tensor_slice import TensorSlice
 
 if TYPE_CHECKING:
     import torch
@@ -41,7 +41,7 @@ class Fragment:
 
     def __post_init__(self) -> None:
         try:
-            check_range(self.kind_shape or self.shape, self.offsets, self.sizes, self.start, self.end)
+            TensorSlice(self.kind_shape or self.shape, self.offsets, self.sizes, self.start, self.end)
         except ValueError as error:
             raise ValueError(f"{self.kind} of {self.name}: {error}") from None
         expected = (self.end - self.start,)

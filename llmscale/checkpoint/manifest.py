@@ -13,7 +13,7 @@ from data_pipeline.base.durable import parse_json, read_file
 from data_pipeline.base.errors import UserError
 from llmscale.checkpoint.errors import CorruptCheckpoint
 from llmscale.checkpoint.fragments import Piece
-from llmscale.checkpoint.geometry import check_range
+from llmscale.slices.tensor_slice import TensorSlice
 
 FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
@@ -115,7 +115,7 @@ class Manifest(RunState):
                     if piece.file not in self.files:
                         raise ValueError(f"{kind} of {name} lies in {piece.file}, which is not among the files")
                     try:
-                        check_range(entry.shape_of(kind), piece.offsets, piece.sizes, piece.start, piece.end)
+                        TensorSlice(entry.shape_of(kind), piece.offsets, piece.sizes, piece.start, piece.end)
                     except ValueError as error:
                         raise ValueError(f"{kind} of {name}: {error}") from None
                     # So that nothing larger than the files is ever asked for.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +15,7 @@ from llmscale.config.lora import LoraConfig
 from llmscale.model import Transformer
 from llmscale.model.factors import DOWN, MAGNITUDE, UP, is_factor
 from llmscale.model.low_rank import merged
+from llmscale.slices.tensor_slice import TensorSlice
 
 BOUNDS = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 5e-2}
 """The largest difference that merging may make, where none is given, by what the weights are then held in."""
@@ -30,7 +30,7 @@ def base_names(checkpoint: Checkpoint) -> list[str]:
     return [name for name in checkpoint.names if not is_factor(name)]
 
 
-def merged_weights_of(checkpoint: Checkpoint, lora: LoraConfig) -> Callable[[str, Any, int, int], Tensor]:
+def merged_weights_of(checkpoint: Checkpoint, lora: LoraConfig) -> Callable[[str, TensorSlice], Tensor]:
     """As `weights_of`, merged in fp32; only what is asked for is computed.
 
     Args:
@@ -38,12 +38,12 @@ def merged_weights_of(checkpoint: Checkpoint, lora: LoraConfig) -> Callable[[str
     """
     stored, names = weights_of(checkpoint), set(checkpoint.names)
 
-    def read(name: str, part: Any, start: int, end: int) -> Tensor:
+    def read(name: str, part: TensorSlice) -> Tensor:
         layer, _, own = name.rpartition(".")
         if own != "weight" or f"{layer}.{DOWN}" not in names:
-            return stored(name, part, start, end)
+            return stored(name, part)
         *leading, rows, columns = part.sizes
-        found, line, last = [torch.empty(0)], start // columns, -(-end // columns)
+        found, line, last = [torch.empty(0)], part.start // columns, -(-part.end // columns)
         while line < last:
             stack, row = divmod(line, rows)
             count = max(1, min(rows - row, last - line, _AT_ONCE // part.shape[-1]))
@@ -51,8 +51,8 @@ def merged_weights_of(checkpoint: Checkpoint, lora: LoraConfig) -> Callable[[str
             whole = _rows(checkpoint, layer, place, part.offsets[-2] + row, count, lora.scale)
             found.append(whole[:, part.offsets[-1] : part.offsets[-1] + columns].reshape(-1))
             line += count
-        first = start - start // columns * columns
-        return torch.cat(found)[first : first + end - start]
+        first = part.start % columns
+        return torch.cat(found)[first : first + part.numel]
 
     return read
 

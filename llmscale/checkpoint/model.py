@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -15,6 +14,7 @@ from data_pipeline.tokenizer import Tokenizer, load_tokenizer
 from llmscale.checkpoint.reader import Checkpoint, newest_intact
 from llmscale.config import RunConfig, parse_config
 from llmscale.model import Transformer
+from llmscale.slices.tensor_slice import TensorSlice
 
 _log = logging.getLogger(__name__)
 
@@ -73,11 +73,11 @@ def model_of(
     return TrainedModel(model.eval(), tokenizer, config, checkpoint)
 
 
-def weights_of(checkpoint: Checkpoint) -> Callable[[str, Any, int, int], torch.Tensor]:
+def weights_of(checkpoint: Checkpoint) -> Callable[[str, TensorSlice], torch.Tensor]:
     """The weights that a checkpoint has, of which only what is asked for is read: `llmscale.parallel.init.Weights`."""
 
-    def read(name: str, part: Any, start: int, end: int) -> torch.Tensor:
-        return checkpoint.read(name, offsets=part.offsets, sizes=part.sizes, start=start, end=end, shape=part.shape)
+    def read(name: str, part: TensorSlice) -> torch.Tensor:
+        return checkpoint.read(name, "weight", part.offsets, part.sizes, part.start, part.end, shape=part.shape)
 
     return read
 

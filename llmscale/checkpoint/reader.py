@@ -14,11 +14,12 @@ from data_pipeline.base.durable import NO_REGULAR_FILE, parse_json, read_file
 from data_pipeline.base.errors import UserError, first_line
 from llmscale.checkpoint.errors import CorruptCheckpoint
 from llmscale.checkpoint.fragments import Piece
-from llmscale.checkpoint.geometry import Box, boxes, check_range, flat_index, strides, take
 from llmscale.checkpoint.manifest import CURSOR, TOKENIZER, TensorEntry, read_manifest
 from llmscale.checkpoint.members import recorded_identity, why_stranger
 from llmscale.checkpoint.store import find_checkpoints
 from llmscale.checkpoint.tensor_file import FiniteCheck
+from llmscale.slices.boxes import take
+from llmscale.slices.tensor_slice import TensorSlice
 
 if TYPE_CHECKING:
     import torch
@@ -106,20 +107,20 @@ class Checkpoint:
         sizes = stored if sizes is None else sizes
         end = prod(sizes) if end is None else end
         try:
-            check_range(stored, offsets, sizes, start, end)
+            wanted = TensorSlice(stored, tuple(offsets), tuple(sizes), start, end)
         except ValueError as error:
             raise UserError(f"cannot read {kind} of {name} from {self.path}: {error}") from None
-        result = torch.empty(end - start, dtype=torch.float32)
-        missing = boxes(offsets, sizes, start, end)
+        result = torch.empty(wanted.numel, dtype=torch.float32)
+        missing = wanted.boxes()
         for piece in pieces:
             if not missing:
                 break
-            found, missing = take(missing, boxes(piece.offsets, piece.sizes, piece.start, piece.end))
+            held = TensorSlice(stored, piece.offsets, piece.sizes, piece.start, piece.end)
+            found, missing = take(missing, held.boxes())
             if found:
                 data = self._data(piece)
                 for box in found:
-                    source = _view(data, box, piece.offsets, piece.sizes, piece.start)
-                    _view(result, box, offsets, sizes, start).copy_(source)
+                    wanted.view(result, box).copy_(held.view(data, box))
         if missing:
             low, high = missing[0]
             raise CorruptCheckpoint(f"{self.path} lacks elements {list(low)} to {list(high)} of {kind} of {name}")
@@ -280,11 +281,3 @@ def newest_intact(directory: str | Path, warn: Callable[[str], None] = _log.warn
     if not reasons:
         raise UserError(f"{directory} holds no checkpoint yet; give a run that has saved one")
     raise CorruptCheckpoint(f"no checkpoint in {directory} is intact: {'; '.join(reasons)}")
-
-
-def _view(flat: torch.Tensor, box: Box, offsets: Sequence[int], sizes: Sequence[int], start: int) -> torch.Tensor:
-    """A box as a strided view of `flat`, which holds a rectangle's elements from `start` on."""
-    low, high = box
-    extent = [b - a for a, b in zip(low, high, strict=True)]
-    first = flat.storage_offset() + flat_index(low, offsets, sizes) - start
-    return flat.as_strided(extent, strides(sizes), first)

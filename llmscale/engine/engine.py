@@ -39,7 +39,7 @@ from llmscale.objectives.scores import ROWS, own_places, token_scores
 from llmscale.parallel.context import own_targets
 from llmscale.parallel.grid import RankGrid
 from llmscale.parallel.init import Weights
-from llmscale.parallel.shards import shard_of
+from llmscale.parallel.parameters import slice_of
 from llmscale.parallel.tensor import dropout_part
 
 _LOGGER = logging.getLogger("llmscale")
@@ -146,7 +146,7 @@ class Engine:
         apply_activation_checkpointing(model, config.engine.activation_checkpointing, self.draws)
         if config.engine.compile:
             compile_blocks(model)
-        mark_experts(self.named, grid)
+        mark_experts(model, grid)
         # Sees shapes, which are gone once ZeRO 3 has cut the weights.
         module = ObjectiveModule(model, loss, config, grid)
         optimizer = build_optimizer(self._updated(module), config.optimizer, self.dtype, training.factor)
@@ -375,11 +375,11 @@ class Engine:
         scaling = zero_state.loss_scaling(self._engine)
         return {"steps": self.optimizer_steps} | ({"loss_scaling": scaling} if scaling else {})
 
-    def load_state(self, read: zero_state.RangeReader, counters: dict[str, Any]) -> None:
+    def load_state(self, read: zero_state.SliceReader, counters: dict[str, Any]) -> None:
         """Continue from saved state.
 
         Args:
-            read: gives flat ranges of rectangles of global tensors.
+            read: gives slices of global tensors.
             counters: as they were.
         """
         zero_state.load(self._engine, self.named, read)
@@ -389,7 +389,7 @@ class Engine:
 
 def _counted(named: list[tuple[str, nn.Parameter]]) -> tuple[int, int]:
     """Elements of the global tensors of some parameters: of all, and of those that are trained."""
-    sizes = [(math.prod(shard_of(parameter).shape), parameter.requires_grad) for _, parameter in named]
+    sizes = [(math.prod(slice_of(parameter).shape), parameter.requires_grad) for _, parameter in named]
     return sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained)
 
 

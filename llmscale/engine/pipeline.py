@@ -265,7 +265,7 @@ class PipelineEngine(Engine):
             itertools.repeat((_NOTHING, _NOTHING)), reduce_output=None, bcast_loss=False, num_micro_batches=len(parts)
         )
 
-    def load_state(self, read: zero_state.RangeReader, counters: dict[str, Any]) -> None:
+    def load_state(self, read: zero_state.SliceReader, counters: dict[str, Any]) -> None:
         super().load_state(read, counters)
         self._spread_values()
 

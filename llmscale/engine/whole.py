@@ -9,12 +9,12 @@ import torch.distributed as dist
 from torch import nn
 
 from llmscale.checkpoint.fragments import Fragment
-from llmscale.checkpoint.geometry import boxes, flat_index, strides
 from llmscale.config.system import EngineConfig, ParallelConfig
 from llmscale.distributed.process_group import gather_objects
 from llmscale.engine.deepspeed.zero_state import WEIGHT
 from llmscale.engine.engine import Engine
 from llmscale.model import Transformer
+from llmscale.slices.tensor_slice import TensorSlice
 
 CHUNK = 1 << 26
 """Elements that travel at once, about."""
@@ -70,7 +70,7 @@ def _gather(tensors: dict[str, nn.Parameter], engine: Engine) -> None:
                     part.copy_(fragment.tensor)
             dist.broadcast(flat, src=rank)
             for part, (name, offsets, extent, start, end) in zip(flat.split(sizes), some, strict=True):
-                _write(tensors[name], part, offsets, extent, start, end)
+                TensorSlice(tuple(tensors[name].shape), offsets, extent, start, end).write(tensors[name], part)
                 missing -= end - start
     assert not missing, f"{missing} elements of the model are on no rank"
 
@@ -95,15 +95,3 @@ def _chunks(places: Sequence[_Place]) -> Iterator[list[_Place]]:
         size += count
     if chunk:
         yield chunk
-
-
-def _write(
-    tensor: torch.Tensor, values: torch.Tensor, offsets: tuple[int, ...], sizes: tuple[int, ...], start: int, end: int
-) -> None:
-    """Write a flat range of a rectangle of a tensor."""
-    for low, high in boxes(offsets, sizes, start, end):
-        extent = [b - a for a, b in zip(low, high, strict=True)]
-        part = values.as_strided(
-            extent, strides(sizes), values.storage_offset() + flat_index(low, offsets, sizes) - start
-        )
-        tensor[tuple(slice(a, b) for a, b in zip(low, high, strict=True))].copy_(part)

@@ -4,13 +4,13 @@ from torch import Tensor
 
 from llmscale.finetune.trained import Training
 from llmscale.parallel.init import Weights
-from llmscale.parallel.shards import Shard
+from llmscale.slices.tensor_slice import TensorSlice
 
 
 def redrawn(stored: Weights, training: Training, drawn: Weights) -> Weights:
     """The weights of `stored`, but for what `training` re-initialises, which are those of `drawn`."""
 
-    def read(name: str, part: Shard, start: int, end: int) -> Tensor:
-        return (drawn if name in training.redrawn else stored)(name, part, start, end)
+    def read(name: str, part: TensorSlice) -> Tensor:
+        return (drawn if name in training.redrawn else stored)(name, part)
 
     return read

@@ -32,7 +32,7 @@ from llmscale.hugging_face.weights import VOCABULARY, Move, Shapes, padded, plan
 from llmscale.model.heads import all_heads, heads_of
 from llmscale.objectives import settings_for
 from llmscale.parallel.init import drawn
-from llmscale.parallel.shards import Shard
+from llmscale.slices.tensor_slice import TensorSlice
 
 _HEADS = tuple(f"{head.attribute}." for head in all_heads())
 """What our names of the heads' tensors begin with; all others are the body's."""
@@ -139,7 +139,7 @@ class _Source:
         fresh = drawn(config.model, config.run.seed)
         for name in self.lacking.values():
             shape = (rows, *self.shapes[name][1:]) if name in VOCABULARY else self.shapes[name]
-            yield name, fresh(name, Shard.whole(shape), 0, prod(shape)).view(shape)
+            yield name, fresh(name, TensorSlice.whole(shape)).view(shape)
 
     def _unpadded(self) -> Iterator[tuple[tuple[str, ...], list[Tensor]]]:
         """Those in the files."""

@@ -6,7 +6,7 @@ Every rank routes its own tokens with the whole router, as one process does; onl
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,8 +17,9 @@ from llmscale.model import Transformer
 from llmscale.model.experts import ExpertLinear, Experts
 from llmscale.parallel.collectives import travel
 from llmscale.parallel.grid import RankGrid
-from llmscale.parallel.shards import Shard, narrow
+from llmscale.parallel.parameters import narrow
 from llmscale.parallel.swap import mix_in
+from llmscale.slices.tensor_slice import TensorSlice
 
 
 @dataclass(frozen=True)
@@ -53,13 +54,13 @@ class SharedExperts(Experts):
         return travel(outputs[back], group, received, sent)
 
 
-def apply_expert_parallel(model: Transformer, grid: RankGrid, shards: dict[str, Shard]) -> None:
+def apply_expert_parallel(model: Transformer, grid: RankGrid, slices: dict[str, TensorSlice]) -> None:
     """Leave a model this rank's experts only, in place; nothing where the expert-parallel size is 1.
 
     Args:
         model: on the meta device, shared by tensor-parallel ranks already, where it is to be.
         grid: with process groups.
-        shards: what each cut parameter is a part of, by name; those of experts are cut further.
+        slices: what each cut parameter is a part of, by name; those of experts are cut further.
     """
     if grid.expert == 1:
         return
@@ -70,7 +71,6 @@ def apply_expert_parallel(model: Transformer, grid: RankGrid, shards: dict[str, 
             mix_in(module, SharedExperts, shared=shared)
         if isinstance(module, ExpertLinear):
             for own, parameter in list(module.named_parameters(recurse=False)):
-                whole = shards.get(f"{name}.{own}") or Shard.whole(parameter.shape)
-                shard = replace(whole.narrowed(0, ranks.index(grid.rank), grid.expert), expert=True)
-                shards[f"{name}.{own}"] = shard
-                narrow(module, own, shard)
+                whole = slices.get(f"{name}.{own}") or TensorSlice.whole(parameter.shape)
+                slices[f"{name}.{own}"] = whole.narrowed(0, ranks.index(grid.rank), grid.expert)
+                narrow(module, own, slices[f"{name}.{own}"])

@@ -15,17 +15,17 @@ from llmscale.model.heads import heads_of
 from llmscale.parallel.context import apply_context_parallel
 from llmscale.parallel.expert import apply_expert_parallel
 from llmscale.parallel.grid import RankGrid
+from llmscale.parallel.parameters import set_slice, slice_of
 from llmscale.parallel.pipeline import keep_stage
-from llmscale.parallel.shards import Shard, set_shard, shard_of
 from llmscale.parallel.tensor import apply_tensor_parallel
+from llmscale.slices.tensor_slice import TensorSlice
 
 BLOCK = 1 << 20
 """Elements of the flattened tensor that one generator draws."""
 
 
-Weights = Callable[[str, Shard, int, int], Tensor]
-"""Where weights come from: (name, rectangle of the global tensor, start, end) to elements [start, end) of the flattened
-rectangle, 1-D fp32 on the CPU."""
+Weights = Callable[[str, TensorSlice], Tensor]
+"""Where weights come from: (name, slice of the global tensor) to the slice's values, 1-D fp32 on the CPU."""
 
 
 def build(
@@ -45,9 +45,9 @@ def build(
         grid: with process groups; None: one process has all.
         sequence_parallel: see `ParallelConfig.sequence_parallel`.
     """
-    model, shards = _skeleton(config, vocab_size, grid, sequence_parallel)
+    model, slices = _skeleton(config, vocab_size, grid, sequence_parallel)
     model.to_empty(device=device)
-    _mark(model, shards)
+    _mark(model, slices)
     initialize(model, seed)
     return model
 
@@ -59,31 +59,31 @@ def build_hollow(
 
     Whoever trains the model gives it values, at ZeRO 3 each rank a part of them (`llmscale.engine.deepspeed.weights`).
     """
-    model, shards = _skeleton(config, vocab_size, grid, sequence_parallel)
+    model, slices = _skeleton(config, vocab_size, grid, sequence_parallel)
     model._apply(lambda tensor: torch.zeros((), dtype=tensor.dtype).expand(tensor.shape))
-    _mark(model, shards)
+    _mark(model, slices)
     return model
 
 
 def _skeleton(
     config: ModelConfig, vocab_size: int, grid: RankGrid | None, sequence_parallel: bool
-) -> tuple[Transformer, dict[str, Shard]]:
+) -> tuple[Transformer, dict[str, TensorSlice]]:
     """This rank's part of the model on the meta device, and what cut or shared parameters are parts of."""
     with torch.device("meta"):
         model = Transformer(config, vocab_size)
-    shards: dict[str, Shard] = {}
+    slices: dict[str, TensorSlice] = {}
     if grid is not None:
         keep_stage(model, grid)
-        shards = apply_tensor_parallel(model, grid, sequence_parallel)
-        apply_expert_parallel(model, grid, shards)
+        slices = apply_tensor_parallel(model, grid, sequence_parallel)
+        apply_expert_parallel(model, grid, slices)
         apply_context_parallel(model, grid)
-    return model, shards
+    return model, slices
 
 
-def _mark(model: Transformer, shards: dict[str, Shard]) -> None:
+def _mark(model: Transformer, slices: dict[str, TensorSlice]) -> None:
     for name, parameter in model.named_parameters():
-        if name in shards:
-            set_shard(parameter, shards[name])
+        if name in slices:
+            set_slice(parameter, slices[name])
 
 
 @torch.no_grad()
@@ -91,32 +91,31 @@ def initialize(model: Transformer, seed: int) -> None:
     """Draw every parameter in place, each by its name alone (see `initial_values`)."""
     weights = drawn(model.config, seed)
     for name, parameter in model.named_parameters():
-        fill(parameter.view(-1), weights, name, shard_of(parameter))
+        fill(parameter.view(-1), weights, name, slice_of(parameter))
 
 
 @torch.no_grad()
-def fill(values: Tensor, weights: Weights, name: str, part: Shard, start: int = 0) -> None:
-    """Give `values`, which are elements [start, start + values.numel()) of a flattened rectangle, what they should be;
-    some at a time where the source can find them without those before."""
-    count = values.numel()
-    at_once = 16 * BLOCK if part.sizes[1:] == part.shape[1:] else count
-    for first in range(0, count, max(at_once, 1)):
-        last = min(first + at_once, count)
-        values[first:last].copy_(weights(name, part, start + first, start + last))
+def fill(values: Tensor, weights: Weights, name: str, part: TensorSlice) -> None:
+    """Give a slice's `values` what they should be; some at a time where the source can find them without those
+    before."""
+    at_once = part.numel if part.origin is None else 16 * BLOCK
+    for start in range(part.start, part.end, max(at_once, 1)):
+        end = min(start + at_once, part.end)
+        values[start - part.start : end - part.start].copy_(weights(name, part.flat_range(start, end)))
 
 
-def blank(name: str, part: Shard, start: int, end: int) -> Tensor:
+def blank(name: str, part: TensorSlice) -> Tensor:
     """`Weights` of zeros, for a model that gets its values later."""
-    return torch.zeros(end - start)
+    return torch.zeros(part.numel)
 
 
 def drawn(config: ModelConfig, seed: int) -> Weights:
-    """The initial weights of a model: `initial_values` of rectangles, and factors as `with_factors` has them."""
+    """The initial weights of a model: `initial_values` of slices, and factors as `with_factors` has them."""
 
     def values(name: str, start: int, end: int) -> Tensor:
         return initial_values(config, seed, name, start, end)
 
-    weights = _rectangles(values)
+    weights = _slices(values)
     return weights if config.lora is None else with_factors(weights, config, seed)
 
 
@@ -131,61 +130,58 @@ def with_factors(weights: Weights, config: ModelConfig, seed: int) -> Weights:
     def drawn_uniform(name: str, start: int, end: int) -> Tensor:
         return draw(seed, name, shapes[name][-1] ** -0.5, start, end, uniform=True)
 
-    factors = _rectangles(drawn_uniform)
+    factors = _slices(drawn_uniform)
 
-    def read(name: str, part: Shard, start: int, end: int) -> Tensor:
+    def read(name: str, part: TensorSlice) -> Tensor:
         layer, _, own = name.rpartition(".")
         if own == DOWN:
-            return factors(name, part, start, end)
+            return factors(name, part)
         if own == UP:
-            return torch.zeros(end - start)
+            return torch.zeros(part.numel)
         if own == MAGNITUDE:
-            return _lengths(weights, f"{layer}.weight", shapes[f"{layer}.weight"], part, start, end)
-        return weights(name, part, start, end)
+            return _lengths(weights, f"{layer}.weight", shapes[f"{layer}.weight"], part)
+        return weights(name, part)
 
     return read
 
 
-def _lengths(weights: Weights, name: str, shape: tuple[int, ...], part: Shard, start: int, end: int) -> Tensor:
-    """Lengths of rows of a weight (..., outputs, inputs): elements [start, end) of a flattened rectangle of
-    (..., outputs)."""
+def _lengths(weights: Weights, name: str, shape: tuple[int, ...], part: TensorSlice) -> Tensor:
+    """Lengths of rows of a weight (..., outputs, inputs): a slice of (..., outputs)."""
     *_, outputs = part.sizes
-    inputs, at_once, found = shape[-1], max(1, BLOCK // shape[-1]), [torch.empty(0)]
-    while start < end:
+    inputs, at_once, found, start = shape[-1], max(1, BLOCK // shape[-1]), [torch.empty(0)], part.start
+    while start < part.end:
         stacks, first = divmod(start, outputs)
-        count = min(outputs - first, end - start, at_once)
+        count = min(outputs - first, part.end - start, at_once)
         offsets = (*(offset + stacks for offset in part.offsets[:-1]), part.offsets[-1] + first, 0)
-        rows = Shard(shape, offsets, (*(1 for _ in part.sizes[:-1]), count, inputs))
-        found.append(weights(name, rows, 0, count * inputs).view(count, inputs).norm(dim=1))
+        rows = TensorSlice.rectangle(shape, offsets, (*(1 for _ in part.sizes[:-1]), count, inputs))
+        found.append(weights(name, rows).view(count, inputs).norm(dim=1))
         start += count
     return torch.cat(found)
 
 
-def _rectangles(values: Callable[[str, int, int], Tensor]) -> Weights:
+def _slices(values: Callable[[str, int, int], Tensor]) -> Weights:
     """`Weights` of elements [start, end) of flattened global tensors, by name."""
 
-    def read(name: str, part: Shard, start: int, end: int) -> Tensor:
-        inner, row = math.prod(part.shape[1:]), math.prod(part.sizes[1:])
-        if inner == row:
-            first = part.offsets[0] * inner if part.offsets else 0
-            return values(name, first + start, first + end)
-        return _draw_rectangle(values, name, part, start, end)
+    def read(name: str, part: TensorSlice) -> Tensor:
+        if part.origin is None:
+            return _draw_rectangle(values, name, part)
+        return values(name, part.origin + part.start, part.origin + part.end)
 
     return read
 
 
-def _draw_rectangle(values: Callable[[str, int, int], Tensor], name: str, part: Shard, start: int, end: int) -> Tensor:
+def _draw_rectangle(values: Callable[[str, int, int], Tensor], name: str, part: TensorSlice) -> Tensor:
     """Draw whole rows of the global tensor, some at a time, and keep what lies in the rectangle."""
     inner, row = math.prod(part.shape[1:]), math.prod(part.sizes[1:])
-    kept = slice(None), *part.slices[1:]
+    kept = slice(None), *part.index[1:]
     at_once = max(1, BLOCK // inner)
-    top, bottom = start // row, -(-end // row)
+    top, bottom = part.start // row, -(-part.end // row)
     pieces = [torch.empty(0)]
     for low in range(top, bottom, at_once):
         high = min(low + at_once, bottom)
         first, last = part.offsets[0] + low, part.offsets[0] + high
         pieces.append(values(name, first * inner, last * inner).view(-1, *part.shape[1:])[kept].reshape(-1))
-    return torch.cat(pieces)[start - top * row : end - top * row]
+    return torch.cat(pieces)[part.start - top * row : part.end - top * row]
 
 
 def initial_values(config: ModelConfig, seed: int, name: str, start: int, end: int) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from torch import nn
 
@@ -20,9 +21,10 @@ from llmscale.model.stack import Stack
 from llmscale.parallel import layers
 from llmscale.parallel.grid import RankGrid
 from llmscale.parallel.low_rank import share_factors
+from llmscale.parallel.parameters import narrow
 from llmscale.parallel.plans import cut_of
-from llmscale.parallel.shards import Shard, narrow
 from llmscale.parallel.swap import mix_in
+from llmscale.slices.tensor_slice import TensorSlice
 
 _SHARDED: dict[type[nn.Module], type[nn.Module]] = {
     CrossAttention: layers.ShardedCrossAttention,
@@ -43,7 +45,7 @@ _SUMMED: tuple[tuple[type[nn.Module], type[nn.Module]], ...] = (
 """What a module becomes whose parameters all ranks have and use for parts of their own."""
 
 
-def apply_tensor_parallel(model: Transformer, grid: RankGrid, sequence_parallel: bool) -> dict[str, Shard]:
+def apply_tensor_parallel(model: Transformer, grid: RankGrid, sequence_parallel: bool) -> dict[str, TensorSlice]:
     """Make of a model this rank's part of it, in place; nothing where the tensor-parallel size is 1.
 
     Args:
@@ -57,21 +59,21 @@ def apply_tensor_parallel(model: Transformer, grid: RankGrid, sequence_parallel:
     if grid.tensor == 1:
         return {}
     ranks = layers.TensorRanks(grid.group("tensor"), grid.coordinate("tensor"), grid.tensor, sequence_parallel)
-    shards: dict[str, Shard] = {}
+    slices: dict[str, TensorSlice] = {}
     for name, module in list(model.named_modules()):
         sharded = next((kind for base, kind in _SHARDED.items() if isinstance(module, base)), None)
         if sharded is not None:
             mix_in(module, sharded, ranks=ranks)
         cut = cut_of(model.config, name, sequence_parallel)
         if cut is not None and not isinstance(module, Experts):
-            for own, shard in _cut(module, cut, model.config, grid, ranks).items():
-                shards[f"{name}.{own}"] = shard
-                narrow(module, own, shard)
+            for own, rectangle in _cut(module, cut, model.config, grid, ranks).items():
+                slices[f"{name}.{own}"] = rectangle
+                narrow(module, own, rectangle)
     # Parameters that all ranks have are written by the first.
     for name, parameter in model.named_parameters():
-        shards.setdefault(name, Shard.whole(parameter.shape, first=ranks.rank == 0))
+        slices.setdefault(name, TensorSlice.whole(parameter.shape, first=ranks.rank == 0))
     model._tie()
-    return shards
+    return slices
 
 
 def dropout_part(grid: RankGrid, sequence_parallel: bool) -> Part:
@@ -87,12 +89,12 @@ def dropout_part(grid: RankGrid, sequence_parallel: bool) -> Part:
 
 def _cut(
     module: nn.Module, cut: Cut, config: ModelConfig, grid: RankGrid, ranks: layers.TensorRanks
-) -> dict[str, Shard]:
-    """The shards of a module's own parameters, once it has become what handles them."""
+) -> dict[str, TensorSlice]:
+    """The slices of a module's own parameters, once it has become what handles them."""
     stacked = isinstance(module, ExpertLinear)
-    whole = {name: Shard.whole(parameter.shape) for name, parameter in module.named_parameters(recurse=False)}
+    whole = {name: TensorSlice.whole(parameter.shape) for name, parameter in module.named_parameters(recurse=False)}
 
-    def along(dim: int, names: Iterable[str]) -> dict[str, Shard]:
+    def along(dim: int, names: Iterable[str]) -> dict[str, TensorSlice]:
         return {name: whole[name].narrowed(dim, ranks.rank, ranks.size) for name in names if name in whole}
 
     match cut:
@@ -122,15 +124,15 @@ def _cut(
 
 
 def _cut_key_value(
-    module: nn.Module, whole: dict[str, Shard], heads: int, grid: RankGrid, ranks: layers.TensorRanks
-) -> dict[str, Shard]:
+    module: nn.Module, whole: dict[str, TensorSlice], heads: int, grid: RankGrid, ranks: layers.TensorRanks
+) -> dict[str, TensorSlice]:
     """Keys or values: by heads, and several ranks have the same head where there are fewer heads than ranks."""
-    cut = {name: shard for name, shard in whole.items() if name != DOWN}
+    cut = {name: rectangle for name, rectangle in whole.items() if name != DOWN}
     if heads >= ranks.size:
         if isinstance(module, RMSNorm):
             mix_in(module, layers.SplitRMSNorm, ranks=ranks, summed=None)
         share_factors(module, {DOWN: ranks.group})
-        return {name: shard.narrowed(0, ranks.rank, ranks.size) for name, shard in cut.items()}
+        return {name: rectangle.narrowed(0, ranks.rank, ranks.size) for name, rectangle in cut.items()}
     alike = ranks.size // heads
     part = ranks.rank // alike
     members = grid.ranks("tensor")[part * alike : (part + 1) * alike]
@@ -141,4 +143,4 @@ def _cut_key_value(
         mix_in(module, layers.SharedLinear, summed=group)
         share_factors(module, {DOWN: ranks.group, UP: group, MAGNITUDE: group})
     first = ranks.rank % alike == 0
-    return {name: shard.narrowed(0, part, heads, first) for name, shard in cut.items()}
+    return {name: replace(rectangle.narrowed(0, part, heads), first=first) for name, rectangle in cut.items()}

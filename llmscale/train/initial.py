@@ -24,7 +24,7 @@ from llmscale.model import Transformer
 from llmscale.model.factors import is_factor
 from llmscale.model.heads import all_heads
 from llmscale.parallel.init import Weights, drawn, with_factors
-from llmscale.parallel.shards import Shard
+from llmscale.slices.tensor_slice import TensorSlice
 
 _SHARED = ("pooler.", "dense.", "norm.")
 """Layers of heads before what is special to them, which one head takes from another."""
@@ -168,11 +168,11 @@ def _fresh(
 
 
 def _with_head(stored: Weights, new: Weights, fresh: dict[str, str | None]) -> Weights:
-    def read(name: str, part: Shard, start: int, end: int) -> torch.Tensor:
+    def read(name: str, part: TensorSlice) -> torch.Tensor:
         if name not in fresh:
-            return stored(name, part, start, end)
+            return stored(name, part)
         home = fresh[name]
-        return new(name, part, start, end) if home is None else stored(home, part, start, end)
+        return new(name, part) if home is None else stored(home, part)
 
     return read
 

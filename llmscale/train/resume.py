@@ -18,7 +18,7 @@ from llmscale.distributed.agreement import on_rank_zero
 from llmscale.distributed.process_group import broadcast_object, gather_objects
 from llmscale.engine.engine import Engine
 from llmscale.engine.optimizers import adafactor
-from llmscale.parallel.shards import Shard
+from llmscale.slices.tensor_slice import TensorSlice
 from llmscale.train.recoveries import Recent, Skip, drop_outdated, read_skips, recent_of, skips_of
 from llmscale.train.run_directory import RunDirectory
 
@@ -156,13 +156,12 @@ def _problem(path: Path, own: Identity) -> str | None:
 def restore(engine: Engine, checkpoint: Checkpoint) -> None:
     """Load weights and optimizer state into the engine, whatever layout wrote them."""
 
-    def read(name: str, kind: str, part: Shard, start: int, end: int) -> torch.Tensor:
+    def read(name: str, kind: str, part: TensorSlice) -> torch.Tensor:
         stored = checkpoint.kinds(name)
         if kind == adafactor.WHOLE and kind not in stored and adafactor.ROWS in stored:
             # Until version 0.1 the biases of experts, a stack, were kept as if they were a matrix.
             rows, columns = (checkpoint.full(name, statistic) for statistic in (adafactor.ROWS, adafactor.COLUMNS))
-            whole = adafactor.second_moments(rows, columns)
-            return whole[part.slices].reshape(-1)[start:end]
-        return checkpoint.read(name, kind, part.offsets, part.sizes, start, end, shape=part.shape)
+            return part.of(adafactor.second_moments(rows, columns))
+        return checkpoint.read(name, kind, part.offsets, part.sizes, part.start, part.end, shape=part.shape)
 
     engine.load_state(read, checkpoint.manifest.optimizer)

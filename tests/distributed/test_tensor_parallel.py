@@ -15,7 +15,8 @@ from llmscale.distributed.process_group import join, leave, read_world
 from llmscale.model import Transformer
 from llmscale.parallel import init
 from llmscale.parallel.grid import RankGrid
-from llmscale.parallel.shards import Shard, shard_of
+from llmscale.parallel.parameters import slice_of
+from llmscale.slices.tensor_slice import TensorSlice
 from llmscale.train.build import build_grid
 from tests.engine.cases import VOCAB, Figures, build, case_config, plain_torch, train_on_rank
 from tests.ranks import run_ranks
@@ -118,13 +119,13 @@ def test_every_family_trains_as_plain_torch(sequence_parallel: bool) -> None:
                 assert rank[number] == [pytest.approx(row, rel=TOLERANCE) for row in expected], name
 
 
-def parts_on_rank(configs: list[RunConfig]) -> list[dict[str, tuple[Shard, Any]]]:
+def parts_on_rank(configs: list[RunConfig]) -> list[dict[str, tuple[TensorSlice, Any]]]:
     """What a rank has of every parameter of some models."""
     join(read_world("cpu"))
     found = []
     for config in configs:
         model = build(config, build_grid(config, read_world("cpu")))
-        found.append({name: (shard_of(value), value.detach().numpy()) for name, value in model.named_parameters()})
+        found.append({name: (slice_of(value), value.detach().numpy()) for name, value in model.named_parameters()})
     leave()
     return found
 
@@ -161,7 +162,7 @@ def test_one_rank_has_the_plain_model() -> None:
     assert [(name, type(module)) for name, module in alone.named_modules()] == [
         (name, type(module)) for name, module in plain.named_modules()
     ]
-    assert not any(hasattr(parameter, "shard") for parameter in alone.parameters())
+    assert not any(hasattr(parameter, "tensor_slice") for parameter in alone.parameters())
     assert all(
         type(module).__module__.startswith(("llmscale.model", nn.__name__, "torch")) for module in alone.modules()
     )

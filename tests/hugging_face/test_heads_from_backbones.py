@@ -21,7 +21,7 @@ from llmscale.hugging_face.exporting import export_checkpoint
 from llmscale.hugging_face.importing import import_directory
 from llmscale.layout.settings import require_possible
 from llmscale.parallel.init import build, fill
-from llmscale.parallel.shards import Shard
+from llmscale.slices.tensor_slice import TensorSlice
 from llmscale.train.initial import start_from
 from tests.hugging_face.references import BYTES, reference, save
 
@@ -63,7 +63,7 @@ def started(folder: Path, config: RunConfig) -> None:
     weights = start_from(model, str(folder / "ours"), tokenizer)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            fill(parameter.view(-1), weights, name, Shard.whole(tuple(parameter.shape)))
+            fill(parameter.view(-1), weights, name, TensorSlice.whole(parameter.shape))
     files = {file.name: file.read_bytes() for file in (folder / "ours" / "tokenizer").iterdir()}
     (folder / "tuned").mkdir()
     state = RunState(samples=0, config=config.model_dump(mode="json"), identity=identity(config))

@@ -23,7 +23,7 @@ from llmscale.hugging_face.classes import recognise
 from llmscale.hugging_face.exporting import export_checkpoint
 from llmscale.hugging_face.importing import import_directory
 from llmscale.parallel.init import build, build_hollow
-from llmscale.parallel.shards import Shard
+from llmscale.slices.tensor_slice import TensorSlice
 from llmscale.train.initial import start_from
 from tests.hugging_face.references import BYTES, CASES, NAMES, VOCAB, reference, save, tokens
 
@@ -144,7 +144,7 @@ def test_an_imported_checkpoint_can_be_used(name: str, tmp_path: Path) -> None:
         fresh = build_hollow(config.model, config.model.vocabulary(tokenizer.vocab_size))
         weights = start_from(fresh, str(out), tokenizer)
         for (key, parameter), trained_one in zip(fresh.named_parameters(), trained.model.parameters(), strict=True):
-            assert torch.equal(weights(key, Shard.whole(parameter.shape), 0, parameter.numel()), trained_one.flatten())
+            assert torch.equal(weights(key, TensorSlice.whole(parameter.shape)), trained_one.flatten())
 
 
 @pytest.mark.parametrize("name", NAMES)

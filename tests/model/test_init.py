@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from llmscale.parallel.init import BLOCK, build, build_hollow, draw, drawn, initial_values, initialize
-from llmscale.parallel.shards import Shard
+from llmscale.slices.tensor_slice import TensorSlice
 from tests.model.references import CONFIGS, GPT2, VOCAB
 
 SIZE = 2 * BLOCK + 12345
@@ -99,7 +99,7 @@ def test_any_range_of_any_rectangle_is_that_of_the_whole(data: st.DataObject) ->
     start, end = sorted(data.draw(st.integers(0, math.prod(sizes))) for _ in range(2))
     whole = initial_values(config, 3, name, 0, math.prod(shape)).view(shape)
     part = whole[tuple(slice(low, low + size) for low, size in zip(offsets, sizes, strict=True))]
-    found = drawn(config, 3)(name, Shard(shape, offsets, sizes), start, end)
+    found = drawn(config, 3)(name, TensorSlice(shape, offsets, sizes, start, end))
     assert torch.equal(found, part.flatten()[start:end])
 
 

@@ -10,16 +10,16 @@ from typing import Any
 
 from torch import nn
 
+from llmscale.model.experts import ExpertLinear
 from llmscale.parallel.grid import RankGrid
-from llmscale.parallel.shards import shard_of
 
 
-def mark_experts(named: list[tuple[str, nn.Parameter]], grid: RankGrid) -> None:
+def mark_experts(model: nn.Module, grid: RankGrid) -> None:
     """Mark the parameters of experts that ranks share, by the attributes that DeepSpeed looks for."""
-    for _, parameter in named:
-        if shard_of(parameter).expert:
-            parameter.allreduce = False  # type: ignore[attr-defined]
-            parameter.group_name = _name(grid)  # type: ignore[attr-defined]
+    experts = [module for module in model.modules() if isinstance(module, ExpertLinear)] if grid.expert > 1 else []
+    for parameter in (parameter for module in experts for parameter in module.parameters(recurse=False)):
+        parameter.allreduce = False  # type: ignore[attr-defined]
+        parameter.group_name = _name(grid)  # type: ignore[attr-defined]
 
 
 def expert_group_of(parameter: Any) -> str | None:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from llmscale.engine.deepspeed.shims import tell_device
 from llmscale.parallel.grid import RankGrid
 from llmscale.parallel.init import Weights, fill
-from llmscale.parallel.shards import Shard, shard_of
+from llmscale.parallel.parameters import slice_of
+from llmscale.slices.tensor_slice import TensorSlice
 
 Named = list[tuple[str, nn.Parameter]]
 
@@ -19,8 +20,8 @@ def held(named: Named) -> Weights:
     """The values that parameters have now."""
     values = {name: parameter.detach() for name, parameter in named}
 
-    def read(name: str, part: Shard, start: int, end: int) -> Tensor:
-        return values[name].reshape(-1)[start:end]
+    def read(name: str, part: TensorSlice) -> Tensor:
+        return values[name].reshape(-1)[part.start : part.end]
 
     return read
 
@@ -32,7 +33,7 @@ def place(named: Named, weights: Weights, device: torch.device, dtype: torch.dty
         values = parameter.data
         if values.device != device or values.dtype != dtype or not values.is_contiguous():
             values = torch.empty(parameter.shape, dtype=dtype, device=device)
-        fill(values.view(-1), weights, name, shard_of(parameter))
+        fill(values.view(-1), weights, name, slice_of(parameter))
         parameter.data = values
 
 
@@ -66,9 +67,8 @@ def partition(
         maker._convert_to_deepspeed_param(parameter)
         numel = maker._aligned_size(parameter) // grid.get_data_parallel_world_size()
         own = torch.zeros(numel, dtype=dtype, device=maker.remote_device)
-        start = numel * grid.get_data_parallel_rank()
-        count = max(0, min(numel, parameter.numel() - start))
-        fill(own[:count], weights, name, shard_of(parameter), start)
+        start, end = (min(numel * (grid.get_data_parallel_rank() + k), parameter.numel()) for k in (0, 1))
+        fill(own[: end - start], weights, name, slice_of(parameter).flat_range(start, end))
         own.ds_numel, own.status, own.final_location = numel, PartitionedParamStatus.AVAILABLE, None  # type: ignore[attr-defined]
         parameter.ds_tensor, parameter.ds_numel_aligned = own, maker._aligned_size(parameter)  # type: ignore[attr-defined]
         parameter.partition()  # type: ignore[attr-defined]

@@ -18,12 +18,12 @@ from llmscale.checkpoint.fragments import Fragment
 from llmscale.engine.deepspeed.experts import expert_group_of
 from llmscale.engine.optimizers import Part, ShardedOptimizer, create_state
 from llmscale.parallel.init import Weights, fill
-from llmscale.parallel.shards import Shard, shard_of
+from llmscale.parallel.parameters import slice_of
+from llmscale.slices.tensor_slice import TensorSlice
 
 WEIGHT, GRADIENT = "weight", "gradient"
-# Reads a flat fp32 range of a rectangle of a global tensor: (name, kind, rectangle, start, end) -> 1-D tensor of
-# end - start elements.
-RangeReader = Callable[[str, str, Shard, int, int], torch.Tensor]
+SliceReader = Callable[[str, str, TensorSlice], torch.Tensor]
+"""Reads the fp32 values of a slice of a global tensor: (name, kind, slice)."""
 
 
 def bind_optimizer(engine: Any, named: list[tuple[str, nn.Parameter]]) -> None:
@@ -38,7 +38,7 @@ def bind_optimizer(engine: Any, named: list[tuple[str, nn.Parameter]]) -> None:
         parts = []
         for parameter in parameters:
             start, count, offset = _range(engine, parameter)
-            parts.append(Part(names[id(parameter)], shard_of(parameter).shape, start, count, offset))
+            parts.append(Part(names[id(parameter)], slice_of(parameter).shape, start, count, offset))
         optimizer.bind(partition, parts, zero.dp_process_group)
 
 
@@ -108,15 +108,13 @@ def fragments(engine: Any, named: list[tuple[str, nn.Parameter]]) -> Iterator[Fr
     """
     shared = _shared_state(engine) if dist.get_rank(engine.optimizer.dp_process_group) == 0 else {}
     for name, parameter in named:
-        own = shard_of(parameter)
-        for kind in state_kinds(engine, parameter) if own.first else []:
-            for start, values in _owned(engine, parameter, kind):
-                end = start + values.numel()
-                yield Fragment(name, kind, own.shape, own.offsets, own.sizes, start, end, values.detach())
+        for kind in state_kinds(engine, parameter) if slice_of(parameter).first else []:
+            for own, values in _owned(engine, parameter, kind):
+                yield Fragment(name, kind, own.shape, own.offsets, own.sizes, own.start, own.end, values.detach())
         for kind, whole in shared.get(name, {}).items():
             shape = tuple(whole.shape)
             yield Fragment(
-                name, kind, own.shape, (0,) * len(shape), shape, 0, whole.numel(), whole.view(-1), kind_shape=shape
+                name, kind, slice_of(parameter).shape, (0,) * len(shape), shape, 0, whole.numel(), whole.view(-1), shape
             )
 
 
@@ -133,12 +131,12 @@ def watched_gradients(engine: Any, named: list[tuple[str, nn.Parameter]], seen: 
             if partition.grad is not None and id(partition) in partitions
         }
         for name, parameter in named:
-            own = shard_of(parameter)
-            if not (own.first and parameter.requires_grad) or _partition_of(engine, parameter) not in present:
+            first = slice_of(parameter).first
+            if not (first and parameter.requires_grad) or _partition_of(engine, parameter) not in present:
                 continue
-            for start, part in _owned(engine, parameter, GRADIENT):
-                end, values = start + part.numel(), part.float().clone()
-                seen.append(Fragment(name, GRADIENT, own.shape, own.offsets, own.sizes, start, end, values))
+            for own, part in _owned(engine, parameter, GRADIENT):
+                values = part.float().clone()
+                seen.append(Fragment(name, GRADIENT, own.shape, own.offsets, own.sizes, own.start, own.end, values))
 
     handle = _inner_optimizer(engine).register_step_pre_hook(look)
     try:
@@ -147,22 +145,21 @@ def watched_gradients(engine: Any, named: list[tuple[str, nn.Parameter]], seen: 
         handle.remove()
 
 
-def load(engine: Any, named: list[tuple[str, nn.Parameter]], read: RangeReader) -> None:
+def load(engine: Any, named: list[tuple[str, nn.Parameter]], read: SliceReader) -> None:
     """Fill what this rank owns from `read`, then refresh the weights that the forward pass uses.
 
     Never holds more than one tensor's part besides the model.
     """
     shared = _shared_state(engine)
     for name, parameter in named:
-        own = shard_of(parameter)
         if not parameter.requires_grad:
-            _fill_frozen(engine, parameter, partial(read, name, WEIGHT, own))
+            _fill_frozen(engine, parameter, partial(read, name, WEIGHT))
             continue
         for kind in state_kinds(engine, parameter):
-            for start, values in _owned(engine, parameter, kind):
-                values.data.copy_(read(name, kind, own, start, start + values.numel()))
+            for own, values in _owned(engine, parameter, kind):
+                values.data.copy_(read(name, kind, own))
         for kind, whole in shared.get(name, {}).items():
-            whole.view(-1).copy_(read(name, kind, Shard.whole(whole.shape), 0, whole.numel()))
+            whole.view(-1).copy_(read(name, kind, TensorSlice.whole(whole.shape)))
     _refresh_weights(engine)
 
 
@@ -170,31 +167,30 @@ def load(engine: Any, named: list[tuple[str, nn.Parameter]], read: RangeReader) 
 def fill_masters(engine: Any, named: list[tuple[str, nn.Parameter]], weights: Weights) -> None:
     """Give the fp32 masters that this rank owns their exact values, of which the forward pass has rounded ones."""
     for name, parameter in named:
-        own = shard_of(parameter)
         if not parameter.requires_grad:
-            _fill_frozen(engine, parameter, partial(_filled, weights, name, own))
+            _fill_frozen(engine, parameter, partial(_filled, weights, name))
             continue
-        for start, values in _owned(engine, parameter, WEIGHT):
-            fill(values.data, weights, name, own, start)
+        for own, values in _owned(engine, parameter, WEIGHT):
+            fill(values.data, weights, name, own)
 
 
-def _filled(weights: Weights, name: str, part: Shard, start: int, end: int) -> torch.Tensor:
-    values = torch.empty(end - start)
-    fill(values, weights, name, part, start)
+def _filled(weights: Weights, name: str, part: TensorSlice) -> torch.Tensor:
+    values = torch.empty(part.numel)
+    fill(values, weights, name, part)
     return values
 
 
-def _fill_frozen(engine: Any, parameter: Any, read: Callable[[int, int], torch.Tensor]) -> None:
+def _fill_frozen(engine: Any, parameter: Any, read: Callable[[TensorSlice], torch.Tensor]) -> None:
     """Give a frozen parameter its values: below ZeRO 3 all of them on every rank, since no update ever brings them
     there. Where rounding them to the arithmetic of the passes loses something, this rank's part of them is kept in fp32
     on the CPU, so that checkpoints have what the run has started from."""
     start, count, _ = _range(engine, parameter)
     if hasattr(parameter, "ds_id"):
-        exact = read(start, start + count)
+        exact = read(slice_of(parameter).flat_range(start, start + count))
         parameter.ds_tensor.data.view(-1)[:count].copy_(exact)
         rounded = parameter.ds_tensor.data.view(-1)[:count]
     else:
-        whole = read(0, parameter.numel())
+        whole = read(slice_of(parameter))
         parameter.data.view(-1).copy_(whole)
         exact, rounded = whole[start : start + count], parameter.data.view(-1)[start : start + count]
     lossy = rounded.dtype != torch.float32 and not torch.equal(rounded.float().cpu(), exact.float().cpu())
@@ -219,13 +215,14 @@ def _partition_of(engine: Any, parameter: Any) -> int | None:
     return None if parameter._hp_mapping is None else parameter._hp_mapping.param_group_index
 
 
-def _owned(engine: Any, parameter: Any, kind: str) -> Iterator[tuple[int, torch.Tensor]]:
-    """(first element, flat view) of this rank's part of one tensor, without padding; nothing where it owns none."""
+def _owned(engine: Any, parameter: Any, kind: str) -> Iterator[tuple[TensorSlice, torch.Tensor]]:
+    """The slice of one tensor that this rank owns, and a view of its values; nothing where it owns none."""
     start, count, offset = _range(engine, parameter)
     if not count:
         return
+    own = slice_of(parameter).flat_range(start, start + count)
     if not parameter.requires_grad:
-        yield start, _frozen(parameter, start, count)
+        yield own, _frozen(parameter, own)
         return
     place = _partition_of(engine, parameter)
     assert place is not None
@@ -235,17 +232,17 @@ def _owned(engine: Any, parameter: Any, kind: str) -> Iterator[tuple[int, torch.
         values = partition.grad.view(-1)
     else:
         values = partition if kind == WEIGHT else _inner_optimizer(engine).state[partition][kind]
-    yield start, values.narrow(0, offset, count)
+    yield own, values.narrow(0, offset, count)
 
 
-def _frozen(parameter: Any, start: int, count: int) -> torch.Tensor:
+def _frozen(parameter: Any, own: TensorSlice) -> torch.Tensor:
     """This rank's part of a frozen parameter, in fp32."""
     exact = getattr(parameter, "exact", None)
     if exact is not None:
         return exact
     if hasattr(parameter, "ds_id"):
-        return parameter.ds_tensor.data.view(-1)[:count].float()
-    return parameter.data.view(-1)[start : start + count].float()
+        return parameter.ds_tensor.data.view(-1)[: own.numel].float()
+    return parameter.data.view(-1)[own.start : own.end].float()
 
 
 def _range(engine: Any, parameter: Any) -> tuple[int, int, int]:
@@ -274,8 +271,8 @@ def _replicas(engine: Any, parameter: Any) -> Any:
 def _range_stage3(engine: Any, parameter: Any) -> tuple[int, int, int]:
     """As `_range`, at stage 3, which cuts each flattened tensor into equal parts, the last ones padded."""
     part = parameter.ds_tensor.ds_numel
-    start = part * dist.get_rank(parameter.ds_process_group)
-    count = max(0, min(part, parameter.ds_numel - start))
+    start = min(part * dist.get_rank(parameter.ds_process_group), parameter.ds_numel)
+    count = min(part, parameter.ds_numel - start)
     if not parameter.requires_grad:
         return start, count, 0
     return start, count, engine.optimizer.grad_position[engine.optimizer.get_param_id(parameter)][1]

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from llmscale.checkpoint.geometry import boxes, flat_index
+from llmscale.slices.tensor_slice import TensorSlice
 
 
 @dataclass
@@ -63,12 +63,10 @@ class Part:
         A flat range of a stack of matrices begins and ends within a row and within a matrix; what lies between are
         whole rows and whole matrices.
         """
-        stack, origin = self.stack, (0, 0, 0)
-        for low, high in boxes(origin, stack, self.start, self.start + self.count):
-            extent = [b - a for a, b in zip(low, high, strict=True)]
-            first = flat_index(low, origin, stack) - self.start
-            view = values.narrow(0, first, math.prod(extent)).view(extent)
-            yield slice(low[0], high[0]), slice(low[1], high[1]), slice(low[2], high[2]), view
+        held = TensorSlice.whole(self.stack).flat_range(self.start, self.start + self.count)
+        for low, high in held.boxes():
+            matrices, rows, columns = map(slice, low, high)
+            yield matrices, rows, columns, held.view(values, (low, high))
 
 
 class ShardedOptimizer(torch.optim.Optimizer, ABC):

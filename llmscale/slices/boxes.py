@@ -11,26 +11,6 @@ from math import prod
 Box = tuple[tuple[int, ...], tuple[int, ...]]
 
 
-def check_range(shape: Sequence[int], offsets: Sequence[int], sizes: Sequence[int], start: int, end: int) -> None:
-    """Raise ValueError unless [start, end) is a flat range of a rectangle that lies within `shape`."""
-    if not len(shape) == len(offsets) == len(sizes):
-        raise ValueError(f"offsets {list(offsets)} and sizes {list(sizes)} do not fit the shape {list(shape)}")
-    if any(o < 0 or s < 0 or o + s > d for d, o, s in zip(shape, offsets, sizes, strict=True)):
-        raise ValueError(f"the rectangle {list(sizes)} at {list(offsets)} leaves the shape {list(shape)}")
-    if not 0 <= start <= end <= prod(sizes):
-        raise ValueError(f"the range [{start}, {end}) leaves the {prod(sizes)} elements of a rectangle {list(sizes)}")
-
-
-def strides(sizes: Sequence[int]) -> tuple[int, ...]:
-    """Row-major strides of a rectangle, in elements."""
-    return tuple(prod(sizes[axis + 1 :]) for axis in range(len(sizes)))
-
-
-def flat_index(low: Sequence[int], offsets: Sequence[int], sizes: Sequence[int]) -> int:
-    """Row-major index, within the rectangle (offsets, sizes), of the global coordinate `low`."""
-    return sum((a - o) * s for a, o, s in zip(low, offsets, strides(sizes), strict=True))
-
-
 def boxes(offsets: Sequence[int], sizes: Sequence[int], start: int, end: int) -> list[Box]:
     """The flat range [start, end) of the rectangle (offsets, sizes): at most 2n - 1 boxes for n dimensions."""
     if start >= end:

@@ -1,0 +1,1 @@
+"""Which part of a global tensor a rank has: `TensorSlice`, and its arithmetic."""
