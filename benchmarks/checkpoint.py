@@ -23,11 +23,12 @@ import torch
 
 from benchmarks.harness import Ratio, bar, report
 from llmscale.checkpoint import Checkpoint
-from llmscale.checkpoint.fragments import Fragment
 from llmscale.checkpoint.store import step_name
 from llmscale.checkpoint.writer import CheckpointWriter
 from llmscale.config.model import ModelConfig
 from llmscale.model import Transformer
+from llmscale.slices.fragment import Fragment
+from llmscale.slices.tensor_slice import TensorSlice
 
 KINDS = ("weight", "exp_avg", "exp_avg_sq")
 VOCABULARY = 20000
@@ -58,8 +59,7 @@ def fragments(state: State) -> Iterator[Fragment]:
     """The state as one rank gives it to a writer."""
     for kind, tensors in state.items():
         for name, tensor in tensors.items():
-            shape, size = tuple(tensor.shape), tensor.numel()
-            yield Fragment(name, kind, shape, (0,) * len(shape), shape, 0, size, tensor.reshape(-1))
+            yield Fragment(name, kind, TensorSlice.whole(tensor.shape), tensor.reshape(-1))
 
 
 def seconds(function: Callable[[], object]) -> float:

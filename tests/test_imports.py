@@ -80,7 +80,6 @@ MAY_IMPORT = {
         "llmscale.distributed",
         "llmscale.objectives",
         "llmscale.parallel",
-        "llmscale.checkpoint.fragments",
         "llmscale.slices",
         "llmscale.model",
         "llmscale.config",
@@ -146,6 +145,7 @@ MAY_IMPORT = {
         "data_pipeline",
     },
     "llmscale.parity": {
+        "llmscale.slices",
         "llmscale.distributed",
         "llmscale.train",
         "llmscale.engine",
@@ -424,7 +424,7 @@ def test_allowed_imports_are_not_complained_about(tmp_path):
         "launcher/local.py": "from llmscale.config import root\nfrom data_pipeline.base.errors import UserError",
         "llmscale/commands/x.py": "from llmscale import __version__\ndef f():\n    from llmscale.train import loop",
         "llmscale/train/loop.py": "from llmscale.engine.engine import Engine\nimport torch.distributed",
-        "llmscale/engine/engine.py": "import deepspeed\nfrom llmscale.checkpoint.fragments import Fragment",
+        "llmscale/engine/engine.py": "import deepspeed\nfrom llmscale.slices.fragment import Fragment",
         "llmscale/model/block.py": "from llmscale.config import root\nfrom .heads import Head\nimport torch.nn",
     }
     plant(tmp_path, allowed)

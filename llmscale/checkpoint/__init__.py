@@ -1,7 +1,6 @@
 """Checkpoints that any layout writes and any other reads. Importing this does not import torch."""
 
 from llmscale.checkpoint.errors import CheckpointError, CorruptCheckpoint
-from llmscale.checkpoint.fragments import Fragment, Piece
 from llmscale.checkpoint.reader import Checkpoint, newest_intact
 from llmscale.checkpoint.store import Retention, clean, find_checkpoints
 
@@ -9,8 +8,6 @@ __all__ = [
     "Checkpoint",
     "CheckpointError",
     "CorruptCheckpoint",
-    "Fragment",
-    "Piece",
     "Retention",
     "clean",
     "find_checkpoints",

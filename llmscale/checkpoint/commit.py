@@ -11,7 +11,6 @@ import platform
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,8 @@ from llmscale.checkpoint.manifest import (
     encode,
 )
 from llmscale.checkpoint.store import discard, poll, write_durably
-from llmscale.slices.boxes import boxes, take
+from llmscale.slices.boxes import take
+from llmscale.slices.tensor_slice import TensorSlice
 
 MergeCursors = Callable[[Sequence[dict[str, Any]]], dict[str, Any]]
 
@@ -114,13 +114,13 @@ def merge_tensors(records: Sequence[RankRecord]) -> dict[str, TensorEntry]:
                     raise CheckpointError(f"ranks disagree on the shape of {kind} of {name}: {shapes[0]}, {shapes[1]}")
                 known.kinds.setdefault(kind, []).extend(pieces)
     for name, entry in merged.items():
-        for kind, pieces in entry.kinds.items():
-            unique = {(piece.offsets, piece.sizes, piece.start, piece.end): piece for piece in reversed(pieces)}
-            entry.kinds[kind] = [unique[key] for key in sorted(unique)]
+        for kind in entry.kinds:
+            unique = dict(reversed(list(entry.slices(kind))))
+            entry.kinds[kind] = [unique[held] for held in sorted(unique)]
             shape = entry.shape_of(kind)
-            missing = boxes([0] * len(shape), shape, 0, prod(shape))
-            for piece in entry.kinds[kind]:
-                _, missing = take(missing, boxes(piece.offsets, piece.sizes, piece.start, piece.end))
+            missing = TensorSlice.whole(shape).boxes()
+            for held in sorted(unique):
+                _, missing = take(missing, held.boxes())
             if missing:
                 raise CheckpointError(f"no rank has given elements {missing[0]} of {kind} of {name} {shape}")
     return merged

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +13,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from data_pipeline.base.durable import parse_json, read_file
 from data_pipeline.base.errors import UserError
 from llmscale.checkpoint.errors import CorruptCheckpoint
-from llmscale.checkpoint.fragments import Piece
 from llmscale.slices.tensor_slice import TensorSlice
 
 FORMAT_VERSION = 2
@@ -37,6 +37,25 @@ class FileEntry(_Record):
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
 
 
+@dataclass(frozen=True)
+class Piece:
+    """Where a slice of a global tensor lies on disk; offsets, sizes, start and end as in `TensorSlice`."""
+
+    file: str
+    """File name within the checkpoint."""
+    key: str
+    """Key within the safetensors file."""
+    offsets: tuple[int, ...]
+    sizes: tuple[int, ...]
+    start: int
+    end: int
+
+    @staticmethod
+    def of(held: TensorSlice, file: str, key: str) -> "Piece":
+        """A slice that lies there."""
+        return Piece(file, key, held.offsets, held.sizes, held.start, held.end)
+
+
 class TensorEntry(_Record):
     """A global tensor: its shape, and for each kind (weight, exp_avg, ...) the pieces that hold it."""
 
@@ -48,6 +67,11 @@ class TensorEntry(_Record):
     def shape_of(self, kind: str) -> tuple[int, ...]:
         """Global shape of one kind."""
         return self.shapes.get(kind, self.shape)
+
+    def slices(self, kind: str) -> Iterator[tuple[TensorSlice, Piece]]:
+        """The slices that the pieces of one kind hold; raises ValueError where one leaves the tensor."""
+        for piece in self.kinds[kind]:
+            yield TensorSlice(self.shape_of(kind), piece.offsets, piece.sizes, piece.start, piece.end), piece
 
 
 class RankRecord(_Record):
@@ -110,18 +134,18 @@ class Manifest(RunState):
             if not file.isprintable() or not Path(file).parts:
                 raise ValueError(f"{file!r} is no name of a file")
         for name, entry in self.tensors.items():
-            for kind, pieces in entry.kinds.items():
-                for piece in pieces:
+            for kind in entry.kinds:
+                try:
+                    slices = list(entry.slices(kind))
+                except ValueError as error:
+                    raise ValueError(f"{kind} of {name}: {error}") from None
+                for held, piece in slices:
                     if piece.file not in self.files:
                         raise ValueError(f"{kind} of {name} lies in {piece.file}, which is not among the files")
-                    try:
-                        TensorSlice(entry.shape_of(kind), piece.offsets, piece.sizes, piece.start, piece.end)
-                    except ValueError as error:
-                        raise ValueError(f"{kind} of {name}: {error}") from None
                     # So that nothing larger than the files is ever asked for.
-                    if (piece.end - piece.start) * 4 > self.files[piece.file].bytes:
+                    if held.numel * 4 > self.files[piece.file].bytes:
                         raise ValueError(f"{kind} of {name} has a piece that is larger than {piece.file}")
-                if sum(piece.end - piece.start for piece in pieces) < prod(entry.shape_of(kind)):
+                if sum(held.numel for held, _ in slices) < prod(entry.shape_of(kind)):
                     raise ValueError(f"{kind} of {name} is larger than its pieces")
         return self
 

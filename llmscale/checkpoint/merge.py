@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from data_pipeline.base.errors import UserError
-from llmscale.checkpoint.model import model_of, weights_of
+from llmscale.checkpoint.model import model_of
 from llmscale.checkpoint.reader import Checkpoint
 from llmscale.config.lora import LoraConfig
 from llmscale.model import Transformer
@@ -31,17 +31,17 @@ def base_names(checkpoint: Checkpoint) -> list[str]:
 
 
 def merged_weights_of(checkpoint: Checkpoint, lora: LoraConfig) -> Callable[[str, TensorSlice], Tensor]:
-    """As `weights_of`, merged in fp32; only what is asked for is computed.
+    """The weights that a checkpoint has, merged in fp32; only what is asked for is computed.
 
     Args:
         lora: what the checkpoint's model has.
     """
-    stored, names = weights_of(checkpoint), set(checkpoint.names)
+    names = set(checkpoint.names)
 
     def read(name: str, part: TensorSlice) -> Tensor:
         layer, _, own = name.rpartition(".")
         if own != "weight" or f"{layer}.{DOWN}" not in names:
-            return stored(name, part)
+            return checkpoint.read(name, part)
         *leading, rows, columns = part.sizes
         found, line, last = [torch.empty(0)], part.start // columns, -(-part.end // columns)
         while line < last:
@@ -72,7 +72,8 @@ def _rows(checkpoint: Checkpoint, layer: str, place: tuple[int, ...], row: int, 
     within, one = (*place, row), tuple(1 for _ in place)
 
     def of(name: str, offsets: tuple[int, ...], sizes: tuple[int, ...]) -> Tensor:
-        return checkpoint.read(f"{layer}.{name}", offsets=offsets, sizes=sizes)
+        shape = checkpoint.shape(f"{layer}.{name}")
+        return checkpoint.read(f"{layer}.{name}", TensorSlice.rectangle(shape, offsets, sizes))
 
     inputs, rank = checkpoint.shape(f"{layer}.{DOWN}")[-1], checkpoint.shape(f"{layer}.{DOWN}")[-2]
     weight = of("weight", (*within, 0), (*one, count, inputs)).view(count, inputs)

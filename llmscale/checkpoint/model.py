@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,6 @@ from data_pipeline.tokenizer import Tokenizer, load_tokenizer
 from llmscale.checkpoint.reader import Checkpoint, newest_intact
 from llmscale.config import RunConfig, parse_config
 from llmscale.model import Transformer
-from llmscale.slices.tensor_slice import TensorSlice
 
 _log = logging.getLogger(__name__)
 
@@ -71,15 +70,6 @@ def model_of(
     model.to(dtype).to_empty(device=device)  # which takes memory
     load_weights(model, checkpoint)
     return TrainedModel(model.eval(), tokenizer, config, checkpoint)
-
-
-def weights_of(checkpoint: Checkpoint) -> Callable[[str, TensorSlice], torch.Tensor]:
-    """The weights that a checkpoint has, of which only what is asked for is read: `llmscale.parallel.init.Weights`."""
-
-    def read(name: str, part: TensorSlice) -> torch.Tensor:
-        return checkpoint.read(name, "weight", part.offsets, part.sizes, part.start, part.end, shape=part.shape)
-
-    return read
 
 
 @torch.no_grad()

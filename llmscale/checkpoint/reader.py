@@ -1,4 +1,4 @@
-"""Reading checkpoints: any range of any rectangle of any tensor, whatever layout wrote it."""
+"""Reading checkpoints: any slice of any tensor, whatever layout wrote it."""
 
 from __future__ import annotations
 
@@ -6,15 +6,13 @@ import errno
 import hashlib
 import logging
 from collections.abc import Callable, Sequence
-from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_pipeline.base.durable import NO_REGULAR_FILE, parse_json, read_file
 from data_pipeline.base.errors import UserError, first_line
 from llmscale.checkpoint.errors import CorruptCheckpoint
-from llmscale.checkpoint.fragments import Piece
-from llmscale.checkpoint.manifest import CURSOR, TOKENIZER, TensorEntry, read_manifest
+from llmscale.checkpoint.manifest import CURSOR, TOKENIZER, Piece, TensorEntry, read_manifest
 from llmscale.checkpoint.members import recorded_identity, why_stranger
 from llmscale.checkpoint.store import find_checkpoints
 from llmscale.checkpoint.tensor_file import FiniteCheck
@@ -74,48 +72,36 @@ class Checkpoint:
         """Global shape of a tensor, or of a kind that has a shape of its own."""
         return self._tensor(name).shape_of(kind)
 
-    def read(
-        self,
-        name: str,
-        kind: str = "weight",
-        offsets: Sequence[int] | None = None,
-        sizes: Sequence[int] | None = None,
-        start: int = 0,
-        end: int | None = None,
-        *,
-        shape: Sequence[int] | None = None,
-    ) -> torch.Tensor:
-        """The flat row-major range [start, end) of the rectangle (offsets, sizes); the whole tensor by default.
-
-        Only the pages of the files that hold it are read.
+    def read(self, name: str, wanted: TensorSlice, kind: str = "weight") -> torch.Tensor:
+        """The values of a slice of a tensor. Only the pages of the files that hold it are read.
 
         Args:
-            shape: the global shape of this kind that the caller expects, where it wants that checked.
+            wanted: of the shape that this kind has.
 
         Returns:
-            (end - start,) float32 on the CPU.
+            (wanted.numel,) float32 on the CPU.
 
         Raises:
             UserError: the checkpoint has no such tensor or kind, or it has another shape.
-            CorruptCheckpoint: the pieces do not cover the range, or a file is damaged.
+            CorruptCheckpoint: the pieces do not cover the slice, or a file is damaged.
         """
         import torch
 
-        pieces = self._pieces(name, kind, shape)
-        stored = self.shape(name, kind)
-        offsets = [0] * len(stored) if offsets is None else offsets
-        sizes = stored if sizes is None else sizes
-        end = prod(sizes) if end is None else end
-        try:
-            wanted = TensorSlice(stored, tuple(offsets), tuple(sizes), start, end)
-        except ValueError as error:
-            raise UserError(f"cannot read {kind} of {name} from {self.path}: {error}") from None
+        entry = self._tensor(name)
+        stored = entry.shape_of(kind)
+        if stored != wanted.shape:
+            what = name if stored == entry.shape else f"{kind} of {name}"
+            raise UserError(
+                f"{what} has shape {list(stored)} in {self.path}, but {list(wanted.shape)} in the model;"
+                f" make the model section that of the checkpoint"
+            )
+        if kind not in entry.kinds:
+            raise UserError(f"{self.path} has no {kind} of {name}, only {', '.join(entry.kinds)}")
         result = torch.empty(wanted.numel, dtype=torch.float32)
         missing = wanted.boxes()
-        for piece in pieces:
+        for held, piece in entry.slices(kind):
             if not missing:
                 break
-            held = TensorSlice(stored, piece.offsets, piece.sizes, piece.start, piece.end)
             found, missing = take(missing, held.boxes())
             if found:
                 data = self._data(piece)
@@ -131,7 +117,8 @@ class Checkpoint:
 
         Raises as `read` does.
         """
-        return self.read(name, kind, shape=shape).view(self.shape(name, kind))
+        shape = self.shape(name, kind) if shape is None else shape
+        return self.read(name, TensorSlice.whole(shape), kind).view(tuple(shape))
 
     def cursor(self) -> dict[str, Any]:
         """The merged data cursor.
@@ -221,19 +208,6 @@ class Checkpoint:
         if entry is None:
             raise UserError(f"{self.path} has no tensor {name}; make the model section that of the checkpoint")
         return entry
-
-    def _pieces(self, name: str, kind: str, shape: Sequence[int] | None) -> list[Piece]:
-        entry = self._tensor(name)
-        stored = entry.shape_of(kind)
-        if shape is not None and stored != tuple(shape):
-            what = name if stored == entry.shape else f"{kind} of {name}"
-            raise UserError(
-                f"{what} has shape {list(stored)} in {self.path}, but {list(shape)} in the model;"
-                f" make the model section that of the checkpoint"
-            )
-        if kind not in entry.kinds:
-            raise UserError(f"{self.path} has no {kind} of {name}, only {', '.join(entry.kinds)}")
-        return entry.kinds[kind]
 
     def _data(self, piece: Piece) -> torch.Tensor:
         """A piece, flat and not yet read: the library maps the file."""

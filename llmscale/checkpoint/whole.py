@@ -10,9 +10,9 @@ import torch
 from data_pipeline.base.errors import UserError
 from llmscale.checkpoint import commit
 from llmscale.checkpoint.errors import NotFiniteError
-from llmscale.checkpoint.fragments import Piece
-from llmscale.checkpoint.manifest import FileEntry, RankRecord, RunState, TensorEntry
+from llmscale.checkpoint.manifest import FileEntry, Piece, RankRecord, RunState, TensorEntry
 from llmscale.checkpoint.tensor_file import write_safetensors
+from llmscale.slices.tensor_slice import TensorSlice
 
 
 def write_whole(
@@ -56,10 +56,9 @@ def write_whole(
             flush()
             file, size = f"{commit.rank_name(0)}-{len(files)}.safetensors", 0
         size += tensor.numel() * 4
-        key, shape = f"weight/{name}", tuple(tensor.shape)
+        key, whole = f"weight/{name}", TensorSlice.whole(tensor.shape)
         held[key] = tensor.contiguous()
-        piece = Piece(file, key, (0,) * len(shape), shape, 0, tensor.numel())
-        entries[name] = TensorEntry(shape=shape, kinds={"weight": [piece]})
+        entries[name] = TensorEntry(shape=whole.shape, kinds={"weight": [Piece.of(whole, file, key)]})
     flush()
     record = RankRecord(tensors=entries, files=files, cursor={})
     # `finish` removes the rank's record, as it does after a save of several ranks.

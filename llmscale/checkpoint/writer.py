@@ -22,8 +22,16 @@ from data_pipeline.base.errors import UserError
 from llmscale.checkpoint import commit
 from llmscale.checkpoint.commit import MergeCursors, merge_disjoint, rank_name
 from llmscale.checkpoint.errors import CheckpointError, CorruptCheckpoint, NotFiniteError
-from llmscale.checkpoint.fragments import Fragment, Piece
-from llmscale.checkpoint.manifest import MANIFEST, FileEntry, RankRecord, RunState, TensorEntry, encode, read_manifest
+from llmscale.checkpoint.manifest import (
+    MANIFEST,
+    FileEntry,
+    Piece,
+    RankRecord,
+    RunState,
+    TensorEntry,
+    encode,
+    read_manifest,
+)
 from llmscale.checkpoint.members import identity_of, why_stranger
 from llmscale.checkpoint.store import (
     Retention,
@@ -35,6 +43,7 @@ from llmscale.checkpoint.store import (
     step_name,
 )
 from llmscale.checkpoint.tensor_file import write_safetensors
+from llmscale.slices.fragment import Fragment
 
 _log = logging.getLogger(__name__)
 
@@ -116,9 +125,9 @@ class CheckpointWriter:
         sizes: dict[tuple[str, str, int], int] = {}
         pieces: Counter[tuple[str, str]] = Counter()
         for fragment in fragments:
-            if fragment.end > fragment.start:
+            if fragment.slice.numel:
                 name, kind = fragment.name, fragment.kind
-                sizes[name, kind, pieces[name, kind]] = fragment.end - fragment.start
+                sizes[name, kind, pieces[name, kind]] = fragment.slice.numel
                 pieces[name, kind] += 1
         self._preparation = threading.Thread(target=self._allocate, args=(sizes,), name="checkpoints", daemon=True)
         self._preparation.start()
@@ -316,16 +325,17 @@ def _snapshot(
     room = 0
     file = ""
     for fragment in fragments:
-        entry = tensors.setdefault(fragment.name, TensorEntry(shape=fragment.shape, kinds={}, shapes={}))
-        if fragment.kind_shape is not None and fragment.kind not in entry.kinds:
-            entry.shapes[fragment.kind] = fragment.kind_shape
+        held = fragment.slice
+        given = fragment.parameter_shape or held.shape, held.shape
+        entry = tensors.setdefault(fragment.name, TensorEntry(shape=given[0], kinds={}, shapes={}))
+        if fragment.parameter_shape is not None and fragment.kind not in entry.kinds:
+            entry.shapes[fragment.kind] = held.shape
         pieces = entry.kinds.setdefault(fragment.kind, [])
         known = entry.shape, entry.shape_of(fragment.kind)
-        given = tuple(fragment.shape), tuple(fragment.kind_shape or fragment.shape)
         if known != given:
             differing = next(pair for pair in zip(known, given, strict=True) if pair[0] != pair[1])
             raise ValueError(f"{fragment.name} is given with two shapes, {differing[0]} and {differing[1]}")
-        size = (fragment.end - fragment.start) * 4
+        size = held.numel * 4
         if size == 0:
             continue
         if not files or size > room:
@@ -340,9 +350,9 @@ def _snapshot(
             host = buffers[slot] = _host_memory(size // 4)
         host.copy_(fragment.tensor.detach())
         # A whole rectangle keeps its shape in the file, which other tools can then read.
-        whole = size // 4 == prod(fragment.sizes)
-        files[file][key] = host.view(fragment.sizes) if whole else host
-        pieces.append(Piece(file, key, tuple(fragment.offsets), tuple(fragment.sizes), fragment.start, fragment.end))
+        whole = held.numel == prod(held.sizes)
+        files[file][key] = host.view(held.sizes) if whole else host
+        pieces.append(Piece.of(held, file, key))
     return files, tensors
 
 

@@ -15,7 +15,6 @@ import torch.distributed as dist
 from torch import nn
 
 from data_pipeline.batch import Batch, with_label
-from llmscale.checkpoint.fragments import Fragment
 from llmscale.config.training import TrainConfig, micro_batches
 from llmscale.engine.activation_checkpointing import apply_activation_checkpointing
 from llmscale.engine.cutting import Cutting
@@ -41,6 +40,7 @@ from llmscale.parallel.grid import RankGrid
 from llmscale.parallel.init import Weights
 from llmscale.parallel.parameters import slice_of
 from llmscale.parallel.tensor import dropout_part
+from llmscale.slices.fragment import Fragment
 
 _LOGGER = logging.getLogger("llmscale")
 

@@ -8,7 +8,6 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from llmscale.checkpoint.fragments import Fragment
 from llmscale.config.system import EngineConfig, ParallelConfig
 from llmscale.distributed.process_group import gather_objects
 from llmscale.engine.deepspeed.zero_state import WEIGHT
@@ -58,40 +57,29 @@ def _gather(tensors: dict[str, nn.Parameter], engine: Engine) -> None:
     """Fill whole tensors with what all ranks have of them."""
     own = [fragment for fragment in engine.state() if fragment.kind == WEIGHT]
     missing = sum(tensor.numel() for tensor in tensors.values())
-    for rank, places in enumerate(gather_objects([_place(fragment) for fragment in own])):
+    for rank, slices in enumerate(gather_objects([(fragment.name, fragment.slice) for fragment in own])):
         held = iter(own)
-        for some in _chunks(places):
-            sizes = [end - start for *_, start, end in some]
+        for some in _chunks(slices):
+            sizes = [part.numel for _, part in some]
             flat = torch.empty(sum(sizes), dtype=engine.dtype, device=engine.device)
             if rank == engine.grid.rank:
-                for part, size in zip(flat.split(sizes), sizes, strict=True):
-                    fragment = next(held)
-                    assert fragment.tensor.numel() == size
-                    part.copy_(fragment.tensor)
+                for values in flat.split(sizes):
+                    values.copy_(next(held).tensor)
             dist.broadcast(flat, src=rank)
-            for part, (name, offsets, extent, start, end) in zip(flat.split(sizes), some, strict=True):
-                TensorSlice(tuple(tensors[name].shape), offsets, extent, start, end).write(tensors[name], part)
-                missing -= end - start
+            for values, (name, part) in zip(flat.split(sizes), some, strict=True):
+                part.write(tensors[name], values)
+            missing -= sum(sizes)
     assert not missing, f"{missing} elements of the model are on no rank"
 
 
-_Place = tuple[str, tuple[int, ...], tuple[int, ...], int, int]
-"""Name, offsets, sizes, start and end of a fragment."""
-
-
-def _place(fragment: Fragment) -> _Place:
-    return fragment.name, fragment.offsets, fragment.sizes, fragment.start, fragment.end
-
-
-def _chunks(places: Sequence[_Place]) -> Iterator[list[_Place]]:
-    chunk: list[_Place] = []
+def _chunks(slices: Sequence[tuple[str, TensorSlice]]) -> Iterator[list[tuple[str, TensorSlice]]]:
+    chunk: list[tuple[str, TensorSlice]] = []
     size = 0
-    for place in places:
-        count = place[-1] - place[-2]
-        if chunk and size + count > CHUNK:
+    for name, part in slices:
+        if chunk and size + part.numel > CHUNK:
             yield chunk
             chunk, size = [], 0
-        chunk.append(place)
-        size += count
+        chunk.append((name, part))
+        size += part.numel
     if chunk:
         yield chunk

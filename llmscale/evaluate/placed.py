@@ -16,7 +16,7 @@ from data_pipeline.base.errors import UserError
 from data_pipeline.batch import Batch
 from data_pipeline.tokenizer import Tokenizer, load_tokenizer
 from llmscale.checkpoint.manifest import MANIFEST
-from llmscale.checkpoint.model import TrainedModel, load_model, model_of, weights_of
+from llmscale.checkpoint.model import TrainedModel, load_model, model_of
 from llmscale.checkpoint.reader import Checkpoint, newest_intact
 from llmscale.config import RunConfig, parse_config
 from llmscale.distributed.agreement import on_rank_zero
@@ -220,7 +220,7 @@ def place_on_ranks(path: str, overrides: tuple[str, ...], world: World, dtype: s
     vocab_size = config.model.vocabulary(tokenizer.vocab_size)
     model = init.build_hollow(config.model, vocab_size, grid, config.parallel.sequence_parallel)
     loss = build_loss(config.objective, config.model)
-    engine = make_engine(model, loss, EngineSettings.of(config), grid, world.device, weights_of(checkpoint))
+    engine = make_engine(model, loss, EngineSettings.of(config), grid, world.device, checkpoint.read)
     source = Source.of_checkpoint(checkpoint)
     within = exactness(engine.device, engine.dtype, grid)
     return Placed(engine, tokenizer, config, source, within, close=engine.close)

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from llmscale.checkpoint.fragments import Fragment
 from llmscale.config import RunConfig
 from llmscale.distributed.agreement import on_rank_zero
 from llmscale.distributed.process_group import broadcast_object, gather_to_lead, join, leave, read_world
+from llmscale.slices.fragment import Fragment
 from llmscale.train.run_directory import RunDirectory
 from llmscale.train.setup import set_up
 from llmscale.train.signals import PreemptionFlag
@@ -74,7 +74,7 @@ def _judge(found: Figures, seen: list[Fragment], file: Path, reference: bool) ->
     parts = gather_to_lead(seen)
     worst = (0.0, "")
     if parts is not None:
-        whole = dict(assembled(part for each in parts for part in each))
+        whole = assembled(itertools.chain(*parts))
         if reference:
             save_file(whole, file)
         else:
@@ -82,22 +82,14 @@ def _judge(found: Figures, seen: list[Fragment], file: Path, reference: bool) ->
     found.gradients.append(broadcast_object(worst))
 
 
-def assembled(parts: Any) -> Iterator[tuple[str, Tensor]]:
-    """Whole tensors of the fragments of all ranks, by name."""
-    rectangles: dict[str, dict[tuple[Any, Any], Tensor]] = {}
-    shapes: dict[str, tuple[int, ...]] = {}
-    for part in parts:
-        shapes[part.name] = part.shape
-        own = rectangles.setdefault(part.name, {})
-        key = part.offsets, part.sizes
-        if key not in own:
-            own[key] = torch.full((math.prod(part.sizes),), math.nan)
-        own[key][part.start : part.end] = part.tensor
-    for name, own in rectangles.items():
-        whole = torch.full(shapes[name], math.nan)
-        for (offsets, sizes), values in own.items():
-            whole[tuple(slice(low, low + size) for low, size in zip(offsets, sizes, strict=True))] = values.view(sizes)
-        yield name, whole
+def assembled(fragments: Iterable[Fragment]) -> dict[str, Tensor]:
+    """Whole tensors of the fragments of all ranks, by name; what none has is NaN."""
+    whole: dict[str, Tensor] = {}
+    for fragment in fragments:
+        if fragment.name not in whole:
+            whole[fragment.name] = torch.full(fragment.slice.shape, math.nan)
+        fragment.slice.write(whole[fragment.name], fragment.tensor)
+    return whole
 
 
 def gradient_difference(found: dict[str, Tensor], expected: dict[str, Tensor]) -> tuple[float, str]:

@@ -9,7 +9,6 @@ import torch
 from data_pipeline.base.errors import UserError
 from data_pipeline.tokenizer import load_tokenizer
 from llmscale.checkpoint import Checkpoint
-from llmscale.checkpoint.model import weights_of
 from llmscale.checkpoint.reader import newest_intact
 from llmscale.config import RunConfig, parse_config
 from llmscale.distributed.process_group import all_reduce_sum, gather_objects, join, leave, read_world
@@ -58,7 +57,7 @@ def reload_on_rank(path: str, config: RunConfig) -> tuple[dict[str, int], str]:
         vocab_size = config.model.vocabulary(load_tokenizer(checkpoint.tokenizer).vocab_size)
         model = init.build_hollow(config.model, vocab_size, grid, config.parallel.sequence_parallel)
         loss = build_loss(config.objective, config.model)
-        engine = make_engine(model, loss, EngineSettings.of(config), grid, world.device, weights_of(checkpoint))
+        engine = make_engine(model, loss, EngineSettings.of(config), grid, world.device, checkpoint.read)
         trained = any(len(checkpoint.kinds(name)) > 1 for name in checkpoint.names)
         if trained or checkpoint.manifest.optimizer:
             restore(engine, checkpoint)
@@ -68,7 +67,7 @@ def reload_on_rank(path: str, config: RunConfig) -> tuple[dict[str, int], str]:
             # Imported weights have no optimizer state.
             if part.kind not in counts:
                 continue
-            saved = checkpoint.read(part.name, part.kind, part.offsets, part.sizes, part.start, part.end)
+            saved = checkpoint.read(part.name, part.slice, part.kind)
             counts[part.kind] += saved.numel()
             if not problem and not torch.equal(part.tensor.cpu(), saved):
                 problem = f"{part.kind} of {part.name} has other values on rank {world.rank}"

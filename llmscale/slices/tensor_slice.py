@@ -18,7 +18,7 @@ class TensorSlice:
     """A flat row-major range of a rectangle of a global tensor.
 
     A rectangle is what tensor and expert parallelism cut out; a flat range is what ZeRO cuts out of a flattened one.
-    The values of a slice are a 1-D tensor of `numel` elements.
+    The values of a slice are a contiguous 1-D tensor of `numel` elements.
 
     Raises:
         ValueError: the rectangle leaves the shape, or the range leaves the rectangle.
@@ -100,6 +100,7 @@ class TensorSlice:
 
     def view(self, values: Tensor, box: Box) -> Tensor:
         """A box within the slice, as a strided view of the slice's `values`."""
+        assert values.is_contiguous()
         low, high = box
         strides = [prod(self.sizes[axis + 1 :]) for axis in range(len(self.sizes))]
         place = sum((a - o) * s for a, o, s in zip(low, self.offsets, strides, strict=True)) - self.start
@@ -113,4 +114,4 @@ class TensorSlice:
 
     def of(self, whole: Tensor) -> Tensor:
         """The slice's values, from the global tensor."""
-        return whole[self.index].reshape(-1)[self.start : self.end]
+        return whole[self.index].reshape(-1)[self.start : self.end].contiguous()

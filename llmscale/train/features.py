@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 
 import numpy as np
-from torch import Tensor
 
 from data_pipeline.base.terminal import tell
 from llmscale.config import RunConfig
@@ -18,6 +17,7 @@ from llmscale.engine.features import Features
 from llmscale.finetune.feature_store import FeatureStore
 from llmscale.finetune.trained import names_of, part_of, training_of
 from llmscale.objectives import model_side
+from llmscale.slices.fragment import Fragment
 from llmscale.train.run_directory import RunDirectory
 
 _FORMAT = 1
@@ -72,7 +72,7 @@ def _digest(engine: Engine) -> str:
     total = 0
     for part in engine.state():
         if part.name in frozen:
-            total = (total + _checksum(part.name, part.offsets, part.start, part.tensor)) % 2**64
+            total = (total + _checksum(part)) % 2**64
     whole = {
         "format": _FORMAT,
         "weights": all_reduce_wrapping(total),
@@ -82,11 +82,12 @@ def _digest(engine: Engine) -> str:
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _checksum(name: str, offsets: tuple[int, ...], start: int, values: Tensor) -> int:
+def _checksum(fragment: Fragment) -> int:
     """A sum over elements, so that of a tensor which is cut it is the sum over the parts."""
-    salt = int.from_bytes(hashlib.blake2b(f"{name} {offsets}".encode(), digest_size=8).digest(), "little")
-    bits = values.cpu().contiguous().numpy().view(np.uint32).astype(np.uint64)
-    places = np.arange(start, start + len(bits), dtype=np.uint64)
+    place = f"{fragment.name} {fragment.slice.offsets}".encode()
+    salt = int.from_bytes(hashlib.blake2b(place, digest_size=8).digest(), "little")
+    bits = fragment.tensor.cpu().contiguous().numpy().view(np.uint32).astype(np.uint64)
+    places = np.arange(fragment.slice.start, fragment.slice.end, dtype=np.uint64)
     with np.errstate(over="ignore"):
         mixed = (bits + np.uint64(salt)) * ((places * np.uint64(2) + np.uint64(1)) * np.uint64(_FACTOR))
         return int((mixed ^ (mixed >> np.uint64(29))).sum(dtype=np.uint64))

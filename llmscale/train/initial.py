@@ -14,7 +14,7 @@ from data_pipeline.base.terminal import tell
 from data_pipeline.tokenizer import Tokenizer, load_tokenizer
 from data_pipeline.tokenizer.store import interchangeable
 from llmscale.checkpoint.merge import merged_weights_of
-from llmscale.checkpoint.model import require_tensors, weights_of
+from llmscale.checkpoint.model import require_tensors
 from llmscale.checkpoint.reader import Checkpoint, newest_intact
 from llmscale.config import ModelConfig, RunConfig, parse_config
 from llmscale.config.function import function_differences
@@ -99,7 +99,7 @@ def _with_factors(model: ModelConfig, checkpoint: Checkpoint, seed: int) -> Weig
     """The weights of a checkpoint, with or without low-rank factors as the model has them."""
     theirs = parse_config(dict(checkpoint.manifest.config), origin=str(checkpoint.path)).model.lora
     if theirs is None:
-        return weights_of(checkpoint) if model.lora is None else with_factors(weights_of(checkpoint), model, seed)
+        return checkpoint.read if model.lora is None else with_factors(checkpoint.read, model, seed)
     if model.lora is None:
         return merged_weights_of(checkpoint, theirs)
     # What is dropped may change.
@@ -111,7 +111,7 @@ def _with_factors(model: ModelConfig, checkpoint: Checkpoint, seed: int) -> Weig
                 f" {json.dumps(ours[key])}; set what it has to train them further, or merge them into its weights with"
                 f" llmscale checkpoint merge and start from that"
             )
-    return weights_of(checkpoint)
+    return checkpoint.read
 
 
 def open_model(path: str, tokenizer: Tokenizer, option: str) -> Checkpoint:

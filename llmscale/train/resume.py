@@ -162,6 +162,6 @@ def restore(engine: Engine, checkpoint: Checkpoint) -> None:
             # Until version 0.1 the biases of experts, a stack, were kept as if they were a matrix.
             rows, columns = (checkpoint.full(name, statistic) for statistic in (adafactor.ROWS, adafactor.COLUMNS))
             return part.of(adafactor.second_moments(rows, columns))
-        return checkpoint.read(name, kind, part.offsets, part.sizes, part.start, part.end, shape=part.shape)
+        return checkpoint.read(name, part, kind)
 
     engine.load_state(read, checkpoint.manifest.optimizer)

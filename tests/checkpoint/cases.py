@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from llmscale.checkpoint import Checkpoint, CheckpointError, Fragment, Retention, clean
+from llmscale.checkpoint import Checkpoint, CheckpointError, Retention, clean
 from llmscale.checkpoint.writer import CheckpointWriter
+from llmscale.slices.fragment import Fragment
+from llmscale.slices.tensor_slice import TensorSlice
 
 SHAPES = {"embedding.weight": (13, 7), "blocks.0.norm.weight": (7,), "blocks.0.conv": (3, 2, 5), "temperature": ()}
 KINDS = ("weight", "exp_avg")
@@ -32,7 +34,7 @@ def fragments(step: int, rank: int = 0, world: int = 1) -> Iterator[Fragment]:
         for kind in KINDS:
             flat = torch.from_numpy(content(step, name, kind).reshape(-1).copy())
             start, end = (flat.numel() * r // world for r in (rank, rank + 1))
-            yield Fragment(name, kind, shape, (0,) * len(shape), shape, start, end, flat[start:end])
+            yield Fragment(name, kind, TensorSlice.whole(shape).flat_range(start, end), flat[start:end])
 
 
 def save(writer: CheckpointWriter, step: int, rank: int = 0, world: int = 1) -> None:

@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from data_pipeline.base.errors import UserError
-from llmscale.checkpoint import Checkpoint, CheckpointError, Fragment, newest_intact
+from llmscale.checkpoint import Checkpoint, CheckpointError, newest_intact
 from llmscale.checkpoint.commands import show
 from llmscale.checkpoint.commit import merge_tensors
-from llmscale.checkpoint.fragments import Piece
-from llmscale.checkpoint.manifest import RankRecord, TensorEntry
+from llmscale.checkpoint.manifest import Piece, RankRecord, TensorEntry
 from llmscale.checkpoint.writer import CheckpointWriter
+from llmscale.slices.fragment import Fragment
+from llmscale.slices.tensor_slice import TensorSlice
 from tests.checkpoint.cases import assert_holds, saved
 
 SHAPE, ROWS = (2, 3, 5), (2, 3)
@@ -22,10 +23,10 @@ WEIGHT, STATISTIC = torch.arange(30.0), torch.arange(6.0) + 100
 
 
 def fragments() -> Iterator[Fragment]:
-    yield Fragment("w", "weight", SHAPE, (0, 0, 0), SHAPE, 0, 30, WEIGHT)
+    yield Fragment("w", "weight", TensorSlice.whole(SHAPE), WEIGHT)
     # In two pieces, the second of which begins within a row.
     for start, end in ((0, 4), (4, 6)):
-        yield Fragment("w", "row", SHAPE, (0, 0), ROWS, start, end, STATISTIC[start:end], kind_shape=ROWS)
+        yield Fragment("w", "row", TensorSlice.whole(ROWS).flat_range(start, end), STATISTIC[start:end], SHAPE)
 
 
 def save(folder: Path) -> Checkpoint:
@@ -40,8 +41,8 @@ def test_they_come_back_in_their_shape(tmp_path: Path) -> None:
     assert (checkpoint.shape("w"), checkpoint.shape("w", "row")) == (SHAPE, ROWS)
     assert torch.equal(checkpoint.full("w"), WEIGHT.view(SHAPE))
     assert torch.equal(checkpoint.full("w", "row", shape=ROWS), STATISTIC.view(ROWS))
-    assert torch.equal(checkpoint.read("w", "row", start=3, end=5), STATISTIC[3:5])
-    assert torch.equal(checkpoint.read("w", "row", (1, 1), (1, 2)), STATISTIC[4:6])
+    assert torch.equal(checkpoint.read("w", TensorSlice.whole(ROWS).flat_range(3, 5), "row"), STATISTIC[3:5])
+    assert torch.equal(checkpoint.read("w", TensorSlice.rectangle(ROWS, (1, 1), (1, 2)), "row"), STATISTIC[4:6])
     assert "weight 30, row 6" in show(tmp_path)
 
 
@@ -50,14 +51,9 @@ def test_another_shape_is_refused_by_name(tmp_path: Path) -> None:
         save(tmp_path).full("w", "row", shape=(3, 2))
 
 
-def test_a_range_outside_its_own_shape_is_no_fragment() -> None:
-    with pytest.raises(ValueError, match="row of w: the range"):
-        Fragment("w", "row", SHAPE, (0, 0), ROWS, 0, 7, torch.zeros(7), kind_shape=ROWS)
-
-
 def test_one_rank_gives_one_shape(tmp_path: Path) -> None:
     first, *_ = fragments()
-    other = Fragment("w", "weight", SHAPE, (0,), (5,), 0, 5, torch.zeros(5), kind_shape=(5,))
+    other = Fragment("w", "weight", TensorSlice.whole((5,)), torch.zeros(5), SHAPE)
     with pytest.raises(ValueError, match=r"w is given with two shapes, \(2, 3, 5\) and \(5,\)"):
         CheckpointWriter(tmp_path).save(1, [first, other], {"samples": 0})
 

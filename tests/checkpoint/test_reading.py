@@ -13,9 +13,11 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.base.errors import UserError
-from llmscale.checkpoint import Checkpoint, CheckpointError, CorruptCheckpoint, Fragment, Piece
-from llmscale.checkpoint.manifest import MANIFEST, Manifest, TensorEntry, encode
+from llmscale.checkpoint import Checkpoint, CheckpointError, CorruptCheckpoint
+from llmscale.checkpoint.manifest import MANIFEST, Manifest, Piece, TensorEntry, encode
 from llmscale.checkpoint.writer import CheckpointWriter
+from llmscale.slices.fragment import Fragment
+from llmscale.slices.tensor_slice import TensorSlice
 from tests.checkpoint.cases import saved
 
 
@@ -32,6 +34,14 @@ class Range:
         """The reference: cut the rectangle, flatten it, cut the range."""
         region = tuple(slice(o, o + s) for o, s in zip(self.offsets, self.sizes, strict=True))
         return array[region].reshape(-1)[self.start : self.end]
+
+    def slice_of(self, array: np.ndarray) -> TensorSlice:
+        """The same in the form that is tested."""
+        return TensorSlice(array.shape, self.offsets, self.sizes, self.start, self.end)
+
+    def held(self, name: str, array: np.ndarray) -> Fragment:
+        """A rank's fragment of an array."""
+        return Fragment(name, "weight", self.slice_of(array), torch.from_numpy(self.of(array).copy()))
 
 
 @st.composite
@@ -81,17 +91,8 @@ def test_any_request_from_any_layout(cases: list) -> None:
         writers = [CheckpointWriter(folder, rank=rank, world=3, timeout=30, part_bytes=400) for rank in range(3)]
         for rank, writer in enumerate(writers):
             held = [
-                Fragment(
-                    f"t{i}",
-                    "weight",
-                    shape,
-                    piece.offsets,
-                    piece.sizes,
-                    piece.start,
-                    piece.end,
-                    torch.from_numpy(piece.of(arrays[i]).copy()),
-                )
-                for i, (shape, pieces, _) in enumerate(cases)
+                piece.held(f"t{i}", arrays[i])
+                for i, (_, pieces, _) in enumerate(cases)
                 for owner, piece in pieces
                 if owner == rank
             ]
@@ -103,8 +104,9 @@ def test_any_request_from_any_layout(cases: list) -> None:
             for i, (_, _, requests) in enumerate(cases):
                 np.testing.assert_array_equal(checkpoint.full(f"t{i}").numpy(), arrays[i])
                 for request in requests:
-                    got = checkpoint.read(f"t{i}", "weight", request.offsets, request.sizes, request.start, request.end)
+                    got = checkpoint.read(f"t{i}", request.slice_of(arrays[i]))
                     np.testing.assert_array_equal(got.numpy(), request.of(arrays[i]))
+                    assert torch.equal(request.slice_of(arrays[i]).of(torch.from_numpy(arrays[i])), got)
 
 
 @settings(max_examples=30, deadline=None)
@@ -116,10 +118,7 @@ def test_what_no_rank_gave_is_noticed(data: st.DataObject) -> None:
     assume(len(pieces) > 1)
     lost = data.draw(st.sampled_from(pieces))
     array = np.arange(24, dtype=np.float32).reshape(shape)
-    held = [
-        Fragment("t", "weight", shape, p.offsets, p.sizes, p.start, p.end, torch.from_numpy(p.of(array).copy()))
-        for p in pieces
-    ]
+    held = [piece.held("t", array) for piece in pieces]
     with tempfile.TemporaryDirectory() as folder:
         writer = CheckpointWriter(folder)
         writer.save(
@@ -137,7 +136,7 @@ def test_what_no_rank_gave_is_noticed(data: st.DataObject) -> None:
         with pytest.raises(CorruptCheckpoint, match=r"lacks elements .* of weight of t|weight of t is larger than its"):
             Checkpoint(path).full("t")
         with pytest.raises(CorruptCheckpoint, match="weight of t"):
-            Checkpoint(path).read("t", "weight", lost.offsets, lost.sizes, lost.start, lost.end)
+            Checkpoint(path).read("t", lost.slice_of(array))
 
 
 def rewrite(path: Path, manifest: Manifest, tensors: dict[str, TensorEntry]) -> None:
@@ -147,20 +146,22 @@ def rewrite(path: Path, manifest: Manifest, tensors: dict[str, TensorEntry]) -> 
 def test_a_large_tensor_is_read_by_strips_and_columns(tmp_path: Path) -> None:
     """Flat parts of 3 ranks, read as the row and column slices that tensor parallelism wants."""
     array = np.random.default_rng(0).standard_normal((1001, 517)).astype(np.float32)
-    flat = torch.from_numpy(array).view(-1)
+    flat, whole = torch.from_numpy(array).view(-1), TensorSlice.whole(array.shape)
     cuts = [0, 150_001, 300_000, flat.numel()]
     writer = CheckpointWriter(tmp_path, part_bytes=700_000)
     writer.save(
         1,
-        [Fragment("w", "weight", array.shape, (0, 0), array.shape, a, b, flat[a:b]) for a, b in pairwise(cuts)],
+        [Fragment("w", "weight", whole.flat_range(a, b), flat[a:b]) for a, b in pairwise(cuts)],
         {"samples": 0},
     )
     writer.wait()
     checkpoint = Checkpoint(tmp_path / "step-00000001")
     assert len([name for name in checkpoint.manifest.files if name.startswith("rank-")]) > 1
-    assert np.array_equal(checkpoint.read("w", "weight", (500, 0), (501, 517)), array[500:].reshape(-1))
-    assert np.array_equal(checkpoint.read("w", "weight", (0, 129), (1001, 129)), array[:, 129:258].reshape(-1))
-    half = checkpoint.read("w", "weight", (0, 129), (1001, 129), 60_000, 129_129)
+    rows = TensorSlice.rectangle(array.shape, (500, 0), (501, 517))
+    columns = TensorSlice.rectangle(array.shape, (0, 129), (1001, 129))
+    assert np.array_equal(checkpoint.read("w", rows), array[500:].reshape(-1))
+    assert np.array_equal(checkpoint.read("w", columns), array[:, 129:258].reshape(-1))
+    half = checkpoint.read("w", columns.flat_range(60_000, 129_129))
     assert np.array_equal(half, array[:, 129:258].reshape(-1)[60_000:])
 
 
@@ -170,7 +171,7 @@ def test_other_tools_can_read_the_files(tmp_path: Path) -> None:
 
     array = torch.randn(3, 4)
     writer = CheckpointWriter(tmp_path)
-    writer.save(1, [Fragment("w", "weight", (3, 4), (0, 0), (3, 4), 0, 12, array.view(-1))], {"samples": 0})
+    writer.save(1, [Fragment("w", "weight", TensorSlice.whole((3, 4)), array.view(-1))], {"samples": 0})
     writer.wait()
     assert torch.equal(load_file(tmp_path / "step-00000001" / "rank-00000.safetensors")["weight/w"], array)
 
@@ -184,25 +185,35 @@ def test_what_does_not_fit_is_refused_with_both_shapes(tmp_path: Path) -> None:
         checkpoint.full("temperature", "momentum_buffer")
     with pytest.raises(UserError, match=r"embedding\.weight has shape \[13, 7\] in .*, but \[13, 8\] in the model"):
         checkpoint.full("embedding.weight", shape=(13, 8))
-    with pytest.raises(UserError, match=r"rectangle \[14, 7\] at \[0, 0\] leaves the shape \[13, 7\]"):
-        checkpoint.read("embedding.weight", "weight", (0, 0), (14, 7), 0, 98)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"offsets": (1, 0)}, "leaves the shape"),
+        ({"offsets": (1, 0)}, r"rectangle \[2, 3\] at \[1, 0\] leaves the shape \[2, 3\]"),
         ({"sizes": (2,)}, "do not fit the shape"),
         ({"end": 7}, "leaves the 6 elements"),
-        ({"tensor": torch.zeros(5)}, r"must be float32 of shape \[6\], but is torch.float32 of shape \[5\]"),
-        ({"tensor": torch.zeros(6, dtype=torch.bfloat16)}, "but is torch.bfloat16"),
+        ({"start": 6, "end": 5}, "leaves the 6 elements"),
     ],
 )
-def test_a_fragment_must_be_what_it_says(change: dict, message: str) -> None:
-    good = {"name": "w", "kind": "weight", "shape": (2, 3), "offsets": (0, 0), "sizes": (2, 3), "start": 0, "end": 6}
-    Fragment(**good, tensor=torch.zeros(6))
+def test_a_slice_lies_within_its_tensor(change: dict, message: str) -> None:
+    good = {"shape": (2, 3), "offsets": (0, 0), "sizes": (2, 3), "start": 0, "end": 6}
+    assert TensorSlice(**good) == TensorSlice.whole((2, 3))
     with pytest.raises(ValueError, match=message):
-        Fragment(**{**good, "tensor": torch.zeros(6), **change})
+        TensorSlice(**{**good, **change})
+
+
+@pytest.mark.parametrize(
+    ("tensor", "message"),
+    [
+        (torch.zeros(5), r"must be float32 of shape \[6\], but is torch.float32 of shape \[5\]"),
+        (torch.zeros(6, dtype=torch.bfloat16), "but is torch.bfloat16"),
+    ],
+)
+def test_a_fragment_must_be_what_it_says(tensor: torch.Tensor, message: str) -> None:
+    Fragment("w", "weight", TensorSlice.whole((2, 3)), torch.zeros(6))
+    with pytest.raises(ValueError, match=message):
+        Fragment("w", "weight", TensorSlice.whole((2, 3)), tensor)
 
 
 def test_pieces_outside_their_tensor_are_refused(tmp_path: Path) -> None:

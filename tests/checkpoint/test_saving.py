@@ -2,6 +2,7 @@
 
 import subprocess
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,10 @@ import torch
 from safetensors.torch import load_file
 
 from data_pipeline.base.errors import UserError
-from llmscale.checkpoint import Checkpoint, CheckpointError, Fragment, Retention, clean, find_checkpoints, newest_intact
+from llmscale.checkpoint import Checkpoint, CheckpointError, Retention, clean, find_checkpoints, newest_intact
 from llmscale.checkpoint.writer import CheckpointWriter
+from llmscale.slices.fragment import Fragment
+from llmscale.slices.tensor_slice import TensorSlice
 from tests.checkpoint.cases import assert_holds, content, fragments, save, save_one_rank, saved, trace_operations
 from tests.ranks import run_ranks
 
@@ -143,7 +146,7 @@ def test_ranks_that_disagree_on_the_cursor_are_noticed(tmp_path: Path) -> None:
 def test_a_step_saved_again_is_replaced(tmp_path: Path) -> None:
     saved(tmp_path, 1, 2, attempt=1)
     writer = CheckpointWriter(tmp_path, attempt=2)
-    held = [Fragment(f.name, f.kind, f.shape, f.offsets, f.sizes, f.start, f.end, f.tensor + 1) for f in fragments(2)]
+    held = [replace(fragment, tensor=fragment.tensor + 1) for fragment in fragments(2)]
     writer.save(2, held, {"samples": 16})
     writer.wait()
     checkpoint = newest_intact(tmp_path)
@@ -195,7 +198,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
         pytest.skip("mounting a small tmpfs needs privileges; the file-size limit stands in for it elsewhere")
     try:
         writer = saved(disk / "checkpoints", 3)
-        large = Fragment("w", "weight", (300_000,), (0,), (300_000,), 0, 300_000, torch.zeros(300_000))
+        large = Fragment("w", "weight", TensorSlice.whole((300_000,)), torch.zeros(300_000))
         writer.save(4, [large], {"samples": 0})
         with pytest.raises(
             CheckpointError, match=r"No space left on device .* 1200000 bytes to write and \d+ are free"

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data_pipeline.batch import Batch
-from llmscale.checkpoint.fragments import Fragment
 from llmscale.config import RunConfig
 from llmscale.distributed.process_group import all_reduce_sum, gather_objects, join, leave, read_world
 from llmscale.engine.engine import Engine, accumulation
@@ -19,6 +18,7 @@ from llmscale.engine.schedule import learning_rate
 from llmscale.model import Dropout
 from llmscale.objectives.loss import build_loss
 from llmscale.parallel.grid import RankGrid
+from llmscale.slices.fragment import Fragment
 from tests.engine.cases import GLOBAL_BATCH, LENGTH, STEPS, VOCAB, build, case_config, open_engine, own_optimizers
 
 SOURCE = 24
@@ -200,8 +200,8 @@ def whole_weights(engine: Engine) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     written: dict[str, Tensor] = {}
     for fragment in (each for rank in gather_objects(own) for each in rank):
-        found.setdefault(fragment.name, torch.zeros(fragment.shape))
-        written.setdefault(fragment.name, torch.zeros(fragment.shape))
+        found.setdefault(fragment.name, torch.zeros(fragment.slice.shape))
+        written.setdefault(fragment.name, torch.zeros(fragment.slice.shape))
         _put(found[fragment.name], fragment, fragment.tensor)
         _put(written[fragment.name], fragment, torch.ones_like(fragment.tensor))
     assert all(bool((times == 1).all()) for times in written.values())
@@ -210,9 +210,10 @@ def whole_weights(engine: Engine) -> dict[str, Tensor]:
 
 
 def _put(whole: Tensor, fragment: Fragment, values: Tensor) -> None:
-    where = tuple(slice(low, low + size) for low, size in zip(fragment.offsets, fragment.sizes, strict=True))
-    part = torch.zeros(fragment.sizes)
-    part.view(-1)[fragment.start : fragment.end] = values
+    held = fragment.slice
+    where = tuple(slice(low, low + size) for low, size in zip(held.offsets, held.sizes, strict=True))
+    part = torch.zeros(held.sizes)
+    part.view(-1)[held.start : held.end] = values
     whole[where] += part
 
 

@@ -8,10 +8,11 @@ import torch
 from transformers.optimization import Adafactor
 
 from llmscale.checkpoint import newest_intact
-from llmscale.checkpoint.fragments import Fragment
 from llmscale.checkpoint.writer import CheckpointWriter
 from llmscale.distributed.process_group import gather_objects, join, leave, read_world
 from llmscale.engine.optimizers import build_optimizer
+from llmscale.slices.fragment import Fragment
+from llmscale.slices.tensor_slice import TensorSlice
 from llmscale.train.resume import restore
 from tests.engine.cases import Named, build, case_config, one_step, open_engine
 from tests.ranks import run_ranks
@@ -70,13 +71,13 @@ def test_each_expert_has_a_bias_like_any_layer(name: str) -> None:
 
 def with_statistics(fragment: Fragment) -> list[Fragment]:
     """The fragment; instead of second moments of stacked biases those of their rows and columns, as once written."""
-    if fragment.kind != "exp_avg_sq" or len(fragment.shape) != 2:
+    if fragment.kind != "exp_avg_sq" or len(fragment.slice.shape) != 2:
         return [fragment]
     found = []
-    for kind, size in zip(("exp_avg_sq_row", "exp_avg_sq_col"), fragment.shape, strict=True):
+    for kind, size in zip(("exp_avg_sq_row", "exp_avg_sq_col"), fragment.slice.shape, strict=True):
         values = torch.rand(size, generator=torch.Generator().manual_seed(size)) + 0.1
-        found.append(Fragment(fragment.name, kind, fragment.shape, (0,), (size,), 0, size, values, kind_shape=(size,)))
-    return found if fragment.start == 0 else []
+        found.append(Fragment(fragment.name, kind, TensorSlice.whole((size,)), values, fragment.slice.shape))
+    return found if fragment.slice.start == 0 else []
 
 
 def resume_from_statistics(folder: Path) -> list[tuple[str, int, Any]]:
@@ -92,8 +93,8 @@ def resume_from_statistics(folder: Path) -> list[tuple[str, int, Any]]:
     gather_objects(None)
     engine, grid = open_engine(config)
     restore(engine, newest_intact(folder))
-    moments = [f for f in engine.state() if f.kind == "exp_avg_sq" and len(f.shape) == 2]
-    found = [(f.name, f.start, f.tensor.numpy().copy()) for f in moments]
+    moments = [f for f in engine.state() if f.kind == "exp_avg_sq" and len(f.slice.shape) == 2]
+    found = [(f.name, f.slice.start, f.tensor.numpy().copy()) for f in moments]
     one_step(engine, grid, 1)
     leave()
     return found

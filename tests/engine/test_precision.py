@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmscale.checkpoint.fragments import Fragment
 from llmscale.config import RunConfig
 from llmscale.distributed.process_group import gather_objects, join, leave, read_world
 from llmscale.objectives.loss import build_loss
 from llmscale.parity.job import assembled
+from llmscale.slices.fragment import Fragment
 from tests.engine.cases import (
     GLOBAL_BATCH,
     build,
@@ -50,19 +52,13 @@ def gradients_on_rank(configs: list[RunConfig]) -> list[tuple[dict[str, Any], di
     found = []
     for config in configs:
         engine, grid = open_engine(config)
-        weights = [
-            Fragment(
-                each.name, each.kind, each.shape, each.offsets, each.sizes, each.start, each.end, each.tensor.clone()
-            )
-            for each in engine.state()
-            if each.kind == "weight"
-        ]
+        weights = [replace(each, tensor=each.tensor.clone()) for each in engine.state() if each.kind == "weight"]
         assert all(each.tensor.dtype == torch.float32 for each in weights)
         seen: list[Fragment] = []
         with engine.watched_gradients(seen):
             one_step(engine, grid, 0)
         masters, gradients = (
-            {name: value.numpy() for name, value in assembled(part for each in gather_objects(parts) for part in each)}
+            {name: value.numpy() for name, value in assembled(itertools.chain(*gather_objects(parts))).items()}
             for parts in (weights, seen)
         )
         found.append((masters, gradients))

@@ -70,7 +70,8 @@ def train_on_rank(
         for config in configs:
             engine, grid = open_engine(config)
             figures = [one_step(engine, grid, step) for step in range(steps)]
-            pieces = [(f.name, f.shape, f.start, f.tensor.numpy().copy()) for f in engine.state() if f.kind == "weight"]
+            own = [fragment for fragment in engine.state() if fragment.kind == "weight"]
+            pieces = [(f.name, f.slice.shape, f.slice.start, f.tensor.numpy().copy()) for f in own]
             everywhere = [piece for rank in gather_objects(pieces) for piece in rank]
             found.append((figures, everywhere if grid.rank == 0 else None))
             if sub_group:

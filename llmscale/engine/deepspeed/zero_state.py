@@ -14,11 +14,11 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from llmscale.checkpoint.fragments import Fragment
 from llmscale.engine.deepspeed.experts import expert_group_of
 from llmscale.engine.optimizers import Part, ShardedOptimizer, create_state
 from llmscale.parallel.init import Weights, fill
 from llmscale.parallel.parameters import slice_of
+from llmscale.slices.fragment import Fragment
 from llmscale.slices.tensor_slice import TensorSlice
 
 WEIGHT, GRADIENT = "weight", "gradient"
@@ -110,12 +110,9 @@ def fragments(engine: Any, named: list[tuple[str, nn.Parameter]]) -> Iterator[Fr
     for name, parameter in named:
         for kind in state_kinds(engine, parameter) if slice_of(parameter).first else []:
             for own, values in _owned(engine, parameter, kind):
-                yield Fragment(name, kind, own.shape, own.offsets, own.sizes, own.start, own.end, values.detach())
+                yield Fragment(name, kind, own, values.detach())
         for kind, whole in shared.get(name, {}).items():
-            shape = tuple(whole.shape)
-            yield Fragment(
-                name, kind, slice_of(parameter).shape, (0,) * len(shape), shape, 0, whole.numel(), whole.view(-1), shape
-            )
+            yield Fragment(name, kind, TensorSlice.whole(whole.shape), whole.view(-1), slice_of(parameter).shape)
 
 
 @contextlib.contextmanager
@@ -134,9 +131,8 @@ def watched_gradients(engine: Any, named: list[tuple[str, nn.Parameter]], seen: 
             first = slice_of(parameter).first
             if not (first and parameter.requires_grad) or _partition_of(engine, parameter) not in present:
                 continue
-            for own, part in _owned(engine, parameter, GRADIENT):
-                values = part.float().clone()
-                seen.append(Fragment(name, GRADIENT, own.shape, own.offsets, own.sizes, own.start, own.end, values))
+            for own, values in _owned(engine, parameter, GRADIENT):
+                seen.append(Fragment(name, GRADIENT, own, values.float().clone()))
 
     handle = _inner_optimizer(engine).register_step_pre_hook(look)
     try:
