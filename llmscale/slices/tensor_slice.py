@@ -94,6 +94,12 @@ class TensorSlice:
         """Elements [start, end) of the same rectangle, flattened."""
         return replace(self, start=start, end=end)
 
+    def chunk(self, number: int, size: int) -> TensorSlice:
+        """The `number`-th range of `size` elements of the same rectangle, flattened, as ZeRO cuts it: the last ones are
+        shorter or empty."""
+        elements = prod(self.sizes)
+        return self.flat_range(min(number * size, elements), min((number + 1) * size, elements))
+
     def boxes(self) -> list[Box]:
         """The slice as boxes of the global tensor: at most 2n - 1 for n dimensions."""
         return boxes(self.offsets, self.sizes, self.start, self.end)

@@ -1,6 +1,7 @@
 """Adafactor, Lion and Muon over whole parameters, against the same by somebody else."""
 
 import itertools
+import math
 import random
 
 import pytest
@@ -11,6 +12,7 @@ from transformers.optimization import Adafactor as TransformersAdafactor
 from llmscale.engine.optimizers import Part, hidden_matrix
 from llmscale.engine.optimizers.adafactor import Adafactor
 from llmscale.engine.optimizers.muon import Muon, orthogonalize
+from llmscale.slices.tensor_slice import TensorSlice
 from tests.engine.cases import case_config, own_optimizers, plain_torch
 from tests.engine.references import VARIANTS, assert_same_weights, reference_optimizers, single_precision_muon, weights
 
@@ -118,16 +120,15 @@ def test_rectangles_are_where_they_say() -> None:
     choose = random.Random(0)
     for _ in range(300):
         shape = tuple(choose.randint(1, 5) for _ in range(choose.choice([2, 3, 4])))
-        part = Part("x", shape, 0, 0, 0)
-        part.start = choose.randint(0, part.numel)
-        part.count = choose.randint(0, part.numel - part.start)
-        numbers = torch.arange(part.numel)
+        numbers = torch.arange(math.prod(shape))
+        start, end = sorted(choose.randint(0, len(numbers)) for _ in range(2))
+        part = Part("x", TensorSlice.whole(shape).flat_range(start, end), 0)
         found = torch.full(part.stack, -1)
-        rectangles = list(part.rectangles(numbers[part.start : part.start + part.count]))
+        rectangles = list(part.rectangles(numbers[start:end]))
         for matrices, rows, columns, values in rectangles:
             assert (found[matrices, rows, columns] == -1).all(), "an element is there twice"
             found[matrices, rows, columns] = values
-        inside = (numbers >= part.start) & (numbers < part.start + part.count)
+        inside = (numbers >= start) & (numbers < end)
         assert torch.equal(found.view(-1), torch.where(inside, numbers, -1))
         assert len(rectangles) <= 5
 

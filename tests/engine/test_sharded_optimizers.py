@@ -16,6 +16,7 @@ from llmscale.engine import engine as engine_module
 from llmscale.engine.optimizers import Part
 from llmscale.engine.optimizers.adafactor import Adafactor
 from llmscale.engine.optimizers.muon import Muon
+from llmscale.slices.tensor_slice import TensorSlice
 from tests.engine.cases import (
     Figures,
     case_config,
@@ -157,10 +158,11 @@ def parts_of_stacks(first: int, last: int) -> list[Part]:
     for shape in STACKS:
         size = math.prod(shape)
         start, end = max(first, place), min(last, place + size)
+        whole = TensorSlice.whole(shape)
         if start < end:
-            parts.append(Part(str(shape), shape, start - place, end - start, start - first))
+            parts.append(Part(str(shape), whole.flat_range(start - place, end - place), start - first))
         else:
-            parts.append(Part(str(shape), shape, 0, 0, 0))
+            parts.append(Part(str(shape), whole.flat_range(0, 0), 0))
         place += size
     return parts
 

@@ -42,3 +42,13 @@ def test_parts_along_a_dim_are_those_of_torch() -> None:
         again = narrowed.narrowed(0, 1, 2)
         assert torch.equal(again.of(whole), expected[2:].flatten())
         assert again.cut
+
+
+def test_chunks_are_a_partition() -> None:
+    held = TensorSlice.rectangle((7, 5), (1, 2), (4, 3))
+    flat = torch.arange(12)
+    for size in (1, 4, 5, 12, 20):
+        ranges = [held.chunk(number, size) for number in range(14)]
+        assert [flat[own.start : own.end].tolist() for own in ranges if own.numel] == [
+            part.tolist() for part in flat.split(size)
+        ]

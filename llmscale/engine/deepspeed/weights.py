@@ -67,8 +67,8 @@ def partition(
         maker._convert_to_deepspeed_param(parameter)
         numel = maker._aligned_size(parameter) // grid.get_data_parallel_world_size()
         own = torch.zeros(numel, dtype=dtype, device=maker.remote_device)
-        start, end = (min(numel * (grid.get_data_parallel_rank() + k), parameter.numel()) for k in (0, 1))
-        fill(own[: end - start], weights, name, slice_of(parameter).flat_range(start, end))
+        mine = slice_of(parameter).chunk(grid.get_data_parallel_rank(), numel)
+        fill(own[: mine.numel], weights, name, mine)
         own.ds_numel, own.status, own.final_location = numel, PartitionedParamStatus.AVAILABLE, None  # type: ignore[attr-defined]
         parameter.ds_tensor, parameter.ds_numel_aligned = own, maker._aligned_size(parameter)  # type: ignore[attr-defined]
         parameter.partition()  # type: ignore[attr-defined]

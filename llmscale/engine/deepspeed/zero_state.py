@@ -37,8 +37,7 @@ def bind_optimizer(engine: Any, named: list[tuple[str, nn.Parameter]]) -> None:
     for partition, parameters in zip(_partitions(engine), members, strict=True):
         parts = []
         for parameter in parameters:
-            start, count, offset = _range(engine, parameter)
-            parts.append(Part(names[id(parameter)], slice_of(parameter).shape, start, count, offset))
+            parts.append(Part(names[id(parameter)], *_range(engine, parameter)))
         optimizer.bind(partition, parts, zero.dp_process_group)
 
 
@@ -180,15 +179,14 @@ def _fill_frozen(engine: Any, parameter: Any, read: Callable[[TensorSlice], torc
     """Give a frozen parameter its values: below ZeRO 3 all of them on every rank, since no update ever brings them
     there. Where rounding them to the arithmetic of the passes loses something, this rank's part of them is kept in fp32
     on the CPU, so that checkpoints have what the run has started from."""
-    start, count, _ = _range(engine, parameter)
+    own, _ = _range(engine, parameter)
     if hasattr(parameter, "ds_id"):
-        exact = read(slice_of(parameter).flat_range(start, start + count))
-        parameter.ds_tensor.data.view(-1)[:count].copy_(exact)
-        rounded = parameter.ds_tensor.data.view(-1)[:count]
+        exact = read(own)
+        rounded = parameter.ds_tensor.data.view(-1)[: own.numel].copy_(exact)
     else:
         whole = read(slice_of(parameter))
         parameter.data.view(-1).copy_(whole)
-        exact, rounded = whole[start : start + count], parameter.data.view(-1)[start : start + count]
+        exact, rounded = (values[own.start : own.end] for values in (whole, parameter.data.view(-1)))
     lossy = rounded.dtype != torch.float32 and not torch.equal(rounded.float().cpu(), exact.float().cpu())
     parameter.exact = exact.float().cpu().clone() if lossy else None
 
@@ -213,10 +211,9 @@ def _partition_of(engine: Any, parameter: Any) -> int | None:
 
 def _owned(engine: Any, parameter: Any, kind: str) -> Iterator[tuple[TensorSlice, torch.Tensor]]:
     """The slice of one tensor that this rank owns, and a view of its values; nothing where it owns none."""
-    start, count, offset = _range(engine, parameter)
-    if not count:
+    own, offset = _range(engine, parameter)
+    if not own.numel:
         return
-    own = slice_of(parameter).flat_range(start, start + count)
     if not parameter.requires_grad:
         yield own, _frozen(parameter, own)
         return
@@ -228,7 +225,7 @@ def _owned(engine: Any, parameter: Any, kind: str) -> Iterator[tuple[TensorSlice
         values = partition.grad.view(-1)
     else:
         values = partition if kind == WEIGHT else _inner_optimizer(engine).state[partition][kind]
-    yield own, values.narrow(0, offset, count)
+    yield own, values.narrow(0, offset, own.numel)
 
 
 def _frozen(parameter: Any, own: TensorSlice) -> torch.Tensor:
@@ -241,37 +238,29 @@ def _frozen(parameter: Any, own: TensorSlice) -> torch.Tensor:
     return parameter.data.view(-1)[own.start : own.end].float()
 
 
-def _range(engine: Any, parameter: Any) -> tuple[int, int, int]:
-    """(first element, elements, place in the partition) of this rank's part."""
+def _range(engine: Any, parameter: Any) -> tuple[TensorSlice, int]:
+    """This rank's part, and its place in the partition."""
+    rectangle = slice_of(parameter)
     if hasattr(parameter, "ds_id"):
-        return _range_stage3(engine, parameter)
+        # Stage 3 cuts each flattened tensor into equal parts, the last ones padded.
+        own = rectangle.chunk(dist.get_rank(parameter.ds_process_group), parameter.ds_tensor.ds_numel)
+        positions = engine.optimizer.grad_position
+        return own, positions[engine.optimizer.get_param_id(parameter)][1] if parameter.requires_grad else 0
     if not parameter.requires_grad:
         # Nobody owns it: each writes a share to checkpoints.
         group = _replicas(engine, parameter)
-        share = -(-parameter.numel() // dist.get_world_size(group))
-        start = min(share * dist.get_rank(group), parameter.numel())
-        return start, min(share, parameter.numel() - start), 0
+        return rectangle.chunk(dist.get_rank(group), -(-parameter.numel() // dist.get_world_size(group))), 0
     mapping = parameter._hp_mapping
     if mapping is None:
-        return 0, 0, 0
-    address = mapping.hp_fragment_address
-    return mapping.lp_fragment_address.start, address.numel, address.start
+        return rectangle.flat_range(0, 0), 0
+    start, address = mapping.lp_fragment_address.start, mapping.hp_fragment_address
+    return rectangle.flat_range(start, start + address.numel), address.start
 
 
 def _replicas(engine: Any, parameter: Any) -> Any:
     """The group of the ranks that have the same parameter and share its state."""
     name = expert_group_of(parameter)
     return engine.optimizer.dp_process_group if name is None else engine.optimizer.expert_dp_process_group[name]
-
-
-def _range_stage3(engine: Any, parameter: Any) -> tuple[int, int, int]:
-    """As `_range`, at stage 3, which cuts each flattened tensor into equal parts, the last ones padded."""
-    part = parameter.ds_tensor.ds_numel
-    start = min(part * dist.get_rank(parameter.ds_process_group), parameter.ds_numel)
-    count = min(part, parameter.ds_numel - start)
-    if not parameter.requires_grad:
-        return start, count, 0
-    return start, count, engine.optimizer.grad_position[engine.optimizer.get_param_id(parameter)][1]
 
 
 def _refresh_weights(engine: Any) -> None:

@@ -58,7 +58,7 @@ class Adafactor(ShardedOptimizer):
             if not _factored(part, options):
                 state.setdefault(WHOLE, zeros(partition))
                 continue
-            *leading, rows, columns = part.shape
+            *leading, rows, columns = part.held.shape
             part.shared[ROWS] = torch.zeros([*leading, rows], dtype=torch.float32, device=partition.device)
             part.shared[COLUMNS] = torch.zeros([*leading, columns], dtype=torch.float32, device=partition.device)
 
@@ -132,7 +132,7 @@ def second_moments(rows: Tensor, columns: Tensor) -> Tensor:
 
 def _factored(part: Part, options: dict[str, Any]) -> bool:
     """Whether only sums over rows and columns are kept of a tensor's second moments."""
-    return options["factored"] and len(part.shape) >= 2
+    return options["factored"] and len(part.held.shape) >= 2
 
 
 def _divide_by_root(part: Part, values: Tensor) -> None:

@@ -97,7 +97,7 @@ class Muon(ShardedOptimizer):
         )
         partition.mul_(1 - options["lr"] * options["weight_decay"])
         for part in self.parts(partition):
-            rate = options["lr"] * adjustment(options["lr_adjustment"], *part.shape[-2:])
+            rate = options["lr"] * adjustment(options["lr_adjustment"], *part.held.shape[-2:])
             part.of(partition).sub_(part.of(directions), alpha=rate)
 
     def _adamw_update(self, partition: Tensor, gradient: Tensor, options: dict[str, Any]) -> None:

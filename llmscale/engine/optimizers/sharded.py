@@ -25,14 +25,10 @@ class Part:
 
     name: str
     """Canonical name of the parameter; empty for a whole parameter that was never bound."""
-    shape: tuple[int, ...]
-    """Shape of the whole parameter."""
-    start: int
-    """First element held, in the row-major order of the whole parameter."""
-    count: int
-    """Elements held; 0 where the rank owns nothing of it."""
+    held: TensorSlice
+    """What is held of the whole parameter; empty where the rank owns nothing of it."""
     offset: int
-    """Where they begin in the partition."""
+    """Where that begins in the partition."""
     spans: list[tuple[int, int]] = field(default_factory=list)
     """(start, count) of every rank of the group."""
     shared: dict[str, Tensor] = field(default_factory=dict)
@@ -40,12 +36,13 @@ class Part:
 
     @property
     def numel(self) -> int:
-        return math.prod(self.shape)
+        """Elements of the whole parameter."""
+        return math.prod(self.held.shape)
 
     @property
     def stack(self) -> tuple[int, int, int]:
         """(matrices, rows, columns): the last two dims of the shape are a matrix, those before number it."""
-        *leading, rows, columns = self.shape
+        *leading, rows, columns = self.held.shape
         return math.prod(leading), rows, columns
 
     @property
@@ -54,19 +51,19 @@ class Part:
         return sorted((rank for rank, (_, count) in enumerate(self.spans) if count), key=lambda rank: self.spans[rank])
 
     def of(self, partition: Tensor) -> Tensor:
-        """This part of a flat tensor that is laid out as the partition, as a (count,) view."""
-        return partition.view(-1).narrow(0, self.offset, self.count)
+        """This part of a flat tensor that is laid out as the partition, as a view."""
+        return partition.view(-1).narrow(0, self.offset, self.held.numel)
 
     def rectangles(self, values: Tensor) -> Iterator[tuple[slice, slice, slice, Tensor]]:
-        """The part's (count,) `values` as at most five contiguous views (matrices, rows, columns), and where each lies.
+        """The part's `values` as at most five contiguous views (matrices, rows, columns), and where each lies.
 
         A flat range of a stack of matrices begins and ends within a row and within a matrix; what lies between are
         whole rows and whole matrices.
         """
-        held = TensorSlice.whole(self.stack).flat_range(self.start, self.start + self.count)
-        for low, high in held.boxes():
+        flat = TensorSlice.whole(self.stack).flat_range(self.held.start, self.held.end)
+        for low, high in flat.boxes():
             matrices, rows, columns = map(slice, low, high)
-            yield matrices, rows, columns, held.view(values, (low, high))
+            yield matrices, rows, columns, flat.view(values, (low, high))
 
 
 class ShardedOptimizer(torch.optim.Optimizer, ABC):
@@ -83,7 +80,9 @@ class ShardedOptimizer(torch.optim.Optimizer, ABC):
     def bind(self, partition: Tensor, parts: list[Part], group: Any) -> None:
         """Say what `partition` holds; called on all ranks of `group`, with parts of one order of parameters."""
         world = dist.get_world_size(group)
-        own = torch.tensor([[part.start, part.count] for part in parts], dtype=torch.int64, device=partition.device)
+        own = torch.tensor(
+            [[part.held.start, part.held.numel] for part in parts], dtype=torch.int64, device=partition.device
+        )
         found = [own] if world == 1 else [torch.empty_like(own) for _ in range(world)]
         if world > 1:
             dist.all_gather(found, own, group=group)
@@ -94,7 +93,7 @@ class ShardedOptimizer(torch.optim.Optimizer, ABC):
     def parts(self, partition: Tensor) -> list[Part]:
         """What `partition` holds; a tensor that was not bound is a whole parameter."""
         if partition not in self._bound:
-            whole = Part("", tuple(partition.shape), 0, partition.numel(), 0, [(0, partition.numel())])
+            whole = Part("", TensorSlice.whole(partition.shape), 0, [(0, partition.numel())])
             self._bound[partition] = [whole], None
         return self._bound[partition][0]
 
@@ -144,7 +143,7 @@ class ShardedOptimizer(torch.optim.Optimizer, ABC):
         for part in self.parts(partition):
             if len(part.holders) > 1:
                 cut.append(part)
-            elif part.count:
+            elif part.held.numel:
                 part.of(values).copy_(function(part, part.of(values)))
         group = self._bound[partition][1]
         world = dist.get_world_size(group) if cut else 1
@@ -158,7 +157,9 @@ def _exchange(parts: list[Part], values: Tensor, function: Callable[[Part, Tenso
     owners = [part.holders[place % len(part.holders)] for place, part in enumerate(parts)]
     mine = [part for part, owner in zip(parts, owners, strict=True) if owner == rank]
     by_owner = [part for _, part in sorted(zip(owners, parts, strict=True), key=lambda pair: pair[0])]
-    sent = [sum(part.count for part, owner in zip(parts, owners, strict=True) if owner == to) for to in range(world)]
+    sent = [
+        sum(part.held.numel for part, owner in zip(parts, owners, strict=True) if owner == to) for to in range(world)
+    ]
     received = [sum(part.spans[source][1] for part in mine) for source in range(world)]
     outgoing = torch.cat([part.of(values) for part in by_owner])
     incoming = outgoing.new_empty(sum(received))
@@ -171,7 +172,7 @@ def _exchange(parts: list[Part], values: Tensor, function: Callable[[Part, Tenso
         for piece, own in zip(held, result.split([piece.numel() for piece in held]), strict=True):
             piece.copy_(own)
     dist.all_to_all_single(outgoing, incoming, sent, received, group=group)
-    for part, piece in zip(by_owner, outgoing.split([part.count for part in by_owner]), strict=True):
+    for part, piece in zip(by_owner, outgoing.split([part.held.numel for part in by_owner]), strict=True):
         part.of(values).copy_(piece)
 
 
