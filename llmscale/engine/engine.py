@@ -293,11 +293,10 @@ class Engine:
         self._engine.eval()
         first, second = Fingerprints(), Fingerprints()
         for found in (first, second):
-            with self._watched(found):
+            with shims.backward_without_update(self._engine), self._watched(found):
                 terms = self._engine.module(batch.to(self.device))
                 found.add("the loss", terms)
                 gradients(terms.sum(), self._objective)
-            shims.release_gathered(self._engine)
         return first_difference(first, second)
 
     @contextlib.contextmanager

@@ -72,7 +72,7 @@ def start(folder: Path, ranks: int, *settings: object, prepare: Any = None) -> l
         Command("train", *SETTINGS, *settings, cwd=folder, prepare=prepare, RANK=rank, LOCAL_RANK=rank, **place)
         for rank in range(ranks)
     ]
-    return [command.finish(120) for command in commands]
+    return [command.finish(300) for command in commands]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.int64])
@@ -136,6 +136,10 @@ CASES = [("output", layout) for layout in LAYOUTS] + [
     for what in ("gradient", "weight")
     for layout in (("engine.zero_stage=3", "engine.activation_checkpointing=block"), ("parallel.pipeline=2",))
 ]
+CASES += [
+    ("output", ("model.experts={count: 4}", "parallel.expert=2")),
+    ("weight", ("engine.zero_stage=3", "engine.compile=true")),
+]
 
 
 @pytest.mark.slow
@@ -157,6 +161,7 @@ def test_the_rank_is_named(tmp_path: Path, what: str, layout: tuple[str, ...], r
     "layout",
     [
         ("engine.zero_stage=3", "train.micro_batch=2"),
+        ("engine.zero_stage=3", "engine.compile=true"),
         ("parallel.pipeline=2", "engine.dtype=bf16", "model.dropout=0.1"),
     ],
     ids=" ".join,

@@ -121,9 +121,20 @@ def share_masters(engine: Any) -> None:
         masters[place] = weights.requires_grad_()
 
 
-def release_gathered(engine: Any) -> None:
-    """At ZeRO 3, give back the weights that a backward pass of torch.autograd.grad has left gathered; DeepSpeed does
-    it where the backward pass is its own."""
+@contextlib.contextmanager
+def backward_without_update(engine: Any) -> Iterator[None]:
+    """Within the block, torch.autograd.grad may pass through the model. At ZeRO 3 layers that are brought together as a
+    whole would reduce gradients there, and weights stay gathered, which DeepSpeed gives back where the backward pass is
+    its own."""
+    hooks = []
+    for handle in getattr(engine.optimizer, "_leaf_module_hooks", ()):
+        theirs = handle.hooks_dict_ref()
+        hooks.append((theirs, handle.id, theirs.pop(handle.id)))
+    try:
+        yield
+    finally:
+        for theirs, key, hook in hooks:
+            theirs[key] = hook
     if engine.zero_optimization_stage() == 3:
         engine.optimizer.parameter_offload.release_backward_leftovers()
 
