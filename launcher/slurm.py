@@ -105,6 +105,8 @@ class Submission:
     """sbatch's pattern of the log file."""
     below: str
     """The job's working directory, where it is another one."""
+    requeued: bool = True
+    """Whether the job may go back into the queue."""
 
     def arguments(self, snapshot: str | None) -> list[str]:
         """Of the batch script."""
@@ -181,8 +183,10 @@ def prepare(request: Request) -> Submission:
     given = given_options(request.options)
     if "wrap" in given:
         raise UserError("--wrap gives sbatch another script, but `launch slurm` submits its own; leave --wrap out")
-    _require_a_folder_each(config.run.directory, given.get("array"))
     environment = cluster_environment()
+    if array := environment.get("SBATCH_ARRAY_INX"):
+        given.setdefault("array", array)
+    _require_a_folder_each(config.run.directory, given.get("array"))
     below = given.get("chdir", "")
     _require_folders(below, {name: given.get(name) or environment.get(f"SBATCH_{name.upper()}", "") for name in _LOGS})
     _require_unfinished(config, below)
@@ -216,7 +220,10 @@ def prepare(request: Request) -> Submission:
         options.append("--no-requeue")
         numbers.append("--chained=1")
     log = os.path.join(below, log or "slurm-%j.log")
-    return Submission(request, config, [*options, *request.options], numbers, environment, name, log, below)
+    # Of the two options the last counts, and either wins over the variables.
+    may = next((option for option in reversed(given) if option in ("requeue", "no-requeue")), "")
+    requeued = may == "requeue" or not (may or environment.get("SBATCH_NO_REQUEUE") is not None)
+    return Submission(request, config, [*options, *request.options], numbers, environment, name, log, below, requeued)
 
 
 def run_name(config: RunConfig) -> str:
@@ -257,6 +264,10 @@ def _require_folders(below: str, logs: Mapping[str, str]) -> None:
     if below and not os.path.isdir(below):
         raise UserError(f"--chdir is {below}, which is no folder; make it, or name another one")
     for name, path in logs.items():
+        if path and os.path.isdir(os.path.join(below, path)):
+            raise UserError(
+                f"--{name} is {path}, which is a folder; give the log a name: {os.path.join(path, '%j.log')}"
+            )
         folder = os.path.dirname(os.path.join(below, path)) if path else ""
         if folder and "%" not in folder and not os.path.isdir(folder):
             raise UserError(
@@ -291,6 +302,8 @@ def follow_up(request: Request, submission: Submission, answers: list[str]) -> s
     pattern = "*".join(shlex.quote(piece) if piece else "" for piece in re.split(r"%\d*\w", log))
     if request.chain == 1:
         who, again = f"job {numbers[0]} '{submission.name}' is in the queue", "the job queues itself again"
+        if not submission.requeued:
+            again = "(the job does not queue itself again)"
     else:
         who = f"jobs {numbers[0]} to {numbers[-1]} '{submission.name}' are in the queue, one after the other"
         again = "the next job of the chain goes on"
@@ -317,6 +330,10 @@ def cluster_environment() -> dict[str, str]:
         if name not in RANK_VARIABLES and not (within and name.startswith("SLURM_") and name != "SLURM_CONF")
     }
     if not CLUSTER.exists():
+        if CLUSTER.is_symlink():
+            raise UserError(
+                f"{CLUSTER} is a link to {os.readlink(CLUSTER)}, which does not exist; correct it, or remove it"
+            )
         return environment
     result = subprocess.run(
         ["bash", "-c", _SOURCE, str(CLUSTER)],
@@ -342,7 +359,7 @@ def _layout(
     per_node = _agreed("ntasks-per-node", request.ntasks_per_node, given)
     if asked_nodes and "nodes" not in given:
         options.append(f"--nodes={asked_nodes}")
-    nodes = int(asked_nodes) if asked_nodes.isdecimal() else None
+    nodes = int(asked_nodes) or None if asked_nodes.isdecimal() else None  # sbatch refuses 0 itself
     if "ntasks" in given:
         if per_node is not None and nodes is not None and given["ntasks"] != str(int(per_node) * nodes):
             raise UserError(

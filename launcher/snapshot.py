@@ -6,9 +6,10 @@
 import hashlib
 import os
 import re
+import shlex
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -37,7 +38,7 @@ def take_snapshot(config: RunConfig, below: str = "") -> Path:
         below: the working directory of the job, where that is another one.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: it cannot be written, or what is there is not what it was.
     """
     text = dump_config(config).encode(errors="backslashreplace")
     files = {f"code/{path.relative_to(root.parent)}": path for root in _roots() for path in _files(root)}
@@ -47,6 +48,7 @@ def take_snapshot(config: RunConfig, below: str = "") -> Path:
     parent = Path(below).absolute() / _shared(config.run.directory) / "snapshots"
     folder = parent / digest.hexdigest()[:16]
     if folder.is_dir():
+        _require_unchanged(folder, files, text)
         return folder
     try:
         parent.mkdir(parents=True, exist_ok=True)
@@ -68,6 +70,22 @@ def take_snapshot(config: RunConfig, below: str = "") -> Path:
             " submit with --no-snapshot"
         ) from None
     return folder
+
+
+def _require_unchanged(folder: Path, files: Mapping[str, Path], config: bytes) -> None:
+    """Refuse a snapshot that somebody has edited or a full disk has damaged.
+
+    Raises:
+        UserError: names the first file that is not as it was.
+    """
+    wanted = {"config.yaml": config, **{name: path.read_bytes() for name, path in files.items()}}
+    for name, content in wanted.items():
+        kept = folder / name
+        if not kept.is_file() or kept.read_bytes() != content:
+            raise UserError(
+                f"{kept} is not as it was when an earlier job was submitted with the same code and config; remove the"
+                f" snapshot, unless such a job still waits or runs, and submit again: rm -r {shlex.quote(str(folder))}"
+            )
 
 
 def module_command(module: str) -> list[str]:

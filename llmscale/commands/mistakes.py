@@ -37,6 +37,9 @@ def mistakes_explained() -> Iterator[None]:
         if error.errno in FULL:
             complain(f"cannot write {error.filename or 'the run'}: {reason}; free some space, then start again")
             sys.exit(FAILED)
+        if error.errno == errno.ENOENT and error.filename is None:  # of os.getcwd
+            complain("the working directory does not exist any more; change to one that does")
+            sys.exit(USER_MISTAKE)
         if error.errno in _BARRED and error.filename is not None:
             complain(f"cannot use {error.filename}: {reason}; make it accessible, or name another place")
             sys.exit(USER_MISTAKE)

@@ -21,9 +21,9 @@ _JOB = """#!/bin/bash
 #SBATCH --job-name=llmscale-doctor
 #SBATCH --time=3
 #SBATCH --output=/dev/null
-srun bash -c 'trap "touch {folder}/signalled; exit 75" USR1; hostname > {folder}/started; while :; do sleep 0.2; done'
-code=$?
-echo $code > {folder}/code
+cd {folder} || exit
+srun bash -c 'trap "touch signalled; exit 75" USR1; hostname > started; while :; do sleep 0.2; done'
+echo $? > code
 """
 _SIGNAL_SECONDS = 60.0
 """How long a signal may take from scancel to the rank."""
@@ -64,15 +64,17 @@ def examine_settings(settings: Mapping[str, str]) -> Iterator[Finding]:
     else:
         yield Finding("pass", "JobRequeue", "jobs may go back into the queue")
     noticed = _seconds(settings.get("SlurmdTimeout", ""))
-    wait = _seconds(os.environ.get("SLURM_WAIT", "75")) or 75
-    if noticed is not None and noticed >= wait:
+    told = _seconds(os.environ.get("SLURM_WAIT", ""))
+    wait = 75 if told is None else told
+    limit = f"{wait} s" if wait else "0: no limit"
+    if noticed is not None and noticed >= wait and told != 0:  # 0: they wait for ever (srun's manual)
         fix = f"for a requeue after a dead node, put `export SLURM_WAIT={noticed + 30}` into slurm/cluster.env"
         text = (
             f"a dead node is noticed after {noticed} s, but ranks that failed end the job after {wait} s (SLURM_WAIT)"
         )
         yield Finding("warn", "SlurmdTimeout", text, fix)
     elif noticed is not None:
-        yield Finding("pass", "SlurmdTimeout", f"a dead node is noticed after {noticed} s, below SLURM_WAIT ({wait} s)")
+        yield Finding("pass", "SlurmdTimeout", f"a dead node is noticed after {noticed} s, below SLURM_WAIT ({limit})")
 
 
 def _signal(folder: Path, seconds: float) -> Iterator[Finding]:
@@ -87,7 +89,7 @@ def _signal(folder: Path, seconds: float) -> Iterator[Finding]:
         yield Finding("fail", "test job", str(error), "correct it, and ask again")
         return
     try:
-        script = _JOB.format(folder=shlex.quote(str(probe)).replace("'", "'\\''"))
+        script = _JOB.format(folder=shlex.quote(str(probe)))
         result = subprocess.run(
             ["sbatch", "--parsable"], input=script, env=environment, capture_output=True, text=True, check=False
         )

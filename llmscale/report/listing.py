@@ -74,11 +74,11 @@ def list_runs(folder: Path) -> list[RunStatus]:
 
 
 def _find(folder: Path, depth: int) -> list[Path]:
-    if (folder / "config.yaml").is_file() and any((folder / name).exists() for name in _SIGNS):
-        return [folder]
-    if not depth:
-        return []
     try:
+        if (folder / "config.yaml").is_file() and any((folder / name).exists() for name in _SIGNS):
+            return [folder]
+        if not depth:
+            return []
         below = sorted(entry.path for entry in os.scandir(folder) if entry.is_dir(follow_symlinks=False))
     except OSError:
         return []
@@ -176,7 +176,11 @@ def as_table(runs: list[RunStatus]) -> str:
         ).rstrip()
         for row in rows
     ]
-    return "\n".join([*lines, *(f"{run.run}: {run.reason}" for run in runs if run.reason)])
+    return "\n".join([*lines, *(f"{_on_a_line(run.run)}: {_on_a_line(run.reason)}" for run in runs if run.reason)])
+
+
+def _on_a_line(text: str) -> str:
+    return text.replace("\n", "\\n")
 
 
 def _cells(run: RunStatus) -> tuple[str, ...]:
@@ -184,8 +188,8 @@ def _cells(run: RunStatus) -> tuple[str, ...]:
         return "-" if value is None else format(value, form)
 
     return (
-        run.run,
-        run.state,
+        _on_a_line(run.run),
+        _on_a_line(run.state),
         f"{run.step:,}" + (f"/{run.steps:,}" if run.steps else ""),
         shown(run.loss, ".4f"),
         shown(run.tokens_per_second, ",.0f"),

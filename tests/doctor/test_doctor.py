@@ -78,6 +78,12 @@ def test_slurms_settings_are_judged_for_runs_that_save_and_go_on(monkeypatch, se
     assert bool(found.fix) == (status == "warn")
 
 
+def test_ranks_that_wait_without_limit_hear_of_a_dead_node(monkeypatch):
+    monkeypatch.setenv("SLURM_WAIT", "0")  # which srun takes for no limit
+    found = only(examine_settings({"SlurmdTimeout": "300 sec"}), "SlurmdTimeout")
+    assert (found.status, found.text) == ("pass", "a dead node is noticed after 300 s, below SLURM_WAIT (0: no limit)")
+
+
 def test_a_machine_without_slurm_fails_with_the_commands_that_are_missing(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     os.symlink("/usr/bin/which" if Path("/usr/bin/which").exists() else shutil.which("true") or "", tmp_path / "which")

@@ -64,6 +64,26 @@ def test_each_line_of_a_sweep_is_a_run_of_its_own_and_nothing_in_it_is_executed(
     assert words[3:] == ["config.yaml", *overrides]
 
 
+@pytest.mark.parametrize("script", ["eval", "prepare"])
+def test_settings_neither_get_the_arguments_nor_set_the_shell(project, script):
+    """As conda's `activate` takes `$1` for an environment; and what another launch left makes no rank of it."""
+    with (project / "slurm/cluster.env").open("a") as file:
+        file.write('export GOT="$*"\nset -eu\nfalse || true\n')
+    python = project / "python"
+    python.write_text(python.read_text() + 'echo "got=$GOT rank=${RANK:-none} world=${WORLD_SIZE:-none}"\n')
+    result = batch(project, script, "a b", "c", RANK="1", WORLD_SIZE="2")
+    assert result.stdout == "got= rank=none world=none\n", result.stderr
+    assert given(project)[-2:] == ["a b", "c"]
+
+
+def test_a_line_of_a_sweep_with_an_open_quote_is_refused(project):
+    (project / "lines").write_text("run.seed=1 'model.layers=2\n")
+    result = batch(project, "sweep", "lines", "config.yaml", SLURM_ARRAY_TASK_ID="1")
+    assert (result.returncode, result.stderr.count("llmscale:")) == (2, 1)
+    assert "line 1 of lines has a quote that is not closed" in result.stderr
+    assert not (project / "given").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "task"), [(["lines", "config.yaml"], "9"), (["none", "config.yaml"], "1"), (["lines"], "1"), ([], "")]
 )

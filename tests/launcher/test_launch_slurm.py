@@ -11,6 +11,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from data_pipeline.base.errors import UserError
 from data_pipeline.base.records import RecordWriter
@@ -125,6 +126,17 @@ def test_a_snapshot_keeps_code_and_config_of_now_and_is_shared_by_equal_submissi
     assert len(list(first.parent.iterdir())) == 2
 
 
+@pytest.mark.parametrize("name", ["config.yaml", "code/launcher/job.py", "code/llmscale/cli.py"])
+def test_a_snapshot_that_is_not_what_it_was_is_not_submitted_again(login, name):
+    login.launch("config.yaml")
+    kept = Path(login.arguments()[-1]).parent / name
+    (login.folder / "arguments").unlink()
+    kept.write_bytes(kept.read_bytes()[:-1])
+    assert_refused(login, "config.yaml", says=[f"{kept} is not as it was", "rm -r "])
+    kept.unlink()
+    assert_refused(login, "config.yaml", says=[f"{kept} is not as it was"])
+
+
 def test_jobs_whose_folders_have_their_numbers_share_a_snapshot_beside_them(login):
     login.launch("config.yaml", "run.directory=sweep/{job}-{array_task}", "--", "--array=0-3")
     assert Path(login.arguments()[-1]).parents[2] == login.folder / "sweep"
@@ -148,6 +160,7 @@ def test_a_disk_that_is_full_is_named_by_the_run_folder(login, monkeypatch):
     [
         (["--output=logs/%j.out"], "--output is logs/%j.out, but logs is no folder"),
         (["-e", "logs/a b/%j"], "mkdir -p 'logs/a b'"),
+        (["--output=bin"], "--output is bin, which is a folder; give the log a name: bin/%j.log"),
         (["--chdir=elsewhere"], "--chdir is elsewhere, which is no folder"),
         (["--chdir=config.yaml"], "--chdir is config.yaml, which is no folder"),
         (["--signal=USR2@90"], "write --signal=USR1@90"),
@@ -166,6 +179,33 @@ def test_logs_of_the_clusters_settings_count_too(login):
     login.settings("export SBATCH_ERROR=logs/%j\n")
     (login.folder / "arguments").unlink()
     assert_refused(login, "config.yaml", says=["--error is logs/%j"])
+
+
+def test_an_array_of_the_clusters_settings_counts_too(login):
+    login.settings("export SBATCH_ARRAY_INX=0-3\n")
+    assert_refused(login, "config.yaml", says=["--array=0-3 starts several runs in run.directory 'runs/run-7'"])
+    login.launch("config.yaml", "run.directory=runs/{job}-{array_task}")
+    assert "--output=slurm-%A_%a.log" in login.arguments()
+
+
+def test_no_nodes_at_all_are_left_to_sbatch_to_refuse(login):
+    login.launch("config.yaml", "--", "--nodes=0", "--gpus=8")
+    assert "--nodes=0" in login.arguments()
+
+
+@pytest.mark.parametrize(
+    ("options", "settings", "again"),
+    [
+        ([], "", True),
+        (["--no-requeue"], "", False),
+        ([], "export SBATCH_NO_REQUEUE=1", False),
+        (["--requeue"], "export SBATCH_NO_REQUEUE=1", True),
+    ],
+)
+def test_a_job_that_may_not_go_back_is_not_said_to(login, options, settings, again):
+    login.settings(settings + "\n")
+    said = invoke("config.yaml", "--", *options).stderr
+    assert ("the job queues itself again" in said, "the job does not queue itself again" in said) == (again, not again)
 
 
 @pytest.mark.parametrize("signal", ["USR1", "R:10@90", "B:sigusr1@90", "TERM@90", "RB:USR1@90"])
@@ -298,6 +338,25 @@ def test_the_clusters_settings_are_somebodys_own_shell(login):
 def test_settings_that_end_the_shell_are_named(login, line):
     login.settings(line + "\n")
     assert_refused(login, "config.yaml", says=["slurm/cluster.env ended the shell"])
+
+
+def test_settings_that_lead_nowhere_are_named(login):
+    (login.folder / "slurm").mkdir()
+    (login.folder / "slurm/cluster.env").symlink_to("gone.env")
+    assert_refused(login, "config.yaml", says=["slurm/cluster.env is a link to gone.env, which does not exist"])
+
+
+def test_a_working_directory_that_is_gone_is_named(login, monkeypatch):
+    from llmscale.cli import cli
+
+    gone = login.folder / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    result = CliRunner().invoke(cli, ["launch", "slurm", str(login.folder / "config.yaml")])
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert "the working directory does not exist any more" in result.stderr
+    monkeypatch.chdir(login.folder)
 
 
 def test_another_launch_or_job_in_the_shell_is_not_handed_on(login, monkeypatch):

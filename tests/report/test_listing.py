@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from data_pipeline.base.errors import UserError
 from data_pipeline.base.records import RecordWriter, newest_record
 from llmscale.commands.runs import runs
-from llmscale.report.listing import list_runs, read_status
+from llmscale.report.listing import as_table, list_runs, read_status
 
 
 def plant(run: Path, outcome: str = "done", **details: object) -> Path:
@@ -94,6 +94,23 @@ def test_damaged_files_leave_holes_and_no_traceback(tmp_path):
     status = read_status(run)
     assert (status.state, status.step, status.steps, status.loss, status.goodput) == ("unknown", 0, None, None, None)
     assert CliRunner().invoke(runs, [str(run)]).exit_code == 0
+
+
+def test_a_run_is_a_line_whatever_its_name_and_folders_that_may_not_be_read_are_passed_over(tmp_path, monkeypatch):
+    run = plant(tmp_path / "a\nb", "failed", reason="one\ntwo")
+    plant(tmp_path / "secret")
+    is_file = Path.is_file
+
+    def barred(path: Path) -> bool:
+        if path.parent.name == "secret":
+            raise PermissionError(13, "Permission denied", str(path))
+        return is_file(path)
+
+    monkeypatch.setattr(Path, "is_file", barred)
+    assert [status.run for status in list_runs(tmp_path)] == [str(run)]
+    rows = as_table(list_runs(tmp_path)).splitlines()
+    assert len(rows) == 3
+    assert rows[2] == f"{tmp_path}/a\\nb: one\\ntwo"
 
 
 @pytest.mark.parametrize("folder", ["nothing", "."])

@@ -9,9 +9,12 @@ import pytest
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
+FOLDER = 'it\'s my "runs" ü'
+
+
 def examine(cluster, *command: str) -> dict[str, dict[str, str]]:
     result = subprocess.run(
-        [*command, sys.executable, "-m", "llmscale", "doctor", "--json", "--folder", "runs"]
+        [*command, sys.executable, "-m", "llmscale", "doctor", "--json", "--folder", FOLDER]
         + ([] if command else ["--slurm", "--nproc", "1"]),
         cwd=cluster.project, env=cluster.environment, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
@@ -26,7 +29,7 @@ def test_a_signal_is_delivered_for_real(cluster):
     assert findings["signal"]["status"] == "pass"
     assert "exit code 75" in findings["signal"]["text"]
     assert findings["KillWait"]["status"] in ("pass", "warn")
-    assert list((cluster.project / "runs").iterdir()) == []
+    assert list((cluster.project / FOLDER).iterdir()) == []
 
 
 def test_within_a_step_the_links_between_its_ranks_are_measured(cluster):
