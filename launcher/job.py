@@ -73,6 +73,11 @@ def run_job(script: Path, arguments: Sequence[str]) -> int:
     lead = options.get("lead")
     if not os.environ.get("SLURM_JOB_ID"):
         raise UserError(f"{script} is a batch script of Slurm, but SLURM_JOB_ID is not set; submit it with sbatch")
+    if os.environ.get("SLURM_HET_SIZE"):
+        raise UserError(
+            f"the job is heterogeneous, of {os.environ['SLURM_HET_SIZE']} components, but ranks would start in one"
+            " alone; submit a job of one component, without `:`"
+        )
     if not arguments:
         raise UserError("no CONFIG was given; submit with `sbatch slurm/train.sbatch CONFIG [key=value ...]`")
     config, *overrides = arguments

@@ -387,6 +387,14 @@ def test_a_job_that_may_not_be_requeued_says_how_to_go_on(node, capsys):
     assert "submit it again" in said
 
 
+def test_a_snapshot_without_its_code_does_not_run_other_code(node):
+    (node.folder / "snapshot").mkdir()
+    ended = node.batch(f"--snapshot={node.folder}/snapshot", "config.yaml")
+    assert (ended.returncode, ended.stderr.count("\n")) == (2, 1), ended.stderr
+    assert f"the snapshot {node.folder}/snapshot of this job has no code any more" in ended.stderr
+    assert not (node.folder / "srun.arguments").exists()
+
+
 def test_mistakes_are_told_before_any_rank_starts(node, monkeypatch):
     with pytest.raises(UserError, match=r"train\.stepz"):
         run_job(TEMPLATE, ["config.yaml", "train.stepz=1"])
@@ -394,6 +402,9 @@ def test_mistakes_are_told_before_any_rank_starts(node, monkeypatch):
         run_job(TEMPLATE, ["config.yaml", "train.global_batch=6"])
     with pytest.raises(UserError, match="no CONFIG"):
         run_job(TEMPLATE, [])
+    monkeypatch.setenv("SLURM_HET_SIZE", "2")
+    with pytest.raises(UserError, match="the job is heterogeneous, of 2 components"):
+        run_job(TEMPLATE, ["config.yaml"])
     monkeypatch.delenv("SLURM_JOB_ID")
     with pytest.raises(UserError, match="submit it with sbatch"):
         run_job(TEMPLATE, ["config.yaml"])
