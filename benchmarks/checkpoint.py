@@ -26,7 +26,7 @@ from llmscale.checkpoint import Checkpoint
 from llmscale.checkpoint.store import step_name
 from llmscale.checkpoint.writer import CheckpointWriter
 from llmscale.config.model import ModelConfig
-from llmscale.model import Transformer
+from llmscale.model import skeleton
 from llmscale.slices.fragment import Fragment
 from llmscale.slices.tensor_slice import TensorSlice
 
@@ -38,9 +38,8 @@ State = dict[str, dict[str, torch.Tensor]]
 
 def make_state(millions: float) -> State:
     """Weights and moments of a decoder of about so many parameters, by kind and name."""
-    with torch.device("meta"):
-        config = ModelConfig(layers=12, hidden_size=768, heads=12, max_positions=1024)
-        whole = [(name, tuple(each.shape)) for name, each in Transformer(config, VOCABULARY).named_parameters()]
+    config = ModelConfig(layers=12, hidden_size=768, heads=12, max_positions=1024)
+    whole = [(name, tuple(each.shape)) for name, each in skeleton(config, VOCABULARY).named_parameters()]
     shapes = dict(whole)
     number = 0
     while sum(map(_size, shapes.values())) < millions * 1e6:

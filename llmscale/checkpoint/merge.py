@@ -12,7 +12,7 @@ from data_pipeline.base.errors import UserError
 from llmscale.checkpoint.model import model_of
 from llmscale.checkpoint.reader import Checkpoint
 from llmscale.config.lora import LoraConfig
-from llmscale.model import Transformer
+from llmscale.model import Transformer, skeleton
 from llmscale.model.factors import DOWN, MAGNITUDE, UP, is_factor
 from llmscale.model.low_rank import merged
 from llmscale.slices.tensor_slice import TensorSlice
@@ -112,8 +112,7 @@ def _difference(checkpoint: Checkpoint, dtype: torch.dtype) -> float:
     config, vocab_size = trained.config.model, trained.model.vocab_size
     expected = _outputs(trained.model)
     del trained
-    with torch.device("meta"):
-        plain = Transformer(config.plain, vocab_size)
+    plain = skeleton(config.plain, vocab_size)
     plain.to_empty(device="cpu")
     for name, parameter in plain.named_parameters():
         parameter.copy_(merged_tensor(checkpoint, name, config.lora).to(dtype))

@@ -13,7 +13,7 @@ from data_pipeline.base.errors import UserError
 from data_pipeline.tokenizer import Tokenizer, load_tokenizer
 from llmscale.checkpoint.reader import Checkpoint, newest_intact
 from llmscale.config import RunConfig, parse_config
-from llmscale.model import Transformer
+from llmscale.model import Transformer, skeleton
 
 _log = logging.getLogger(__name__)
 
@@ -64,8 +64,7 @@ def model_of(
         )
     config = parse_config(dict(checkpoint.manifest.config), origin=str(checkpoint.path))
     tokenizer = tokenizer or load_tokenizer(checkpoint.tokenizer)
-    with torch.device("meta"):
-        model = Transformer(config.model, config.model.vocabulary(tokenizer.vocab_size))
+    model = skeleton(config.model, config.model.vocabulary(tokenizer.vocab_size))
     require_tensors(checkpoint, {name: tuple(parameter.shape) for name, parameter in model.named_parameters()})
     model.to(dtype).to_empty(device=device)  # which takes memory
     load_weights(model, checkpoint)

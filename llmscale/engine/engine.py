@@ -17,6 +17,7 @@ from torch import nn
 from data_pipeline.batch import Batch, with_label
 from llmscale.config.training import TrainConfig, micro_batches
 from llmscale.engine.activation_checkpointing import apply_activation_checkpointing
+from llmscale.engine.compiling import compile_blocks, compiler_on_demand
 from llmscale.engine.cutting import Cutting
 from llmscale.engine.deepspeed import shims, zero_state
 from llmscale.engine.deepspeed.experts import experts_of_deepspeed, mark_experts
@@ -146,11 +147,11 @@ class Engine:
         apply_activation_checkpointing(model, config.engine.activation_checkpointing, self.draws)
         if config.engine.compile:
             compile_blocks(model)
+        deepspeed = shims.import_deepspeed(device)
         mark_experts(model, grid)
         # Sees shapes, which are gone once ZeRO 3 has cut the weights.
         module = ObjectiveModule(model, loss, config, grid)
         optimizer = build_optimizer(self._updated(module), config.optimizer, self.dtype, training.factor)
-        deepspeed = shims.import_deepspeed(device)
         settings = deepspeed_config(config, grid, device, self.dtype, sum(part.numel() for _, part in self.named))
         # Also what is trained elsewhere.
         everything = list(model.named_parameters())
@@ -163,7 +164,7 @@ class Engine:
                 partition(everything, values, device, self.dtype, grid, settings)
             else:
                 place(everything, values, device, self.dtype)
-            with shims.one_kind_of_optimizer(deepspeed):
+            with shims.one_kind_of_optimizer(deepspeed), compiler_on_demand():
                 self._engine = self._start(deepspeed, module, optimizer, settings)
         if not isinstance(self._engine, deepspeed.DeepSpeedEngine):
             raise AssertionError(f"deepspeed.initialize gave {type(self._engine)}, not an engine")
@@ -409,14 +410,6 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
-
-
-def compile_blocks(model: nn.Module) -> None:
-    """Compile each layer in place, so that names and parameters stay; equal layers share their compiled code."""
-    for module in model.modules():
-        if isinstance(module, Block):
-            # Only what is within, so that ZeRO 3's hooks around it stay outside.
-            module.forward = torch.compile(module.forward)  # type: ignore[method-assign]
 
 
 def accumulation(train: TrainConfig, data_parallel: int, global_batch: int | None = None) -> tuple[int, int]:

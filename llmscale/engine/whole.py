@@ -12,7 +12,7 @@ from llmscale.config.system import EngineConfig, ParallelConfig
 from llmscale.distributed.process_group import gather_objects
 from llmscale.engine.deepspeed.zero_state import WEIGHT
 from llmscale.engine.engine import Engine
-from llmscale.model import Transformer
+from llmscale.model import Transformer, skeleton
 from llmscale.slices.tensor_slice import TensorSlice
 
 CHUNK = 1 << 26
@@ -35,8 +35,7 @@ def whole_model(engine: Engine, vocab_size: int) -> Transformer:
         vocab_size: rows of the vocabulary.
     """
     config = engine.config
-    with torch.device("meta"):
-        model = Transformer(config.model, vocab_size)
+    model = skeleton(config.model, vocab_size)
     if is_cut(config.engine, config.parallel):
         model.to(engine.dtype).to_empty(device=engine.device)
         _gather(dict(model.named_parameters()), engine)

@@ -41,12 +41,9 @@ class Training:
 
 def names_of(model: ModelConfig) -> tuple[str, ...]:
     """The canonical names of all tensors of a model, whatever ranks share them."""
-    import torch
+    from llmscale.model import skeleton
 
-    from llmscale.model import Transformer
-
-    with torch.device("meta"):
-        return tuple(name for name, _ in Transformer(model, model.vocab_size or 1).named_parameters())
+    return tuple(name for name, _ in skeleton(model, model.vocab_size or 1).named_parameters())
 
 
 def training_of(model: ModelConfig, settings: FinetuneConfig | None, names: Collection[str]) -> Training:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from llmscale.config import ModelConfig
 from llmscale.families.hugging_face import HuggingFace, Weight
-from llmscale.model import Transformer
+from llmscale.model import skeleton
 from llmscale.model.heads import heads_of
 
 Shapes = dict[str, tuple[int, ...]]
@@ -64,8 +64,7 @@ class Move:
 
 def shapes_of(model: ModelConfig, vocab_size: int) -> Shapes:
     """Our tensors by canonical name, with the rows of the vocabulary alone."""
-    with torch.device("meta"):
-        built = Transformer(model, vocab_size)
+    built = skeleton(model, vocab_size)
     found = {name: tuple(parameter.shape) for name, parameter in built.named_parameters()}
     return {name: (vocab_size, *shape[1:]) if name in VOCABULARY else shape for name, shape in found.items()}
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from llmscale.model.cache import KeyValueCache
     from llmscale.model.dropout import Dropout, Part
-    from llmscale.model.transformer import Output, Transformer
+    from llmscale.model.transformer import Output, Transformer, skeleton
 
-__all__ = ["Dropout", "KeyValueCache", "Output", "Part", "Transformer"]
+__all__ = ["Dropout", "KeyValueCache", "Output", "Part", "Transformer", "skeleton"]
 _HOMES = {"KeyValueCache": "cache", "Dropout": "dropout", "Part": "dropout"}
 
 

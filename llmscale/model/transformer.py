@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from llmscale.config.model import ModelConfig
 from llmscale.model.cache import KeyValueCache
@@ -32,8 +33,8 @@ class Output(NamedTuple):
 class Transformer(Stack):
     """A decoder or an encoder with its embedding and head; an encoder-decoder has a second stack as `encoder`.
 
-    The constructor's weights mean nothing: build on the meta device, give memory with `to_empty`, and let
-    `llmscale.parallel.init` draw them (`llmscale.parallel.init.build` does all three).
+    The constructor's weights mean nothing: build on the meta device with `skeleton`, give memory with `to_empty`, and
+    let `llmscale.parallel.init` draw them (`llmscale.parallel.init.build` does all three).
     """
 
     head: Vocabulary
@@ -161,3 +162,18 @@ class Transformer(Stack):
         # to_empty gives every module a parameter of its own, which would untie the head.
         self._tie()
         return self
+
+
+def skeleton(config: ModelConfig, vocab_size: int) -> Transformer:
+    """A model on the meta device: modules and tensors' shapes without memory or values."""
+    with torch.device("meta"), _WithoutValues():
+        return Transformer(config, vocab_size)
+
+
+class _WithoutValues(TorchFunctionMode):
+    """Leaves out what torch.nn.init computes, for which the meta device would import torch's compiler."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return None
+        return func(*args, **(kwargs or {}))

@@ -35,8 +35,8 @@ class SharedExperts(Experts):
 
     shared: ExpertRanks
 
-    # The compiler would make new code for all new numbers of tokens.
-    @torch.compiler.disable
+    # The compiler would make new code for all new numbers of tokens. torch.compiler.disable would import it at once.
+    @torch._disable_dynamo
     def _compute(self, inputs: Tensor, expert: Tensor, counts: Tensor) -> Tensor:
         group, size = self.shared.group, self.shared.size
         # Rows: ranks; columns: the experts of one rank.

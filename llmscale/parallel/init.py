@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from llmscale.config.model import ModelConfig
-from llmscale.model import Transformer
+from llmscale.model import Transformer, skeleton
 from llmscale.model.attention import table_of
 from llmscale.model.factors import DOWN, MAGNITUDE, UP
 from llmscale.model.heads import heads_of
@@ -45,7 +45,7 @@ def build(
         grid: with process groups; None: one process has all.
         sequence_parallel: see `ParallelConfig.sequence_parallel`.
     """
-    model, slices = _skeleton(config, vocab_size, grid, sequence_parallel)
+    model, slices = _own_skeleton(config, vocab_size, grid, sequence_parallel)
     model.to_empty(device=device)
     _mark(model, slices)
     initialize(model, seed)
@@ -59,18 +59,17 @@ def build_hollow(
 
     Whoever trains the model gives it values, at ZeRO 3 each rank a part of them (`llmscale.engine.deepspeed.weights`).
     """
-    model, slices = _skeleton(config, vocab_size, grid, sequence_parallel)
+    model, slices = _own_skeleton(config, vocab_size, grid, sequence_parallel)
     model._apply(lambda tensor: torch.zeros((), dtype=tensor.dtype).expand(tensor.shape))
     _mark(model, slices)
     return model
 
 
-def _skeleton(
+def _own_skeleton(
     config: ModelConfig, vocab_size: int, grid: RankGrid | None, sequence_parallel: bool
 ) -> tuple[Transformer, dict[str, TensorSlice]]:
     """This rank's part of the model on the meta device, and what cut or shared parameters are parts of."""
-    with torch.device("meta"):
-        model = Transformer(config, vocab_size)
+    model = skeleton(config, vocab_size)
     slices: dict[str, TensorSlice] = {}
     if grid is not None:
         keep_stage(model, grid)
@@ -123,8 +122,7 @@ def with_factors(weights: Weights, config: ModelConfig, seed: int) -> Weights:
     """`weights` and, of layers with low-rank factors (`ModelConfig.lora`), what these begin with: A uniform within
     1 / sqrt(inputs) as peft draws it, B 0, and DoRA's magnitudes the lengths of the weights' rows, so that the model
     computes at first what it does without."""
-    with torch.device("meta"):
-        made = Transformer(config, config.vocab_size or 1)
+    made = skeleton(config, config.vocab_size or 1)
     shapes = {name: tuple(parameter.shape) for name, parameter in made.named_parameters()}
 
     def drawn_uniform(name: str, start: int, end: int) -> Tensor:

@@ -20,7 +20,7 @@ from llmscale.config import ModelConfig, RunConfig, parse_config
 from llmscale.config.function import function_differences
 from llmscale.distributed.agreement import on_rank_zero
 from llmscale.finetune.trained import part_of
-from llmscale.model import Transformer
+from llmscale.model import Transformer, skeleton
 from llmscale.model.factors import is_factor
 from llmscale.model.heads import all_heads
 from llmscale.parallel.init import Weights, drawn, with_factors
@@ -42,8 +42,7 @@ def start_from(model: Transformer, path: str, tokenizer: Tokenizer, seed: int = 
             section that makes another function of the tensors.
     """
     checkpoint = open_model(path, tokenizer, "train.init_from")
-    with torch.device("meta"):
-        whole = Transformer(model.config, model.vocab_size)
+    whole = skeleton(model.config, model.vocab_size)
     shapes = {name: tuple(parameter.shape) for name, parameter in whole.named_parameters()}
     fresh = _fresh(model.config, checkpoint, shapes)
     same_head = fresh is None
@@ -137,8 +136,7 @@ def open_model(path: str, tokenizer: Tokenizer, option: str) -> Checkpoint:
 def require_same_model(model: ModelConfig, vocab_size: int, checkpoint: Checkpoint, option: str) -> None:
     """Raise UserError unless a checkpoint, which a setting names, has all tensors of a model and its function, with or
     without low-rank factors."""
-    with torch.device("meta"):
-        whole = Transformer(model.plain, vocab_size)
+    whole = skeleton(model.plain, vocab_size)
     shapes = {name: tuple(parameter.shape) for name, parameter in whole.named_parameters()}
     try:
         require_tensors(checkpoint, shapes, ignored=list(filter(is_factor, checkpoint.names)))

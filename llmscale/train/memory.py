@@ -11,7 +11,7 @@ from llmscale.config import RunConfig
 from llmscale.distributed.process_group import World
 from llmscale.engine.engine import resolve_dtype
 from llmscale.engine.whole import is_cut
-from llmscale.model import Transformer
+from llmscale.model import skeleton
 from llmscale.model.experts import ExpertLinear
 from llmscale.parallel.grid import RankGrid
 
@@ -33,8 +33,7 @@ def require_memory(
     if memory is None and on_gpu:
         memory = torch.cuda.get_device_properties(world.device).total_memory
     memory = memory or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    with torch.device("meta"):
-        whole = Transformer(config.model, config.model.vocabulary(tokens))
+    whole = skeleton(config.model, config.model.vocabulary(tokens))
     parameters = sum(p.numel() for p in whole.parameters())
     experts = sum(p.numel() for part in whole.modules() if isinstance(part, ExpertLinear) for p in part.parameters())
     dtype = resolve_dtype(config.engine.dtype, world.device)

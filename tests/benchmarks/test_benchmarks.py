@@ -12,7 +12,7 @@ from benchmarks import finetune_contenders, generate, gpu, train_step
 from benchmarks.contenders import Shape, build_bare_step, build_gemm_step, build_transformers_step
 from benchmarks.harness import Contender, Ratio, Sample, alternate, bar, percentile, ratio
 from llmscale.config import ModelConfig
-from llmscale.model import Transformer, linear
+from llmscale.model import linear, skeleton
 from llmscale.parallel.init import build
 
 TINY = Shape(layers=2, hidden=32, heads=2, ffn=64, sequence=16, batch=2, vocabulary=50)
@@ -77,8 +77,7 @@ def test_contenders_learn_the_batch(family: Any) -> None:
 
 def test_operations_are_six_per_weight_and_token() -> None:
     for shape in (train_step.SHAPES["gpt2"], train_step.SHAPES["llama"], *gpu.SIZES.values()):
-        with torch.device("meta"):
-            model = Transformer(ModelConfig(**shape.model), shape.vocabulary)
+        model = skeleton(ModelConfig(**shape.model), shape.vocabulary)
         in_products = sum(p.numel() for p in model.blocks.parameters() if p.dim() == 2) + model.head.weight.numel()
         assert shape.flops == 6 * in_products * shape.tokens_per_step
 

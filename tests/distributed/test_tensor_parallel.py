@@ -12,7 +12,7 @@ from torch import nn
 
 from llmscale.config import RunConfig
 from llmscale.distributed.process_group import join, leave, read_world
-from llmscale.model import Transformer
+from llmscale.model import skeleton
 from llmscale.parallel import init
 from llmscale.parallel.grid import RankGrid
 from llmscale.parallel.parameters import slice_of
@@ -156,8 +156,7 @@ def test_every_rank_starts_from_its_part_of_the_same_weights() -> None:
 
 def test_one_rank_has_the_plain_model() -> None:
     config = case_config(**DECODER)
-    with torch.device("meta"):
-        plain = Transformer(config.model, VOCAB)
+    plain = skeleton(config.model, VOCAB)
     alone = init.build(config.model, VOCAB, 1, grid=RankGrid())
     assert [(name, type(module)) for name, module in alone.named_modules()] == [
         (name, type(module)) for name, module in plain.named_modules()

@@ -16,7 +16,7 @@ from llmscale.hugging_face.adapters import read_adapter
 from llmscale.hugging_face.factors import modules_of, to_ours
 from llmscale.hugging_face.importing import import_directory
 from llmscale.hugging_face.weights import plan, shapes_of
-from llmscale.model import Transformer
+from llmscale.model import Transformer, skeleton
 from llmscale.model.factors import is_factor
 from tests.hugging_face.references import BYTES, VOCAB, reference, save, table_of, tokens
 
@@ -65,9 +65,8 @@ def with_adapter(base: Path, adapter: Path) -> Transformer:
                 factors |= {f"{layer}.lora_a": each.down, f"{layer}.lora_b": each.up}
                 factors |= {} if each.magnitude is None else {f"{layer}.magnitude": each.magnitude}
     targets = sorted({layer.rpartition(".")[0] for layer in factors})
-    with torch.device("meta"):
-        lora = read.lora.model_copy(update={"targets": targets})
-        ours = Transformer(plain.model_copy(update={"lora": lora}), VOCAB)
+    lora = read.lora.model_copy(update={"targets": targets})
+    ours = skeleton(plain.model_copy(update={"lora": lora}), VOCAB)
     ours.to_empty(device="cpu")
     with torch.no_grad():
         for key, parameter in ours.named_parameters():

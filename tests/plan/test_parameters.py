@@ -13,7 +13,7 @@ import torch
 from llmscale import families
 from llmscale.config import ModelConfig, load_config
 from llmscale.config.lora import LoraConfig
-from llmscale.model import Transformer
+from llmscale.model import Transformer, skeleton
 from llmscale.parallel import plans
 from llmscale.parallel.grid import RankGrid
 from llmscale.parallel.pipeline import keep_stage
@@ -27,8 +27,7 @@ COLUMN, ROW = ("attention.query", "feed_forward.up", "feed_forward.gate"), ("att
 
 
 def model(config: ModelConfig, vocab_size: int) -> Transformer:
-    with torch.device("meta"):
-        return Transformer(config, vocab_size)
+    return skeleton(config, vocab_size)
 
 
 PARTS = (
@@ -143,8 +142,7 @@ def test_stages_hold_the_whole_model_and_a_second_copy_of_tied_weights(stages: i
 def test_stages_hold_what_they_are_left_with(stages: int, parts: dict[str, Any]) -> None:
     config = ModelConfig(**{"layers": 7, "hidden_size": 64, "heads": 4, **parts})
     for stage in range(stages):
-        with torch.device("meta"):
-            model = Transformer(config, VOCAB)
+        model = skeleton(config, VOCAB)
         keep_stage(model, RankGrid(pipeline=stages, rank=stage))
         held = sum(parameter.numel() for parameter in model.parameters())
         assert sum(parameters(config, VOCAB, pipeline=stages, stage=stage).values()) == held

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
 
 from llmscale.config import ModelConfig, RunConfig, load_config
 from llmscale.layout import require_legal
-from llmscale.model import Transformer
+from llmscale.model import skeleton
 from llmscale.train.batch_size import batch_at
 from tests.systems.published import PUBLISHED, ROOT, SYSTEMS, TWINS
 from tests.train.forked import run
@@ -34,8 +33,7 @@ def count(model: ModelConfig) -> int:
     """Parameters as publications count them: without the padding rows of the vocabulary, and of an encoder without
     its heads."""
     assert model.vocab_size is not None
-    with torch.device("meta"):
-        made = Transformer(model, model.vocab_size)
+    made = skeleton(model, model.vocab_size)
     sizes = {name: parameter.numel() for name, parameter in made.named_parameters()}
     fill = model.padded_vocab(model.vocab_size) - model.vocab_size
     width = {"embedding.weight": model.hidden_size, "head.weight": model.hidden_size, "head.bias": 1}

@@ -17,6 +17,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from llmscale.engine.compiling import compiler_on_demand
+
 ROW = 256
 """Values whose squares are summed in fp32; see `sum_of_squares`."""
 
@@ -32,8 +34,9 @@ def import_deepspeed(device: torch.device) -> Any:
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     # It calls collectives by names that torch 2.13 has replaced, and torch says so at every start.
     warnings.filterwarnings("ignore", message=".*torch.distributed.* is deprecated", category=FutureWarning)
-    import deepspeed
-    import deepspeed.ops
+    with compiler_on_demand():
+        import deepspeed
+        import deepspeed.ops
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if device.type == "cpu":
@@ -55,14 +58,12 @@ def tell_device(device: torch.device) -> None:
 
 
 def import_early(device: torch.device) -> None:
-    """Import what engines import late, for processes that fork ranks: torch.compile's machinery is brought in by the
-    first optimizer, and by a module that DeepSpeed's start-up reads."""
+    """Import what engines import when they start, for processes that fork ranks."""
     import_deepspeed(device)
-    import deepspeed.module_inject.auto_ep_comm
-    import deepspeed.runtime.superoffload.superoffload_stage3
-    import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401
-
-    torch.optim.AdamW([nn.Parameter(torch.zeros(1))], fused=True)
+    with compiler_on_demand():
+        import deepspeed.module_inject.auto_ep_comm
+        import deepspeed.runtime.superoffload.superoffload_stage3
+        import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401
 
 
 @contextlib.contextmanager

@@ -8,12 +8,15 @@ import torch
 from torch import Tensor
 
 from llmscale.config.training import OptimizerConfig
+from llmscale.engine.compiling import without_compiler
 from llmscale.engine.optimizers.sharded import step_count, zeros
+
+_AdamW = without_compiler(torch.optim.AdamW)
 
 
 def make(groups: list[dict[str, Any]], settings: OptimizerConfig, arithmetic: torch.dtype) -> torch.optim.Optimizer:
     """The optimizer of the settings."""
-    return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=True)
+    return _AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=True)
 
 
 def create_state(state: dict[str, Any], partition: Tensor, options: dict[str, Any]) -> None:

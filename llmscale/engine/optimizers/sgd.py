@@ -8,12 +8,15 @@ import torch
 from torch import Tensor
 
 from llmscale.config.training import OptimizerConfig
+from llmscale.engine.compiling import without_compiler
 from llmscale.engine.optimizers.sharded import zeros
+
+_SGD = without_compiler(torch.optim.SGD)
 
 
 def make(groups: list[dict[str, Any]], settings: OptimizerConfig, arithmetic: torch.dtype) -> torch.optim.Optimizer:
     """The optimizer of the settings."""
-    return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum)
+    return _SGD(groups, lr=settings.lr, momentum=settings.momentum)
 
 
 def create_state(state: dict[str, Any], partition: Tensor, options: dict[str, Any]) -> None:
