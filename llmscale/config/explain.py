@@ -9,6 +9,8 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
+from data_pipeline.base.section import descriptions
+
 _SHOWN = 200
 """Most characters of a value in a message."""
 
@@ -141,9 +143,10 @@ def keys_of(model: type[BaseModel], prefix: str = "") -> list[tuple[str, str]]:
     """Every (dotted key, description), sections before their fields; list sections appear without an index; what
     several kinds of a section have comes once."""
     found: dict[str, str] = {}
+    texts = descriptions(model)
     for name, field in model.model_fields.items():
         key = f"{prefix}{name}"
-        found[key] = field.description or ""
+        found[key] = texts[name]
         for section in _sections(field.annotation):
             for below, description in keys_of(section, key + "."):
                 found.setdefault(below, description)

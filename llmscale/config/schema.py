@@ -2,6 +2,9 @@
 
 from typing import Any
 
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+
+from data_pipeline.base.section import descriptions
 from llmscale.config.root import RunConfig
 
 
@@ -10,11 +13,13 @@ def config_schema() -> dict[str, Any]:
 
     It is what a file may hold. What depends on several settings at once is not in it.
     """
-    schema = RunConfig.model_json_schema()
-    for section in (schema, *schema["$defs"].values()):
-        for field in section.get("properties", {}).values():
-            if "description" not in field and "$ref" in field:
-                # pydantic leaves it out where it is the section's own.
-                field["description"] = schema["$defs"][field["$ref"].rpartition("/")[2]]["description"]
-            field["description"] = " ".join(field["description"].split())
+    schema = RunConfig.model_json_schema(schema_generator=_Described)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+class _Described(GenerateJsonSchema):
+    def model_schema(self, schema: Any) -> JsonSchemaValue:
+        section = super().model_schema(schema)
+        for name, text in descriptions(schema["cls"]).items():
+            section["properties"][name]["description"] = " ".join(text.split())
+        return section
