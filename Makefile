@@ -8,6 +8,8 @@ INSTALL := $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/pyth
 WORKERS := $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2) + 1 )))
 # The only places of tests that run alone: others need not be collected for them.
 ALONE = tests/slurm $(shell grep -rl 'mark\.alone' tests --include='test_*.py')
+# Tests start many processes, each of which would compile all modules anew.
+unexport PYTHONDONTWRITEBYTECODE
 PARALLEL := $(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 8 --dist worksteal
 
 .PHONY: help quickstart test test-slow test-all parity-full lint format install constraints clean
