@@ -16,8 +16,9 @@ from llmscale.checkpoint.manifest import read_manifest
 from llmscale.parity.ranks import free_port
 from tests.evaluate.models import write_tasks
 from tests.tiny_run import write_tiny_run
-from tests.train.forked import Command, run, run_on_ranks
+from tests.train.forked import Command, Finished, run, run_on_ranks
 from tests.train.runs import evaluations, ledger, metrics
+from tests.train.test_classification import write_run
 from tests.train.test_signal_phases import ONE, TWO, signalled
 
 SCORES, WRITES = "llmscale.evaluate.scoring:batches_of", "llmscale.generate.generator:_Writer.take"
@@ -108,6 +109,14 @@ def only(rank: int, prepare: Callable[[], object]) -> None:
         prepare()
 
 
+def on_ranks(ranks: int, command: tuple[str, ...], folder: Path, prepare: Callable[[], object]) -> list[Finished]:
+    addresses = {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    each = [
+        Command(*command, cwd=folder, prepare=prepare, **addresses, RANK=rank, LOCAL_RANK=rank) for rank in range(ranks)
+    ]
+    return [rank.finish(timeout=60) for rank in each]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("place", ["choice at step 2", "write at the end"])
 def test_one_rank_is_told(place: str, folder: Path) -> None:
@@ -119,18 +128,33 @@ def test_one_rank_is_told(place: str, folder: Path) -> None:
     name = f"two-{place.replace(' ', '-')}"
     command = (*settings, f"run.directory={name}")
     call = {"choice at step 2": 1, "write at the end": 8}[place]  # of rank 1, which writes for half the items
-    addresses = {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
-    prepare = partial(only, 1, partial(signalled, attribute, call, numbers, pause))
-    ranks = [
-        Command(
-            *settings, f"run.directory={name}", cwd=folder, prepare=prepare, **addresses, RANK=rank, LOCAL_RANK=rank
-        )
-        for rank in range(2)
-    ]
-    for ended in [each.finish(timeout=60) for each in ranks]:
+    told_alone = partial(only, 1, partial(signalled, attribute, call, numbers, pause))
+    for ended in on_ranks(2, command, folder, told_alone):
         assert ended.returncode == 75, ended.stderr
         assert "Traceback" not in ended.stderr
     assert not lines_of(folder / name).get((4 if "end" in place else 2, task))
     again = run_on_ranks(2, *command, cwd=folder)
     assert again.returncode == 0, again.stderr
     assert_equal(folder, name, "two")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_signal_between_batches_that_a_head_is_asked(ranks: int, tmp_path: Path) -> None:
+    """All items are one window, of which the first batch alone is computed."""
+    write_run(tmp_path)
+    task = {"kind": "classify", "text": "{{ sentence }}", "labels": ["0", "1"], "gold": "{{ stars }}"}
+    (tmp_path / "stars.yaml").write_text(yaml.safe_dump({**task, "data": {"files": ["rows.jsonl"]}}))
+    settings = ("model.next_sentence=false", "train.steps=3", "evaluation.interval=2", "evaluation.tasks=[stars.yaml]",
+                "evaluation.best=stars/accuracy")  # fmt: skip
+    command = ("train", "config.yaml", *settings, "run.directory=cut")
+    prepare = partial(only, ranks - 1, partial(signalled, "llmscale.evaluate.heads.classify:make_batch", 1, ONE, 0.2))
+    for ended in on_ranks(ranks, command, tmp_path, prepare):
+        assert ended.returncode == 75, ended.stderr
+        assert "Traceback" not in ended.stderr
+    assert not lines_of(tmp_path / "cut").get((2, "stars"))
+    for name in ("cut", "good"):
+        done = run_on_ranks(ranks, *command[:-1], f"run.directory={name}", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    assert lines_of(tmp_path / "cut").keys() == {(2, "stars"), (3, "stars")}
+    assert_equal(tmp_path, "cut", "good")

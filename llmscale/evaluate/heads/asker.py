@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from data_pipeline.base.errors import UserError
 from data_pipeline.objectives import ObjectiveSettings
 from data_pipeline.reading.item import Item
-from llmscale.distributed.process_group import gather_to_lead
+from llmscale.distributed.process_group import gather_objects, gather_to_lead
 from llmscale.evaluate.artefact import Record
 from llmscale.evaluate.placed import Placed
 
+Value = TypeVar("Value")
 BATCH_TOKENS = 4096
 """Tokens of a forward pass, about."""
 
@@ -62,6 +63,15 @@ class HeadAsker(ABC):
                 f" {', '.join(self.objective.labels)}; give a model with the same labels"
             )
 
+    def in_turn(self, batches: Sequence[Value]) -> Iterator[Value]:
+        """This rank's batches, ahead of each of which all ranks look for a signal to leave; collective where the model
+        is cut."""
+        # Ranks have more or fewer of them, but must look equally often.
+        rounds = max(gather_objects(len(batches))) if self._placed.cut else len(batches)
+        for number in range(rounds):
+            self._placed.leave_if_asked()
+            yield from batches[number : number + 1]
+
     @abstractmethod
     def found(self, items: Sequence[Item]) -> list[Record]:
         """The records of some items."""
@@ -71,7 +81,6 @@ class HeadAsker(ABC):
     ) -> Iterator[list[Record]]:
         """Records of items, some at a time and in their order; on rank 0, while the others get empty lists."""
         for first in range(0, len(items), self.window):
-            self._placed.leave_if_asked()
             some = items[first : first + self.window]
             own = self.found([some[place] for place in self._placed.own_items(len(some))])
             shares = [own] if self._grid.world_size == 1 else gather_to_lead(own)

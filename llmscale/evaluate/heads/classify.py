@@ -73,16 +73,17 @@ class Asker(HeadAsker):
         by_shape: dict[tuple[int, bool], list[int]] = {}
         for number, text in enumerate(texts):
             by_shape.setdefault((text.length, text.full), []).append(number)
+        batches = []
+        for shape, members in sorted(by_shape.items()):
+            size = max(1, BATCH_TOKENS // shape[0])
+            batches += [(shape[0], members[first : first + size]) for first in range(0, len(members), size)]
         found: dict[int, list[float]] = {}
-        for (length, _), members in sorted(by_shape.items()):
+        for length, some in self.in_turn(batches):
+            # Products of few rows are left to other kernels: the head's have 16 at least.
+            rows = some + [some[0]] * (MULTIPLE - len(some))
             packer = Classification(self.objective, self.tokenizer, length)
-            size = max(1, BATCH_TOKENS // length)
-            for first in range(0, len(members), size):
-                some = members[first : first + size]
-                # Products of few rows are left to other kernels: the head's have 16 at least.
-                rows = some + [some[0]] * (MULTIPLE - len(some))
-                arrays = packer.arrays([texts[number].sample for number in rows], rows)
-                logits = self._placed.scoring.predict(make_batch(arrays, np.array(rows, dtype=np.int64)))
-                probabilities = logits.softmax(-1)[:, self._order].tolist()
-                found |= dict(zip(some, probabilities[: len(some)], strict=True))
+            arrays = packer.arrays([texts[number].sample for number in rows], rows)
+            logits = self._placed.scoring.predict(make_batch(arrays, np.array(rows, dtype=np.int64)))
+            probabilities = logits.softmax(-1)[:, self._order].tolist()
+            found |= dict(zip(some, probabilities[: len(some)], strict=True))
         return found

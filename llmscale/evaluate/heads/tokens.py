@@ -32,15 +32,16 @@ class TokenHeadAsker(HeadAsker):
         """(T, outputs) logits of each row. Rows of one padded length alone share a batch, so that none depends on
         others."""
         lengths = [min(-(-len(row.tokens) // MULTIPLE) * MULTIPLE, self._most) for row in rows]
-        found: dict[int, np.ndarray] = {}
         shapes = [(length, length == len(row.tokens)) for length, row in zip(lengths, rows, strict=True)]
+        batches = []
         for shape in sorted(set(shapes)):
             members = [number for number, own in enumerate(shapes) if own == shape]
             size = max(1, BATCH_TOKENS // shape[0])
-            for first in range(0, len(members), size):
-                part = members[first : first + size]
-                batch = self._batch([rows[number] for number in part], shape[0])
-                found |= dict(zip(part, self._placed.scoring.predict(batch).numpy(), strict=True))
+            batches += [(shape[0], members[first : first + size]) for first in range(0, len(members), size)]
+        found: dict[int, np.ndarray] = {}
+        for length, part in self.in_turn(batches):
+            batch = self._batch([rows[number] for number in part], length)
+            found |= dict(zip(part, self._placed.scoring.predict(batch).numpy(), strict=True))
         return [found[number] for number in range(len(rows))]
 
     def _batch(self, rows: Sequence[TokenRow], length: int) -> Batch:
