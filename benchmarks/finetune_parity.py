@@ -1,6 +1,6 @@
 """A T5 on translations (Multi30k) beside a plain loop of transformers: the same initial weights and rows, no dropout.
 
-    python -m benchmarks.finetune_parity --data-root CORPORA [--steps 50] [--threads 2]
+    python -m benchmarks.finetune_parity --data-root CORPORA [--layers 4 --hidden-size 256 --vocabulary 8000 --lr 1e-3]
 
 The rows of each step are those that the run's ledger names, read from the files again and tokenised by transformers
 with the exported tokenizer. One JSON line: the largest relative difference of a loss, and the share of the tokens of
@@ -169,10 +169,15 @@ def main() -> None:
     parser.add_argument("--data-root", type=Path, required=True, help="folder that has multi30k/")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--layers", type=int, default=3, help="of the encoder, and of the decoder")
+    parser.add_argument("--hidden-size", type=int, default=128)
+    parser.add_argument("--vocabulary", type=int, default=4000)
+    parser.add_argument("--lr", type=float, default=1e-4)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    sizes = {"layers": 3, "hidden_size": 128, "heads": 4, "ffn_size": 512}
-    config = settings(sizes, vocabulary=4000, batch=32, micro_batch=16, rate=1e-4)
+    hidden = arguments.hidden_size
+    sizes = {"layers": arguments.layers, "hidden_size": hidden, "heads": 4, "ffn_size": 4 * hidden}
+    config = settings(sizes, arguments.vocabulary, batch=32, micro_batch=16, rate=arguments.lr)
     corpora = arguments.data_root.absolute()
     with tempfile.TemporaryDirectory(prefix="llmscale-parity-") as name:
 
