@@ -8,6 +8,7 @@ from typing import Any
 
 from data_pipeline.base.errors import UserError
 from data_pipeline.tokenizer_kinds import TOKENIZER_KINDS
+from llmscale import families
 from llmscale.config.yaml_files import read_yaml
 
 _SHAPE = ("family", "layers", "hidden_size")
@@ -46,13 +47,22 @@ def with_inherited(raw: dict[str, Any]) -> dict[str, Any]:
     taken = dict(raw)
     if needs["model"]:
         their_model = {key: value for key, value in theirs["model"].items() if key not in _OF_THE_RUN}
-        taken["model"] = {**their_model, **(model or {})}
+        taken["model"] = {**_encoder_of(their_model, model or {}), **(model or {})}
     if needs["objective"] and "objective" in theirs:
         taken["objective"] = theirs["objective"]
     if needs["tokenizer"]:
         tokenizer = begun["data"].get("tokenizer") if begun else _tokenizer_of(source)
         taken["data"] = {**data, **({"tokenizer": tokenizer} if tokenizer else {})}  # type: ignore[dict-item]
     return taken
+
+
+def _encoder_of(theirs: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """A model section, of which `changes` may leave the encoder alone."""
+    whole = {**families.preset(str(theirs.get("family"))), **theirs}
+    if changes.get("architecture") != "encoder" or whole.get("architecture") != "encoder_decoder":
+        return theirs
+    layers = theirs.get("encoder_layers") or theirs.get("layers")
+    return {**theirs, "encoder_layers": None, **({"layers": layers} if layers else {})}
 
 
 def _begun(raw: dict[str, Any], source: str) -> dict[str, Any] | None:

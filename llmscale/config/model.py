@@ -171,6 +171,12 @@ class ModelConfig(Section):
         return self if self.lora is None else self.model_copy(update={"lora": None})
 
     @property
+    def encoder_alone(self) -> "ModelConfig":
+        """The encoder of an encoder_decoder as a model of its own."""
+        own = {"architecture": "encoder", "layers": self.encoder_layer_count, "encoder_layers": None}
+        return self.model_copy(update=own)
+
+    @property
     def shares_embedding(self) -> bool:
         """Whether a head's weight is the embedding's."""
         return self.tied_embeddings and self.head is None

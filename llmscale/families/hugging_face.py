@@ -97,6 +97,8 @@ class HeadClass:
     """Whether it also drops values of the hidden state in front of the pooler, which llmscale does not."""
     dropped: tuple[str, ...] = ()
     """Regular expressions of tensors that older versions stored beside it, as `HuggingFace.dropped`."""
+    special_tokens: str | None = None
+    """`objective.special_tokens` of its models, where that is not what the family's architecture has."""
 
     @property
     def transform(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -43,6 +43,10 @@ _WRITTEN = {
 }
 
 
+_OF_ENCODER = "ForTokenClassification"
+"""What the name of the class ends with that has the encoder alone."""
+
+
 def _read_activation(settings: Settings, default: str) -> str:
     """From `feed_forward_proj`, or the two keys that transformers makes of it, writes too and reads in its place."""
     given = settings.take("feed_forward_proj", default)
@@ -65,10 +69,15 @@ def _read(settings: Settings, multilingual: bool) -> dict[str, Any]:
     # transformers 4 tells v1.1 by its untied head, and scales the head's input only where it is tied.
     tied = settings.take("tie_word_embeddings", True, bool, **({} if multilingual else {"null": True}))
     activation = _read_activation(settings, "gated-gelu" if multilingual else "relu")
-    decoder = settings.take("num_decoder_layers", None, int)
+    encoder, decoder = (
+        settings.take("num_layers", 8 if multilingual else 6),
+        settings.take("num_decoder_layers", None, int),
+    )
+    alone = any(str(name).endswith(_OF_ENCODER) for name in settings.values.get("architectures") or ())
     return {
         "family": "mt5" if multilingual else "t5_v1_1" if activation in UNGATED else "t5",
-        "layers": settings.take("num_layers", 8 if multilingual else 6) if decoder is None else decoder,
+        **({"architecture": "encoder", "encoder_layers": None} if alone else {}),
+        "layers": encoder if alone or decoder is None else decoder,
         "activation": activation,
         "tied_embeddings": tied,
         "scaled_head": False if multilingual else settings.take("scale_decoder_outputs", tied),
@@ -87,7 +96,15 @@ def _write(model: Mapping[str, Any], name: str) -> dict[str, Any]:
     }
 
 
-def _stack(ours: str, theirs: str, feed_forward: int) -> tuple[Weight, ...]:
+def _alone(model: Any) -> bool:
+    return model.architecture == "encoder"  # type: ignore[no-any-return]
+
+
+def _beside(model: Any) -> bool:
+    return not _alone(model)
+
+
+def _stack(ours: str, theirs: str, feed_forward: int, only: Callable[[Any], bool]) -> tuple[Weight, ...]:
     """Rows of the encoder or the decoder; in `feed_forward` is the number of that sub-layer in a block."""
     block = f"{theirs}block.{{layer}}.layer."
     found = {
@@ -101,24 +118,30 @@ def _stack(ours: str, theirs: str, feed_forward: int) -> tuple[Weight, ...]:
         found |= {f"cross_attention.{name}": f"1.EncDecAttention.{letter}" for name, letter in letters.items()}
         found["cross_attention_norm"] = "1.layer_norm"
     return (
-        *renamed(found, f"{ours}blocks.{{layer}}.", block),
-        *renamed({"norm": "final_layer_norm"}, ours, theirs),
+        *renamed(found, f"{ours}blocks.{{layer}}.", block, only=only),
+        *renamed({"norm": "final_layer_norm"}, ours, theirs, only=only),
         Weight(
             (f"{ours}relative_bias.table.weight",),
             f"{theirs}block.0.layer.0.SelfAttention.relative_attention_bias.weight",
+            only=only,
         ),
     )
+
+
+_STACKS = (("encoder.", "encoder.", 1, _beside), ("", "decoder.", 2, _beside), ("", "encoder.", 1, _alone))
+"""Ours, theirs, the number of the feed-forward layer in a block, and the models that have it so."""
 
 
 def _inner(gated: bool) -> tuple[Weight, ...]:
     names = {"gate": "wi_0", "up": "wi_1"} if gated else {"up": "wi"}
     return tuple(
         row
-        for ours, theirs, number in (("encoder.", "encoder.", 1), ("", "decoder.", 2))
+        for ours, theirs, number, only in _STACKS
         for row in renamed(
             {f"feed_forward.{name}": f"DenseReluDense.{inner}" for name, inner in names.items()},
             f"{ours}blocks.{{layer}}.",
             f"{theirs}block.{{layer}}.layer.{number}.",
+            only=only,
         )
     )
 
@@ -141,8 +164,16 @@ def table(gated: bool, multilingual: bool = False) -> HuggingFace:
                 rate=0.0,
                 drops_first=True,
             ),
+            "token_classification": HeadClass(
+                f"{name}{_OF_ENCODER}", "classifier", body="transformer.", rate=0.0, special_tokens="eos"
+            ),
             "span": HeadClass(f"{name}ForQuestionAnswering", "qa_outputs", rate=None),
         },
+        needs=lambda model: (
+            f"model.architecture is encoder, where {name} has a class for it with a head of token_classification alone"
+            if model["architecture"] == "encoder" and (model["head"] or {}).get("name") != "token_classification"
+            else None
+        ),
         architecture="encoder_decoder",
         tokenizer="" if multilingual else "T5Tokenizer",
         token_ids={"decoder_start_token_id": "pad"},
@@ -167,8 +198,7 @@ def table(gated: bool, multilingual: bool = False) -> HuggingFace:
         weights=(
             Weight(("embedding.weight",), "shared.weight"),
             Weight(("head.weight",), "lm_head.weight"),
-            *_stack("encoder.", "encoder.", 1),
-            *_stack("", "decoder.", 2),
+            *(row for stack in _STACKS for row in _stack(*stack)),
             *_inner(gated),
         ),
         ignored=(r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",),

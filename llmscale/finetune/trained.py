@@ -15,7 +15,7 @@ from llmscale.model.factors import is_factor
 from llmscale.model.heads import all_heads
 
 _LAYER = re.compile(r"(encoder\.)?blocks\.(\d+)\.")
-_EMBEDDINGS = ("embedding", "positions", "token_types", "embedding_norm")
+EMBEDDINGS = ("embedding", "positions", "token_types", "embedding_norm")
 """Modules before the layers, which an encoder-decoder's two stacks share."""
 _TOP = ("norm", "queries")
 """Modules of a stack that come after its layers, or with the last one."""
@@ -67,7 +67,7 @@ def part_of(model: ModelConfig, name: str) -> str:
         return "head"
     if model.architecture != "encoder_decoder":
         return model.architecture
-    if module in _EMBEDDINGS:
+    if module in EMBEDDINGS:
         return "shared"
     return "encoder" if module == "encoder" else "decoder"
 
@@ -157,5 +157,5 @@ def _factor(settings: FinetuneConfig, model: ModelConfig, name: str) -> float:
         return 1.0
     # What is left lies below the layers, or is a table that all of them share.
     layers = model.layers if within == name else model.encoder_layer_count
-    own = settings.embedding_lr_factor if name.partition(".")[0] in _EMBEDDINGS else 1.0
+    own = settings.embedding_lr_factor if name.partition(".")[0] in EMBEDDINGS else 1.0
     return decay ** (layers + 1) * own

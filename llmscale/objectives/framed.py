@@ -24,6 +24,9 @@ class FramedSide(ModelSide[Settings]):
     def shape(self, sequence_length: int) -> Shape:
         return Shape(sequence_length, sequence_length if self.config.special_tokens == "decoder" else 0, masked=True)
 
+    def instead(self, architecture: str) -> str | None:
+        return "set model.architecture=encoder and objective.special_tokens=eos, for its encoder alone"
+
     def mismatch(self, model: ModelConfig) -> str | None:
         given, architecture = self.config.special_tokens, model.architecture
         if (architecture == "encoder_decoder") != (given == "decoder"):

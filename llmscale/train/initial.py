@@ -19,7 +19,7 @@ from llmscale.checkpoint.reader import Checkpoint, newest_intact
 from llmscale.config import ModelConfig, RunConfig, parse_config
 from llmscale.config.function import function_differences
 from llmscale.distributed.agreement import on_rank_zero
-from llmscale.finetune.trained import part_of
+from llmscale.finetune.trained import EMBEDDINGS, part_of
 from llmscale.model import Transformer, skeleton
 from llmscale.model.factors import is_factor
 from llmscale.model.heads import all_heads
@@ -35,7 +35,7 @@ def start_from(model: Transformer, path: str, tokenizer: Tokenizer, seed: int = 
     does not have is drawn by `seed`, but for layers before its projection, where another head of the checkpoint has
     them (BERT's pooler, ModernBERT's dense layer and norm); so are
     low-rank factors (`llmscale.parallel.init.with_factors`). Those of a checkpoint go on where the model has the same,
-    and are merged into its weights where the model has none.
+    and are merged into its weights where the model has none. An encoder takes that of an encoder-decoder.
 
     Raises:
         UserError: no intact checkpoint, another tokenizer, a tensor that is missing or has another shape, or a model
@@ -49,6 +49,10 @@ def start_from(model: Transformer, path: str, tokenizer: Tokenizer, seed: int = 
     fresh = fresh or {}
     stored = {name: shape for name, shape in shapes.items() if name not in fresh and not is_factor(name)}
     ignored = [] if same_head else _heads_tensors(checkpoint.names)
+    theirs = _model_of(checkpoint)
+    if _leaves_decoder(model.config, theirs):
+        stored = {_in_encoder(name): shape for name, shape in stored.items()}
+        ignored += [name for name in checkpoint.names if part_of(theirs, name) == "decoder"]
     try:
         weights = _with_factors(model.config, checkpoint, seed)
         require_tensors(checkpoint, stored, ignored=[*ignored, *filter(is_factor, checkpoint.names)])
@@ -96,11 +100,15 @@ def _listed(labels: list[str], most: int = 8) -> str:
 
 def _with_factors(model: ModelConfig, checkpoint: Checkpoint, seed: int) -> Weights:
     """The weights of a checkpoint, with or without low-rank factors as the model has them."""
-    theirs = parse_config(dict(checkpoint.manifest.config), origin=str(checkpoint.path)).model.lora
-    if theirs is None:
-        return checkpoint.read if model.lora is None else with_factors(checkpoint.read, model, seed)
-    if model.lora is None:
-        return merged_weights_of(checkpoint, theirs)
+    their_model = _model_of(checkpoint)
+    theirs = their_model.lora
+    stored = checkpoint.read if theirs is None or model.lora else merged_weights_of(checkpoint, theirs)
+    if _leaves_decoder(model, their_model):
+        stored = _of_encoder(stored)
+    if theirs is None and model.lora is not None:
+        return with_factors(stored, model, seed)
+    if theirs is None or model.lora is None:
+        return stored
     # What is dropped may change.
     ours, given = (lora.model_dump(exclude={"dropout"}) for lora in (model.lora, theirs))
     for key in ours:
@@ -110,7 +118,28 @@ def _with_factors(model: ModelConfig, checkpoint: Checkpoint, seed: int) -> Weig
                 f" {json.dumps(ours[key])}; set what it has to train them further, or merge them into its weights with"
                 f" llmscale checkpoint merge and start from that"
             )
-    return checkpoint.read
+    return stored
+
+
+def _model_of(checkpoint: Checkpoint) -> ModelConfig:
+    return parse_config(dict(checkpoint.manifest.config), origin=str(checkpoint.path)).model
+
+
+def _leaves_decoder(model: ModelConfig, theirs: ModelConfig) -> bool:
+    """Whether a model is the encoder of the encoder-decoder that a checkpoint holds."""
+    return model.architecture == "encoder" and theirs.architecture == "encoder_decoder"
+
+
+def _of_encoder(stored: Weights) -> Weights:
+    def read(name: str, part: TensorSlice) -> torch.Tensor:
+        return stored(_in_encoder(name), part)
+
+    return read
+
+
+def _in_encoder(name: str) -> str:
+    """The name of an encoder's tensor in an encoder-decoder."""
+    return name if name.partition(".")[0] in EMBEDDINGS or _heads_tensors([name]) else f"encoder.{name}"
 
 
 def open_model(path: str, tokenizer: Tokenizer, option: str) -> Checkpoint:
@@ -124,6 +153,13 @@ def open_model(path: str, tokenizer: Tokenizer, option: str) -> Checkpoint:
         theirs = load_tokenizer(checkpoint.tokenizer)
     except UserError as error:
         raise UserError(f"{option}: {error}") from None
+    lacking = [role for role in ("cls", "sep") if role in tokenizer.appended and role not in theirs.special]
+    if lacking and theirs.files == tokenizer.files:
+        raise UserError(
+            f"{option} {path} has a tokenizer without {' and '.join(lacking)} tokens, which this run's objective puts"
+            f" around texts; set objective.pooling=mean (of labels of words and of spans objective.special_tokens=eos),"
+            f" or start from a model that has them"
+        )
     if not interchangeable(theirs, tokenizer):
         raise UserError(
             f"{option} {path} was trained with another tokenizer ({theirs.vocab_size} tokens, digest"
@@ -156,7 +192,7 @@ def _fresh(
 ) -> dict[str, str | None] | None:
     """The tensors of a head in place of the language model's that a checkpoint does not have, with the tensor of
     another head that is to be taken for each; None: it is drawn. None where the checkpoint has that head."""
-    theirs = parse_config(dict(checkpoint.manifest.config), origin=str(checkpoint.path)).model
+    theirs = _model_of(checkpoint)
     if model.head is None or theirs.head == model.head:
         return None
     parts = {name.partition(".")[2]: name for name in _heads_tensors(checkpoint.names)}
@@ -187,7 +223,8 @@ def require_function(model: ModelConfig, checkpoint: Checkpoint, *, head: bool =
     """
     if not checkpoint.manifest.config:
         return
-    theirs = parse_config(dict(checkpoint.manifest.config), origin=str(checkpoint.path)).model
+    theirs = _model_of(checkpoint)
+    theirs = theirs.encoder_alone if _leaves_decoder(model, theirs) else theirs
     differences = function_differences(model, theirs, head=head)
     rotary = {key: values for key, values in differences.items() if key.startswith("model.rotary_")}
     others = {key: values for key, values in differences.items() if key not in rotary}

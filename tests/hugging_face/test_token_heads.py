@@ -12,6 +12,11 @@ import torch.nn.functional as F
 import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
+)
 
 from data_pipeline.base.errors import UserError
 from data_pipeline.batch import Batch
@@ -126,7 +131,8 @@ def test_logits_and_losses_are_equal_both_ways(name: str, head: str, tmp_path: P
         assert torch.equal(mine, wanted), key
 
 
-@pytest.mark.parametrize(("name", "head"), [(name, head) for name in ("bert", "gpt2", "modernbert") for head in AUTO])
+@pytest.mark.parametrize(("name", "head"), [(name, head) for name in ("bert", "gpt2", "modernbert") for head in AUTO]
+                         + [("t5", "token_classification")])  # fmt: skip
 def test_twenty_five_steps_beside_a_transformers_loop(name: str, head: str, tmp_path: Path) -> None:
     theirs = reference(name, head).train()
     trained = imported(theirs, tmp_path)
@@ -144,6 +150,17 @@ def test_twenty_five_steps_beside_a_transformers_loop(name: str, head: str, tmp_
             value.backward()
             optimizer.step()
         assert losses[0].item() == pytest.approx(losses[1].item(), rel=1e-4), step
+
+
+def test_every_class_of_transformers_is_known() -> None:
+    known = {
+        "classification": MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+        "token_classification": MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
+        "span": MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
+    }
+    for table in map(table_of, families.with_class()):
+        theirs = {head: names[table.model_type] for head, names in known.items() if table.model_type in names}
+        assert {head: about.name for head, about in table.heads.items()} == theirs, table.model_type
 
 
 @pytest.mark.parametrize("head", AUTO)

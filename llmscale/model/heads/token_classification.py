@@ -55,7 +55,7 @@ class TokenClassificationHead(TokenHead):
             "name": cls.name,
             "labels": labels,
             "scheme": "bio" if tags else "none",
-            "special_tokens": AROUND[table.architecture],
+            "special_tokens": known.special_tokens or AROUND[table.architecture],
             **form,
         }
 
