@@ -17,7 +17,7 @@ from data_pipeline.objectives.labels import output_of, written
 from data_pipeline.objectives.objective import LABELS, Arrays, ObjectiveSettings, filled, read_twice, stack
 from data_pipeline.objectives.packing import Sample, Stored, value_of
 from data_pipeline.tokenizer import Tokenizer
-from data_pipeline.tokenizer.frame import pair_frame
+from data_pipeline.tokenizer.frame import PairFrame, pair_frame
 
 NAME = "classification"
 """Of the objective and of its head."""
@@ -87,6 +87,9 @@ class ClassificationObjective(ObjectiveSettings):
     def stored(self) -> Stored:
         return Stored(target=self.pairs, values=("label",))
 
+    def around(self, tokenizer: Tokenizer) -> PairFrame:
+        return pair_frame(tokenizer, cls=self.pooling == "first")
+
     def roles(self, sequence_length: int) -> tuple[str, ...]:
         return ("cls", "sep", "pad") if self.pooling == "first" else ("pad",)
 
@@ -119,7 +122,7 @@ class Classification(ByDocument):
 
     def __init__(self, config: ClassificationObjective, tokenizer: Tokenizer, sequence_length: int) -> None:
         super().__init__(config, tokenizer, sequence_length)
-        frame = pair_frame(tokenizer, cls=config.pooling == "first")
+        frame = config.around(tokenizer)
         self._begin, self._between, self._end = (np.array(ids, dtype=np.int32) for ids in frame)
         self._outputs = {label: output for output, label in enumerate(config.labels)}
 

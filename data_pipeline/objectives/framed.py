@@ -17,7 +17,7 @@ from data_pipeline.document import Document
 from data_pipeline.objectives.by_document import ByDocument
 from data_pipeline.objectives.objective import ObjectiveSettings
 from data_pipeline.tokenizer import Tokenizer
-from data_pipeline.tokenizer.frame import pair_frame
+from data_pipeline.tokenizer.frame import PairFrame, conventions_of, pair_frame
 
 AROUND: dict[str, Literal["cls", "eos", "decoder"]] = {"encoder": "cls", "decoder": "eos", "encoder_decoder": "decoder"}
 """`special_tokens` by `model.architecture`."""
@@ -39,6 +39,9 @@ class FramedSettings(ObjectiveSettings):
         """What `model.head` has before the projection; `transform`: where the objective does not say."""
         return {"dropout": self.dropout, "transform": transform if self.transform is None else self.transform}
 
+    def around(self, tokenizer: Tokenizer) -> PairFrame:
+        return pair_frame(tokenizer, cls=self.special_tokens == "cls")
+
     def roles(self, sequence_length: int) -> tuple[str, ...]:
         return ("cls", "sep", "pad") if self.special_tokens == "cls" else ("pad",)
 
@@ -50,10 +53,12 @@ class Framed(ByDocument):
 
     def __init__(self, config: FramedSettings, tokenizer: Tokenizer, sequence_length: int) -> None:
         super().__init__(config, tokenizer, sequence_length)
-        frame = pair_frame(tokenizer, cls=config.special_tokens == "cls")
+        frame = config.around(tokenizer)
         self.begin, self.between, self.end = (np.array(ids, dtype=np.int32) for ids in frame)
         decides = [config.model_dump(exclude={"dropout", "transform"}), sequence_length]
         decides += [frame.between] if frame.between != frame.end else []
+        kept = conventions_of(tokenizer)
+        decides += [frame.begin, frame.end] if kept is not None and kept.head is not None else []
         self.form = hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:16]
 
     def checked(

@@ -16,7 +16,7 @@ from data_pipeline.config import SourceConfig
 from data_pipeline.document import Document
 from data_pipeline.objectives.packing import OpenPacker, Origins, Sample, Stored
 from data_pipeline.tokenizer import Tokenizer
-from data_pipeline.tokenizer.frame import Frame, start_token
+from data_pipeline.tokenizer.frame import Frame, PairFrame, start_token
 
 Share = Annotated[float, Field(ge=0, le=1)]
 LABELS = "labels."
@@ -66,6 +66,10 @@ class ObjectiveSettings(Section, ABC):
         Args:
             transform: of the head that the class of the model's family has.
         """
+        return None
+
+    def around(self, tokenizer: Tokenizer) -> PairFrame | None:
+        """The special tokens around a text, or two, of which a head predicts; None: a language model reads it."""
         return None
 
     def evaluated(self) -> ObjectiveSettings:

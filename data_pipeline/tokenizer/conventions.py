@@ -3,7 +3,7 @@ may be others than those that a run of ours puts there."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from operator import index
 from typing import Any
@@ -20,6 +20,9 @@ class Conventions:
     """Tokens behind a text that the model is given, such as T5's `</s>`; of no use where `begin` is None."""
     between: tuple[int, ...] = ()
     """Tokens between two texts that are read as one, such as RoBERTa's `</s></s>`; none: what ends the first."""
+    head: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]] | None = None
+    """Of a model that was imported with a head for texts: tokens in front of a text, between two, and behind the last,
+    as its tokenizer has them; None: as the others say."""
     start: int | None = None
     """The token that the decoder of an encoder-decoder starts from; None: pad."""
     stop: tuple[int, ...] = ()
@@ -49,8 +52,14 @@ class Conventions:
             begin=None if begin is None else tuple(map(index, begin)),
             end=tuple(map(index, kept["end"])),
             between=tuple(map(index, kept.get("between", ()))),  # which earlier versions did not keep
+            head=None if kept.get("head") is None else _three(kept["head"]),  # neither that
             start=None if start is None else index(start),
             stop=tuple(map(index, kept["stop"])),
             generation=kept["generation"],
             config=kept["config"],
         )
+
+
+def _three(kept: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    begin, between, end = (tuple(map(index, ids)) for ids in kept)
+    return begin, between, end

@@ -81,15 +81,18 @@ class PairFrame(NamedTuple):
 
 def pair_frame(tokenizer: Tokenizer, *, cls: bool) -> PairFrame:
     """`[CLS] a [SEP]` and `[CLS] a [SEP] b [SEP]`, where an imported model may have more between them; or what stands
-    around sources.
+    around sources. What was imported with a head reads as its tokenizer has it.
 
     Args:
         cls: the former.
     """
+    kept = conventions_of(tokenizer)
+    if kept is not None and kept.head is not None:
+        return PairFrame(*map(list, kept.head))
     if not cls:
         begin, end = text_frame(tokenizer, source=True)
         return PairFrame(begin, end, end)
-    kept, end = conventions_of(tokenizer), [tokenizer.special["sep"]]
+    end = [tokenizer.special["sep"]]
     between = list(kept.between) if kept is not None else []
     return PairFrame([tokenizer.special["cls"]], between or end, end)
 

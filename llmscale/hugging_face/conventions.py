@@ -4,7 +4,7 @@ what it writes, and its defaults of generation."""
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,7 @@ def read_conventions(
     tokenizer: StoredTokenizer,
     architecture: str,
     vocab_size: int,
+    predicts: bool = False,
 ) -> tuple[Conventions, list[str]]:
     """The conventions of a directory, and sentences on what is not carried over.
 
@@ -42,6 +43,7 @@ def read_conventions(
         tokenizer: has its roles.
         architecture: of the model.
         vocab_size: of the model.
+        predicts: whether it has a trained head for texts.
 
     Raises:
         UserError: a value of the wrong kind, or a token id that the model does not have.
@@ -69,6 +71,7 @@ def read_conventions(
         begin=begin,
         end=end,
         between=_between(place, values, tokenizer) if architecture == "encoder" else (),
+        head=_around_texts(place, values, tokenizer) if predicts else None,
         start=start,
         stop=tuple(token for token in token_ids(generation, "eos_token_id") if token < vocab_size),
         generation=generation,
@@ -128,6 +131,23 @@ def _frame(
     return begin, end
 
 
+def _around_texts(
+    place: Path, values: Mapping[str, Any], tokenizer: StoredTokenizer
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]] | None:
+    """Tokens that transformers puts in front of a text, between two, and behind the last; None for a tokenizer that it
+    does not have."""
+    special = tokenizer.special
+    given = "tokenizer.json" in tokenizer.files and (place / "tokenizer.json").is_file()
+    template = template_of(_library(tokenizer)) if given else ((), ())
+    if {"cls", "sep"} <= special.keys() and not any(template):
+        end = (special["sep"],)
+        return (special["cls"],), _between(place, values, tokenizer) or end, end
+    begin, end = _frame(place, values, tokenizer)
+    if begin is None:
+        return None
+    return begin, between_texts(_library(tokenizer)) if template == (begin, end) and given else (*end, *begin), end
+
+
 def _between(place: Path, values: Mapping[str, Any], tokenizer: StoredTokenizer) -> tuple[int, ...]:
     """Tokens that transformers puts between two texts, where they are others than stand behind a text."""
     if tokenizer.kind == "huggingface" and (place / "tokenizer.json").is_file():
@@ -176,20 +196,30 @@ def between_texts(backend: tokenizers.Tokenizer) -> tuple[int, ...]:
 
 
 def with_template(
-    backend: tokenizers.Tokenizer, tokenizer: StoredTokenizer, begin: list[int], end: list[int]
+    backend: tokenizers.Tokenizer,
+    tokenizer: StoredTokenizer,
+    begin: list[int],
+    end: list[int],
+    between: list[int] | None = None,
 ) -> tokenizers.Tokenizer:
-    """The library's tokenizer such that it puts these tokens in front of a text and behind it."""
+    """The library's tokenizer such that it puts these tokens in front of a text and behind it; of two, `between` alone
+    stands between them, where it is given."""
     import tokenizers
 
-    if template_of(backend) == (tuple(begin), tuple(end)):
+    same = between is None or between_texts(backend) == tuple(between)
+    if same and template_of(backend) == (tuple(begin), tuple(end)):
         return backend
     state = json.loads(backend.to_str())
-    state["post_processor"] = _template(state["post_processor"], tokenizer, begin, end)
+    state["post_processor"] = _template(state["post_processor"], tokenizer, begin, end, between)
     return tokenizers.Tokenizer.from_str(json.dumps(state))
 
 
 def _template(
-    present: dict[str, Any] | None, tokenizer: StoredTokenizer, begin: list[int], end: list[int]
+    present: dict[str, Any] | None,
+    tokenizer: StoredTokenizer,
+    begin: list[int],
+    end: list[int],
+    between: list[int] | None,
 ) -> dict[str, Any] | None:
     """A post-processor of a tokenizer.json; `present` is the one that there was, of which offsets of bytes stay."""
     steps: list[dict[str, Any] | None] = (present or {}).get("processors") or [present]
@@ -198,17 +228,18 @@ def _template(
     def piece(token: int, kind: int) -> dict[str, Any]:
         return {"SpecialToken": {"id": tokenizer.token_text(token), "type_id": kind}}
 
-    def framed(name: str, kind: int) -> list[dict[str, Any]]:
+    def framed(name: str, kind: int, before: Sequence[int], behind: Sequence[int]) -> list[dict[str, Any]]:
         text = {"Sequence": {"id": name, "type_id": kind}}
-        return [*(piece(token, kind) for token in begin), text, *(piece(token, kind) for token in end)]
+        return [*(piece(token, kind) for token in before), text, *(piece(token, kind) for token in behind)]
 
     if begin or end:
-        texts = {tokenizer.token_text(token): token for token in (*begin, *end)}
+        texts = {tokenizer.token_text(token): token for token in (*begin, *end, *(between or ()))}
+        first, second = (end, begin) if between is None else (between, ())
         kept.append(
             {
                 "type": "TemplateProcessing",
-                "single": framed("A", 0),
-                "pair": [*framed("A", 0), *framed("B", 1)],
+                "single": framed("A", 0, begin, end),
+                "pair": [*framed("A", 0, begin, first), *framed("B", 1, second, end)],
                 "special_tokens": {
                     text: {"id": text, "ids": [token], "tokens": [text]} for text, token in texts.items()
                 },

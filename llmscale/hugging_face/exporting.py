@@ -98,7 +98,8 @@ def export_checkpoint(
                 write_layout(temporary, model)
             if with_tokenizer:
                 source = model_side(config.objective).reading == "source"
-                export_tokenizer(tokenizer, temporary, model, source=source)
+                around = config.objective.around(tokenizer)
+                export_tokenizer(tokenizer, temporary, model, source=source, around=around)
                 export_chat(checkpoint.tokenizer, temporary)
     if drawn := checkpoint.manifest.drawn:
         theirs = {move.ours[0]: move.theirs[0] for move in moves or ()}

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from data_pipeline.base.errors import UserError, writing
+from data_pipeline.objectives.contrastive import NAME as CONTRASTIVE
 from data_pipeline.objectives.contrastive import ContrastiveObjective
 from data_pipeline.tokenizer.base import StoredTokenizer
 from llmscale.checkpoint.manifest import TOKENIZER, RunState
@@ -91,7 +92,9 @@ def import_directory(
             )
         if not own:
             place, architecture = tokenizer or folder, _config(source.model).architecture
-            kept, said = read_conventions(folder, place, values, made.tokenizer, architecture, source.vocab_size)
+            kept, said = read_conventions(
+                folder, place, values, made.tokenizer, architecture, source.vocab_size, source.predicts
+            )
             made.tokenizer.conventions = kept
             made.tokenizer.save(temporary / TOKENIZER)
             notes += said
@@ -129,6 +132,11 @@ class _Source:
     """None: the files have our own names."""
     lacking: dict[str, str]
     """Our names of the heads' tensors that are not in the files, by those in the weight map."""
+
+    @property
+    def predicts(self) -> bool:
+        """Whether it came with a head that predicts of texts."""
+        return self.objective is not None and self.objective["name"] != CONTRASTIVE and not self.lacking
 
     def tensors(self, config: RunConfig) -> Iterator[tuple[str, Tensor]]:
         """Our tensors, padded; one row of the weight map is in memory at a time."""

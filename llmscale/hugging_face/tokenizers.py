@@ -15,7 +15,7 @@ from data_pipeline.objectives.contrastive import NAME as CONTRASTIVE
 from data_pipeline.tokenizer import Tokenizer, load_tokenizer, prepare_tokenizer
 from data_pipeline.tokenizer.base import META_FILE, StoredTokenizer
 from data_pipeline.tokenizer.bytes_tokenizer import FIRST
-from data_pipeline.tokenizer.frame import text_frame, whole_frame
+from data_pipeline.tokenizer.frame import PairFrame, text_frame, whole_frame
 from data_pipeline.tokenizer.recognition import what_it_is
 from data_pipeline.tokenizer.roles import role_text
 from data_pipeline.tokenizer.store import open_tokenizer
@@ -213,11 +213,14 @@ def token_ids(tokenizer: Tokenizer) -> dict[str, int]:
     return {role: token for role, token in tokenizer.special.items() if role in NAMED_ROLES}
 
 
-def export_tokenizer(tokenizer: Tokenizer, folder: Path, model: ModelConfig, *, source: bool = False) -> None:
+def export_tokenizer(
+    tokenizer: Tokenizer, folder: Path, model: ModelConfig, *, source: bool = False, around: PairFrame | None = None
+) -> None:
     """Write tokenizer.json, its settings, and the vocabulary files that it was made of.
 
     Args:
         source: a decoder reads a prompt as a text from which another follows.
+        around: what stands around texts of which a head predicts; None: the model has none.
 
     Raises:
         UserError: no tokenizer.json splits text as this tokenizer does.
@@ -227,6 +230,8 @@ def export_tokenizer(tokenizer: Tokenizer, folder: Path, model: ModelConfig, *, 
     _add_roles(backend, tokenizer)
     if model.head is not None and model.head.name == CONTRASTIVE:
         backend = with_template(backend, tokenizer, *whole_frame(tokenizer))
+    elif around is not None and (model.architecture != "encoder" or around.begin != [tokenizer.special.get("cls")]):
+        backend = with_template(backend, tokenizer, around.begin, around.end, around.between)
     elif model.architecture == "encoder":
         backend.post_processor = _ends(backend, tokenizer)
     else:
@@ -243,6 +248,7 @@ def export_tokenizer(tokenizer: Tokenizer, folder: Path, model: ModelConfig, *, 
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": model.max_positions,
         "clean_up_tokenization_spaces": False,
+        "model_input_names": ["input_ids", *(["token_type_ids"] if model.token_types > 1 else []), "attention_mask"],
         **names,
         **written_flags(tokenizer),
     }
