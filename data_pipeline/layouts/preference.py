@@ -29,10 +29,10 @@ class Preference(Layout):
         chosen, rejected = (_messages(record.get(name)) for name in ("chosen", "rejected"))
         prompt = _prompt(record)
         if prompt is None:
-            prompt = chosen[:-1] if isinstance(chosen, list) else []
-            if isinstance(rejected, list) and rejected[: len(prompt)] == prompt:
-                rejected = rejected[len(prompt) :]
-            chosen = chosen[len(prompt) :] if isinstance(chosen, list) else chosen
+            prompt = chosen[:-1] if isinstance(chosen, list) else None
+            if isinstance(rejected, list) and rejected[: len(prompt or ())] == prompt:
+                rejected = rejected[len(prompt or ()) :]
+            chosen = chosen[len(prompt) :] if prompt is not None else chosen
         return {**dialogue(prompt), "chosen": _answer(chosen), "rejected": _answer(rejected)}
 
 

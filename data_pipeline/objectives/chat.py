@@ -27,6 +27,7 @@ CUT = "dialogue longer than the context, cut"
 """Reasons that are counted."""
 LEFT_OUT = "dialogue longer than the context, left out"
 NOTHING_LEARNED = "dialogue cut before anything is learned, left out"
+EMPTY_ANSWER = "dialogue with an empty answer"
 TEXT = "text"
 """In `ChatObjective.weights`, what is no dialogue."""
 
@@ -129,7 +130,7 @@ class Chat(ByDocument):
                 yield from self._texts(document)
                 continue
             try:
-                read = self._fitting(self._read(document.values or {}), counted)
+                read = self._fitting(self._read(document.values or {}, counted), counted)
             except (ValueError, UserError) as error:
                 raise UserError(f"{place(document)}: {error}") from None
             if read is not None:
@@ -170,8 +171,10 @@ class Chat(ByDocument):
             whole = len(part) == len(tokens)
             yield _stored(document, document.text if whole else self.tokenizer.decode(part[known:]), part, runs)
 
-    def _read(self, values: Mapping[str, Any]) -> ReadDialogue:
+    def _read(self, values: Mapping[str, Any], counted: Counter[str]) -> ReadDialogue:
         messages = read_messages(values.get("messages"))
+        if any(each.role == "assistant" and not each.text.strip() for each in messages):
+            counted[EMPTY_ANSWER] += 1
         if self.config.system == "merge":
             messages = merged_system(messages)
         read = self._template.read(messages, self.config.weights)

@@ -31,12 +31,18 @@ def output_of(value: Any, outputs: Mapping[str, int], what: str) -> int:
     if label not in outputs:
         labels = list(outputs)
         known = ", ".join(map(repr, labels[:_SHOWN_LABELS]))
+        near = [known for known in labels if _plain(known) == _plain(label)]
+        hint = f" ({near[0]!r} differs by case, spaces or decimals alone)" if near else ""
         more = f" and {len(labels) - _SHOWN_LABELS} more" if len(labels) > _SHOWN_LABELS else ""
         raise ValueError(
-            f"{what} is {label[:_SHOWN]!r}, but objective.labels has {known}{more}; correct the record, or add it to"
-            f" objective.labels"
+            f"{what} is {label[:_SHOWN]!r}, but objective.labels has {known}{more}{hint}; correct the record, or add it"
+            f" to objective.labels"
         )
     return outputs[label]
+
+
+def _plain(label: str) -> str:
+    return label.strip().casefold().removesuffix(".0")
 
 
 def _json(value: Any) -> str:

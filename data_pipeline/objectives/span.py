@@ -186,7 +186,7 @@ class Span(Framed):
                 counts["answer that stands elsewhere"] += 1
             found = placed
         for text, start in found:
-            if not isinstance(text, str) or not text or type(start) is not int:
+            if not isinstance(text, str) or not text.strip() or type(start) is not int:
                 raise ValueError(
                     f"{asked} has the answer {written(text)} at {written(start)}, but needs a text and the number of"
                     f" its first character; correct the record"

@@ -64,6 +64,11 @@ def _message(number: int, value: Any) -> Message:
         raise ValueError(
             f"message {number} has the role {_shown(role)}, but roles are {', '.join(ROLES)}; correct the record"
         )
+    if value.get("tool_calls") or value.get("function_call"):
+        raise ValueError(
+            f"message {number} calls a tool ({_shown(value.get('tool_calls') or value['function_call'])}), but only"
+            f" texts are read; write the call into its content, or leave the record out"
+        )
     return Message(role, _text(number, value.get("content")), _weight(number, value.get("weight")))
 
 

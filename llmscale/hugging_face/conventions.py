@@ -140,8 +140,8 @@ def _around_texts(
     given = "tokenizer.json" in tokenizer.files and (place / "tokenizer.json").is_file()
     template = template_of(_library(tokenizer)) if given else ((), ())
     if {"cls", "sep"} <= special.keys() and not any(template):
-        end = (special["sep"],)
-        return (special["cls"],), _between(place, values, tokenizer) or end, end
+        last = (special["sep"],)
+        return (special["cls"],), _between(place, values, tokenizer) or last, last
     begin, end = _frame(place, values, tokenizer)
     if begin is None:
         return None

@@ -12,6 +12,7 @@ import torch
 from data_pipeline.base.errors import UserError
 from data_pipeline.base.terminal import tell
 from data_pipeline.tokenizer import Tokenizer, load_tokenizer
+from data_pipeline.tokenizer.base import StoredTokenizer
 from data_pipeline.tokenizer.store import interchangeable
 from llmscale.checkpoint.merge import merged_weights_of
 from llmscale.checkpoint.model import require_tensors
@@ -153,6 +154,8 @@ def open_model(path: str, tokenizer: Tokenizer, option: str) -> Checkpoint:
         theirs = load_tokenizer(checkpoint.tokenizer)
     except UserError as error:
         raise UserError(f"{option}: {error}") from None
+    assert isinstance(theirs, StoredTokenizer)
+    assert isinstance(tokenizer, StoredTokenizer)
     lacking = [role for role in ("cls", "sep") if role in tokenizer.appended and role not in theirs.special]
     if lacking and theirs.files == tokenizer.files:
         raise UserError(

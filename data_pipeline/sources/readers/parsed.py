@@ -65,7 +65,12 @@ class ParsedReader:
             stops = [*starts[1:], parsed.positions[-1] + 1]
             size = max(1, file.size // count)
             spans += [Span(index, start, stop, size) for start, stop in zip(starts, stops, strict=True)]
-        return spans
+        # Without a single good record they are read all the same, so that it is said what is wrong.
+        return spans or [
+            Span(index, parsed.positions[0], parsed.positions[-1] + 1, file.size)
+            for index, (file, parsed) in enumerate((file, self._get(file)) for file in files)
+            if parsed.positions
+        ]
 
     def read(self, file: FileEntry, span: Span, position: int) -> Block:
         parsed = self._get(file)

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from data_pipeline.base.errors import UserError
 from data_pipeline.batch import Batch
 from data_pipeline.config import DataConfig
+from data_pipeline.document import Document
 from data_pipeline.finite.heldout import build_evaluation_set
 from data_pipeline.loader import TrainLoader
 from data_pipeline.objectives.chat import ChatObjective
@@ -215,6 +216,10 @@ WRONG = {
         [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}],
         'message 1 has the content [{"type": "image_url"',
     ),
+    "a call": (
+        [*GOOD, {"role": "assistant", "content": "see", "tool_calls": [{"function": {"name": "f"}}]}],
+        'message 3 calls a tool ([{"function"',
+    ),
     "a weight": (
         [{"role": "user", "content": "a", "weight": -1}],
         "message 1 has the weight -1, but it must be a number",
@@ -234,6 +239,14 @@ def test_what_is_no_dialogue_stops_with_its_place(name: str, order: str, tmp_pat
     assert said.startswith(f"{tmp_path / 'rows.jsonl'}:3: ")
     assert words in said
     assert "\n" not in said
+
+
+def test_an_empty_answer_is_counted() -> None:
+    counts: Counter[str] = Counter()
+    made = ChatObjective().build(BytesTokenizer(), LENGTH, 0)
+    documents = [Document(0, 0, 0, "", values={"messages": turns("hi", answer)}) for answer in ("yes", " ")]
+    assert len(list(made.checked(documents, lambda document: "", counts))) == 2
+    assert counts == {"dialogue with an empty answer": 1}
 
 
 def test_parts_of_type_text_and_a_merged_system_message(tmp_path: Path) -> None:

@@ -115,6 +115,8 @@ NUMBER = ClassificationObjective(labels=["stars"], problem="regression")
     ("objective", "value", "words"),
     [
         (SINGLE, "fine", "the label is 'fine', but objective.labels has 'bad', 'good', '1'; correct the record"),
+        (SINGLE, "Good ", "'1' ('good' differs by case, spaces or decimals alone); correct the record"),
+        (SINGLE, 1.0, "'1' ('1' differs by case, spaces or decimals alone); correct the record"),
         (SINGLE, None, "the record has no label; give it one"),
         (SINGLE, ["good"], "the label is '[\"good\"]', but objective.labels has"),
         (MULTI, "x", 'the label is "x", but problem is multi_label; give a list of labels'),

@@ -181,6 +181,7 @@ def test_what_is_told_is_counted(tmp_path: Path) -> None:
         ({"answers": [{"text": "北京", "answer_start": 12}]}, "at 12, where the passage has ' 北'; it stands at 13"),
         ({"answers": [{"text": "北京", "answer_start": -3}]}, "it stands at 13, correct the record"),
         ({"answers": [{"text": "北京", "answer_start": "13"}]}, "needs a text and the number of its first character"),
+        ({"answers": [{"text": " ", "answer_start": 3}]}, "needs a text and the number of its first character"),
         ({"answers": []}, "question 'where?' has no answer; set objective.unanswerable=true"),
         ({"answers": "北京"}, "answers is \"北京\", but must be as in SQuAD"),
         ({"answers": {"text": ["a"], "answer_start": []}}, "but must be as in SQuAD"),

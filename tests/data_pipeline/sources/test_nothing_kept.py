@@ -440,3 +440,13 @@ def test_sources_that_are_whole_stay_silent(tmp_path: Path) -> None:
         token for row in ROWS[:3] for token in [*BytesTokenizer().encode(row["text"]), BytesTokenizer().special["eos"]]
     ]
     assert tokens == expected
+
+
+def test_columns_of_different_numbers(tmp_path: Path) -> None:
+    (tmp_path / "tags.txt").write_text("Anna x B-PER\nsings O\n\n")
+    source = {"kind": "conll", "field": "tokens", "fields": {"tokens": "tokens", "tags": "tags"}}
+    with pytest.raises(UserError) as caught:
+        list(corpus(tmp_path / "tags.txt", source).documents())
+    said = str(caught.value)
+    assert "the first at" in said
+    assert "the line of 'sings' has 2 columns, but that of 'Anna' has 3); correct the file" in said
