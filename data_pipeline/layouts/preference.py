@@ -8,7 +8,8 @@ from typing import Any
 from data_pipeline.layouts.layout import Layout, Record, dialogue
 from data_pipeline.layouts.sharegpt import ShareGPT
 
-_PROMPTS = ("prompt", "messages", "conversations", "system")
+_GIVEN = ("prompt", "messages", "conversations")
+_PROMPTS = (*_GIVEN, "system")
 
 
 class Preference(Layout):
@@ -29,10 +30,12 @@ class Preference(Layout):
         chosen, rejected = (_messages(record.get(name)) for name in ("chosen", "rejected"))
         prompt = _prompt(record)
         if prompt is None:
-            prompt = chosen[:-1] if isinstance(chosen, list) else None
-            if isinstance(rejected, list) and rejected[: len(prompt or ())] == prompt:
-                rejected = rejected[len(prompt or ()) :]
-            chosen = chosen[len(prompt) :] if prompt is not None else chosen
+            prompt = chosen[:-1] if isinstance(chosen, list) else []
+            if isinstance(rejected, list) and rejected[: len(prompt)] == prompt:
+                rejected = rejected[len(prompt) :]
+            chosen = chosen[len(prompt) :] if isinstance(chosen, list) else chosen
+            if not prompt and not record.keys() & set(_GIVEN):
+                prompt = None
         return {**dialogue(prompt), "chosen": _answer(chosen), "rejected": _answer(rejected)}
 
 
@@ -56,7 +59,7 @@ class Judged(Layout):
 
 def _prompt(record: Record) -> Any:
     """The messages before the answers; None: there are none of their own."""
-    given = next((record[name] for name in ("prompt", "messages", "conversations") if record.get(name)), None)
+    given = next((record[name] for name in _GIVEN if record.get(name)), None)
     if given is None:
         return None
     found = [{"role": "user", "content": given}] if isinstance(given, str) else _messages(given)

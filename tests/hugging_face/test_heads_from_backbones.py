@@ -132,6 +132,6 @@ def test_what_cannot_be(name: str, objective: dict[str, Any], words: str, tmp_pa
 def test_a_class_of_the_encoder_alone_is_refused(tmp_path: Path) -> None:
     folder = save(reference("t5"), tmp_path / "hf")
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "architectures": ["T5ForTokenClassification"]}))
-    with pytest.raises(UserError, match="architectures is T5ForTokenClassification, but llmscale reads"):
+    (folder / "config.json").write_text(json.dumps({**config, "architectures": ["T5EncoderModel"]}))
+    with pytest.raises(UserError, match="architectures is T5EncoderModel, but llmscale reads"):
         import_directory(folder, tmp_path / "ours", tokenizer=BYTES)

@@ -269,6 +269,7 @@ def test_dialogues_are_read_by_the_chat_template(form: str, tmp_path: Path) -> N
         ({**FORMS["texts"], "messages": [{"role": "poet", "content": "a"}]}, "message 1 has the role"),
         ({**FORMS["texts"], "chosen": {"role": "user", "content": "x"}}, "the chosen answer is {"),
         ({**FORMS["texts"], "messages": [], "chosen": "a", "rejected": "b"}, "messages is empty"),
+        ({"chosen": "a", "rejected": "b"}, "the record has no messages"),
         ({**FORMS["texts"], "rejected": ""}, "the rejected answer is empty"),
     ],
 )
