@@ -1,6 +1,7 @@
 """Imports run one way. Read from the source, imports inside functions included."""
 
 import ast
+import functools
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -197,17 +198,31 @@ def modules(root: Path) -> dict[str, Path]:
     found = {}
     for package in PACKAGES:
         for path in sorted((root / package).rglob("*.py")):
-            dotted = ".".join(path.relative_to(root).with_suffix("").parts)
-            found[dotted.removesuffix(".__init__")] = path
+            name = ".".join(path.relative_to(root).with_suffix("").parts)
+            found[name.removesuffix(".__init__")] = path
     return found
 
 
-def imports(module: str, path: Path) -> Iterator[Import]:
+def dotted(node: ast.AST) -> str:
+    """`a.b.c` as it is written; empty for any other expression. Unparsing all of them would take most of the time."""
+    names: list[str] = []
+    while isinstance(node, ast.Attribute):
+        names.append(node.attr)
+        node = node.value
+    return ".".join([node.id, *reversed(names)]) if isinstance(node, ast.Name) else ""
+
+
+@functools.cache
+def imports(module: str, path: Path) -> list[Import]:
+    return list(_imports(module, path))
+
+
+def _imports(module: str, path: Path) -> Iterator[Import]:
     tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
     for_types = {
         child
         for block in ast.walk(tree)
-        if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING"
+        if isinstance(block, ast.If) and dotted(block.test) == "TYPE_CHECKING"
         for child in ast.walk(block)
     }
     within_functions = for_types | {
@@ -225,9 +240,9 @@ def imports(module: str, path: Path) -> Iterator[Import]:
             parents = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
             base = ".".join([*parents, *([node.module] if node.module else [])])
             names = [f"{base}.{alias.name}" for alias in node.names]
-        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("importlib.import_module", "__import__"):
+        elif isinstance(node, ast.Call) and dotted(node.func) in ("importlib.import_module", "__import__"):
             names = [str(argument.value) for argument in node.args[:1] if isinstance(argument, ast.Constant)]
-        elif isinstance(node, ast.Attribute) and ast.unparse(node) == "torch.distributed":
+        elif isinstance(node, ast.Attribute) and dotted(node) == "torch.distributed":
             names = ["torch.distributed"]  # reached through `import torch`
         for name in names:
             yield Import(name, node.lineno, node not in within_functions, node not in for_types)
@@ -235,7 +250,7 @@ def imports(module: str, path: Path) -> Iterator[Import]:
 
 def environment_reads(path: Path) -> Iterator[int]:
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Attribute) and ast.unparse(node) in ("os.environ", "os.getenv", "os.environb"):
+        if isinstance(node, ast.Attribute) and dotted(node) in ("os.environ", "os.getenv", "os.environb"):
             yield node.lineno
         if isinstance(node, ast.ImportFrom) and node.module == "os":
             yield from (node.lineno for alias in node.names if alias.name in ("environ", "getenv", "environb"))
