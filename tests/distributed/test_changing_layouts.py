@@ -40,7 +40,7 @@ def start(folder: Path, run: str, ranks: int, stage: int, workers: int, stop: An
     "layouts",
     [
         pytest.param([(4, 2), (1, 3), (2, 1)], id="4-ranks-zero-2-then-1-zero-3-then-2-zero-1"),
-        pytest.param([(2, 3), (4, 1), (1, 2)], id="2-ranks-zero-3-then-4-zero-1-then-1-zero-2"),
+        pytest.param([(2, 3), (4, 1), (1, 2)], id="2-ranks-zero-3-then-4-zero-1-then-1-zero-2", marks=pytest.mark.slow),
         pytest.param([(1, 1), (2, 2), (4, 3)], id="1-rank-zero-1-then-2-zero-2-then-4-zero-3", marks=pytest.mark.slow),
     ],
 )

@@ -52,7 +52,11 @@ CASES: dict[tuple[int, int, int], list[tuple[str, dict[str, Any]]]] = {
 }
 
 
-@pytest.mark.parametrize("layout", CASES, ids=lambda layout: "{}-ranks-ep-{}-tp-{}".format(*layout))
+@pytest.mark.parametrize(
+    "layout",
+    [pytest.param(case, marks=pytest.mark.slow if case[0] == 4 and case[2] == 1 else ()) for case in CASES],
+    ids=lambda layout: "{}-ranks-ep-{}-tp-{}".format(*layout),
+)
 def test_ranks_that_share_experts_train_as_one_process(layout: tuple[int, int, int]) -> None:
     ranks, expert, tensor = layout
     shared = {"parallel__expert": expert, "parallel__tensor": tensor}

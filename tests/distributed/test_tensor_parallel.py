@@ -106,7 +106,7 @@ def family(name: str, *overrides: str) -> RunConfig:
     return twins.twin(name, *FAMILIES[name], "model.vocab_multiple=8", "data.sequence_length=24", *overrides)
 
 
-@pytest.mark.parametrize("sequence_parallel", [False, True])
+@pytest.mark.parametrize("sequence_parallel", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_every_family_trains_as_plain_torch(sequence_parallel: bool) -> None:
     ranks = {name: 4 if name in ("gpt3_175b", "qwen3_8b", "bert_base") else 2 for name in FAMILIES}
     for count in (2, 4):
