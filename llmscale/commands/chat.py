@@ -9,10 +9,11 @@ import click
 
 from llmscale.commands.device_options import chosen, device_options
 from llmscale.commands.generation_options import generation_options
+from llmscale.commands.paths import PATH
 
 
 @click.command()
-@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.argument("checkpoint", type=PATH)
 @click.option("--system", help="A message that stands before the dialogue.")
 @click.option(
     "--template",

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from llmscale.commands.paths import PATH
 from llmscale.commands.speech import echo
 
 
@@ -15,7 +16,7 @@ def checkpoint() -> None:
 
 
 @checkpoint.command("show")
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path", type=PATH)
 def checkpoint_show(path: Path) -> None:
     """What a checkpoint holds."""
     from llmscale.checkpoint.commands import show
@@ -24,7 +25,7 @@ def checkpoint_show(path: Path) -> None:
 
 
 @checkpoint.command("verify")
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path", type=PATH)
 @click.option("--reload", "layout", metavar="LAYOUT", help="Load it in this layout too, such as tp=2,dp=1.")
 def checkpoint_verify(path: Path, layout: str | None) -> None:
     """Read every file of a checkpoint and compare it with its recorded SHA-256.
@@ -42,8 +43,8 @@ def checkpoint_verify(path: Path, layout: str | None) -> None:
 
 
 @checkpoint.command("merge")
-@click.argument("path", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("path", type=PATH)
+@click.argument("out", type=PATH)
 @click.option(
     "--largest-difference",
     type=click.FloatRange(min=0),

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from llmscale.commands.paths import PATH
+
 
 @click.command()
 @click.argument("models", nargs=-1, required=True, metavar="A B [C ...]")
@@ -28,7 +30,7 @@ import click
 )
 @click.option("--common", is_flag=True, help="Where items differ, compare on those that all have.")
 @click.option("--items", type=click.IntRange(min=0), default=0, help="List so many items on which models differ.")
-@click.option("--plot", type=click.Path(path_type=Path), help="Draw the differences to a .png or .svg file.")
+@click.option("--plot", type=PATH, help="Draw the differences to a .png or .svg file.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def compare(
     models: tuple[str, ...],

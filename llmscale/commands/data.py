@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from data_pipeline.base.errors import UserError
+from llmscale.commands.paths import PATH
 from llmscale.commands.speech import echo
 from llmscale.distributed.exit_codes import FAILED
 
@@ -20,9 +21,9 @@ def data() -> None:
 
 
 @data.command("tokenizer")
-@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("config", type=PATH)
 @click.argument("overrides", nargs=-1, metavar="[dotted.key=value ...]")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to keep it in; tokenizer/ of the run.")
+@click.option("-o", "--output", type=PATH, help="Folder to keep it in; tokenizer/ of the run.")
 def data_tokenizer(config: Path, overrides: tuple[str, ...], output: Path | None) -> None:
     """Train or load the tokenizer of CONFIG, keep it for the run, and show its roles and how it splits text."""
     from llmscale.data_commands.tokenizer import make_tokenizer
@@ -32,7 +33,7 @@ def data_tokenizer(config: Path, overrides: tuple[str, ...], output: Path | None
 
 
 @data.command("stats")
-@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("config", type=PATH)
 @click.argument("overrides", nargs=-1, metavar="[dotted.key=value ...]")
 @click.option(
     "--bytes",
@@ -55,7 +56,7 @@ def data_stats(config: Path, overrides: tuple[str, ...], max_bytes: int, as_json
 
 
 @data.command("show")
-@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("config", type=PATH)
 @click.argument("overrides", nargs=-1, metavar="[dotted.key=value ...]")
 @click.option("--samples", type=click.IntRange(min=1), default=4, show_default=True, help="How many to show.")
 @click.option(
@@ -76,8 +77,8 @@ def data_show(config: Path, overrides: tuple[str, ...], samples: int, split: str
 
 
 @data.command("prepare")
-@click.argument("config", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("config", type=PATH)
+@click.argument("out", type=PATH)
 @click.argument("overrides", nargs=-1, metavar="[dotted.key=value ...]")
 @click.option("--processes", type=click.IntRange(min=1), help="Processes on this machine; all its cores.")
 @click.option("--rank", type=click.IntRange(min=0), default=0, help="Number of this task of a Slurm array, from 0.")
@@ -96,9 +97,9 @@ def data_prepare(
 
 
 @data.command("ledger")
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=PATH)
 @click.option("--step", type=click.IntRange(min=1), help="Show the documents and tokens that this step saw.")
-@click.option("--diff", "other", type=click.Path(path_type=Path), help="Find the first step at which a run differs.")
+@click.option("--diff", "other", type=PATH, help="Find the first step at which a run differs.")
 def data_ledger(run: Path, step: int | None, other: Path | None) -> None:
     """What a step of RUN was trained on, read again and checked; or where two runs part (exit code 1 if they do)."""
     from llmscale.data_commands.ledger import ledger_difference, ledger_step

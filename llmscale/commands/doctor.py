@@ -7,15 +7,14 @@ from pathlib import Path
 
 import click
 
+from llmscale.commands.paths import PATH
 from llmscale.commands.speech import echo
 from llmscale.distributed.exit_codes import FAILED
 from llmscale.distributed.ranks import shown_rank
 
 
 @click.command()
-@click.option(
-    "--folder", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Where runs lie."
-)
+@click.option("--folder", type=PATH, default=Path("runs"), show_default=True, help="Where runs lie.")
 @click.option("--nproc", type=click.IntRange(min=1), help="Ranks to measure between.  [default: one per GPU, or two]")
 @click.option("--slurm", is_flag=True, help="Look at Slurm too, and submit a job of a minute that gets a signal.")
 @click.option(

@@ -9,6 +9,7 @@ import click
 
 from data_pipeline.base.errors import UserError
 from llmscale.commands.device_options import chosen, device_options
+from llmscale.commands.paths import PATH
 from llmscale.commands.speech import echo
 
 if TYPE_CHECKING:
@@ -62,10 +63,10 @@ def settings_of(options: dict[str, Any]) -> Settings:
 
 
 @click.command()
-@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.argument("checkpoint", type=PATH)
 @click.option("--input", "path", required=True, help="File of texts; -: stdin, a text a line.")
 @click.option("--field", help="Field of the texts, or a template, where records have fields.  [default: text]")
-@click.option("--output", type=click.Path(path_type=Path), required=True, help="FILE.npy or FILE.jsonl.")
+@click.option("--output", type=PATH, required=True, help="FILE.npy or FILE.jsonl.")
 @embedding_options
 @device_options
 def embed(checkpoint: Path, path: str, field: str | None, output: Path, **options: Any) -> None:

@@ -12,6 +12,7 @@ from click.core import ParameterSource
 from data_pipeline.base.errors import UserError
 from llmscale.commands.device_options import chosen, device_options, require_device
 from llmscale.commands.local_rank import LOCAL_RANK, adopt
+from llmscale.commands.paths import PATH
 
 _ALWAYS = ("listed", "as_json", "local_rank", "device", "dtype")
 _OF_TASKS = (
@@ -22,7 +23,7 @@ _OF_FILES = ("checkpoint", "overrides", "tasks", "files", "limit", "kind", "fiel
 
 
 @click.command("eval")
-@click.argument("checkpoint", type=click.Path(path_type=Path), required=False)
+@click.argument("checkpoint", type=PATH, required=False)
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--tasks", multiple=True, help="Tasks or suites, by name or file, separated by commas.")
 @click.option("--list", "listed", is_flag=True, help="List the tasks.")
@@ -43,11 +44,9 @@ _OF_FILES = ("checkpoint", "overrides", "tasks", "files", "limit", "kind", "fiel
     help="What becomes of items longer than the context, in tasks that would refuse them.",
 )
 @click.option("--metrics", multiple=True, help="Metrics, separated by commas.  [default: the tasks' own]")
-@click.option(
-    "--contamination", type=click.Path(path_type=Path), metavar="RUN", help="Look for the items in what RUN has seen."
-)
+@click.option("--contamination", type=PATH, metavar="RUN", help="Look for the items in what RUN has seen.")
 @click.option("--before", metavar="MODEL", help="With --contamination: an earlier checkpoint, evaluated on the same.")
-@click.option("--output", type=click.Path(path_type=Path), help="Folder of artefacts.  [default: RUN/evaluations]")
+@click.option("--output", type=PATH, help="Folder of artefacts.  [default: RUN/evaluations]")
 @device_options
 @click.option("--kind", help="What the files are: text, jsonl, csv, tsv, parquet, arrow or tokens.  [default: by name]")
 @click.option("--field", help="Field of the texts, or a template.  [default: the run's own]")

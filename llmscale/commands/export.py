@@ -6,12 +6,13 @@ from pathlib import Path
 
 import click
 
+from llmscale.commands.paths import PATH
 from llmscale.commands.speech import echo
 
 
 @click.command("export")
-@click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.argument("folder", metavar="HF_DIR", type=click.Path(path_type=Path))
+@click.argument("checkpoint", type=PATH)
+@click.argument("folder", metavar="HF_DIR", type=PATH)
 @click.option("--dtype", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32", show_default=True)
 @click.option("--shard-size", default="5GB", show_default=True, help="Most bytes of a file of tensors.")
 @click.option("--no-tokenizer", is_flag=True, help="Leave the tokenizer out.")

@@ -9,14 +9,13 @@ import click
 
 from llmscale.commands.device_options import chosen, device_options
 from llmscale.commands.generation_options import generation_options
+from llmscale.commands.paths import PATH
 
 
 @click.command()
-@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.argument("checkpoint", type=PATH)
 @click.option("--prompt", "prompts", multiple=True, help="Text to continue, or to read as the source; repeatable.")
-@click.option(
-    "--prompts", "file", type=click.Path(path_type=Path), help="A file with a prompt a line; empty lines are none."
-)
+@click.option("--prompts", "file", type=PATH, help="A file with a prompt a line; empty lines are none.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object a line: prompt, text, tokens, finish.")
 @generation_options
 @click.option("--beams", type=int, help="Hypotheses of beam search.  [default: the model's, or 1: none]")

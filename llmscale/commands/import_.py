@@ -6,20 +6,17 @@ from pathlib import Path
 
 import click
 
+from llmscale.commands.paths import PATH
 from llmscale.commands.speech import echo
 
 
 @click.command("import")
-@click.argument("folder", metavar="HF_DIR", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
-@click.option(
-    "--tokenizer", type=click.Path(path_type=Path), help="Folder of the tokenizer's files, or `bytes`; HF_DIR."
-)
+@click.argument("folder", metavar="HF_DIR", type=PATH)
+@click.argument("out", type=PATH)
+@click.option("--tokenizer", type=PATH, help="Folder of the tokenizer's files, or `bytes`; HF_DIR.")
 @click.option("--allow-pickle", is_flag=True, help="Read pytorch_model.bin where there is no safetensors file.")
 @click.option("--new-head", is_flag=True, help="Draw the head's tensors that HF_DIR lacks, as a fresh model's.")
-@click.option(
-    "--base", type=click.Path(path_type=Path), help="Checkpoint or run that HF_DIR, a PEFT adapter, belongs to."
-)
+@click.option("--base", type=PATH, help="Checkpoint or run that HF_DIR, a PEFT adapter, belongs to.")
 def import_model(
     folder: Path, out: Path, tokenizer: Path | None, allow_pickle: bool, new_head: bool, base: Path | None
 ) -> None:

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import click
 
+from llmscale.commands.paths import PATH
 from llmscale.distributed.exit_codes import FAILED
 
 
 @click.command()
-@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("config", type=PATH)
 @click.argument("others", nargs=-1, metavar="[dotted.key=value ...] [LAYOUT ...]")
 @click.option("--layouts", multiple=True, metavar="LAYOUT ...", help="Such as tp=2 zero=3,dp=2.")
 @click.option("--steps", type=click.IntRange(min=1), default=5, show_default=True, help="Steps of each run.")

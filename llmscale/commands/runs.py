@@ -6,11 +6,12 @@ from pathlib import Path
 
 import click
 
+from llmscale.commands.paths import PATH
 from llmscale.commands.speech import echo
 
 
 @click.command()
-@click.argument("folder", metavar="[DIR]", type=click.Path(path_type=Path), default=Path("runs"))
+@click.argument("folder", metavar="[DIR]", type=PATH, default=Path("runs"))
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
 def runs(folder: Path, as_json: bool) -> None:
     """List the runs in DIR (`runs` when not given): state, step, loss, speed, job, restarts and goodput.

@@ -10,17 +10,18 @@ import click
 from data_pipeline.base.errors import UserError
 from llmscale.commands.device_options import chosen, device_options
 from llmscale.commands.embed import embedding_options, settings_of
+from llmscale.commands.paths import PATH
 from llmscale.commands.speech import echo
 
 
 @click.command()
-@click.argument("checkpoint", type=click.Path(path_type=Path), required=False)
-@click.option("--embeddings", type=click.Path(path_type=Path), help="Vectors of the texts, in place of CHECKPOINT.")
+@click.argument("checkpoint", type=PATH, required=False)
+@click.option("--embeddings", type=PATH, help="Vectors of the texts, in place of CHECKPOINT.")
 @click.option("--input", "path", required=True, help="File of texts, as for embed.")
 @click.option("--field", help="Field of the texts, or a template, where records have fields.  [default: text]")
 @click.option("--label", "label_field", help="Field of labels, by which the topics are judged.")
 @click.option("--topics", "count", default="auto", show_default=True, help="How many, or auto.")
-@click.option("--output", type=click.Path(path_type=Path), required=True, help="Folder of what is found.")
+@click.option("--output", type=PATH, required=True, help="Folder of what is found.")
 @click.option("--terms", type=click.IntRange(min=1), default=10, show_default=True, help="Words of a topic.")
 @click.option("--seed", type=click.IntRange(min=0, max=2**32 - 1), default=0, show_default=True)
 @embedding_options

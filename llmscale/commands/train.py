@@ -10,10 +10,11 @@ import click
 from data_pipeline.base.errors import UserError
 from data_pipeline.base.terminal import warn
 from llmscale.commands.local_rank import LOCAL_RANK, adopt
+from llmscale.commands.paths import PATH
 
 
 @click.command()
-@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("config", type=PATH)
 @click.argument("overrides", nargs=-1, metavar="[dotted.key=value ...]")
 @click.option("--dry-run", is_flag=True, help="Check everything that needs no data, and print the resolved config.")
 @click.option(
