@@ -137,7 +137,7 @@ class Exclusions:
 
         Slurm takes the list of a job that is pending only, and ends this process once it is: by SIGTERM, and after the
         cluster's KillWait for good. A job that is not told in time starts again with the node, where the next check
-        finds it anew; it is neither held nor given a list that would let it wait for ever.
+        finds it again; it is neither held nor given a list that would let it wait for ever.
         """
         for node, why in sick.items():
             tell(f"llmscale: node {node} is not fit: {why}")
