@@ -43,6 +43,8 @@ _CONNECT_FACTOR = 5.0
 """How many times as long as the ranks may take to meet torch may take to connect them; NCCL takes its time for many."""
 _WORD_SECONDS = 3.0
 """How long a rank whose collective failed waits for word of who has died."""
+_STORE_SECONDS = 30.0
+"""How long rank 0, whose store the others make groups by, waits at its end for those that come later."""
 
 _watches: list[Watch] = []
 """Of this process's group, while there is one of several ranks."""
@@ -295,10 +297,14 @@ def watch() -> Watch | None:
 def leave(reason: str = "") -> None:
     """Tear the process group down, if there is one; to the other ranks this one has then ended well, or for a reason.
 
-    The last line of a rank that fails comes here too, since the others would else wait for it.
+    The last line of a rank that fails comes here too, since the others would else wait for it. A rank 0 that has
+    ended well outlasts the others: what they still do may need its store.
     """
     while _watches:
-        _watches.pop().close(reason)
+        own = _watches.pop()
+        if not reason and dist.is_initialized() and dist.get_rank() == 0:
+            own.outlast(_STORE_SECONDS)
+        own.close(reason)
     if dist.is_initialized():
         dist.destroy_process_group()
 

@@ -46,7 +46,7 @@ class Watch:
         self._rank, self._hosts = rank, hosts
         self._lines = dict(lines)
         self._loss: Loss | None = None
-        self._known = threading.Event()
+        self._known, self._heard_out = threading.Event(), threading.Event()
         self._lock = threading.Lock()
         self._closed = False
         self.on_stuck: Callable[[Loss], int] | None = None
@@ -63,6 +63,11 @@ class Watch:
         """The first rank that was lost, if one is within `seconds`."""
         self._known.wait(seconds)
         return self._loss
+
+    def outlast(self, seconds: float) -> None:
+        """Wait until all whom this rank listens to have said that they end, or one is lost; at most `seconds`."""
+        if self._lines:
+            self._heard_out.wait(seconds)
 
     def send(self, message: Mapping[str, Any]) -> None:
         """Say something: rank 0 to all, the others to rank 0. Whoever is gone misses it."""
@@ -109,6 +114,7 @@ class Watch:
                 ready = [key.data for key, _ in selector.select(timeout=0.5)]
                 if self._closed:
                     return
+        self._heard_out.set()
         if self._loss is not None:
             self._end(self._loss)
 

@@ -1,6 +1,7 @@
 """Rank arithmetic against enumeration, and the process groups that come of it."""
 
 import itertools
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -88,3 +89,17 @@ def test_groups_of_four_real_ranks() -> None:
                 expected = list(lines(sizes, axis))[rank]
                 assert members == expected, (sizes, AXES[axis])
                 assert total == sum(10.0**member for member in expected), (sizes, AXES[axis])
+
+
+def joins_late() -> list[int]:
+    """Rank 1 makes its groups when rank 0, whose store they need, has long been through."""
+    world = read_world("cpu")
+    join(world)
+    time.sleep(3 * world.rank)
+    grid = RankGrid(rank=world.rank, tensor=2).with_groups()
+    leave()
+    return grid.ranks("tensor")
+
+
+def test_a_rank_may_make_its_groups_when_rank_0_is_through() -> None:
+    assert run_ranks(2, joins_late) == [[0, 1]] * 2
