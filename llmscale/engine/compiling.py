@@ -17,15 +17,14 @@ import torch
 from torch import nn
 
 from llmscale.model.block import Block
+from llmscale.model.uncompiled import COMPILER, keep_out_later, keep_out_now, uncompiled
 
-_COMPILER = "torch._dynamo"
-_KEPT_OUT = "__dynamo_disable"
-"""Where torch._compile keeps what it calls in place of a function that the compiler must not enter."""
 _Optimizer = TypeVar("_Optimizer", bound=torch.optim.Optimizer)
 
 
 def compile_blocks(model: nn.Module) -> None:
     """Compile each layer in place, so that names and parameters stay; equal layers share their compiled code."""
+    keep_out_now()
     for module in model.modules():
         if isinstance(module, Block):
             # Only what is within, so that ZeRO 3's hooks around it stay outside.
@@ -36,12 +35,12 @@ def compile_blocks(model: nn.Module) -> None:
 def compiler_on_demand() -> Iterator[None]:
     """Within the block, what is decorated with torch.compile is compiled when it is first called, and what is kept out
     of the compiler, then or by torch's optimizers, imports it only where something is compiled."""
-    if _COMPILER in sys.modules:
+    if COMPILER in sys.modules:
         yield
         return
     optimizer = torch.optim.Optimizer
     for method in (optimizer.add_param_group, optimizer.load_state_dict, optimizer.state_dict, optimizer.zero_grad):
-        _keep_out_later(method)
+        keep_out_later(method)
     kept = torch.compile, torch.compiler.disable, torch._disable_dynamo
     torch.compile = _compile_later  # type: ignore[assignment]
     torch.compiler.disable = torch._disable_dynamo = _disabled  # type: ignore[assignment]
@@ -60,22 +59,7 @@ def without_compiler(optimizer: type[_Optimizer]) -> type[_Optimizer]:
 def _disabled(function: Any = None, recursive: bool = True, **_: Any) -> Any:
     if function is None:
         return functools.partial(_disabled, recursive=recursive)
-    return _keep_out_later(torch._compile._disable_dynamo(function, recursive))
-
-
-def _keep_out_later(decorated: Any) -> Any:
-    """Let a function of torch._disable_dynamo run as it is for as long as there is no compiler to keep out."""
-    function = decorated.__wrapped__
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        if _COMPILER not in sys.modules:
-            return function(*args, **kwargs)
-        # torch's own way from now on.
-        delattr(function, _KEPT_OUT)
-        return decorated(*args, **kwargs)
-
-    setattr(function, _KEPT_OUT, call)
-    return decorated
+    return uncompiled(function, recursive)
 
 
 _compile = torch.compile

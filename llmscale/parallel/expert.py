@@ -15,6 +15,7 @@ from torch import Tensor
 
 from llmscale.model import Transformer
 from llmscale.model.experts import ExpertLinear, Experts
+from llmscale.model.uncompiled import uncompiled
 from llmscale.parallel.collectives import travel
 from llmscale.parallel.grid import RankGrid
 from llmscale.parallel.parameters import narrow
@@ -35,8 +36,8 @@ class SharedExperts(Experts):
 
     shared: ExpertRanks
 
-    # The compiler would make new code for all new numbers of tokens. torch.compiler.disable would import it at once.
-    @torch._disable_dynamo
+    # The compiler would make new code for all new numbers of tokens.
+    @uncompiled
     def _compute(self, inputs: Tensor, expert: Tensor, counts: Tensor) -> Tensor:
         group, size = self.shared.group, self.shared.size
         # Rows: ranks; columns: the experts of one rank.

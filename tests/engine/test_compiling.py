@@ -14,8 +14,10 @@ import sys
 import torch
 from tests.engine.cases import case_config, train_on_rank
 
-[figures] = train_on_rank([case_config(**{{"engine__zero_stage": {stage}, "optimizer__name": "{optimizer}"}})])
-assert len(figures) == 5
+settings = {{"engine__zero_stage": {stage}, "optimizer__name": "{optimizer}"}}
+experts = {{"model__experts": "{{count: 4}}", "model__hidden_size": 48, "model__ffn_size": 64}}
+runs = train_on_rank([case_config(**settings), case_config(**settings, **experts)])
+assert [len(figures) for figures in runs] == [5, 5]
 assert "torch._dynamo" not in sys.modules and "torch._inductor" not in sys.modules
 
 entered, graphs = [], []

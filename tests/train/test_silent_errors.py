@@ -22,7 +22,8 @@ SETTINGS = ("config.yaml", "train.steps=12", "checkpoint.interval=4", "recovery.
 
 def flip_one_bit(rank: int, module: str, step: int, what: str = "output") -> None:
     """On one rank, the first time from a step on that a module runs outside of training, one bit of one number of its
-    output, of the gradient of that, or of its weight, is flipped: its lowest one, once in the life of the process."""
+    output, of the gradient of that, or of its weight, is flipped, once in the life of the process: its lowest one; of
+    the gradient, whose lowest may be lost in the sums that follow, the tenth."""
     if int(os.environ.get("RANK", "0")) != rank:
         return
     from llmscale.train import loop
@@ -35,7 +36,7 @@ def flip_one_bit(rank: int, module: str, step: int, what: str = "output") -> Non
         words = value.detach().clone().contiguous()
         middle = words.numel() // 2
         as_integers = {4: torch.int32, 2: torch.int16}[words.element_size()]
-        words.view(-1)[middle : middle + 1].view(as_integers).bitwise_xor_(1)
+        words.view(-1)[middle : middle + 1].view(as_integers).bitwise_xor_(512 if what == "gradient" else 1)
         planted.append(step)
         return words
 

@@ -33,7 +33,7 @@ class Overtaken(Watcher):
 
 @pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize("deduplication", [None, {}])
-@pytest.mark.parametrize("at", [1, 2, 3, 5, 8])
+@pytest.mark.parametrize("at", [1, 3, *(pytest.param(at, marks=pytest.mark.slow) for at in (2, 5, 8))])
 def test_a_call_that_is_overtaken_finds_everything_finished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int, deduplication: Any, processes: int
 ) -> None:
