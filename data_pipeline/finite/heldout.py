@@ -91,7 +91,8 @@ class EvaluationSet:
         """Maps what `build_evaluation_set` wrote; `seed` decides what the objective draws."""
         self.directory = Path(directory)
         self._view = make_view(Shards([self.directory / PREFIX]), objective, seed)
-        self._objective = objective
+        self.objective = objective
+        """What is made of the documents."""
         size = _read_size(self.directory)
         self.documents = size.documents
         """Number of documents; a pair is one."""
@@ -120,7 +121,7 @@ class EvaluationSet:
         """Samples by number; a number that is -1 or not below `len` gives fill of weight 0 (sample id -1)."""
         real = [index for index in indices if 0 <= index < len(self)]
         shown = real or [0]
-        arrays = self._objective.arrays([self._view.sample(index, index) for index in shown], shown)
+        arrays = self.objective.arrays([self._view.sample(index, index) for index in shown], shown)
         rows = fill_rows(arrays, len(real), len(indices) - len(real))
         # Fill stands where it was asked for.
         order = np.empty(len(indices), dtype=np.int64)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
@@ -118,6 +118,11 @@ class IndexedSamples:
 
     def sources(self, samples: int) -> dict[str, int]:
         return dict(zip(self._mixture.labels, self._mixture.counts(samples), strict=True))
+
+    def each(self) -> Iterator[Sample]:
+        """Every sample once, in the order of the files."""
+        for view in self._views:
+            yield from (view.sample(index, index) for index in range(len(view)))
 
     def distinct(self, samples: int) -> list[int]:
         """Numbers, among the first `samples`, one for each sample that there is among them."""

@@ -125,6 +125,7 @@ class Classification(ByDocument):
         frame = config.around(tokenizer)
         self._begin, self._between, self._end = (np.array(ids, dtype=np.int32) for ids in frame)
         self._outputs = {label: output for output, label in enumerate(config.labels)}
+        self.closed_labels = config.problem != "regression"
 
     def arrays(self, samples: Sequence[Sample], numbers: Sequence[int]) -> Arrays:
         rows, firsts = zip(*map(self._row, samples), strict=True)
@@ -142,6 +143,11 @@ class Classification(ByDocument):
         if self.config.pooling == "decoder":
             arrays |= read_twice(arrays["inputs"], self.tokenizer)
         return arrays
+
+    def classes(self, sample: Sample) -> list[str]:
+        label = self._label(value_of(sample.values[0]))
+        outputs = np.flatnonzero(label) if self.config.problem == "multi_label" else [label]
+        return [self.config.labels[int(output)] for output in outputs]
 
     def require(self, sources: Sequence[SourceConfig], where: str) -> None:
         super().require(sources, where)

@@ -98,6 +98,8 @@ class Objective(ABC):
     """Whether a row is nothing but its window."""
     room: int = 0
     """For unit `document`: positions of a row that documents share as far as they fit; 0: each has its own."""
+    closed_labels: bool = False
+    """Whether each sample has some of a set of labels that the model learns one by one."""
     form: str = ""
     """All that decides what is stored of a document besides itself and the tokenizer, beyond its plain text."""
 
@@ -135,6 +137,10 @@ class Objective(ABC):
             labels: of that row, by name.
         """
         return None
+
+    def classes(self, sample: Sample) -> list[str]:
+        """Which of `closed_labels` a sample has."""
+        return []
 
     def turns(self, sample: Sample) -> list[str]:
         """What people are told of a sample besides its tokens, a word or two each."""

@@ -14,6 +14,8 @@ import torch
 from data_pipeline.base.errors import FULL, UserError
 from data_pipeline.base.terminal import tell, warn
 from data_pipeline.finite.heldout import EvaluationSet, build_evaluation_set, open_evaluation_set
+from data_pipeline.finite.samples import IndexedSamples
+from data_pipeline.finite.splits import require_labels_in_training
 from data_pipeline.loader import TrainLoader
 from data_pipeline.open_samples import is_small, open_samples
 from data_pipeline.reading.dialogue import keep_turn_end
@@ -346,6 +348,13 @@ def build_loader(
     for each in met:
         loader.note(each)
     return loader
+
+
+def compare_splits(loader: TrainLoader, held_out: EvaluationSet | None) -> None:
+    """Raise UserError on every rank where what is held out cannot be learned from what is trained on; collective."""
+    training = loader.samples
+    if held_out is not None and isinstance(training, IndexedSamples):
+        on_rank_zero(lambda: require_labels_in_training(training, held_out))
 
 
 def with_steps(config: RunConfig, loader: TrainLoader) -> RunConfig:

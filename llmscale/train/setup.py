@@ -176,6 +176,8 @@ def set_up(
     resume = find_resume(run, config, from_scratch)
     loader = build.build_loader(config, run, tokenizer, grid, resume, world.device)
     stack.callback(loader.close)
+    if resume.checkpoint is None:
+        build.compare_splits(loader, evaluation_set)
     config = build.with_steps(config, loader)
     attach_references(
         config,

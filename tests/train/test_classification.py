@@ -15,7 +15,7 @@ import yaml
 from llmscale.checkpoint.model import load_model
 from llmscale.hugging_face.exporting import export_checkpoint
 from llmscale.hugging_face.importing import import_directory
-from tests.train.forked import run
+from tests.train.forked import run, run_many
 from tests.train.runs import evaluations
 
 SIZES = {"layers": 2, "hidden_size": 32, "heads": 2, "max_positions": 48}
@@ -158,3 +158,32 @@ def test_the_best_step_is_that_of_the_highest_accuracy(folder: Path) -> None:
     highest = max(row["accuracy"] for row in evaluations(folder / "best"))
     best_step = manifest["progress"]["best"]
     assert (best_step["metric"], best_step["value"]) == ("accuracy", highest)
+
+
+@pytest.mark.parametrize("problem", ["single_label", "multi_label"])
+def test_labels_of_the_held_out_texts_are_among_those_trained_on(problem: str, folder: Path) -> None:
+    rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
+    good = [row for row in rows if row["stars"]]
+    if problem == "multi_label":
+        rows, good = ([{**row, "stars": [str(row["stars"]), "2"]} for row in some] for some in (rows, good))
+    for name, some in (("good", good), ("all", [*good, *rows])):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
+    source = "{{kind: jsonl, paths: [{}.jsonl], field: sentence, fields: {{label: stars}}}}".format
+    options = (
+        f"objective={{name: classification, problem: {problem}, labels: ['0', '1', '2']}}",
+        "data.order=finite", "data.holdout=0", f"data.evaluation=[{source('all')}]", "model.next_sentence=false",
+        "train.steps=1", "evaluation.interval=0", "schedule.warmup_steps=0",
+    )  # fmt: skip
+    refused, done = run_many(
+        [
+            ("train", "config.yaml", *options, f"data.sources=[{source(name)}]", f"run.directory={name}-{problem}")
+            for name in ("good", "all")
+        ],
+        cwd=folder,
+    )
+    assert refused.returncode == 2, refused.stderr
+    told = refused.stderr.splitlines()[-1]
+    for part in (f"{len(rows) - len(good)} of {len(rows) + len(good)}", "label '0'", "data.sources", "held out"):
+        assert part in told
+    assert ("(they have '1')" if problem == "single_label" else "(they have '1', '2')") in told
+    assert done.returncode == 0, done.stderr
