@@ -27,7 +27,8 @@ class LoraConfig(Section):
     """Share of the inputs of A dropped in training."""
     targets: list[Pattern] = Field(default=["all"], min_length=1)
     """Which linear layers of the blocks have factors: all, attention (with cross-attention), feed_forward (with
-    experts), the name of a module (query, up), or a pattern over canonical names (`blocks.1?.attention.query`)."""
+    experts), the name of a module (query, up; of one with layers in it, such as cross_attention or encoder, all of
+    these), or a pattern over canonical names (`blocks.1?.attention.query`)."""
     dora: bool = False
     """Each row of W + scale x B A is normalised and has a trained length (DoRA; Liu et al. 2024)."""
 

@@ -37,7 +37,7 @@ def targeted(targets: Iterable[str], layers: Iterable[str]) -> set[str]:
         matches = _WORDS.get(target, lambda name, target=target: _matches(name, target))  # type: ignore[misc]
         own = {name for name in layers if matches(name)}
         if not own:
-            known = sorted({*layers, *(name.rpartition(".")[2] for name in layers), *_WORDS})
+            known = sorted({*layers, *(part for name in layers for part in name.split(".")[-2:]), *_WORDS})
             near = difflib.get_close_matches(target.replace("*", ""), known, n=_SHOWN, cutoff=0.4) or known[:_SHOWN]
             raise UserError(
                 f"finetune.lora.targets has {target!r}, which matches no linear layer of the model's blocks; the"
@@ -48,4 +48,6 @@ def targeted(targets: Iterable[str], layers: Iterable[str]) -> set[str]:
 
 
 def _matches(name: str, target: str) -> bool:
-    return fnmatchcase(name, target) or name.rpartition(".")[2] == target
+    module, _, last = name.rpartition(".")
+    inside = fnmatchcase(name, f"{target}.*") or module.rpartition(".")[2] == target
+    return fnmatchcase(name, target) or last == target or inside

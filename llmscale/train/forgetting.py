@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 from data_pipeline.base.errors import UserError
 from data_pipeline.base.terminal import warn
@@ -48,17 +49,27 @@ def _chosen(config: RunConfig, theirs: RunConfig | None) -> Iterator[tuple[str, 
     """Each source's name, and a data section that holds out its documents alone."""
     assert config.finetune is not None
     given = config.finetune.forgetting
+    held_out: dict[str, list[SourceConfig]] = {}
     if given != "pretraining":
-        for source in given:
-            yield _named(source), config.data.model_copy(update={"holdout": 0.0, "evaluation": [source]})
+        data, evaluation = config.data, _by_name(given)
+    elif theirs is None:
         return
-    if theirs is None:
-        return
-    data = theirs.data.model_copy(update={"sequence_length": config.data.sequence_length})
-    for source in data.evaluation:
-        yield _named(source), data.model_copy(update={"holdout": 0.0, "evaluation": [source]})
-    for source in data.sources if data.holdout else []:
-        yield _named(source), data.model_copy(update={"sources": [source], "evaluation": []})
+    else:
+        data = theirs.data.model_copy(update={"sequence_length": config.data.sequence_length})
+        held_out = _by_name(data.sources) if data.holdout else {}
+        evaluation = _by_name(data.evaluation)
+    for name in {**evaluation, **held_out}:
+        own: dict[str, Any] = {"evaluation": evaluation.get(name, [])}
+        own |= {"sources": held_out[name]} if name in held_out else {"holdout": 0.0}
+        yield name, data.model_copy(update=own)
+
+
+def _by_name(sources: Iterable[SourceConfig]) -> dict[str, list[SourceConfig]]:
+    """Sources that are called the same are measured together."""
+    named: dict[str, list[SourceConfig]] = {}
+    for source in sources:
+        named.setdefault(_named(source), []).append(source)
+    return named
 
 
 def _named(source: SourceConfig) -> str:

@@ -63,7 +63,9 @@ def test_stages_and_shared_sequences(ranks: int) -> None:
         require_near(config, found, expected)
 
 
-@pytest.mark.parametrize("ranks", EXPERTS)
+@pytest.mark.parametrize(
+    "ranks", [ranks if ranks == 2 else pytest.param(ranks, marks=pytest.mark.slow) for ranks in EXPERTS]
+)
 def test_shared_experts(ranks: int) -> None:
     configs = [parts.model_config("mixtral", parallel__expert=2, **changes) for changes in EXPERTS[ranks]]
     expected = parts.plain_loop(parts.model_config("mixtral")).figures

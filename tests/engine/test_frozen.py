@@ -138,7 +138,9 @@ def test_a_checkpoint_resumes_in_other_layouts(tmp_path: Path) -> None:
         assert found == [pytest.approx(row, rel=1e-5) for row in figures[2:]]
 
 
-@pytest.mark.parametrize("name", ["adafactor", "lion", "muon", "adamw", "sgd"])
+@pytest.mark.parametrize(
+    "name", ["adafactor", "adamw", *(pytest.param(name, marks=pytest.mark.slow) for name in ("lion", "muon", "sgd"))]
+)
 def test_optimizers_keep_nothing_of_what_is_frozen(name: str, tmp_path: Path) -> None:
     changes = {"optimizer__name": name, "optimizer__momentum": 0.5, "parallel__data": 2, "engine__zero_stage": 3}
     case = config(LAST, **changes)

@@ -166,7 +166,7 @@ def test_what_was_gained_and_forgotten(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     (tmp_path / "other.txt").write_text("0123456789 " * 300)
     (tmp_path / "held.txt").write_text("some other words that nobody trained on " * 40)
-    sources = "[{paths: [held.txt]}, {paths: [text-0.txt], label: 旧文}]"
+    sources = "[{paths: [held.txt]}, {paths: [text-0.txt], label: 旧文}, {paths: [text-1.txt], label: 旧文}]"
     tuned = (
         *same, "train.init_from=base", "data.sources=[{paths: [other.txt]}]", "data.holdout=0",
         "evaluation.tasks=[tasks/choice.yaml]", "optimizer.lr=0.01", "data.lanes=1",
@@ -177,7 +177,7 @@ def test_what_was_gained_and_forgotten(tmp_path: Path) -> None:
     assert "What was forgotten" in done.stdout
     assert "base (before)" in done.stdout
     summary = json.loads((tmp_path / "tuned" / "summary.json").read_text())
-    for name, path in (("held.txt", "held.txt"), ("旧文", "text-0.txt")):
+    for name, path in (("held.txt", "held.txt"), ("旧文", "text-[01].txt")):
         for run_directory, key in (("base", "before"), ("tuned", "after")):
             done = run("eval", run_directory, "--data", path, "--json", cwd=tmp_path)
             expected = json.loads(done.stdout)["bits_per_byte"]
