@@ -55,6 +55,7 @@ class ChatObjective(ObjectiveSettings):
     """keep: the system message has a turn of its own; merge: it stands in front of the first user's, for templates that
     know no system (Gemma)."""
     reads_dialogues = True
+    answers = "dialogue"
 
     @field_validator("weights")
     @classmethod

@@ -41,6 +41,8 @@ class ObjectiveSettings(Section, ABC):
     """Whether the tokenizer needs a chat template; it gets one where it has none."""
     fills_gaps: ClassVar[bool] = False
     """Whether models learn to write what a sentinel stands for."""
+    answers: ClassVar[Literal["source", "dialogue"] | None] = None
+    """What models learn to write an answer to: the source of a pair, or a dialogue up to its last turn."""
 
     @property
     def least_length(self) -> int:
@@ -59,6 +61,11 @@ class ObjectiveSettings(Section, ABC):
     def stored(self) -> Stored:
         """What is kept of a document besides its text."""
         return Stored()
+
+    @property
+    def answer_length(self) -> int | None:
+        """Most tokens of an answer; None: it has no limit of its own."""
+        return None
 
     def head(self, architecture: str, transform: bool = False) -> dict[str, Any] | None:
         """The `model.head` that a model of this architecture needs; None: that of a language model.

@@ -31,6 +31,7 @@ class Seq2SeqObjective(ObjectiveSettings):
     position 0."""
 
     later = ("pack",)
+    answers = "source"
 
     @model_validator(mode="after")
     def _one_row(self) -> Seq2SeqObjective:
@@ -42,6 +43,10 @@ class Seq2SeqObjective(ObjectiveSettings):
 
     def roles(self, sequence_length: int) -> tuple[str, ...]:
         return ("pad",)
+
+    @property
+    def answer_length(self) -> int:
+        return self.target_length
 
     @property
     def stored(self) -> Stored:

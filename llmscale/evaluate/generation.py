@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from data_pipeline.base.errors import UserError
-from data_pipeline.objectives.chat import ChatObjective
-from data_pipeline.objectives.seq2seq import Seq2SeqObjective
 from data_pipeline.reading.item import Item
 from data_pipeline.tokenizer.frame import text_frame
 from data_pipeline.tokenizer.spelled import SpelledReader
@@ -68,7 +66,7 @@ class ItemWriter:
                 not trained on sources.
         """
         texts = [item.contexts[0] for item in items]
-        if overflow == "as-trained" and isinstance(self._placed.config.objective, ChatObjective):
+        if overflow == "as-trained" and self._placed.config.objective.answers == "dialogue":
             reader = SpelledReader(self._placed.tokenizer)
             return [Prompt(item, Context(reader.read(text))) for item, text in zip(items, texts, strict=True)]
         contexts = contexts_of(texts, self._placed.tokenizer, self._model, self._reading)
@@ -78,7 +76,7 @@ class ItemWriter:
 
     def _as_trained(self, item: Item, context: Context) -> Prompt:
         objective = self._placed.config.objective
-        if not isinstance(objective, Seq2SeqObjective):
+        if objective.answers != "source":
             raise UserError(
                 f"its overflow is as-trained, but {self._placed.source.path} was trained by objective {objective.name},"
                 f" which has no sources; set overflow to truncate-left"

@@ -13,7 +13,6 @@ from data_pipeline.base.encodings import is_unicode
 from data_pipeline.base.errors import UserError, writing
 from data_pipeline.finite.heldout import heldout_digest, heldout_pairs
 from data_pipeline.objectives.chat import ChatObjective
-from data_pipeline.objectives.seq2seq import Seq2SeqObjective
 from data_pipeline.sources.records import SourceRecord
 from data_pipeline.tokenizer import Tokenizer
 from llmscale.config import RunConfig
@@ -40,7 +39,7 @@ def held_out_task(config: RunConfig, asked: GenerateConfig, tokenizer: Tokenizer
         UserError: the run trains on no pairs or dialogues or holds none out, or a metric is not one of generated text.
     """
     objective = config.objective
-    if not isinstance(objective, Seq2SeqObjective | ChatObjective):
+    if objective.answers is None:
         raise UserError(
             f"{_WHERE} is given, but objective.name is {objective.name}, which has no sources and targets; leave it"
             f" out, or set objective.name to seq2seq or chat"
@@ -54,10 +53,8 @@ def held_out_task(config: RunConfig, asked: GenerateConfig, tokenizer: Tokenizer
             raise UserError(f"{_WHERE}.metrics.{number}: {error}") from None
         if metric in asked.metrics[:number]:
             raise UserError(f"{_WHERE}.metrics names {metric} twice; name it once")
-    chat = isinstance(objective, ChatObjective)
-    most_new = asked.max_new_tokens or (
-        ANSWER_TOKENS if isinstance(objective, ChatObjective) else objective.target_length
-    )
+    chat = objective.answers == "dialogue"
+    most_new = asked.max_new_tokens or objective.answer_length or ANSWER_TOKENS
     settings = GenerateTask.model_validate(
         {
             "kind": "generate",
