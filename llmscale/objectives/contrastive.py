@@ -31,6 +31,9 @@ class Contrastive(ModelSide[ContrastiveObjective]):
         length = (2 + self.config.negatives) * sequence_length
         return Shape(length, targets=1 / length, masked=True)
 
+    def instead(self, architecture: str) -> str:
+        return "set model.architecture=encoder, for its encoder alone"
+
     def mismatch(self, model: ModelConfig) -> str | None:
         if model.architecture == "decoder" and self.config.pooling == "first":
             return (

@@ -100,7 +100,10 @@ def test_evaluation_of_files_is_that_of_the_run(folder: Path) -> None:
         (("objective.pooling=max",), "objective.pooling"),
         (("objective.temperature=0",), "objective.temperature"),
         (("model.family=gpt2", "objective.pooling=first"), "whose first token sees no other"),
-        (("model.family=t5",), "trains an encoder or a decoder, but model.architecture is encoder_decoder"),
+        (
+            ("model.family=t5",),
+            "trains an encoder or a decoder, but model.architecture is encoder_decoder; set model.architecture=encoder",
+        ),
         (
             ("objective={name: contrastive, positives: dropout}", "model.dropout=0", "model.attention_dropout=0"),
             "objective.positives is dropout, but model.dropout and model.attention_dropout are 0",
