@@ -191,6 +191,11 @@ class Answers(ByDocument):
         value = values.get(name)
         if value is None:
             return f"the record has no {name} answer; give it one, or leave the record out"
+        if isinstance(value, list) and value and all(isinstance(message, dict) for message in value):
+            return (
+                f"the {name} answer is {len(value)} messages ({written(value)}) after the prompt, but must be one of"
+                f" the assistant, and dialogues that hold the prompt must begin with the same one; correct the record"
+            )
         if not isinstance(value, str):
             return f"the {name} answer is {written(value)}, but must be a text; correct the record"
         if not value or value.isspace():

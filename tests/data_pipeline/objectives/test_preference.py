@@ -154,6 +154,10 @@ def test_what_is_too_long_is_cut_and_counted(objective: AnswersSettings, tmp_pat
         ({"rejected": None}, "the record has no rejected answer; give it one, or leave the record out"),
         ({"chosen": " \n"}, "the chosen answer is empty; give it a text, or leave the record out"),
         ({"chosen": 5}, "the chosen answer is 5, but must be a text; correct the record"),
+        (
+            {"rejected": [{"role": "user", "content": "so"}, {"role": "assistant", "content": "no"}]},
+            "the rejected answer is 2 messages ([",
+        ),
         ({"chosen": ["a"]}, 'the chosen answer is ["a"], but must be a text'),
     ],
 )
