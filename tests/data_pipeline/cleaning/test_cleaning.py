@@ -165,27 +165,27 @@ def test_html_of_any_depth_and_size_is_read_without_recursion():
 
 
 NESTED = {
-    "blocks": "<div>x" * 100_000,
-    "lists": "<ul><li>x" * 100_000,
+    "blocks": "<div>x" * 200_000,
+    "lists": "<ul><li>x" * 200_000,
     "formatting elements opened again in every paragraph": "".join(f"<p><b id={i}>x" for i in range(5_000)),
-    "ends of nothing": "<span>x" * 100_000 + "</nothing>" * 100_000,
-    "blocks in what is no raw text": "<svg><style>" + "<div>x" * 100_000,
-    "tags in attributes": "<div title='<'>x" * 100_000,
-    "tables in cells": "<table><tr><td>x" * 100_000,
-    "ends of other formatting elements": "<i><p>x</b>" * 100_000,
-    "attributes": "x<p " + " ".join(f"a{i}=1" for i in range(100_000)) + ">x",
+    "ends of nothing": "<span>x" * 200_000 + "</nothing>" * 200_000,
+    "blocks in what is no raw text": "<svg><style>" + "<div>x" * 200_000,
+    "tags in attributes": "<div title='<'>x" * 200_000,
+    "tables in cells": "<table><tr><td>x" * 200_000,
+    "ends of other formatting elements": "<i><p>x</b>" * 200_000,
+    "attributes": "x<p " + " ".join(f"a{i}=1" for i in range(200_000)) + ">x",
     "attributes behind slashes": "x<img" + "".join(f"/a{i}" for i in range(100_000)) + ">x",
-    "attributes before a value": "x<p " + "a=1 b " * 50_000 + "c = '> <div>'>x",
-    "ends in comments": "<div>x<!--</div>-->" * 100_000,
+    "attributes before a value": "x<p " + "a=1 b " * 100_000 + "c = '> <div>'>x",
+    "ends in comments": "<div>x<!--</div>-->" * 200_000,
 }
 
 
 @pytest.mark.parametrize("name", list(NESTED))
 def test_html_that_nests_without_end_takes_time_by_its_size(name):
-    # The parser alone takes 10 s for so many open blocks, and 5 GB for the formatting elements.
+    # The parser alone takes 40 s for so many open blocks, and 5 GB for the formatting elements.
     started = time.process_time()
     assert cleaned(f"<!doctype html>{NESTED[name]}", step="html").count("x") == NESTED[name].count("x")
-    assert time.process_time() - started < 7
+    assert time.process_time() - started < 15
 
 
 def test_html_with_many_tags_that_end_keeps_its_text():
