@@ -13,6 +13,7 @@ import secrets
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
@@ -102,7 +103,12 @@ def run_job(script: Path, arguments: Sequence[str]) -> int:
     train = [*module_command("llmscale"), "train", *arguments]
     allowed = Restarts(run, options.get("restarts", 0))
     while True:
+        started = time.time()
         code, caught = _start_ranks([*words, "bash", "-c", _RANK, *train], submitted(job))
+        earned = run.brought_to_end(started)
+        if earned is not None and code not in (earned, USER_MISTAKE):
+            _say(f"warning: a rank ended with code {code} when {run.path} was {run.outcome()['outcome']} already")
+            code = earned
         # Whoever has sent a signal wants an end, whatever the ranks made of it.
         if caught or not allowed.again(code):
             break

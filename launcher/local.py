@@ -127,8 +127,9 @@ def run_ranks(
         caught: grows by each signal that comes, where the caller catches them; else they are caught here.
 
     Returns:
-        0 when every rank ended well; 75 when those that did not had all saved after a preemption signal; 2 when any met
-        a user's mistake; 1 after Ctrl-C; otherwise the code of the first that failed, or 1 where a signal ended it. A
+        0 when every rank ended well; 75 when those that did not had all saved after a preemption signal; either also
+        where ranks fail when `run` has come to that end already; 2 when any met a user's mistake; 1 after Ctrl-C;
+        otherwise the code of the first that failed, or 1 where a signal ended it. A
         failure that rank 0 has not explained itself comes with one sentence on stderr: the rank, how it ended, its log.
     """
     try:
@@ -286,6 +287,10 @@ def _judge(ranks: _Ranks, logs: Path, run: RunDirectory | None, started: float) 
         how = f"exited with code {code}" if code > 0 else f"{ranks.killed[rank]} and was killed"
     where = f"its output is in {_log_path(logs, rank)}" if rank else "its output stands above"
     who = f"rank {rank} of {len(ranks.processes)}"
+    earned = None if run is None or mistaken else run.brought_to_end(started)
+    if run is not None and earned is not None:
+        tell(f"warning: {who} {how} when {run.path} was {run.outcome()['outcome']} already; {where}")
+        return earned
     if run is None:
         text = f"{who} {how} and ended the run; {where}"
     else:

@@ -10,6 +10,7 @@ import click
 
 from llmscale.commands.local_rank import LOCAL_RANK, adopt
 from llmscale.commands.mistakes import mistakes_explained
+from llmscale.distributed.ending import last_block
 
 COMMANDS = {
     "chat": "llmscale.commands.chat:chat",
@@ -70,8 +71,9 @@ def cli(local_rank: int | None) -> None:
 
 def main() -> None:
     """Entry point of the `llmscale` command."""
-    try:
-        cli.main(prog_name="llmscale")
-    finally:
-        # The exit code stands: Ctrl-C while the interpreter ends changes nothing any more.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with last_block():
+        try:
+            cli.main(prog_name="llmscale")
+        finally:
+            # The exit code stands: Ctrl-C while the process ends changes nothing any more.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -161,7 +161,7 @@ MAY_IMPORT = {
     "llmscale.interface": {"llmscale", "data_pipeline"},
     "llmscale.data_commands": {"llmscale.checkpoint", "llmscale.config", "data_pipeline"},
     "llmscale.commands": {"llmscale", "launcher", "data_pipeline"},
-    "llmscale.cli": {"llmscale.commands", "launcher.commands"},
+    "llmscale.cli": {"llmscale.commands", "llmscale.distributed.ending", "launcher.commands"},
     "llmscale.__main__": {"llmscale.cli"},
 }
 # The bare package, which holds the version, is free to all.

@@ -17,7 +17,9 @@ import torch.distributed as dist
 
 from data_pipeline.base.durable import read_json, write_json
 from launcher.local import run_ranks
+from llmscale.distributed.ending import last_block
 from llmscale.distributed.process_group import gather_objects, join, leave, read_world
+from llmscale.distributed.ranks import read_place
 from llmscale.doctor.finding import Finding
 
 _BYTES = {"cpu": 32 << 20, "cuda": 512 << 20}
@@ -99,11 +101,10 @@ def examine_local_links(ranks: int) -> list[Finding]:
 
 def main() -> None:
     """Entry point of one rank."""
-    findings = measure_links()
-    from llmscale.distributed.ranks import read_place
-
-    if read_place().rank == 0:
-        write_json(Path(sys.argv[1]), [dataclasses.asdict(each) for each in findings])
+    with last_block():
+        findings = measure_links()
+        if read_place().rank == 0:
+            write_json(Path(sys.argv[1]), [dataclasses.asdict(each) for each in findings])
 
 
 if __name__ == "__main__":

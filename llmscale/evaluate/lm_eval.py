@@ -16,6 +16,7 @@ import torch
 from data_pipeline.base.errors import UserError
 from data_pipeline.reading.item import Item
 from data_pipeline.reading.reader import Reader
+from llmscale.distributed.ending import last_block
 from llmscale.evaluate.artefact import Record
 from llmscale.evaluate.generation import ItemWriter
 from llmscale.evaluate.placed import place_whole
@@ -108,4 +109,5 @@ def _settings(options: dict[str, Any]) -> Settings:
 if __name__ == "__main__":
     from lm_eval.__main__ import cli_evaluate
 
-    cli_evaluate()
+    with last_block():
+        cli_evaluate()

@@ -33,6 +33,7 @@ from llmscale.config import (
     parse_config,
     require_same_identity,
 )
+from llmscale.distributed.exit_codes import PREEMPTED
 from llmscale.report.goodput import TIME_FILE
 
 Outcome = Literal["running", "done", "preempted", "failed"]
@@ -82,6 +83,14 @@ class RunDirectory:
             return {}
         numbers = all(isinstance(found.get(key, 0), int) for key in ("attempt", "step", "saved"))
         return found if numbers else {}
+
+    def brought_to_end(self, since: float) -> int | None:
+        """The exit code that a start of this run has earned after the time `since`, where it has recorded an end by
+        which nothing is lost; what a rank does later, as when it lets go of a device, changes nothing of it."""
+        outcome = self.outcome()
+        if outcome.get("time", 0) < since:
+            return None
+        return {"done": 0, "preempted": PREEMPTED}.get(outcome.get("outcome", ""))
 
     def is_finished(self, config: RunConfig) -> bool:
         """Whether it has made all of a config's steps, or has stopped before for good."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny_run import write_tiny_run
+from tests.tiny_run import losses, write_tiny_run
 
 ROOT = Path(__file__).resolve().parents[2]
 KILLER = '''
@@ -64,3 +65,42 @@ def test_a_rank_killed_at_the_start_ends_all_within_30_seconds(tmp_path: Path, m
         assert (outcome["outcome"], outcome["reason"], outcome["step"]) == ("failed", reason, 0)
         assert outcome["lost"] == {"rank": 1, "node": socket.gethostname(), "signal": "SIGKILL"}
     assert sum("rank" in line and "llmscale:" in line for line in errors.splitlines()) <= 1
+
+
+@pytest.mark.parametrize(("outcome", "code"), [("done", 0), ("preempted", 75)])
+def test_a_rank_that_dies_when_the_run_is_over_changes_nothing(tmp_path: Path, outcome: str, code: int) -> None:
+    """As one whose driver or network library crashes while it is taken down."""
+    write_tiny_run(tmp_path)
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(
+        "import atexit, os, sys, threading, time\n"
+        "def late():\n"
+        f"    while {outcome!r} not in open('run/outcome.json').read():\n"
+        "        time.sleep(0.01)\n"
+        "    os.abort()\n"
+        "def wait():\n"
+        "    while 'llmscale.train.start' not in sys.modules:\n"
+        "        time.sleep(0.01)\n"
+        "    atexit.register(late)\n"
+        "if os.environ.get('RANK') == '1':\n    threading.Thread(target=wait, daemon=True).start()\n"
+    )
+    options = ["train.steps=100000"] if outcome == "preempted" else []
+    process = subprocess.Popen(
+        [sys.executable, "-m", "llmscale", "launch", "local", "config.yaml", "--nproc", "2", *options],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": f"{site}:{ROOT}", "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    if outcome == "preempted":
+        while len(losses(tmp_path / "run")) < 2:
+            time.sleep(0.1)
+            assert process.poll() is None
+        process.send_signal(signal.SIGUSR1)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == code, errors
+    warning = f"warning: rank 1 of 2 was killed by signal 6 (SIGABRT) when run was {outcome} already; its output is in"
+    assert errors.splitlines()[-1] == f"{warning} run/logs/rank-00001.log"
+    assert json.loads((tmp_path / "run/outcome.json").read_text())["outcome"] == outcome

@@ -363,6 +363,26 @@ def test_only_saved_runs_go_back_into_the_queue(node, code):
     assert node.requeued() == 0
 
 
+RECORDED = """mkdir -p run; printf '{{"outcome": "%s", "time": %s}}' {outcome} $(date +%s.%N) > run/outcome.json"""
+
+
+@pytest.mark.parametrize(("outcome", "ends", "times"), [("done", 0, 0), ("preempted", 75, 1), ("failed", 134, 0)])
+def test_a_rank_that_crashes_when_the_run_is_over_changes_nothing(node, capsys, outcome, ends, times):
+    node.has(does=f"{RECORDED.format(outcome=outcome)}; exit 134")
+    assert run_job(TEMPLATE, ["config.yaml"]) == ends
+    assert node.requeued() == times
+    warned = f"warning: a rank ended with code 134 when run was {outcome} already" in capsys.readouterr().err
+    assert warned == (outcome != "failed")
+
+
+def test_what_an_earlier_start_has_recorded_does_not_excuse_a_failure(node):
+    (node.folder / "run").mkdir()
+    (node.folder / "run/outcome.json").write_text('{"outcome": "preempted", "time": 1000.0}')
+    node.has(does="exit 134")
+    assert run_job(TEMPLATE, ["config.yaml"]) == 134
+    assert node.requeued() == 0
+
+
 def test_a_cancelled_job_does_not_go_back_into_the_queue(node):
     """scancel sends TERM to the batch script and to the ranks, which save."""
     node.has(does="kill -TERM $PPID; sleep 0.1; exit 75")
