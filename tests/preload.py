@@ -4,6 +4,7 @@ import gc
 
 import matplotlib.backends.backend_agg
 import matplotlib.figure  # noqa: F401
+import torch._dynamo  # noqa: F401
 
 import llmscale.parity.preload
 import llmscale.report.report  # noqa: F401

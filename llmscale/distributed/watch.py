@@ -110,6 +110,8 @@ class Watch:
                         return
                     if self._hear(rank):
                         selector.unregister(self._lines[rank].socket)
+                if not selector.get_map():
+                    break
                 # The pause sees to it that `close` is noticed.
                 ready = [key.data for key, _ in selector.select(timeout=0.5)]
                 if self._closed:

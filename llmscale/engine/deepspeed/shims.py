@@ -6,6 +6,7 @@ Written against DeepSpeed 0.19.8, which constraints.txt pins; tests/engine holds
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import types
@@ -42,6 +43,8 @@ def import_deepspeed(device: torch.device) -> Any:
     if device.type == "cpu":
         # torch computes in fp16 on any CPU, if slowly; DeepSpeed asks for instructions that few have.
         type(deepspeed.get_accelerator()).is_fp16_supported = lambda self: True
+        # ZeRO 3 starts the program numactl for it at each reduction of gradients, though it does not change.
+        deepspeed.utils.numa.get_numa_cores = functools.cache(deepspeed.utils.numa.get_numa_cores)
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     return deepspeed
 
