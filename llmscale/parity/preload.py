@@ -4,7 +4,7 @@ import gc
 
 import sentencepiece  # noqa: F401
 import torch
-import torch.fx.experimental.symbolic_shapes  # of the backward pass of a pipeline's stages  # noqa: F401
+import torch.fx.experimental.symbolic_shapes  # of the backward pass of a pipeline's stages
 
 import llmscale.train.start  # noqa: F401
 from llmscale.engine.deepspeed import shims
