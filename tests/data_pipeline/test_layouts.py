@@ -140,7 +140,7 @@ QUICK = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "objective"), QUICK)
+@pytest.mark.parametrize(("kind", "objective"), [pytest.param(*QUICK[0], marks=pytest.mark.slow), *QUICK[1:]])
 def test_one_stream(tmp_path: Path, kind: str, objective: str) -> None:
     require_one_stream(tmp_path, kind, objective, LAYOUTS[QUICK.index((kind, objective)) :: len(QUICK)])
 

@@ -29,10 +29,10 @@ with last_block():
     ("ends", "code"),
     [
         ("sys.exit(75)", 75),
-        ("sys.exit('a sentence')", 1),
-        ("pass", 0),
-        ("raise ValueError('a fault')", 1),
-        ("raise KeyboardInterrupt", 130),
+        pytest.param("sys.exit('a sentence')", 1, marks=pytest.mark.slow),
+        pytest.param("pass", 0, marks=pytest.mark.slow),
+        pytest.param("raise ValueError('a fault')", 1, marks=pytest.mark.slow),
+        pytest.param("raise KeyboardInterrupt", 130, marks=pytest.mark.slow),
     ],
 )
 def test_the_block_decides_how_the_process_ends(ends: str, code: int) -> None:

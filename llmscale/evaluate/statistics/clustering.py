@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import stdtrit
+import scipy  # whose parts are imported when they are first asked for
 
 from llmscale.evaluate.statistics.interval import error_rate
 
@@ -89,4 +89,4 @@ def _satterthwaite(diagonal: Floats, a: Floats, b: Floats, scale: float, c: floa
 
 def student(level: float, freedom: float) -> float:
     """Half width of the two-sided interval of Student's t, in standard errors."""
-    return float(stdtrit(freedom, 1 - error_rate(level) / 2))
+    return float(scipy.special.stdtrit(freedom, 1 - error_rate(level) / 2))

@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
-from scipy.special import ndtri
+import scipy  # whose parts are imported when they are first asked for
 
 from llmscale.evaluate.statistics import power
 from llmscale.evaluate.statistics.interval import Interval, error_rate
@@ -102,5 +102,6 @@ class Difference(ABC):
             return low, high
         if self.test.p_value >= 1:
             return min(low, 0.0), max(high, 0.0)
+        ndtri = scipy.special.ndtri
         implied = self.value * (1 - float(ndtri(error_rate(level) / 2) / ndtri(self.test.p_value / 2)))
         return (implied, high) if self.value > 0 else (low, implied)

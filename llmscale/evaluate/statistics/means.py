@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import ndtri
+import scipy  # whose parts are imported when they are first asked for
 
 from llmscale.evaluate.statistics.clustering import Floats, Ratio, cluster_numbers, ratio_of_sums, student, sums_by
 from llmscale.evaluate.statistics.interval import Interval, error_rate, unseen_share
@@ -141,7 +141,7 @@ def effective_items(ratio: Ratio, level: float) -> float | None:
     if not ratio.variance > 0:
         return None
     size = ratio.value * (1 - ratio.value) / ratio.variance
-    return size * float(ndtri(1 - error_rate(level) / 2) / student(level, ratio.freedom)) ** 2
+    return size * float(scipy.special.ndtri(1 - error_rate(level) / 2) / student(level, ratio.freedom)) ** 2
 
 
 def _clustered_share(ratio: Ratio, n: int, clusters: int, level: float) -> Interval:

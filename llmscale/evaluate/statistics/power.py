@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-from scipy.special import bdtrik, gammaln, nctdtr, ndtr, ndtri
+import scipy  # whose parts are imported when they are first asked for
 
 from llmscale.evaluate.statistics.clustering import Floats, student
 from llmscale.evaluate.statistics.interval import error_rate
@@ -41,7 +41,7 @@ def mcnemar_power(n: int, better: float, worse: float, level: float = 0.95) -> f
 
 def critical_count(contested: Floats, error: float) -> Floats:
     """The largest smaller count with which McNemar's exact test rejects; -1 where none does."""
-    start = np.nan_to_num(np.floor(bdtrik(error / 2, contested, 0.5)), nan=-1.0)
+    start = np.nan_to_num(np.floor(scipy.special.bdtrik(error / 2, contested, 0.5)), nan=-1.0)
     candidates = np.maximum(start[:, None] + np.array([-1.0, 0.0, 1.0]), -1.0)
     # Half of them and more would count both tails twice.
     fits = (2 * binomial_below(candidates, contested[:, None], 0.5) <= error) & (2 * candidates < contested[:, None])
@@ -55,7 +55,7 @@ def student_power(difference_in_errors: float, freedom: float, level: float = 0.
     half, shift = student(level, freedom), abs(difference_in_errors)
     if shift > 30 + half:  # beyond what nctdtr computes
         return 1.0
-    return float(1 - nctdtr(freedom, shift, half) + nctdtr(freedom, shift, -half))
+    return float(1 - scipy.special.nctdtr(freedom, shift, half) + scipy.special.nctdtr(freedom, shift, -half))
 
 
 def flip_error(units: int, error: float) -> float:
@@ -72,20 +72,20 @@ def flip_power(effect: float, units: int, error: float) -> float:
     """
     attained = flip_error(units, error)
     if 0 < attained <= 2.0 ** (1 - units):
-        return float(ndtr(effect) ** units + ndtr(-effect) ** units)
+        return float(scipy.special.ndtr(effect) ** units + scipy.special.ndtr(-effect) ** units)
     return student_power(effect * math.sqrt(units), units - 1, 1 - attained)
 
 
 def equivalence_power(difference: float, standard_error: float, delta: float, level: float = 0.95) -> float:
     """Of two one-sided tests within delta, of a true difference (normal approximation)."""
-    z = float(ndtri(level))
+    z = float(scipy.special.ndtri(level))
     above, below = (delta - difference) / standard_error - z, (delta + difference) / standard_error - z
-    return max(0.0, float(ndtr(above) + ndtr(below) - 1))
+    return max(0.0, float(scipy.special.ndtr(above) + scipy.special.ndtr(below) - 1))
 
 
 def normal_number(effect: float, level: float) -> float:
     """How many units find a mean of `effect` standard deviations, by the normal approximation."""
-    return ((ndtri(1 - error_rate(level) / 2) + ndtri(POWER)) / effect) ** 2
+    return ((scipy.special.ndtri(1 - error_rate(level) / 2) + scipy.special.ndtri(POWER)) / effect) ** 2
 
 
 def least_number(power_of: Callable[[int], float], guess: float, least: int) -> int | None:
@@ -114,5 +114,5 @@ def least_number(power_of: Callable[[int], float], guess: float, least: int) -> 
 def _binomial(counts: Floats, n: int, share: float) -> Floats:
     if share >= 1:
         return np.where(counts == n, 1.0, 0.0)
-    logs = gammaln(n + 1) - gammaln(counts + 1) - gammaln(n - counts + 1)
+    logs = scipy.special.gammaln(n + 1) - scipy.special.gammaln(counts + 1) - scipy.special.gammaln(n - counts + 1)
     return np.asarray(np.exp(logs + counts * math.log(share) + (n - counts) * math.log1p(-share)))

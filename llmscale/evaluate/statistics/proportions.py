@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from scipy.special import betaincinv, ndtri
+import scipy  # whose parts are imported when they are first asked for
 
 from llmscale.evaluate.statistics.interval import Interval, error_rate
 
@@ -31,15 +31,15 @@ def exact_interval(successes: int, n: int, level: float = 0.95) -> Interval:
     """
     _check(successes, n)
     tail = error_rate(level) / 2
-    low = float(betaincinv(successes, n - successes + 1, tail)) if successes else 0.0
-    high = float(betaincinv(successes + 1, n - successes, 1 - tail)) if successes < n else 1.0
+    low = float(scipy.special.betaincinv(successes, n - successes + 1, tail)) if successes else 0.0
+    high = float(scipy.special.betaincinv(successes + 1, n - successes, 1 - tail)) if successes < n else 1.0
     share = successes / n
     return Interval(share, low, high, n, n, "Clopper-Pearson", level, math.sqrt(share * (1 - share) / n))
 
 
 def wilson_limits(share: float, n: float, level: float) -> tuple[float, float]:
     """Ends of Wilson's interval; n may be an effective number of items, and no integer."""
-    z = float(ndtri(1 - error_rate(level) / 2))
+    z = float(scipy.special.ndtri(1 - error_rate(level) / 2))
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     return (0.0 if share == 0 else max(centre - half, 0.0)), (1.0 if share == 1 else min(centre + half, 1.0))

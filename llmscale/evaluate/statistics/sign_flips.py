@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import betainc, gammaln
+import scipy  # whose parts are imported when they are first asked for
 
 from llmscale.evaluate.statistics.clustering import Floats
 from llmscale.evaluate.statistics.interval import error_rate
@@ -34,7 +34,7 @@ class Test(NamedTuple):
 def binomial_below(successes: Floats | float, trials: Floats | float, share: float) -> Floats:
     """P(X <= successes) of Bin(trials, share), for successes from -1 to trials - 1."""
     k, n = np.broadcast_arrays(np.asarray(successes, dtype=float), np.asarray(trials, dtype=float))
-    tail = betainc(np.maximum(n - k, 1e-300), np.maximum(k, 0.0) + 1, 1 - share)
+    tail = scipy.special.betainc(np.maximum(n - k, 1e-300), np.maximum(k, 0.0) + 1, 1 - share)
     return np.where(k < 0, 0.0, np.where(k >= n, 1.0, tail))
 
 
@@ -105,6 +105,7 @@ def _whole_tail(sizes: np.ndarray, observed: int) -> float:
     distribution = np.ones(1)
     for size, count in zip(*np.unique(sizes, return_counts=True), strict=True):
         k = np.arange(count + 1)
+        gammaln = scipy.special.gammaln
         logs = gammaln(count + 1) - gammaln(k + 1) - gammaln(count - k + 1) - count * math.log(2)
         spaced = np.zeros(2 * size * count + 1)
         spaced[:: 2 * size] = np.exp(logs)

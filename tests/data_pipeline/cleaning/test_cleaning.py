@@ -180,7 +180,13 @@ NESTED = {
 }
 
 
-@pytest.mark.parametrize("name", list(NESTED))
+# One of each kind: what is open, what ends, what is no element.
+FAST = ("blocks", "ends of nothing", "attributes", "attributes behind slashes", "attributes before a value")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in FAST else pytest.mark.slow) for name in NESTED]
+)
 def test_html_that_nests_without_end_takes_time_by_its_size(name):
     # The parser alone takes 40 s for so many open blocks, and 5 GB for the formatting elements.
     started = time.process_time()

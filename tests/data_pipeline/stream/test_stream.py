@@ -103,7 +103,7 @@ def test_each_token_is_a_target_once_an_epoch(stream: Stream) -> None:
     assert len(whole) > len(documents) - 3
 
 
-@pytest.mark.parametrize("dp", [1, 2, 3, 4, 6])
+@pytest.mark.parametrize("dp", [1, 3, *(pytest.param(ranks, marks=pytest.mark.slow) for ranks in (2, 4, 6))])
 def test_neither_ranks_nor_workers_change_a_sample(stream: Stream, dp: int) -> None:
     samples, sums, cursor = stream.read(4)
     for workers in (0, 1, 2, 3, 5):
