@@ -14,6 +14,10 @@ PRESET: dict[str, object] = {
 }
 
 
+NO_EXPERTS = {"count": 2, "per_token": 1, "every": 1, "ffn_size": 1, "normalize": True, "balance_weight": 0.0}
+"""What stands in for the experts of a dense model, which then reads back as another one."""
+
+
 def _read(settings: Settings) -> dict[str, Any]:
     if dense := settings.take("mlp_only_layers", [], null=[]):
         raise Unsupported(
@@ -40,8 +44,7 @@ def _read(settings: Settings) -> dict[str, Any]:
 
 
 def _write(model: Mapping[str, Any]) -> dict[str, Any]:
-    dense = {"count": 2, "per_token": 1, "every": 1, "ffn_size": 1, "normalize": True, "balance_weight": 0.0}
-    experts = model["experts"] or dense
+    experts = model["experts"] or NO_EXPERTS
     window = mistral.write_window(model)
     return {
         **llama.write_shared(model, "Qwen3MoeForCausalLM"),
@@ -58,7 +61,13 @@ def _write(model: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-_EXPERTS = "model.layers.{layer}.mlp.experts.{expert}."
+_EXPERT = "model.layers.{layer}.mlp.experts.{expert}."
+EXPERTS = (
+    Weight(("blocks.{layer}.feed_forward.router.weight",), "model.layers.{layer}.mlp.gate.weight"),
+    Weight(("blocks.{layer}.feed_forward.gate.weight",), _EXPERT + "gate_proj.weight"),
+    Weight(("blocks.{layer}.feed_forward.up.weight",), _EXPERT + "up_proj.weight"),
+    Weight(("blocks.{layer}.feed_forward.down.weight",), _EXPERT + "down_proj.weight"),
+)
 HUGGING_FACE = HuggingFace(
     model_type="qwen3_moe",
     classes=("Qwen3MoeForCausalLM", "Qwen3MoeModel"),
@@ -69,13 +78,7 @@ HUGGING_FACE = HuggingFace(
     unused=("output_router_logits",),
     read=_read,
     write=_write,
-    weights=(
-        *llama.WEIGHTS,
-        Weight(("blocks.{layer}.feed_forward.router.weight",), "model.layers.{layer}.mlp.gate.weight"),
-        Weight(("blocks.{layer}.feed_forward.gate.weight",), _EXPERTS + "gate_proj.weight"),
-        Weight(("blocks.{layer}.feed_forward.up.weight",), _EXPERTS + "up_proj.weight"),
-        Weight(("blocks.{layer}.feed_forward.down.weight",), _EXPERTS + "down_proj.weight"),
-    ),
+    weights=(*llama.WEIGHTS, *EXPERTS),
     prefix="model.",
     ignored=llama.IGNORED,
 )

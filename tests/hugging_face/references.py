@@ -227,6 +227,19 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
             "norm_topk_prob": True, "rope_parameters": _ROPE,
         },
     ),
+    "olmoe": (
+        "OlmoeForCausalLM",
+        "OlmoeConfig",
+        {**_LLAMA, "num_experts": 5, "num_experts_per_tok": 3, "rope_parameters": _ROPE},
+    ),
+    "olmoe_biased": (
+        "OlmoeForCausalLM",
+        "OlmoeConfig",
+        {
+            **_LLAMA, "num_key_value_heads": 4, "num_experts": 4, "num_experts_per_tok": 2, "norm_topk_prob": True,
+            "attention_bias": True, "tie_word_embeddings": True, "hidden_act": "gelu",
+        },
+    ),
     "deepseek_v3": (
         "DeepseekV3ForCausalLM",
         "DeepseekV3Config",

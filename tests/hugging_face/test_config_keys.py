@@ -100,6 +100,9 @@ BOTH: dict[str, list[Values]] = {
     # transformers cannot compute yarn where head_dim is null.
     "mixtral": [{**NO_ROPE, **rope} for rope in ROPE if "yarn" not in str(rope)] + HEADS,
     "qwen3_moe": [{**NO_ROPE, **rope} for rope in ROPE] + HEADS + [{"num_experts": ABSENT, "num_local_experts": 5}],
+    "olmoe": [{**NO_ROPE, **rope} for rope in ROPE]
+    + [{"num_key_value_heads": None}, {"num_experts": ABSENT, "num_local_experts": 5}, {"norm_topk_prob": ABSENT}]
+    + [{"head_dim": 10}, {"clip_qkv": None}, {"router_aux_loss_coef": ABSENT}],
     "gpt_neox": [{**NO_ROPE, **rope} for rope in ROPE]
     + [
         {**NO_ROPE, **more}
