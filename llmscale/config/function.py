@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 from llmscale.config.identity import flatten
 from llmscale.config.model import OF_HEADS, ModelConfig
 
+_Kind = TypeVar("_Kind")
 _NO_FUNCTION = ("family", "vocab_size", "vocab_multiple", "init_std", "init_scheme", "lora")
 """Settings that say how a model begins, what others say, or which tensors it has besides."""
 _NO_OUTPUT = ("max_positions", "dropout", "attention_dropout", "dropout_scheme")
@@ -40,7 +41,8 @@ def _outputs(model: ModelConfig) -> dict[str, Any]:
 def function_of(model: ModelConfig) -> dict[str, Any]:
     """The settings that decide what a model computes and how it drops out, each spelled out in one way; None where
     another setting switches it off."""
-    kinds = _pattern(model)
+    layers = range(max(model.layers, model.encoder_layer_count))
+    kinds = _pattern([model.attention_kind(layer) for layer in layers])
     rotary, relative = model.positions == "rotary", model.positions == "relative"
     both = rotary and {"global", "local"} == set(kinds)
     first = "global" if "global" in kinds else "local"
@@ -58,6 +60,7 @@ def function_of(model: ModelConfig) -> dict[str, Any]:
         "rotary_local_base": model.rotary_base_of("local") if both else None,
         "rotary_fraction": model.rotated_channels / model.head_channels if rotary else None,
         "rotary_interleaved": rotary and model.rotary_interleaved,
+        "rotary_pattern": _pattern([model.rotates(layer) for layer in layers]) if rotary else None,
         "rotary_scaling": scaling,
         "rotary_local_scaled": _scaling(model, "local") is not None if both and scaling is not None else None,
         "relative_buckets": model.relative_buckets if relative else None,
@@ -93,9 +96,7 @@ def _experts(model: ModelConfig) -> dict[str, Any] | None:
     return {**model.experts.model_dump(mode="json", exclude=_OTHER_OF_EXPERTS), "ffn_size": model.expert_channels}
 
 
-def _pattern(model: ModelConfig) -> list[str]:
+def _pattern(kinds: list[_Kind]) -> list[_Kind]:
     """The shortest pattern that gives all layers their kinds."""
-    layers = max(model.layers, model.encoder_layer_count)
-    kinds = [model.attention_kind(layer) for layer in range(layers)]
-    period = next(p for p in range(1, layers + 1) if all(kinds[i] == kinds[i % p] for i in range(layers)))
-    return list(kinds[:period])
+    period = next(p for p in range(1, len(kinds) + 1) if all(kind == kinds[i % p] for i, kind in enumerate(kinds)))
+    return kinds[:period]

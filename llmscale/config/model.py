@@ -66,6 +66,9 @@ class ModelConfig(Section):
     """Stretched rotary frequencies."""
     rotary_local_scaled: bool = True
     """Whether rotary_scaling acts in local layers, too."""
+    rotary_pattern: list[bool] = Field(default=[True], min_length=1)
+    """Which layers rotate queries and keys, repeated over them; the others know of no positions but the order that the
+    causal mask gives (Yang et al. 2025, RNoPE)."""
     relative_buckets: Count = Field(default=32, ge=4)
     """Distances that relative positions tell apart (T5)."""
     relative_max_distance: Count = Field(default=128, ge=2)
@@ -278,6 +281,10 @@ class ModelConfig(Section):
         """Whether layer `layer` (from 0) sees all tokens or a window."""
         return self.attention_pattern[layer % len(self.attention_pattern)]
 
+    def rotates(self, layer: int) -> bool:
+        """Whether the attention of layer `layer` (from 0) has rotary positions."""
+        return self.positions == "rotary" and self.rotary_pattern[layer % len(self.rotary_pattern)]
+
     def has_experts(self, layer: int) -> bool:
         """Whether layer `layer` (from 0) is a mixture of experts."""
         experts = self.experts
@@ -349,6 +356,11 @@ class ModelConfig(Section):
             latent and (cross or self.positions != "rotary" or self.rotary_fraction != 1),
             f"latent attention is for rotary positions in decoders or encoders, but architecture is {kind}, positions"
             f" {self.positions} and rotary_fraction {self.rotary_fraction}; set positions=rotary and rotary_fraction=1",
+        )
+        yield (
+            latent and not all(self.rotary_pattern),
+            f"latent attention has rotary positions in every layer, but rotary_pattern is {self.rotary_pattern}; leave"
+            f" it out",
         )
         yield (
             latent and (self.query_key_norm or self.head_size is not None or self.kv_head_count != self.heads),

@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
+_Kind = TypeVar("_Kind")
 _TANH = ("gelu_new", "gelu_pytorch_tanh", "gelu_python_tanh", "gelu_fast", "gelu_accurate")
 PLAIN = {
     **dict.fromkeys(("gelu", "gelu_python"), "gelu"),
@@ -389,7 +390,7 @@ def fraction(rotated: int, channels: int) -> float:
     return share if int(channels * share) == rotated else math.nextafter(share, 1.0)
 
 
-def repeated(pattern: Sequence[str]) -> list[str]:
+def repeated(pattern: Sequence[_Kind]) -> list[_Kind]:
     """The shortest beginning of a pattern that gives all of it when it is repeated."""
     pattern = list(pattern)
     sizes = [size for size in range(1, len(pattern) + 1) if len(pattern) % size == 0]

@@ -27,7 +27,15 @@ PRESET: dict[str, object] = {
 
 
 def fields(
-    layers: int, hidden: int, heads: int, kv_heads: int | None, ffn: int, positions: int, eps: float, vocab: int
+    layers: int,
+    hidden: int,
+    heads: int,
+    kv_heads: int | None,
+    ffn: int,
+    positions: int,
+    eps: float,
+    vocab: int,
+    tied: bool = False,
 ) -> tuple[tuple[str, str, Any], ...]:
     """The settings that Llama's descendants share, with their class's defaults."""
     return (
@@ -39,7 +47,7 @@ def fields(
         ("intermediate_size", "ffn_size", ffn),
         ("max_position_embeddings", "max_positions", positions),
         ("rms_norm_eps", "norm_eps", eps),
-        ("tie_word_embeddings", "tied_embeddings", False),
+        ("tie_word_embeddings", "tied_embeddings", tied),
         ("initializer_range", "init_std", 0.02),
     )
 
@@ -63,14 +71,14 @@ def write_shared(model: Mapping[str, Any], name: str) -> dict[str, Any]:
     }
 
 
-def _read(settings: Settings) -> dict[str, Any]:
+def read_biases(settings: Settings) -> dict[str, Any]:
+    """Biases of the attention, and of the feed-forward layers."""
     bias = settings.take("attention_bias", False)
-    return {
-        **read_shared(settings, 2048),
-        "bias": settings.take("mlp_bias", False),
-        "qkv_bias": bias,
-        "attention_output_bias": bias,
-    }
+    return {"bias": settings.take("mlp_bias", False), "qkv_bias": bias, "attention_output_bias": bias}
+
+
+def _read(settings: Settings) -> dict[str, Any]:
+    return {**read_shared(settings, 2048), **read_biases(settings)}
 
 
 def _write(model: Mapping[str, Any]) -> dict[str, Any]:

@@ -43,7 +43,12 @@ def read_sliding(settings: Settings) -> dict[str, Any]:
     default = [
         "full_attention" if window is None or number < first else "sliding_attention" for number in range(layers)
     ]
-    pattern = read_kinds(settings.names("layer_types") or default, layers)
+    return read_types(settings, default, window)
+
+
+def read_types(settings: Settings, default: list[str], window: int | None) -> dict[str, Any]:
+    """Which layers have a window, by `layer_types`; `default` says so where it is absent, `window` is None for none."""
+    pattern = read_kinds(settings.names("layer_types") or default, len(default))
     if "local" in pattern and window is None:
         raise Unsupported(
             "layer_types has sliding_attention, but use_sliding_window is false or sliding_window null; repair"

@@ -31,7 +31,7 @@ _CAUSES = {
     "max_positions": ("position_offset",),
     "rotary_base": ("positions", "attention_pattern"),
     "rotary_local_base": ("positions", "attention_pattern"),
-    **dict.fromkeys(("rotary_fraction", "rotary_interleaved", "rotary_scaling"), ("positions",)),
+    **dict.fromkeys(("rotary_fraction", "rotary_interleaved", "rotary_pattern", "rotary_scaling"), ("positions",)),
     **dict.fromkeys(("relative_buckets", "relative_max_distance"), ("positions",)),
     "ffn_size": ("experts",),
 }

@@ -127,7 +127,7 @@ class Layer:
         core = self._explicit if self.software.explicit_attention else self._flash
         own = core(layout.micro_batch * heads // layout.context, length, asked, pairs)
         forward, backward = forward + own[0], backward + own[1]
-        if model.positions == "rotary" and not cross:
+        if model.rotates(layer) and not cross:
             turned = (tokens * heads + others * shared) * model.rotated_channels * element
             turned *= 2 if self.software.fused else 17
             forward += Time(passes=kernels.pass_over(self.gpu, turned))

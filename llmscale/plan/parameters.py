@@ -67,20 +67,21 @@ def layers_parameters(config: ModelConfig, layers: range, cross: bool, tensor: i
 
 def layer_kinds(config: ModelConfig, layers: range) -> tuple[tuple[int, int], ...]:
     """(a layer, how many of these are like it) for each kind: with experts or without, of global or local attention,
-    the first layer of all, the one that asks with a table."""
+    with rotary positions or without, the first layer of all, the one that asks with a table."""
     experts = tuple(map(config.has_experts, layers)) if config.experts else ()
     asking = config.layers - 1 if config.query_layer else -1
-    return _layer_kinds(layers, experts, tuple(config.attention_pattern), asking)
+    return _layer_kinds(layers, experts, tuple(config.attention_pattern), tuple(config.rotary_pattern), asking)
 
 
 @lru_cache(maxsize=4096)
 def _layer_kinds(
-    layers: range, experts: tuple[bool, ...], pattern: tuple[str, ...], asking: int
+    layers: range, experts: tuple[bool, ...], pattern: tuple[str, ...], rotary: tuple[bool, ...], asking: int
 ) -> tuple[tuple[int, int], ...]:
     found: dict[tuple[object, ...], int] = {}
     counted: Counter[int] = Counter()
     for number, layer in enumerate(layers):
-        kind = (experts and experts[number], pattern[layer % len(pattern)], layer == 0, layer == asking)
+        attention = pattern[layer % len(pattern)], rotary[layer % len(rotary)]
+        kind = (experts and experts[number], attention, layer == 0, layer == asking)
         counted[found.setdefault(kind, layer)] += 1
     return tuple(counted.items())
 

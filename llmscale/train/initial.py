@@ -27,6 +27,8 @@ from llmscale.model.heads import all_heads
 from llmscale.parallel.init import Weights, drawn, with_factors
 from llmscale.slices.tensor_slice import TensorSlice
 
+_STRETCHING = ("model.rotary_base", "model.rotary_local_base", "model.rotary_scaling", "model.rotary_local_scaled")
+"""Beginnings of the settings by which a context may be stretched; other rotary settings make another function."""
 _SHARED = ("pooler.", "dense.", "norm.")
 """Layers of heads before what is special to them, which one head takes from another."""
 
@@ -229,7 +231,7 @@ def require_function(model: ModelConfig, checkpoint: Checkpoint, *, head: bool =
     theirs = _model_of(checkpoint)
     theirs = theirs.encoder_alone if _leaves_decoder(model, theirs) else theirs
     differences = function_differences(model, theirs, head=head)
-    rotary = {key: values for key, values in differences.items() if key.startswith("model.rotary_")}
+    rotary = {key: values for key, values in differences.items() if key.startswith(_STRETCHING)}
     others = {key: values for key, values in differences.items() if key not in rotary}
     if others:
         shown = list(others.items())[:3]

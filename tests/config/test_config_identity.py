@@ -138,6 +138,7 @@ IDENTITY: dict[str, Any] = {
     "model.experts": {"count": 4},
     "model.rotary_local_base": 7.0,
     "model.rotary_interleaved": True,
+    "model.rotary_pattern": [True, False],
     "model.rotary_local_scaled": False,
     "model.rotary_scaling": {"factor": 2.0},
     "model.relative_buckets": 8,

@@ -33,6 +33,9 @@ SAME_SHAPES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "rotary_local_base the same": ({**ROTARY, **LOCAL}, {"rotary_local_base": 10000.0}),
     "rotary_fraction": (ROTARY, {"rotary_fraction": 0.5}),
     "rotary_interleaved": (ROTARY, {"rotary_interleaved": True}),
+    "rotary_pattern": (ROTARY, {"rotary_pattern": [True, False]}),
+    "rotary_pattern without": ({}, {"rotary_pattern": [True, False]}),
+    "rotary_pattern the same": (ROTARY, {"rotary_pattern": [True, True]}),
     "rotary_scaling": (ROTARY, {"rotary_scaling": SCALING}),
     "rotary_scaling.magnitude": (
         {**ROTARY, "rotary_scaling": {**SCALING, "kind": "yarn"}},

@@ -205,6 +205,20 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
             "hidden_act": "gelu", "rope_parameters": {**_ROPE, "rope_type": "linear", "factor": 4.0},
         },
     ),
+    "smollm3": (
+        "SmolLM3ForCausalLM",
+        "SmolLM3Config",
+        {**_LLAMA, "no_rope_layer_interval": 2, "rope_parameters": _ROPE, "pad_token_id": 0},
+    ),
+    "smollm3_sliding": (
+        "SmolLM3ForCausalLM",
+        "SmolLM3Config",
+        {
+            **_LLAMA, "no_rope_layers": [0, 1, 0], "use_sliding_window": True, "sliding_window": 6, "pad_token_id": 0,
+            "layer_types": ["full_attention", "full_attention", "sliding_attention"], "attention_bias": True,
+            "mlp_bias": True, "tie_word_embeddings": False,
+        },
+    ),
     "mistral": ("MistralForCausalLM", "MistralConfig", {**_LLAMA, "head_dim": 12, "sliding_window": 6}),
     "mixtral": (
         "MixtralForCausalLM",

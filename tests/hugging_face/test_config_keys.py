@@ -100,6 +100,11 @@ BOTH: dict[str, list[Values]] = {
     # transformers cannot compute yarn where head_dim is null.
     "mixtral": [{**NO_ROPE, **rope} for rope in ROPE if "yarn" not in str(rope)] + HEADS,
     "qwen3_moe": [{**NO_ROPE, **rope} for rope in ROPE] + HEADS + [{"num_experts": ABSENT, "num_local_experts": 5}],
+    "smollm3": [{**NO_ROPE, **rope} for rope in ROPE]
+    + HEADS
+    + [{"no_rope_layers": ABSENT}, {"no_rope_layers": None, "no_rope_layer_interval": 3}]
+    + [{"no_rope_layers": ABSENT, "layer_types": ABSENT, "use_sliding_window": True, "sliding_window": 5}]
+    + [{"layer_types": None, "use_sliding_window": True, "sliding_window": 5}, {"tie_word_embeddings": ABSENT}],
     "olmoe": [{**NO_ROPE, **rope} for rope in ROPE]
     + [{"num_key_value_heads": None}, {"num_experts": ABSENT, "num_local_experts": 5}, {"norm_topk_prob": ABSENT}]
     + [{"head_dim": 10}, {"clip_qkv": None}, {"router_aux_loss_coef": ABSENT}],

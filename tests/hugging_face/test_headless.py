@@ -39,6 +39,7 @@ DRAWN: dict[str, list[str]] = {
     "falcon_new": [],
     "falcon_serial": [],
     "olmo2_biased": [],
+    "smollm3": [],
     "olmoe_biased": [],
     "gptj": ["head.bias", "head.weight"],
     "bert": [*TRANSFORM, *CLASSIFIER],

@@ -30,8 +30,10 @@ from tests.hugging_face.references import BYTES, CASES, NAMES, VOCAB, reference,
 IMMATERIAL = {
     "dtype", "transformers_version", "_name_or_path", "use_cache", "initializer_range", "rope_scaling",
     "tie_word_embeddings", "max_window_layers", "torch_dtype", "num_nextn_predict_layers",
+    "no_rope_layer_interval",
 }  # fmt: skip
-"""Keys in which a config.json may differ and give the same model; tying is seen in the tensors."""
+"""Keys in which a config.json may differ and give the same model; tying is seen in the tensors, and no_rope_layers
+counts where it is given."""
 
 
 def stored_tensors(folder: Path) -> dict[str, torch.Tensor]:

@@ -36,6 +36,7 @@ GRAPHS = {
     "t5": 2,  # encoder and decoder
     "t5_v1_1": 2,
     "mt5": 2,
+    "smollm3": 2,  # with and without rotary positions
     "pangu_alpha": 2,  # the query layer
     "wu_dao": 2,  # dense and experts
     "deepseek_v3": 2,

@@ -45,6 +45,17 @@ def test_another_function_is_refused(folder: Path) -> None:
     assert not list((folder / "run" / "checkpoints").glob("step-*"))
 
 
+@pytest.mark.parametrize(
+    "other", ["model.rotary_interleaved=true", "model.rotary_fraction=0.5", "model.rotary_pattern=[true,false]"]
+)
+def test_rotary_positions_of_another_form_are_refused(folder: Path, other: str) -> None:
+    done = run("train", "config.yaml", "train.init_from=trained", *ROTARY, other, cwd=folder)
+    assert done.returncode == 2, done.stderr
+    [sentence] = [line for line in done.stderr.splitlines() if line.startswith("llmscale:")]
+    assert f"was trained with {other.partition('=')[0]}=" in sentence
+    assert "set what the checkpoint has" in sentence
+
+
 def test_a_longer_context_is_a_warning(folder: Path) -> None:
     longer = ("run.directory=longer", "model.max_positions=256", "model.rotary_base=50000", "model.dropout=0.1")
     done = run("train", "config.yaml", "train.init_from=trained", *ROTARY, *longer, cwd=folder)

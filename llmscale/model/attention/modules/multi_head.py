@@ -39,6 +39,7 @@ class Attention(Projections):
         super().__init__(config, layer)
         self.causal = causal
         self.kind = config.attention_kind(layer)
+        self.rotates = config.rotates(layer)
         self.interleaved = config.rotary_interleaved
         self.norm_heads = config.query_key_norm_over == "head"
         queries, keys = (1, 1) if self.norm_heads else (config.heads, config.kv_head_count)
@@ -56,7 +57,7 @@ class Attention(Projections):
         if self.query_norm is not None and self.key_norm is not None and self.norm_heads:
             query, key = self.query_norm(query), self.key_norm(key)
         rotary = context.rotary[self.kind]
-        if rotary is not None:
+        if self.rotates and rotary is not None:
             query, key = rotate(query, rotary, self.interleaved), rotate(key, rotary, self.interleaved)
         query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
         if context.cache is not None:
