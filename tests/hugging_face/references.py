@@ -176,6 +176,15 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "FalconConfig",
         {**_SHARED, "multi_query": False, "parallel_attn": False, "bias": True, "ffn_hidden_size": 72},
     ),
+    "gemma": ("GemmaForCausalLM", "GemmaConfig", {**_LLAMA, "head_dim": 12, "rope_parameters": _ROPE}),
+    "gemma_biased": (
+        "GemmaForCausalLM",
+        "GemmaConfig",
+        {
+            **_LLAMA, "num_key_value_heads": 1, "head_dim": 8, "attention_bias": True, "hidden_act": "gelu_python",
+            "tie_word_embeddings": False, "rope_parameters": {**_ROPE, "rope_type": "linear", "factor": 4.0},
+        },
+    ),
     "gemma3_text": (
         "Gemma3ForCausalLM",
         "Gemma3TextConfig",

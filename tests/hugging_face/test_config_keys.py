@@ -125,6 +125,10 @@ BOTH: dict[str, list[Values]] = {
     + [{"num_kv_heads": 2}, {"num_kv_heads": None}, {"ffn_hidden_size": None}, {"n_embed": 40}, {"n_embed": None}],
     "falcon_new": [{"num_ln_in_parallel_attn": count} for count in (None, ABSENT, 0, 1, 3)]
     + [{"multi_query": False}, {"parallel_attn": False}, {"num_kv_heads": None}],
+    "gemma": [{**NO_ROPE, **rope} for rope in ROPE]
+    + HEADS
+    + [{"hidden_act": name, "hidden_activation": other} for name in ("gelu", "relu") for other in (None, "silu")]
+    + [{"hidden_act": ABSENT}, {"use_bidirectional_attention": None}, {"use_bidirectional_attention": ABSENT}],
     "gemma3_text": [
         {**NO_ROPE, **more}
         for more in (
@@ -344,6 +348,8 @@ SENTENCES: list[tuple[str, Values, str]] = [
     ("gptj", {"n_head": 0}, "rotary_dim (4) must be 1 to the 0 channels of a head; repair config.json"),
     ("t5", {"feed_forward_proj": "a-b-c"}, "feed_forward_proj is 'a-b-c', but must be a function or gated-FUNCTION"),
     ("t5", functions(["mish"])[0], "feed_forward_proj is 'mish', but llmscale knows gelu,"),
+    ("gemma", {"use_bidirectional_attention": True}, "use_bidirectional_attention is True, but llmscale has it False"),
+    ("gemma", {"hidden_act": None}, "hidden_act is null, but transformers' class needs a value; give one, or remove"),
     ("gemma3_text", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping is 50.0, but llmscale has it None only"),
     ("gemma3_text", {"use_bidirectional_attention": True}, "use_bidirectional_attention is True, but llmscale has"),
     ("gemma3_text", {"query_pre_attn_scalar": 0}, "query_pre_attn_scalar is 0, but must be 1 or more; repair it"),
