@@ -176,6 +176,15 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "FalconConfig",
         {**_SHARED, "multi_query": False, "parallel_attn": False, "bias": True, "ffn_hidden_size": 72},
     ),
+    "opt": ("OPTForCausalLM", "OPTConfig", {**_SHARED, "ffn_dim": 72, "max_position_embeddings": CONTEXT}),
+    "opt_unbiased": (
+        "OPTForCausalLM",
+        "OPTConfig",
+        {
+            **_SHARED, "ffn_dim": 72, "max_position_embeddings": CONTEXT + 3, "enable_bias": False,
+            "activation_function": "gelu", "tie_word_embeddings": False,
+        },
+    ),
     "gemma": ("GemmaForCausalLM", "GemmaConfig", {**_LLAMA, "head_dim": 12, "rope_parameters": _ROPE}),
     "gemma_biased": (
         "GemmaForCausalLM",

@@ -125,6 +125,9 @@ BOTH: dict[str, list[Values]] = {
     + [{"num_kv_heads": 2}, {"num_kv_heads": None}, {"ffn_hidden_size": None}, {"n_embed": 40}, {"n_embed": None}],
     "falcon_new": [{"num_ln_in_parallel_attn": count} for count in (None, ABSENT, 0, 1, 3)]
     + [{"multi_query": False}, {"parallel_attn": False}, {"num_kv_heads": None}],
+    "opt": [{"activation_function": name} for name in PLAIN]
+    + [{"word_embed_proj_dim": value} for value in (None, ABSENT)]
+    + [{"enable_bias": ABSENT}, {"enable_bias": None}, {"tie_word_embeddings": ABSENT}, {"activation_dropout": 0.5}],
     "gemma": [{**NO_ROPE, **rope} for rope in ROPE]
     + HEADS
     + [{"hidden_act": name, "hidden_activation": other} for name in ("gelu", "relu") for other in (None, "silu")]
@@ -348,6 +351,10 @@ SENTENCES: list[tuple[str, Values, str]] = [
     ("gptj", {"n_head": 0}, "rotary_dim (4) must be 1 to the 0 channels of a head; repair config.json"),
     ("t5", {"feed_forward_proj": "a-b-c"}, "feed_forward_proj is 'a-b-c', but must be a function or gated-FUNCTION"),
     ("t5", functions(["mish"])[0], "feed_forward_proj is 'mish', but llmscale knows gelu,"),
+    ("opt", {"do_layer_norm_before": False}, "do_layer_norm_before is False, but llmscale has it True only; import a"),
+    ("opt", {"layer_norm_elementwise_affine": False}, "layer_norm_elementwise_affine is False, but llmscale has it"),
+    ("opt", {"word_embed_proj_dim": 20}, "word_embed_proj_dim is 20, but llmscale's embeddings are as wide as hidden_"),
+    ("opt", {"_remove_final_layer_norm": True}, "_remove_final_layer_norm is True, but llmscale has it False only;"),
     ("gemma", {"use_bidirectional_attention": True}, "use_bidirectional_attention is True, but llmscale has it False"),
     ("gemma", {"hidden_act": None}, "hidden_act is null, but transformers' class needs a value; give one, or remove"),
     ("gemma3_text", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping is 50.0, but llmscale has it None only"),

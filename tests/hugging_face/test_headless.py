@@ -34,6 +34,7 @@ DRAWN: dict[str, list[str]] = {
     "llama3": [],
     "granite": [],
     "deepseek_v3_biased": [],
+    "opt": [],
     "gemma": [],
     "gemma3_text": [],
     "falcon": [],
