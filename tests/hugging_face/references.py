@@ -126,6 +126,22 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
             "tie_word_embeddings": True,
         },
     ),
+    "phi": (
+        "PhiForCausalLM",
+        "PhiConfig",
+        {
+            **_LLAMA, "num_attention_heads": 5, "num_key_value_heads": 1,
+            "rope_parameters": {**_ROPE, "partial_rotary_factor": 0.8},
+        },
+    ),
+    "phi_wide_heads": (
+        "PhiForCausalLM",
+        "PhiConfig",
+        {
+            **_LLAMA, "num_key_value_heads": None, "head_dim": 12, "hidden_act": "relu", "tie_word_embeddings": True,
+            "rope_parameters": {**_ROPE, "rope_type": "linear", "factor": 4.0},
+        },
+    ),
     "phi3": (
         "Phi3ForCausalLM",
         "Phi3Config",

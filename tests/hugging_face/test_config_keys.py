@@ -56,6 +56,15 @@ ROPE: list[Values] = [
     {"rope_scaling": {**YARN, "mscale_all_dim": 1.0}, "original_max_position_embeddings": 12},
     {"rope_scaling": {"type": "yarn", "factor": 2}},
 ]
+PARTIAL: list[Values] = [
+    {"partial_rotary_factor": 0.8},
+    {"partial_rotary_factor": 0.8, "rope_parameters": PARAMETERS},
+    {"partial_rotary_factor": 0.8, "rope_parameters": {**PARAMETERS, "partial_rotary_factor": 0.3}},
+    {"partial_rotary_factor": 0.8, "rope_theta": 777.0, "rope_scaling": LINEAR},
+    {"rope_scaling": {**YARN, "partial_rotary_factor": 0.3}},
+    {"partial_rotary_factor": None},
+    {"partial_rotary_factor": None, "rope_parameters": {**PARAMETERS, "partial_rotary_factor": 0.3}},
+]
 NO_ROPE = dict.fromkeys(("rope_parameters", "rope_theta", "rope_scaling"), ABSENT)
 HEADS: list[Values] = [
     {"head_dim": ABSENT},
@@ -117,6 +126,9 @@ BOTH: dict[str, list[Values]] = {
         )
     ]
     + [{"hidden_act": name} for name in PLAIN],
+    "phi": [{**NO_ROPE, **rope} for rope in (*ROPE, *PARTIAL)]
+    + [{"hidden_act": name} for name in PLAIN]
+    + [{"num_key_value_heads": ABSENT}, {"tie_word_embeddings": ABSENT}],
     "falcon": [{**NO_ROPE, **rope} for rope in ROPE]
     + [{"activation": name} for name in PLAIN]
     + [{key: None} for key in ("alibi", "bias", "new_decoder_architecture", "multi_query", "parallel_attn")]
@@ -355,6 +367,9 @@ SENTENCES: list[tuple[str, Values, str]] = [
     ("opt", {"layer_norm_elementwise_affine": False}, "layer_norm_elementwise_affine is False, but llmscale has it"),
     ("opt", {"word_embed_proj_dim": 20}, "word_embed_proj_dim is 20, but llmscale's embeddings are as wide as hidden_"),
     ("opt", {"_remove_final_layer_norm": True}, "_remove_final_layer_norm is True, but llmscale has it False only;"),
+    ("phi", {"qk_layernorm": True}, "qk_layernorm is True, but llmscale has it False only; import a model without it"),
+    ("phi", {"qk_layernorm": None}, "qk_layernorm is null, but transformers' class needs a value; give one, or remove"),
+    ("phi", {"head_dim": None}, "head_dim is null, but must be a whole number; give it"),
     ("gemma", {"use_bidirectional_attention": True}, "use_bidirectional_attention is True, but llmscale has it False"),
     ("gemma", {"hidden_act": None}, "hidden_act is null, but transformers' class needs a value; give one, or remove"),
     ("gemma3_text", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping is 50.0, but llmscale has it None only"),

@@ -42,6 +42,8 @@ DRAWN: dict[str, list[str]] = {
     "falcon_serial": [],
     "olmo2_biased": [],
     "gptj": ["head.bias", "head.weight"],
+    "phi": ["head.bias", "head.weight"],
+    "phi_wide_heads": ["head.bias"],
     "bert": [*TRANSFORM, *CLASSIFIER],
     "bert_masked": [*TRANSFORM, *CLASSIFIER],
     "roberta": TRANSFORM,

@@ -42,6 +42,7 @@ OBJECTIVES: dict[tuple[str, str], dict[str, Any]] = {
     ("gpt2", "classification"): {"labels": LABELS, "problem": "multi_label", "pooling": "last"},
     ("olmo2", "classification"): {"labels": LABELS, "pooling": "last"},
     ("opt", "span"): {"special_tokens": "eos"},
+    ("phi", "token_classification"): {"labels": LABELS, "special_tokens": "eos"},
     ("gemma", "classification"): {"labels": LABELS, "pooling": "last"},
     ("gemma3_text", "classification"): {"labels": LABELS, "pooling": "last"},
 }
