@@ -170,6 +170,27 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "GraniteConfig",
         {**_LLAMA, "attention_bias": True, "mlp_bias": True, "attention_multiplier": 0.4, "logits_scaling": 2},
     ),
+    "glm": (
+        "GlmForCausalLM",
+        "GlmConfig",
+        {
+            **_LLAMA, "head_dim": 12, "attention_bias": False, "tie_word_embeddings": True,
+            "rope_parameters": {**_ROPE, "rope_type": "linear", "factor": 4.0},
+        },
+    ),
+    "glm4": (
+        "Glm4ForCausalLM",
+        "Glm4Config",
+        {**_LLAMA, "head_dim": 8, "rope_parameters": {**_ROPE, "partial_rotary_factor": 0.8}},
+    ),
+    "glm4_unbiased": (
+        "Glm4ForCausalLM",
+        "Glm4Config",
+        {
+            **_LLAMA, "num_key_value_heads": 1, "head_dim": 12, "attention_bias": False, "hidden_act": "relu",
+            "tie_word_embeddings": True, "rms_norm_eps": 1e-5,
+        },
+    ),
     "falcon": ("FalconForCausalLM", "FalconConfig", {**_SHARED, "max_position_embeddings": CONTEXT}),
     "falcon_new": (
         "FalconForCausalLM",

@@ -62,7 +62,6 @@ PARTIAL: list[Values] = [
     {"partial_rotary_factor": 0.8, "rope_parameters": {**PARAMETERS, "partial_rotary_factor": 0.3}},
     {"partial_rotary_factor": 0.8, "rope_theta": 777.0, "rope_scaling": LINEAR},
     {"rope_scaling": {**YARN, "partial_rotary_factor": 0.3}},
-    {"partial_rotary_factor": None},
     {"partial_rotary_factor": None, "rope_parameters": {**PARAMETERS, "partial_rotary_factor": 0.3}},
 ]
 NO_ROPE = dict.fromkeys(("rope_parameters", "rope_theta", "rope_scaling"), ABSENT)
@@ -128,7 +127,9 @@ BOTH: dict[str, list[Values]] = {
     + [{"hidden_act": name} for name in PLAIN],
     "phi": [{**NO_ROPE, **rope} for rope in (*ROPE, *PARTIAL)]
     + [{"hidden_act": name} for name in PLAIN]
-    + [{"num_key_value_heads": ABSENT}, {"tie_word_embeddings": ABSENT}],
+    + [{"num_key_value_heads": ABSENT}, {"tie_word_embeddings": ABSENT}, {**NO_ROPE, "partial_rotary_factor": None}],
+    "glm": HEADS,
+    "glm4": [{**NO_ROPE, **rope} for rope in (*ROPE, *PARTIAL)] + HEADS[:-2] + [{"attention_bias": ABSENT}],
     "falcon": [{**NO_ROPE, **rope} for rope in ROPE]
     + [{"activation": name} for name in PLAIN]
     + [{key: None} for key in ("alibi", "bias", "new_decoder_architecture", "multi_query", "parallel_attn")]
@@ -370,6 +371,9 @@ SENTENCES: list[tuple[str, Values, str]] = [
     ("phi", {"qk_layernorm": True}, "qk_layernorm is True, but llmscale has it False only; import a model without it"),
     ("phi", {"qk_layernorm": None}, "qk_layernorm is null, but transformers' class needs a value; give one, or remove"),
     ("phi", {"head_dim": None}, "head_dim is null, but must be a whole number; give it"),
+    ("glm4", {"head_dim": None}, "head_dim is null, but transformers' class needs a value; give one, or remove"),
+    ("glm4", {"num_key_value_heads": None}, "num_key_value_heads is null, but transformers' class needs a value; give"),
+    ("glm4", {"rope_scaling": {"rope_type": "longrope"}}, "rope_scaling.rope_type is 'longrope', but llmscale knows"),
     ("gemma", {"use_bidirectional_attention": True}, "use_bidirectional_attention is True, but llmscale has it False"),
     ("gemma", {"hidden_act": None}, "hidden_act is null, but transformers' class needs a value; give one, or remove"),
     ("gemma3_text", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping is 50.0, but llmscale has it None only"),

@@ -35,6 +35,8 @@ DRAWN: dict[str, list[str]] = {
     "granite": [],
     "deepseek_v3_biased": [],
     "opt": [],
+    "glm": [],
+    "glm4_unbiased": [],
     "gemma": [],
     "gemma3_text": [],
     "falcon": [],

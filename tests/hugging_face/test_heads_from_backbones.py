@@ -43,6 +43,7 @@ OBJECTIVES: dict[tuple[str, str], dict[str, Any]] = {
     ("olmo2", "classification"): {"labels": LABELS, "pooling": "last"},
     ("opt", "span"): {"special_tokens": "eos"},
     ("phi", "token_classification"): {"labels": LABELS, "special_tokens": "eos"},
+    ("glm4", "classification"): {"labels": LABELS, "pooling": "last"},
     ("gemma", "classification"): {"labels": LABELS, "pooling": "last"},
     ("gemma3_text", "classification"): {"labels": LABELS, "pooling": "last"},
 }
