@@ -126,6 +126,22 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
             "tie_word_embeddings": True,
         },
     ),
+    "phi": (
+        "PhiForCausalLM",
+        "PhiConfig",
+        {
+            **_LLAMA, "num_attention_heads": 5, "num_key_value_heads": 1,
+            "rope_parameters": {**_ROPE, "partial_rotary_factor": 0.8},
+        },
+    ),
+    "phi_wide_heads": (
+        "PhiForCausalLM",
+        "PhiConfig",
+        {
+            **_LLAMA, "num_key_value_heads": None, "head_dim": 12, "hidden_act": "relu", "tie_word_embeddings": True,
+            "rope_parameters": {**_ROPE, "rope_type": "linear", "factor": 4.0},
+        },
+    ),
     "phi3": (
         "Phi3ForCausalLM",
         "Phi3Config",
@@ -154,6 +170,27 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "GraniteConfig",
         {**_LLAMA, "attention_bias": True, "mlp_bias": True, "attention_multiplier": 0.4, "logits_scaling": 2},
     ),
+    "glm": (
+        "GlmForCausalLM",
+        "GlmConfig",
+        {
+            **_LLAMA, "head_dim": 12, "attention_bias": False, "tie_word_embeddings": True,
+            "rope_parameters": {**_ROPE, "rope_type": "linear", "factor": 4.0},
+        },
+    ),
+    "glm4": (
+        "Glm4ForCausalLM",
+        "Glm4Config",
+        {**_LLAMA, "head_dim": 8, "rope_parameters": {**_ROPE, "partial_rotary_factor": 0.8}},
+    ),
+    "glm4_unbiased": (
+        "Glm4ForCausalLM",
+        "Glm4Config",
+        {
+            **_LLAMA, "num_key_value_heads": 1, "head_dim": 12, "attention_bias": False, "hidden_act": "relu",
+            "tie_word_embeddings": True, "rms_norm_eps": 1e-5,
+        },
+    ),
     "falcon": ("FalconForCausalLM", "FalconConfig", {**_SHARED, "max_position_embeddings": CONTEXT}),
     "falcon_new": (
         "FalconForCausalLM",
@@ -175,6 +212,24 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "FalconForCausalLM",
         "FalconConfig",
         {**_SHARED, "multi_query": False, "parallel_attn": False, "bias": True, "ffn_hidden_size": 72},
+    ),
+    "opt": ("OPTForCausalLM", "OPTConfig", {**_SHARED, "ffn_dim": 72, "max_position_embeddings": CONTEXT}),
+    "opt_unbiased": (
+        "OPTForCausalLM",
+        "OPTConfig",
+        {
+            **_SHARED, "ffn_dim": 72, "max_position_embeddings": CONTEXT + 3, "enable_bias": False,
+            "activation_function": "gelu", "tie_word_embeddings": False,
+        },
+    ),
+    "gemma": ("GemmaForCausalLM", "GemmaConfig", {**_LLAMA, "head_dim": 12, "rope_parameters": _ROPE}),
+    "gemma_biased": (
+        "GemmaForCausalLM",
+        "GemmaConfig",
+        {
+            **_LLAMA, "num_key_value_heads": 1, "head_dim": 8, "attention_bias": True, "hidden_act": "gelu_python",
+            "tie_word_embeddings": False, "rope_parameters": {**_ROPE, "rope_type": "linear", "factor": 4.0},
+        },
     ),
     "gemma3_text": (
         "Gemma3ForCausalLM",

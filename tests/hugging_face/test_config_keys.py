@@ -56,6 +56,14 @@ ROPE: list[Values] = [
     {"rope_scaling": {**YARN, "mscale_all_dim": 1.0}, "original_max_position_embeddings": 12},
     {"rope_scaling": {"type": "yarn", "factor": 2}},
 ]
+PARTIAL: list[Values] = [
+    {"partial_rotary_factor": 0.8},
+    {"partial_rotary_factor": 0.8, "rope_parameters": PARAMETERS},
+    {"partial_rotary_factor": 0.8, "rope_parameters": {**PARAMETERS, "partial_rotary_factor": 0.3}},
+    {"partial_rotary_factor": 0.8, "rope_theta": 777.0, "rope_scaling": LINEAR},
+    {"rope_scaling": {**YARN, "partial_rotary_factor": 0.3}},
+    {"partial_rotary_factor": None, "rope_parameters": {**PARAMETERS, "partial_rotary_factor": 0.3}},
+]
 NO_ROPE = dict.fromkeys(("rope_parameters", "rope_theta", "rope_scaling"), ABSENT)
 HEADS: list[Values] = [
     {"head_dim": ABSENT},
@@ -125,6 +133,11 @@ BOTH: dict[str, list[Values]] = {
         )
     ]
     + [{"hidden_act": name} for name in PLAIN],
+    "phi": [{**NO_ROPE, **rope} for rope in (*ROPE, *PARTIAL)]
+    + [{"hidden_act": name} for name in PLAIN]
+    + [{"num_key_value_heads": ABSENT}, {"tie_word_embeddings": ABSENT}, {**NO_ROPE, "partial_rotary_factor": None}],
+    "glm": HEADS,
+    "glm4": [{**NO_ROPE, **rope} for rope in (*ROPE, *PARTIAL)] + HEADS[:-2] + [{"attention_bias": ABSENT}],
     "falcon": [{**NO_ROPE, **rope} for rope in ROPE]
     + [{"activation": name} for name in PLAIN]
     + [{key: None} for key in ("alibi", "bias", "new_decoder_architecture", "multi_query", "parallel_attn")]
@@ -133,6 +146,13 @@ BOTH: dict[str, list[Values]] = {
     + [{"num_kv_heads": 2}, {"num_kv_heads": None}, {"ffn_hidden_size": None}, {"n_embed": 40}, {"n_embed": None}],
     "falcon_new": [{"num_ln_in_parallel_attn": count} for count in (None, ABSENT, 0, 1, 3)]
     + [{"multi_query": False}, {"parallel_attn": False}, {"num_kv_heads": None}],
+    "opt": [{"activation_function": name} for name in PLAIN]
+    + [{"word_embed_proj_dim": value} for value in (None, ABSENT)]
+    + [{"enable_bias": ABSENT}, {"enable_bias": None}, {"tie_word_embeddings": ABSENT}, {"activation_dropout": 0.5}],
+    "gemma": [{**NO_ROPE, **rope} for rope in ROPE]
+    + HEADS
+    + [{"hidden_act": name, "hidden_activation": other} for name in ("gelu", "relu") for other in (None, "silu")]
+    + [{"hidden_act": ABSENT}, {"use_bidirectional_attention": None}, {"use_bidirectional_attention": ABSENT}],
     "gemma3_text": [
         {**NO_ROPE, **more}
         for more in (
@@ -352,6 +372,18 @@ SENTENCES: list[tuple[str, Values, str]] = [
     ("gptj", {"n_head": 0}, "rotary_dim (4) must be 1 to the 0 channels of a head; repair config.json"),
     ("t5", {"feed_forward_proj": "a-b-c"}, "feed_forward_proj is 'a-b-c', but must be a function or gated-FUNCTION"),
     ("t5", functions(["mish"])[0], "feed_forward_proj is 'mish', but llmscale knows gelu,"),
+    ("opt", {"do_layer_norm_before": False}, "do_layer_norm_before is False, but llmscale has it True only; import a"),
+    ("opt", {"layer_norm_elementwise_affine": False}, "layer_norm_elementwise_affine is False, but llmscale has it"),
+    ("opt", {"word_embed_proj_dim": 20}, "word_embed_proj_dim is 20, but llmscale's embeddings are as wide as hidden_"),
+    ("opt", {"_remove_final_layer_norm": True}, "_remove_final_layer_norm is True, but llmscale has it False only;"),
+    ("phi", {"qk_layernorm": True}, "qk_layernorm is True, but llmscale has it False only; import a model without it"),
+    ("phi", {"qk_layernorm": None}, "qk_layernorm is null, but transformers' class needs a value; give one, or remove"),
+    ("phi", {"head_dim": None}, "head_dim is null, but must be a whole number; give it"),
+    ("glm4", {"head_dim": None}, "head_dim is null, but transformers' class needs a value; give one, or remove"),
+    ("glm4", {"num_key_value_heads": None}, "num_key_value_heads is null, but transformers' class needs a value; give"),
+    ("glm4", {"rope_scaling": {"rope_type": "longrope"}}, "rope_scaling.rope_type is 'longrope', but llmscale knows"),
+    ("gemma", {"use_bidirectional_attention": True}, "use_bidirectional_attention is True, but llmscale has it False"),
+    ("gemma", {"hidden_act": None}, "hidden_act is null, but transformers' class needs a value; give one, or remove"),
     ("gemma3_text", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping is 50.0, but llmscale has it None only"),
     ("gemma3_text", {"use_bidirectional_attention": True}, "use_bidirectional_attention is True, but llmscale has"),
     ("gemma3_text", {"query_pre_attn_scalar": 0}, "query_pre_attn_scalar is 0, but must be 1 or more; repair it"),

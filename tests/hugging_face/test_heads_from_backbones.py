@@ -41,6 +41,10 @@ OBJECTIVES: dict[tuple[str, str], dict[str, Any]] = {
     ("mt5", "span"): {"special_tokens": "decoder"},
     ("gpt2", "classification"): {"labels": LABELS, "problem": "multi_label", "pooling": "last"},
     ("olmo2", "classification"): {"labels": LABELS, "pooling": "last"},
+    ("opt", "span"): {"special_tokens": "eos"},
+    ("phi", "token_classification"): {"labels": LABELS, "special_tokens": "eos"},
+    ("glm4", "classification"): {"labels": LABELS, "pooling": "last"},
+    ("gemma", "classification"): {"labels": LABELS, "pooling": "last"},
     ("gemma3_text", "classification"): {"labels": LABELS, "pooling": "last"},
 }
 
