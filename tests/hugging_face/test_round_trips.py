@@ -259,6 +259,8 @@ def test_models_without_a_class_come_back(name: str, tmp_path: Path) -> None:
         ({"family": "gpt3", "attention_pattern": ["global"]}, "GPT2LMHeadModel"),
         ({"family": "llama"}, "LlamaForCausalLM"),
         ({"family": "llama", "attention_pattern": ["local"], "window": 4}, "MistralForCausalLM"),
+        ({"family": "mistral", "attention_pattern": ["global", "local"], "window": 4}, "SmolLM3ForCausalLM"),
+        ({"family": "llama", "rotary_interleaved": True}, "GlmForCausalLM"),
         ({"family": "llama", "head_size": 12, "hidden_size": 36, "heads": 8}, "MistralForCausalLM"),
         (
             {"positions": "rotary", "norm": "rmsnorm", "activation": "swiglu", "bias": False, "query_key_norm": True},
@@ -289,7 +291,7 @@ def test_the_class_follows_from_the_parts(model: dict[str, Any], expected: str, 
             "GPT2LMHeadModel, but model.attention_pattern is ['global', 'local'], where GPT2LMHeadModel has ['global']",
         ),
         (
-            {"family": "mistral", "window": 8, "attention_pattern": ["global", "local"]},
+            {"family": "mistral", "window": 8, "attention_pattern": ["global", "local"], "residual_multiplier": 0.5},
             "MistralForCausalLM, but model.attention_pattern is ['global', 'local'], where MistralForCausalLM has",
         ),
         (
@@ -297,11 +299,11 @@ def test_the_class_follows_from_the_parts(model: dict[str, Any], expected: str, 
             "LlamaForCausalLM, but model.positions is alibi, where LlamaForCausalLM has rotary",
         ),
         (
-            {"family": "mixtral", "experts": None, "rotary_interleaved": True},
+            {"family": "mixtral", "experts": None, "residual_multiplier": 0.5, "rotary_interleaved": True},
             "MixtralForCausalLM, but model.experts is None, where MixtralForCausalLM has",
         ),
         (
-            {"family": "llama", "rotary_interleaved": True},
+            {"family": "llama", "rotary_interleaved": True, "rotary_pattern": [True, False]},
             "LlamaForCausalLM, but model.rotary_interleaved is true, where",
         ),
         (
