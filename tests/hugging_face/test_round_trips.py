@@ -295,12 +295,12 @@ def test_the_class_follows_from_the_parts(model: dict[str, Any], expected: str, 
             "LlamaForCausalLM, but model.positions is alibi, where LlamaForCausalLM has rotary",
         ),
         (
-            {"family": "mixtral", "experts": None, "rotary_interleaved": True},
+            {"family": "mixtral", "experts": None, "parallel_residual": True},
             "MixtralForCausalLM, but model.experts is None, where MixtralForCausalLM has",
         ),
         (
-            {"family": "llama", "rotary_interleaved": True},
-            "LlamaForCausalLM, but model.rotary_interleaved is true, where",
+            {"family": "llama", "parallel_residual": True},
+            "LlamaForCausalLM, but model.parallel_residual is true, where",
         ),
         (
             {"family": "gpt2", "bias": False},
