@@ -15,6 +15,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors,
 from data_pipeline.base.errors import UserError
 from data_pipeline.tokenizer import load_tokenizer, prepare_tokenizer
 from llmscale.checkpoint.model import load_model
+from llmscale.generate.prompts import contexts_of
 from llmscale.hugging_face.exporting import export_checkpoint
 from llmscale.hugging_face.importing import import_directory
 from tests.data_pipeline.corpora import config
@@ -111,6 +112,24 @@ def test_the_unknown_token_may_be_the_end_token(files: str, roles: tuple[str, ..
     )
     for _ in range(2):
         assert prepare_tokenizer(data, tmp_path / "tokenizer").special["eos"] == end
+
+
+def test_the_tokenizer_of_opt_puts_its_end_token_in_front(tmp_path: Path) -> None:
+    """Vocabulary files of GPT-2's kind, with a flag of tokenizer_config.json."""
+    names = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END)
+    settings = {**names, "add_bos_token": True, "tokenizer_class": "GPT2Tokenizer"}
+    folder = directory(tmp_path, {"tokenizer_config.json": settings}, family="opt")
+    gpt2_files(folder)
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    expected = [theirs(text).input_ids for text in SAMPLES]
+    import_directory(folder, tmp_path / "ours")
+    trained = load_model(tmp_path / "ours")
+    contexts = contexts_of(SAMPLES, trained.tokenizer, trained.model.config, "document")
+    assert [context.key for context in contexts] == expected
+    assert {ids[0] for ids in expected} == {theirs.eos_token_id}
+    export_checkpoint(tmp_path / "ours", tmp_path / "back")
+    back = transformers.AutoTokenizer.from_pretrained(tmp_path / "back")
+    assert [back(text).input_ids for text in SAMPLES] == expected
 
 
 def test_the_unknown_token_may_be_the_pad_token(tmp_path: Path) -> None:
