@@ -73,6 +73,16 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
             "attention_bias": False, "hidden_act": "gelu_new",
         },
     ),
+    "bloom": (
+        "BloomForCausalLM",
+        "BloomConfig",
+        {"hidden_size": 48, "n_layer": LAYERS, "n_head": 6, "layer_norm_epsilon": 1e-3},
+    ),
+    "bloom_untied": (
+        "BloomForCausalLM",
+        "BloomConfig",
+        {"hidden_size": WIDTH, "n_layer": LAYERS, "n_head": 4, "tie_word_embeddings": False},
+    ),
     "bert": (
         "BertForPreTraining",
         "BertConfig",

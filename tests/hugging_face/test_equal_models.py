@@ -14,6 +14,7 @@ from llmscale.checkpoint.model import load_model
 from llmscale.hugging_face.exporting import export_checkpoint
 from llmscale.hugging_face.importing import import_directory
 from llmscale.model import Transformer
+from llmscale.model.positions import alibi_slopes
 from tests.hugging_face.references import (
     BYTES,
     CONTEXT,
@@ -125,6 +126,13 @@ def test_positions_behind_the_padding_token(pad: int, tmp_path: Path) -> None:
     export_checkpoint(tmp_path / "ours", tmp_path / "back")
     _, info = transformers.RobertaForMaskedLM.from_pretrained(tmp_path / "back", output_loading_info=True)
     assert not any(info.values())
+
+
+@pytest.mark.parametrize("heads", [1, 2, 6, 12, 16, 71, 112, 128])
+def test_alibi_has_the_same_slopes(heads: int) -> None:
+    """But for what transformers' powers of a rounded base lose."""
+    expected = transformers.models.bloom.modeling_bloom._get_alibi_slopes(heads, torch.device("cpu"))
+    torch.testing.assert_close(alibi_slopes(heads), expected, rtol=1e-6, atol=0)
 
 
 def both_losses(name: str, ours: Transformer, theirs: nn.Module, seed: int) -> tuple[Tensor, Tensor]:

@@ -39,6 +39,7 @@ DRAWN: dict[str, list[str]] = {
     "falcon_new": [],
     "falcon_serial": [],
     "olmo2_biased": [],
+    "bloom": [],
     "gptj": ["head.bias", "head.weight"],
     "bert": [*TRANSFORM, *CLASSIFIER],
     "bert_masked": [*TRANSFORM, *CLASSIFIER],
