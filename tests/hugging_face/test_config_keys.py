@@ -169,6 +169,7 @@ BOTH: dict[str, list[Values]] = {
     "t5_v1_1": [*functions(T5_GATED, "gated-"), {"feed_forward_proj": ABSENT}, {"feed_forward_proj": "gated-silu"}],
     "gpt2": [{"activation_function": name} for name in PLAIN] + [{"n_inner": ABSENT}, {"tie_word_embeddings": ABSENT}],
     "roberta": [{"tie_word_embeddings": ABSENT}, {"hidden_act": ABSENT}, {"hidden_act": "gelu_python"}],
+    "xlm_roberta": [{"tie_word_embeddings": ABSENT}, {"output_past": True, "position_embedding_type": "absolute"}],
     "bert": [{"hidden_act": name} for name in PLAIN] + [{"tie_word_embeddings": ABSENT}],
     "gpt_neo": [
         {"attention_layers": ABSENT, "attention_types": [[["global"], 3]]},

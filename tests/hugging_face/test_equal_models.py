@@ -28,8 +28,8 @@ from tests.hugging_face.references import (
     tokens,
 )
 
-DECODERS = [name for name in NAMES if not name.startswith(("bert", "modernbert", "roberta", "t5", "mt5"))]
-ENCODERS = [name for name in NAMES if name.startswith(("bert", "modernbert", "roberta"))]
+DECODERS = [name for name in NAMES if not name.startswith(("bert", "modernbert", "roberta", "xlm", "t5", "mt5"))]
+ENCODERS = [name for name in NAMES if name.startswith(("bert", "modernbert", "roberta", "xlm"))]
 T5 = ["t5", "t5_v1_1", "mt5"]
 LENGTHS = [CONTEXT, 13, 4]
 
@@ -49,7 +49,7 @@ def real(left: bool = False) -> Tensor:
 
 
 def types(name: str) -> Tensor | None:
-    count = {"bert": 3, "bert_masked": 2, "roberta": 2}.get(name)
+    count = {"bert": 3, "bert_masked": 2, "roberta": 2, "xlm_roberta": 1}.get(name)
     return None if count is None else tokens(seed=2) % count
 
 
