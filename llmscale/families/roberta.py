@@ -68,6 +68,7 @@ HUGGING_FACE = HuggingFace(
         **heads_of_tokens("Roberta", "classifier", dropout=("hidden_dropout_prob",)),
     },
     architecture="encoder",
+    tokenizer="RobertaTokenizer",
     fields=tuple(
         (key, setting, _DEFAULTS.get(key, default))
         for key, setting, default in bert.FIELDS

@@ -45,6 +45,9 @@ _KINDS = (
 _OPTIONS = {"lower_case": ("do_lower_case", True)}
 """What tokenizer_config.json calls our options, and what holds where it does not have them."""
 _SETTINGS = "tokenizer_config.json"
+_OF_CLASS = {name: {"cls": "<s>", "sep": "</s>"} for name in ("RobertaTokenizer", "XLMRobertaTokenizer")}
+"""Special tokens by role of transformers' classes that use others for them than those of that name, where no file says
+it: those of the first models, whose settings name none."""
 _PROBES = (
     "The quick brown fox jumps over the lazy dog.",
     " Two  spaces, a tab\tand\nnew lines\n\n    def main(argument: int = 10) -> None:\n",
@@ -178,11 +181,14 @@ def _special(place: Path, values: Mapping[str, Any], made: StoredTokenizer) -> d
     """Special tokens by role: as the tokenizer's settings name them, else by the ids in config.json."""
     if not made.files:
         return {}
-    given = {**_named(place / "special_tokens_map.json"), **_named(place / _SETTINGS)}
+    settings = _named(place / _SETTINGS)
+    given = {**_named(place / "special_tokens_map.json"), **settings}
+    by_class = _OF_CLASS.get(tokenizer_class(settings, values), {})
     found: dict[str, str] = {}
     for role in NAMED_ROLES:
         text = given.get(f"{role}_token")
         text = text.get("content") if isinstance(text, dict) else text
+        text = by_class.get(role) if text is None else text
         number = values.get(f"{role}_token_id")
         number = number[0] if isinstance(number, list) and number else number
         if isinstance(text, str) and made.token_id(text) is not None:

@@ -15,7 +15,7 @@ FAMILIES = {
     name: {"family": name}
     for name in ("gpt2", "gpt3", "gpt_neo", "gptj", "gpt_neox", "t5", "t5_v1_1", "pangu_alpha", "wu_dao",
                  "megatron_nlg", "llama", "qwen3", "olmo2", "granite", "falcon", "opt", "phi", "glm4", "gemma",
-                 "gemma3_text", "mistral", "mixtral", "qwen3_moe", "olmoe", "smollm3")
+                 "gemma3_text", "mistral", "mixtral", "qwen3_moe", "olmoe", "smollm3", "bloom")
 }  # fmt: skip
 OTHERS = {
     "deepseek_v3": {

@@ -73,6 +73,16 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
             "attention_bias": False, "hidden_act": "gelu_new",
         },
     ),
+    "bloom": (
+        "BloomForCausalLM",
+        "BloomConfig",
+        {"hidden_size": 48, "n_layer": LAYERS, "n_head": 6, "layer_norm_epsilon": 1e-3},
+    ),
+    "bloom_untied": (
+        "BloomForCausalLM",
+        "BloomConfig",
+        {"hidden_size": WIDTH, "n_layer": LAYERS, "n_head": 4, "tie_word_embeddings": False},
+    ),
     "bert": (
         "BertForPreTraining",
         "BertConfig",
@@ -87,6 +97,14 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "RobertaForMaskedLM",
         "RobertaConfig",
         {**_SHARED, "intermediate_size": 72, "max_position_embeddings": CONTEXT + 1},
+    ),
+    "xlm_roberta": (
+        "XLMRobertaForMaskedLM",
+        "XLMRobertaConfig",
+        {
+            **_SHARED, "intermediate_size": 72, "max_position_embeddings": CONTEXT + 1, "type_vocab_size": 1,
+            "layer_norm_eps": 1e-3,
+        },
     ),
     "t5": ("T5ForConditionalGeneration", "T5Config", _T5),
     "t5_v1_1": (
@@ -426,6 +444,9 @@ def stored(model: nn.Module, read: Callable[[nn.Parameter], Tensor]) -> dict[str
         name, tensor = own, read(parameter)
         if model.config.model_type == "gpt_neox":
             name = name.replace("lm_head.", "embed_out.")
+        if model.config.model_type == "xlm-roberta":
+            # Its head stands before what it is tied to.
+            name = name.replace("lm_head.decoder.weight", "roberta.embeddings.word_embeddings.weight")
         if mixtral:
             name = name.replace(".mlp.", ".block_sparse_moe.")
         if ".experts." not in name:

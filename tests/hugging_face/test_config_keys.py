@@ -144,6 +144,18 @@ BOTH: dict[str, list[Values]] = {
     + [{key: ABSENT} for key in ("alibi", "bias", "new_decoder_architecture", "multi_query", "parallel_attn")]
     + [{"num_ln_in_parallel_attn": count} for count in (0, 1, 2, 3)]
     + [{"num_kv_heads": 2}, {"num_kv_heads": None}, {"ffn_hidden_size": None}, {"n_embed": 40}, {"n_embed": None}],
+    "bloom": [
+        {"n_embed": 48, "hidden_size": 40},
+        {"n_embed": None},
+        {"num_hidden_layers": 3, "n_layer": 2},
+        {"num_hidden_layers": 3, "n_layer": ABSENT},
+        {"num_hidden_layers": None},
+        {"num_attention_heads": 6, "n_head": 3},
+        {"num_attention_heads": 3},
+        {"slow_but_exact": True, "pretraining_tp": 1},
+        {"n_inner": 72, "offset_alibi": 100, "attention_softmax_in_fp32": False},
+        {"tie_word_embeddings": ABSENT},
+    ],
     "falcon_new": [{"num_ln_in_parallel_attn": count} for count in (None, ABSENT, 0, 1, 3)]
     + [{"multi_query": False}, {"parallel_attn": False}, {"num_kv_heads": None}],
     "opt": [{"activation_function": name} for name in PLAIN]
@@ -185,6 +197,7 @@ BOTH: dict[str, list[Values]] = {
     "t5_v1_1": [*functions(T5_GATED, "gated-"), {"feed_forward_proj": ABSENT}, {"feed_forward_proj": "gated-silu"}],
     "gpt2": [{"activation_function": name} for name in PLAIN] + [{"n_inner": ABSENT}, {"tie_word_embeddings": ABSENT}],
     "roberta": [{"tie_word_embeddings": ABSENT}, {"hidden_act": ABSENT}, {"hidden_act": "gelu_python"}],
+    "xlm_roberta": [{"tie_word_embeddings": ABSENT}, {"output_past": True, "position_embedding_type": "absolute"}],
     "bert": [{"hidden_act": name} for name in PLAIN] + [{"tie_word_embeddings": ABSENT}],
     "gpt_neo": [
         {"attention_layers": ABSENT, "attention_types": [[["global"], 3]]},
@@ -405,6 +418,9 @@ SENTENCES: list[tuple[str, Values, str]] = [
     ("falcon", {"num_ln_in_parallel_attn": 2}, "num_ln_in_parallel_attn is 2, but transformers' class computes only 1"),
     ("falcon_new", {"parallel_attn": False}, "parallel_attn is false, which transformers' class cannot compute; set"),
     ("falcon_serial", {"num_kv_heads": 2}, "num_kv_heads is 2, but must be num_attention_heads (4) where new_decoder"),
+    ("bloom", {"slow_but_exact": True, "pretraining_tp": 2}, "slow_but_exact is true with pretraining_tp 2, by which"),
+    ("bloom", {"apply_residual_connection_post_layernorm": True}, "apply_residual_connection_post_layernorm is true"),
+    ("bloom", {"num_attention_heads": None}, "num_attention_heads is null, but transformers' class needs a value; "),
     ("roberta", {"pad_token_id": 24}, "pad_token_id is 24, but must be 0 to 23, since the max_position_embeddings "),
     ("roberta", {"pad_token_id": None}, "pad_token_id is null, but transformers' class needs a value"),
     ("roberta", {"hidden_act": "relu"}, "hidden_act is 'relu', but RoBERTa's head has gelu, and llmscale the same"),

@@ -14,6 +14,7 @@ from llmscale.checkpoint.model import load_model
 from llmscale.hugging_face.exporting import export_checkpoint
 from llmscale.hugging_face.importing import import_directory
 from llmscale.model import Transformer
+from llmscale.model.positions import alibi_slopes
 from tests.hugging_face.references import (
     BYTES,
     CONTEXT,
@@ -27,8 +28,8 @@ from tests.hugging_face.references import (
     tokens,
 )
 
-DECODERS = [name for name in NAMES if not name.startswith(("bert", "modernbert", "roberta", "t5", "mt5"))]
-ENCODERS = [name for name in NAMES if name.startswith(("bert", "modernbert", "roberta"))]
+DECODERS = [name for name in NAMES if not name.startswith(("bert", "modernbert", "roberta", "xlm", "t5", "mt5"))]
+ENCODERS = [name for name in NAMES if name.startswith(("bert", "modernbert", "roberta", "xlm"))]
 T5 = ["t5", "t5_v1_1", "mt5"]
 LENGTHS = [CONTEXT, 13, 4]
 
@@ -48,7 +49,7 @@ def real(left: bool = False) -> Tensor:
 
 
 def types(name: str) -> Tensor | None:
-    count = {"bert": 3, "bert_masked": 2, "roberta": 2}.get(name)
+    count = {"bert": 3, "bert_masked": 2, "roberta": 2, "xlm_roberta": 1}.get(name)
     return None if count is None else tokens(seed=2) % count
 
 
@@ -125,6 +126,13 @@ def test_positions_behind_the_padding_token(pad: int, tmp_path: Path) -> None:
     export_checkpoint(tmp_path / "ours", tmp_path / "back")
     _, info = transformers.RobertaForMaskedLM.from_pretrained(tmp_path / "back", output_loading_info=True)
     assert not any(info.values())
+
+
+@pytest.mark.parametrize("heads", [1, 2, 6, 12, 16, 71, 112, 128])
+def test_alibi_has_the_same_slopes(heads: int) -> None:
+    """But for what transformers' powers of a rounded base lose."""
+    expected = transformers.models.bloom.modeling_bloom._get_alibi_slopes(heads, torch.device("cpu"))
+    torch.testing.assert_close(alibi_slopes(heads), expected, rtol=1e-6, atol=0)
 
 
 def both_losses(name: str, ours: Transformer, theirs: nn.Module, seed: int) -> tuple[Tensor, Tensor]:

@@ -45,12 +45,14 @@ DRAWN: dict[str, list[str]] = {
     "olmo2_biased": [],
     "smollm3": [],
     "olmoe_biased": [],
+    "bloom": [],
     "gptj": ["head.bias", "head.weight"],
     "phi": ["head.bias", "head.weight"],
     "phi_wide_heads": ["head.bias"],
     "bert": [*TRANSFORM, *CLASSIFIER],
     "bert_masked": [*TRANSFORM, *CLASSIFIER],
     "roberta": TRANSFORM,
+    "xlm_roberta": TRANSFORM,
     "modernbert": ["head.bias", "head.dense.weight", "head.norm.weight"],
     "modernbert_biased": ["head.dense.bias", "head.dense.weight", "head.norm.bias", "head.norm.weight"],
 }
@@ -94,7 +96,7 @@ def hidden_states(name: str, ours: Transformer, theirs: nn.Module, mask: Tensor)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_model_without_its_head(name: str, tmp_path: Path) -> None:
     # No class with a head has RoBERTa's pooler.
-    theirs = written(name, tmp_path / "hf", **({"add_pooling_layer": False} if name == "roberta" else {}))
+    theirs = written(name, tmp_path / "hf", **({"add_pooling_layer": False} if "roberta" in name else {}))
     lacking = DRAWN.get(name, ["head.weight"])
     said = import_directory(tmp_path / "hf", tmp_path / "ours", tokenizer=BYTES, new_head=bool(lacking))
     trained = load_model(tmp_path / "ours")

@@ -34,6 +34,7 @@ AUTO = {
 OBJECTIVES: dict[tuple[str, str], dict[str, Any]] = {
     ("roberta", "classification"): {"labels": LABELS},
     ("roberta", "token_classification"): {"labels": LABELS},
+    ("xlm_roberta", "span"): {},
     ("modernbert", "classification"): {"labels": LABELS, "pooling": "mean"},
     ("modernbert", "token_classification"): {"labels": LABELS},
     ("modernbert_biased", "span"): {},

@@ -45,13 +45,38 @@ def write_roberta(folder: Path, saved: bool) -> None:
         transformers.AutoTokenizer.from_pretrained(place).save_pretrained(folder)
 
 
+def forget_names(folder: Path) -> None:
+    """As the first models were published, whose tokens the tokenizer's class names alone."""
+    (folder / "tokenizer_config.json").write_text(json.dumps({"model_max_length": 512}))
+
+
+def write_xlm_roberta(folder: Path, named: bool) -> None:
+    """A unigram tokenizer.json as XLM-RoBERTa's, with the names of its tokens or without."""
+    trainer = tokenizers.trainers.UnigramTrainer(vocab_size=500, unk_token="<unk>", show_progress=False)
+    learner = tokenizers.Tokenizer(tokenizers.models.Unigram())
+    learner.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    learner.train_from_iterator(TEXT, trainer)
+    pieces = [(text, score) for text, score in json.loads(learner.to_str())["model"]["vocab"] if text != "<unk>"]
+    first = [(text, 0.0) for text in ("<s>", "<pad>", "</s>", "<unk>")]
+    made = transformers.XLMRobertaTokenizer(vocab=[*first, *pieces, ("<mask>", 0.0)])
+    made.save_pretrained(folder)
+    if not named:
+        forget_names(folder)
+
+
 def write_directory(folder: Path, kind: str) -> None:
     folder.mkdir()
     if kind.startswith("roberta"):
-        write_roberta(folder, saved=kind == "roberta")
+        write_roberta(folder, saved=kind != "roberta_files")
+        if kind.endswith("unnamed"):
+            forget_names(folder)
         sizes = {"vocab_size": 600, "max_position_embeddings": 66, "type_vocab_size": 1}
         config: Any = transformers.RobertaConfig(**sizes, **ENCODER)
         transformers.RobertaForMaskedLM(config).save_pretrained(folder)
+    elif kind.startswith("xlm_roberta"):
+        write_xlm_roberta(folder, named=kind == "xlm_roberta")
+        config = transformers.XLMRobertaConfig(vocab_size=600, max_position_embeddings=66, type_vocab_size=1, **ENCODER)
+        transformers.XLMRobertaForMaskedLM(config).save_pretrained(folder)
     elif kind == "bert":
         bert_file(folder)
         (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer"}))
@@ -78,10 +103,13 @@ def sample_of(tokenizer: Tokenizer, first: str, second: str, value: Any) -> Samp
     return Sample(np.array([*texts[0], *texts[1]], np.int32), (), len(texts[0]), values=(stored_value(value),))
 
 
-@pytest.mark.parametrize("kind", ["roberta", "roberta_files", "bert", "t5", "mt5"])
+@pytest.mark.parametrize(
+    "kind",
+    ["roberta", "roberta_files", "roberta_unnamed", "xlm_roberta", "xlm_roberta_unnamed", "bert", "t5", "mt5"],
+)
 def test_a_pair_is_read_as_by_transformers(kind: str, tmp_path: Path) -> None:
     tokenizer, theirs = imported(tmp_path, kind)
-    encoder = kind.startswith(("bert", "roberta"))
+    encoder = kind.startswith(("bert", "roberta", "xlm_roberta"))
     pooling, read = ("first", "inputs") if encoder else ("decoder", "encoder_inputs")
     objective = ClassificationObjective(labels=["a", "b"], pairs=True, pooling=pooling)  # type: ignore[arg-type]
     made = Classification(objective, tokenizer, LENGTH)
