@@ -12,9 +12,7 @@ PRESET: dict[str, object] = {"positions": "alibi", "embedding_norm": True, "max_
 
 
 def _read(settings: Settings) -> dict[str, Any]:
-    width, layers, heads = (
-        settings.take(key, default) for key, default in (("hidden_size", 64), ("n_layer", 2), ("n_head", 8))
-    )
+    width = settings.take("hidden_size", 64)
     if settings.take("apply_residual_connection_post_layernorm", False):
         raise Unsupported(
             "apply_residual_connection_post_layernorm is true, but llmscale adds to what enters a norm, not to what"
@@ -27,10 +25,8 @@ def _read(settings: Settings) -> dict[str, Any]:
             f" slow_but_exact to false"
         )
     return {
-        # Other names, which count for more.
+        # An older name, which counts for more.
         "hidden_size": settings.take("n_embed", width, int, null=width),
-        "layers": settings.take("num_hidden_layers", layers),
-        "heads": settings.take("num_attention_heads", heads),
         # No option of their class, whose positions have no end.
         "max_positions": settings.take("seq_length", PRESET["max_positions"], int, null=PRESET["max_positions"]),
     }
@@ -48,6 +44,7 @@ HUGGING_FACE = HuggingFace(
     model_type="bloom",
     classes=("BloomForCausalLM", "BloomModel"),
     heads=decoder_heads("Bloom", "classifier", dropout=("hidden_dropout",)),
+    aliases={"num_hidden_layers": "n_layer", "num_attention_heads": "n_head"},
     fields=(
         ("vocab_size", "vocab_size", 250880),
         ("n_layer", "layers", 2),

@@ -96,7 +96,7 @@ def _null(key: str, heads: int) -> dict[str, Any]:
 
 def _read_experts(settings: Settings) -> dict[str, Any] | None:
     experts = {
-        "count": settings.take("n_routed_experts", settings.take("num_local_experts", 256)),
+        "count": settings.take("n_routed_experts", 256),
         "per_token": settings.take("num_experts_per_tok", 8),
         "ffn_size": settings.take("moe_intermediate_size", 2048),
         "normalize": settings.take("norm_topk_prob", True, bool, null=False),
@@ -148,6 +148,7 @@ HUGGING_FACE = HuggingFace(
     model_type="deepseek_v3",
     classes=("DeepseekV3ForCausalLM", "DeepseekV3Model"),
     heads=decoder_heads("DeepseekV3", "score", answers=False),
+    aliases={"num_local_experts": "n_routed_experts", "num_mtp_layers": "num_nextn_predict_layers"},
     fields=tuple(row for row in llama.fields(61, 7168, 128, 0, 18432, 4096, 1e-6, 129280) if row[1] != "kv_heads"),
     attention_dropout=("attention_dropout",),
     unused=(

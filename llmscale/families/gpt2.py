@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from llmscale.families.hugging_face import (
+    OLD_NAMES,
     PLAIN,
     SUMMARY,
     HuggingFace,
@@ -39,6 +40,7 @@ HUGGING_FACE = HuggingFace(
     model_type="gpt2",
     classes=("GPT2LMHeadModel", "GPT2Model"),
     heads=decoder_heads("GPT2", "classifier"),
+    aliases=OLD_NAMES,
     fields=(
         ("vocab_size", "vocab_size", 50257),
         ("n_layer", "layers", 12),

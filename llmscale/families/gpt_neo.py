@@ -76,6 +76,7 @@ HUGGING_FACE = HuggingFace(
     model_type="gpt_neo",
     classes=("GPTNeoForCausalLM", "GPTNeoModel"),
     heads=decoder_heads("GPTNeo", "classifier"),
+    aliases={"num_attention_heads": "num_heads", "num_hidden_layers": "num_layers"},
     fields=(
         ("vocab_size", "vocab_size", 50257),
         ("num_layers", "layers", 24),

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from llmscale.families.hugging_face import (
+    OLD_NAMES,
     PLAIN,
     SUMMARY,
     HuggingFace,
@@ -57,6 +58,7 @@ HUGGING_FACE = HuggingFace(
     model_type="gptj",
     classes=("GPTJForCausalLM", "GPTJModel"),
     heads=decoder_heads("GPTJ", None),
+    aliases=OLD_NAMES,
     fields=(
         ("vocab_size", "vocab_size", 50400),
         ("n_layer", "layers", 28),

@@ -44,6 +44,13 @@ SUMMARY = (
     "summary_type", "summary_use_proj", "summary_activation", "summary_first_dropout", "summary_proj_to_labels",
 )  # fmt: skip
 """Keys of a head for multiple choice that the GPTs of the first years have and no checkpoint uses."""
+OLD_NAMES = {
+    "hidden_size": "n_embd",
+    "max_position_embeddings": "n_positions",
+    "num_attention_heads": "n_head",
+    "num_hidden_layers": "n_layer",
+}
+"""Today's names of sizes, by which the classes of the first GPTs know theirs too."""
 
 
 class Unsupported(ValueError):
@@ -122,6 +129,8 @@ class HuggingFace:
     """Our other settings; those of the preset need no mention."""
     write: Callable[[Mapping[str, Any]], dict[str, Any]]
     """Their other keys, from the model section with all sizes and biases resolved."""
+    aliases: Mapping[str, str] | None = None
+    """Other names of their keys (`attribute_map` of their config class), by each the key. It counts for more."""
     nulls: Mapping[str, Any] | None = None
     """What null stands for in keys of `fields` whose class takes it, where that is not what an absent key stands for.
     Keys without any default of their class may be null as well; in all others null is refused, as transformers does."""
@@ -214,6 +223,7 @@ class Settings:
         self.notes: list[str] = []
         """Sentences about what is not carried over."""
         self._within = f"{within}." if within else ""
+        self._named: dict[str, str] = {}
         self._read: set[str] = set() if within else set(COMMON)
 
     def take(self, key: str, default: Any = None, kind: type | None = None, null: Any = _REFUSED) -> Any:
@@ -234,7 +244,7 @@ class Settings:
         if value is None:
             if null is _REFUSED and default is not None:
                 raise Unsupported(
-                    f"{self._within}{key} is null, but transformers' class needs a value; give one, or remove the key"
+                    f"{self.where(key)} is null, but transformers' class needs a value; give one, or remove the key"
                     f" to have {default!r}"
                 )
             return default if null is _REFUSED else null
@@ -252,26 +262,33 @@ class Settings:
         self._read.add(key)
         if self.values.get(key) is None:
             how = "null" if key in self.values else "missing"
-            raise Unsupported(f"{self._within}{key} is {how}, but must be {_KINDS[kind][0]}; give it")
+            raise Unsupported(f"{self.where(key)} is {how}, but must be {_KINDS[kind][0]}; give it")
         self._require_kind(key, self.values[key], kind)
         return kind(self.values[key])
 
     def table(self, key: str) -> Settings:
         """The object under a key; an empty one where it is absent or null."""
-        return Settings(self.take(key, {}, dict, null={}), f"{self._within}{key}")
+        return Settings(self.take(key, {}, dict, null={}), f"{self.where(key)}")
 
     def names(self, key: str) -> list[str] | None:
         """The texts in the list under a key; None where it is absent or null."""
         found = self.take(key, None, list)
         if found is not None and not all(isinstance(entry, str) for entry in found):
-            raise Unsupported(f"{self._within}{key} must be a list of texts, but is {found!r:.60}; repair it")
+            raise Unsupported(f"{self.where(key)} must be a list of texts, but is {found!r:.60}; repair it")
         return found  # type: ignore[no-any-return]
+
+    def rename(self, aliases: Mapping[str, str]) -> None:
+        """Read what stands under another name of a key as the key's value."""
+        for alias, key in aliases.items():
+            if alias in self.values:
+                self.values[key] = self.values.pop(alias)
+                self._named[key] = alias
 
     def layers(self, key: str, default: int) -> int:
         """A number of layers whose kinds are to be spelled out."""
         count = self.take(key, default)
         if not 0 < count <= MOST_LAYERS:
-            raise Unsupported(f"{self._within}{key} is {count}, but must be 1 to {MOST_LAYERS}; repair it")
+            raise Unsupported(f"{self.where(key)} is {count}, but must be 1 to {MOST_LAYERS}; repair it")
         return count  # type: ignore[no-any-return]
 
     def require(self, key: str, wanted: Any) -> None:
@@ -279,7 +296,7 @@ class Settings:
         value = self.take(key, wanted, object, null=wanted)
         if value != wanted or isinstance(value, bool) != isinstance(wanted, bool):
             raise Unsupported(
-                f"{self._within}{key} is {value!r:.60}, but llmscale has it {wanted!r} only; import a model without it"
+                f"{self.where(key)} is {value!r:.60}, but llmscale has it {wanted!r} only; import a model without it"
             )
 
     def choose(self, key: str, table: Mapping[str, Any], default: str) -> Any:
@@ -287,8 +304,7 @@ class Settings:
         value = self.take(key, default)
         if value not in table:
             raise Unsupported(
-                f"{self._within}{key} is {value!r:.60}, but llmscale knows {', '.join(table)} there; import another"
-                f" model"
+                f"{self.where(key)} is {value!r:.60}, but llmscale knows {', '.join(table)} there; import another model"
             )
         return table[value]
 
@@ -312,7 +328,7 @@ class Settings:
 
     def where(self, key: str) -> str:
         """A key as it is found in the file."""
-        return f"{self._within}{key}"
+        return f"{self._within}{self._named.get(key, key)}"
 
     def unread(self) -> list[str]:
         """Keys that nobody has asked for."""
@@ -321,7 +337,7 @@ class Settings:
     def _require_kind(self, key: str, value: Any, kind: type) -> None:
         words, fits = _KINDS.get(kind, ("", lambda _: True))
         if not fits(value):
-            raise Unsupported(f"{self._within}{key} is {value!r:.60}, but must be {words}; repair it")
+            raise Unsupported(f"{self.where(key)} is {value!r:.60}, but must be {words}; repair it")
 
 
 def read_settings(table: HuggingFace, settings: Settings) -> dict[str, Any]:
@@ -332,6 +348,7 @@ def read_settings(table: HuggingFace, settings: Settings) -> dict[str, Any]:
     """
     if settings.take("quantization_config") is not None:
         raise Unsupported("quantization_config is given, but llmscale reads plain weights only; dequantize them first")
+    settings.rename(table.aliases or {})
     found = {}
     for theirs, ours, default in table.fields:
         null = (table.nulls or {}).get(theirs, _REFUSED)

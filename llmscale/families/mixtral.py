@@ -20,7 +20,7 @@ def _read(settings: Settings) -> dict[str, Any]:
         **llama.read_shared(settings, 131072, 1e6),
         **mistral.read_window(settings, None),
         "experts": {
-            "count": settings.take("num_local_experts", settings.take("num_experts", 8)),
+            "count": settings.take("num_local_experts", 8),
             "per_token": settings.take("num_experts_per_tok", 2),
             "balance_weight": settings.take("router_aux_loss_coef", 0.001),
         },
@@ -46,6 +46,7 @@ HUGGING_FACE = HuggingFace(
     tokenizer="LlamaTokenizer",
     heads=decoder_heads("Mixtral", "score"),
     fields=llama.fields(32, 4096, 32, 8, 14336, 131072, 1e-5, 32000),
+    aliases={"num_experts": "num_local_experts"},
     fixed={"router_jitter_noise": 0.0},
     attention_dropout=("attention_dropout",),
     unused=("output_router_logits",),

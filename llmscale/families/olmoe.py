@@ -29,7 +29,7 @@ def _read(settings: Settings) -> dict[str, Any]:
         **read_rope(settings, 10000.0, settings.take("max_position_embeddings", 4096)),
         **qwen3.read_biases(settings),
         "experts": {
-            "count": settings.take("num_experts", settings.take("num_local_experts", 64)),
+            "count": settings.take("num_experts", 64),
             "per_token": settings.take("num_experts_per_tok", 8),
             "normalize": settings.take("norm_topk_prob", False),
             "balance_weight": settings.take("router_aux_loss_coef", 0.01),
@@ -57,6 +57,7 @@ HUGGING_FACE = HuggingFace(
     classes=("OlmoeForCausalLM", "OlmoeModel"),
     tokenizer="GPTNeoXTokenizer",
     fields=llama.fields(16, 2048, 16, None, 2048, 4096, 1e-5, 50304),
+    aliases={"num_local_experts": "num_experts"},
     nulls={"num_key_value_heads": None},
     fixed={"clip_qkv": None},
     attention_dropout=("attention_dropout",),

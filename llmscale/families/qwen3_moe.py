@@ -33,7 +33,7 @@ def _read(settings: Settings) -> dict[str, Any]:
         **qwen3.read_biases(settings),
         **window,
         "experts": {
-            "count": settings.take("num_experts", settings.take("num_local_experts", 128)),
+            "count": settings.take("num_local_experts", 128),
             "per_token": settings.take("num_experts_per_tok", 8),
             "every": settings.take("decoder_sparse_step", 1),
             "ffn_size": settings.take("moe_intermediate_size", 768),
@@ -74,6 +74,7 @@ HUGGING_FACE = HuggingFace(
     tokenizer="Qwen2Tokenizer",
     heads=decoder_heads("Qwen3Moe", "score", body="transformer."),
     fields=llama.fields(24, 2048, 32, 4, 6144, 32768, 1e-6, 151936),
+    aliases={"num_experts": "num_local_experts"},
     attention_dropout=("attention_dropout",),
     unused=("output_router_logits",),
     read=_read,

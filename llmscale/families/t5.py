@@ -177,6 +177,12 @@ def table(gated: bool, multilingual: bool = False) -> HuggingFace:
         architecture="encoder_decoder",
         tokenizer="" if multilingual else "T5Tokenizer",
         token_ids={"decoder_start_token_id": "pad"},
+        aliases={
+            "hidden_size": "d_model",
+            "num_attention_heads": "num_heads",
+            "num_hidden_layers": "num_layers",
+            "head_dim": "d_kv",
+        },
         fields=(
             ("vocab_size", "vocab_size", vocabulary),
             ("num_layers", "encoder_layers", layers),
