@@ -77,8 +77,8 @@ def smaller_vocabulary(folder: Path) -> None:
 UP = "transformer.h.1.mlp.c_fc.weight"
 SINGLE: dict[str, tuple[Change, list[str]]] = {
     "unknown architecture": (
-        edit_config(model_type="bloom"),
-        ["model_type is 'bloom'", "gpt_neox, gptj, granite, llama, mistral"],
+        edit_config(model_type="mamba"),
+        ["model_type is 'mamba'", "gpt_neox, gptj, granite, llama, mistral"],
     ),
     "no architecture": (edit_config(model_type="absent"), ["model_type is None"]),
     "another head": (
