@@ -15,6 +15,9 @@ from llmscale.model import Transformer
 from tests.generate.models import MODELS, contexts_for, greedy, model_of
 
 COUNT = 10
+# Families made of the parts of others.
+LATER = ("opt", "phi", "glm4", "gemma", "olmoe", "smollm3", "bloom", "megatron_nlg", "granite", "qwen3", "mixtral")
+NAMES = [pytest.param(name, marks=pytest.mark.slow if name in LATER else ()) for name in MODELS]
 
 
 @torch.no_grad()
@@ -49,7 +52,7 @@ def recomputed(model: Transformer, context: Context, settings: Settings) -> list
     return new
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_batch_equals_each_prompt_recomputed(name: str) -> None:
     model = model_of(name)
     contexts = contexts_for(model)
@@ -61,7 +64,7 @@ def test_a_batch_equals_each_prompt_recomputed(name: str) -> None:
         assert [greedy(form, [context], settings)[0] for context in contexts] == expected
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", NAMES)
 def test_logits_of_a_batch_are_those_of_each_prompt(name: str) -> None:
     model = model_of(name)
     contexts = contexts_for(model)
@@ -87,7 +90,7 @@ def test_a_prefix_sees_itself_in_both_directions(name: str) -> None:
     assert expected != greedy(model, contexts_for(model), settings)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", NAMES)
 def test_beam_search_of_a_batch_equals_each_prompt(name: str) -> None:
     model = model_of(name)
     contexts = contexts_for(model)
@@ -99,7 +102,7 @@ def test_beam_search_of_a_batch_equals_each_prompt(name: str) -> None:
 @pytest.mark.parametrize(
     ("beams", "temperature"), [(1, 0.0), *(pytest.param(*how, marks=pytest.mark.slow) for how in ((3, 0.0), (1, 1.5)))]
 )
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", NAMES)
 def test_each_prompt_fills_the_context_whatever_else_there_is(name: str, beams: int, temperature: float) -> None:
     """By default a long prompt in the batch, after which there is little room, does not shorten what others get."""
     model = model_of(name)

@@ -6,10 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import transformers
 from torch import Tensor, nn
 
+from llmscale import families
 from llmscale.checkpoint.model import load_model
 from llmscale.config import ModelConfig
 from llmscale.hugging_face.classes import table_of
@@ -372,6 +374,8 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
 }  # fmt: skip
 NAMES = list(CASES)
+VARIANTS = [name if name in families.NAMES else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
+"""As `NAMES`, with the second and third case of a family among the slow tests."""
 
 
 def reference(name: str) -> nn.Module:

@@ -17,7 +17,7 @@ from llmscale.hugging_face.exporting import export_checkpoint
 from llmscale.hugging_face.importing import import_directory
 from llmscale.model import Transformer
 from llmscale.parallel.init import build
-from tests.hugging_face.references import BYTES, NAMES, VOCAB, headless, reference, save, tokens
+from tests.hugging_face.references import BYTES, VARIANTS, VOCAB, headless, reference, save, tokens
 from tests.hugging_face.test_bad_directories import command
 from tests.hugging_face.test_equal_models import ENCODERS, T5, real, types
 from tests.hugging_face.test_round_trips import class_of, stored_tensors, write_checkpoint
@@ -93,7 +93,7 @@ def hidden_states(name: str, ours: Transformer, theirs: nn.Module, mask: Tensor)
     return own[mask], output.last_hidden_state[mask]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", VARIANTS)
 def test_a_model_without_its_head(name: str, tmp_path: Path) -> None:
     # No class with a head has RoBERTa's pooler.
     theirs = written(name, tmp_path / "hf", **({"add_pooling_layer": False} if "roberta" in name else {}))
