@@ -43,6 +43,8 @@ _OWN = re.compile(
     r"|report|profile|snapshots|aside-\d+|\.lock|\.shared-.*|\.tmp-.*|\.tokenizer-.*"
 )
 """What a run names its files and folders."""
+_APART_SECONDS = 60.0
+"""How far the clocks of a run's nodes may be apart."""
 
 
 class RunDirectory:
@@ -82,13 +84,13 @@ class RunDirectory:
         if check is not None and check != _checksum(found):
             return {}
         numbers = all(isinstance(found.get(key, 0), int) for key in ("attempt", "step", "saved"))
-        return found if numbers else {}
+        return found if numbers and isinstance(found.get("time", 0.0), int | float) else {}
 
     def brought_to_end(self, since: float) -> int | None:
         """The exit code that a start of this run has earned after the time `since`, where it has recorded an end by
         which nothing is lost; what a rank does later, as when it lets go of a device, changes nothing of it."""
         outcome = self.outcome()
-        if outcome.get("time", 0) < since:
+        if not since <= outcome.get("time", 0) <= time.time() + _APART_SECONDS:
             return None
         return {"done": 0, "preempted": PREEMPTED}.get(outcome.get("outcome", ""))
 

@@ -375,9 +375,10 @@ def test_a_rank_that_crashes_when_the_run_is_over_changes_nothing(node, capsys, 
     assert warned == (outcome != "failed")
 
 
-def test_what_an_earlier_start_has_recorded_does_not_excuse_a_failure(node):
+@pytest.mark.parametrize("recorded", ["1000.0", '"later"', "null", "1e999"])
+def test_what_an_earlier_start_has_recorded_does_not_excuse_a_failure(node, recorded):
     (node.folder / "run").mkdir()
-    (node.folder / "run/outcome.json").write_text('{"outcome": "preempted", "time": 1000.0}')
+    (node.folder / "run/outcome.json").write_text(f'{{"outcome": "preempted", "time": {recorded}}}')
     node.has(does="exit 134")
     assert run_job(TEMPLATE, ["config.yaml"]) == 134
     assert node.requeued() == 0
